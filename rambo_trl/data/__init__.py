@@ -1,0 +1,18 @@
+"""Offline data: from a data set to normalised TensorDict transitions and mixed batches."""
+
+from rambo_trl.data.bundled import bundled_names, ensure_bundled
+from rambo_trl.data.mixing import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
+from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.scores import D4RL_REFERENCE_SCORES, normalized_score, reference_scores_for
+
+__all__ = [
+    "D4RL_REFERENCE_SCORES",
+    "OfflineDataset",
+    "RealModelReplayBuffer",
+    "bundled_names",
+    "ensure_bundled",
+    "make_real_buffer",
+    "make_replay_buffer",
+    "normalized_score",
+    "reference_scores_for",
+]

@@ -1,0 +1,202 @@
+"""Behaviour policies and their rollouts in Gymnasium, several episodes at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from minari.data_collector import EpisodeBuffer
+from safetensors import safe_open
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rambo_trl.modules.actor_critic import make_actor
+
+__all__ = ["PolicyBundle", "collect_episodes", "uniform_random_actions"]
+
+Act = Callable[[np.ndarray], np.ndarray]
+
+
+class PolicyBundle:
+    """Snapshots of one behaviour policy along its training, read from a safetensors file.
+
+    Args:
+        path: a file written by ``recipes/behaviour.py``: half-precision actor weights under
+            ``NN/<key>`` and a JSON header that names the environment, the widths, and each
+            snapshot's step and mean return.
+
+    Attributes:
+        env_id: the environment that the policies were trained in.
+        snapshots: step, mean return and more of every snapshot, in training order.
+        medium, expert: indices of these two snapshots.
+        sha256: hash of the file.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(
+                f"no behaviour policies at {path}: train them with "
+                f"`python recipes/behaviour.py env={path.stem}` and put the bundle there"
+            )
+        with safe_open(path, "pt") as file:
+            self.header: dict[str, Any] = json.loads(file.metadata()["behaviour"])
+            self._weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        self.env_id: str = self.header["env_id"]
+        self.snapshots: list[dict[str, float]] = self.header["snapshots"]
+        self.medium: int = self.header["medium"]
+        self.expert: int = self.header["expert"]
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def __len__(self) -> int:
+        """Return the number of snapshots."""
+        return len(self.snapshots)
+
+    def act(self, index: int, observation_size: int, action_space: gymnasium.spaces.Box) -> Act:
+        """Build a snapshot's stochastic policy.
+
+        Args:
+            index: which snapshot.
+            observation_size: number of observation entries.
+            action_space: the environment's actions.
+
+        Returns:
+            A function from observations [B, observation_size] to sampled actions
+            [B, action_size]; its noise comes from torch's global generator.
+        """
+        low, high = (torch.from_numpy(np.array(v)) for v in (action_space.low, action_space.high))
+        spec = Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32)
+        actor = make_actor(observation_size, spec, hidden_sizes=self.header["hidden_sizes"])
+        prefix = f"{index:02d}/"
+        weights = {k.removeprefix(prefix): v for k, v in self._weights.items() if prefix in k}
+        if set(weights) != {name for name, _ in actor.named_parameters()}:
+            raise ValueError(f"snapshot {index} of {self.env_id} does not fit the actor's layers")
+        actor.load_state_dict(weights, strict=False)
+
+        def act(observation: np.ndarray) -> np.ndarray:
+            td = TensorDict(
+                {"observation": torch.as_tensor(observation, dtype=torch.float32)},
+                batch_size=[len(observation)],
+            )
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                return actor(td)["action"].numpy()
+
+        return act
+
+
+def uniform_random_actions(action_space: gymnasium.spaces.Box) -> Act:
+    """Build the uniform random policy; its noise comes from torch's global generator."""
+    low, high = (torch.from_numpy(np.array(v)) for v in (action_space.low, action_space.high))
+
+    def act(observation: np.ndarray) -> np.ndarray:
+        return (low + (high - low) * torch.rand(len(observation), *low.shape)).numpy()
+
+    return act
+
+
+@dataclass
+class _Recording:
+    """One episode while it is played."""
+
+    seed: int
+    observations: list[np.ndarray]
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    terminated: bool = False
+    truncated: bool = False
+
+    def buffer(self) -> EpisodeBuffer:
+        steps = len(self.rewards)
+        ends = np.zeros((2, steps), dtype=bool)
+        ends[:, -1] = self.terminated, self.truncated
+        return EpisodeBuffer(
+            seed=self.seed,
+            observations=np.stack(self.observations),
+            actions=np.stack(self.actions),
+            rewards=np.array(self.rewards),
+            terminations=ends[0],
+            truncations=ends[1],
+        )
+
+
+def collect_episodes(
+    act: Act,
+    env_id: str,
+    *,
+    num_steps: int,
+    seed: int,
+    num_copies: int = 32,
+    on_steps: Callable[[int], object] = lambda steps: None,
+) -> list[EpisodeBuffer]:
+    """Play whole episodes until they hold ``num_steps`` steps, in several copies at once.
+
+    Which episodes are kept depends on the order in which they started, never on which ended
+    first: the result is the shortest run of consecutively started episodes with enough steps,
+    as if one copy had played them in turn. Keeping the first to end would favour short ones.
+
+    Args:
+        act: maps observations [B, obs] to actions [B, act].
+        env_id: a registered Gymnasium id; its time limit truncates.
+        num_steps: least number of steps, exceeded by less than one episode.
+        seed: seed of the first episode; the following episodes take the following seeds.
+        num_copies: at most so many environments play together.
+        on_steps: called with the number of steps made since its last call.
+
+    Returns:
+        The episodes in the order of their seeds.
+    """
+    limit = gymnasium.spec(env_id).max_episode_steps
+    if limit is not None:  # full-length episodes then leave nothing to throw away
+        num_copies = max(1, min(num_copies, num_steps // limit))
+    started: list[_Recording] = []
+    total = 0
+    with ExitStack() as stack:
+        playing: list[tuple[gymnasium.Env, _Recording]] = []
+
+        def start(env: gymnasium.Env) -> tuple[gymnasium.Env, _Recording]:
+            episode_seed = seed + len(started)
+            observation, _ = env.reset(seed=episode_seed)
+            started.append(_Recording(episode_seed, [np.array(observation)]))
+            return env, started[-1]
+
+        for _ in range(num_copies):
+            env = gymnasium.make(env_id, disable_env_checker=True)
+            stack.callback(env.close)
+            playing.append(start(env))
+        while playing:
+            actions = act(np.stack([episode.observations[-1] for _, episode in playing]))
+            for (env, episode), action in zip(playing, actions, strict=True):
+                observation, reward, episode.terminated, episode.truncated, _ = env.step(action)
+                episode.observations.append(np.array(observation))
+                episode.actions.append(action)
+                episode.rewards.append(float(reward))
+            total += len(playing)
+            on_steps(len(playing))
+            still = []
+            for env, episode in playing:
+                if not (episode.terminated or episode.truncated):
+                    still.append((env, episode))
+                elif total < num_steps:
+                    still.append(start(env))
+            if total >= num_steps:
+                needed = {id(episode) for episode in _prefix(started, num_steps)}
+                still = [(env, episode) for env, episode in still if id(episode) in needed]
+            playing = still
+    return [episode.buffer() for episode in _prefix(started, num_steps)]
+
+
+def _prefix(episodes: list[_Recording], num_steps: int) -> list[_Recording]:
+    """Return the first episodes that together have ``num_steps`` steps."""
+    steps = np.cumsum([len(episode.rewards) for episode in episodes])
+    return episodes[: int(np.searchsorted(steps, num_steps)) + 1]

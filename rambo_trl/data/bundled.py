@@ -1,0 +1,271 @@
+"""Default data that needs no network: Minari sets built from bundled behaviour policies."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import minari
+import numpy as np
+import torch
+from minari.data_collector import EpisodeBuffer
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage.datasets_root_dir import get_dataset_path
+from torchrl._utils import logger as torchrl_logger
+from tqdm import tqdm
+
+from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, uniform_random_actions
+from rambo_trl.data.scores import reference_scores_for
+
+__all__ = ["BUNDLED_PREFIX", "build_bundled", "bundled_names", "bundled_path", "ensure_bundled"]
+
+BUNDLED_PREFIX = "bundled/"
+
+_POLICIES_DIR = Path(__file__).parent.parent / "policies"
+_ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set
+    "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000),
+    "hopper": ("Hopper-v5", 200_000),
+    "halfcheetah": ("HalfCheetah-v5", 200_000),
+    "walker2d": ("Walker2d-v5", 200_000),
+}
+_KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+
+# Episode seeds: one block for every kind, all below the evaluation's, which start at 1,000,000.
+_SEED_BLOCK = 100_000
+_REFERENCE_SEED = 900_000
+_REFERENCE_EPISODES = 100
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A share of a set's steps, played by one policy."""
+
+    label: str
+    act: Act
+    num_steps: int
+
+
+def bundled_names() -> list[str]:
+    """Return the names of all bundled data sets."""
+    return [f"{BUNDLED_PREFIX}{env}/{kind}-v0" for env in _ENVIRONMENTS for kind in _KINDS]
+
+
+def bundled_path(name: str) -> Path:
+    """Return the folder under Minari's root where a bundled data set is or will be."""
+    return get_dataset_path(name)
+
+
+def ensure_bundled(name: str, *, progress: bool = True, policies_dir: Path | None = None) -> None:
+    """Build a bundled data set unless Minari's root has it already.
+
+    Args:
+        name: one of :func:`bundled_names`.
+        progress: whether a build shows its progress bar.
+        policies_dir: folder of the policy bundles; those of the package where None.
+
+    Raises:
+        ValueError: if there is no bundled data set of that name.
+    """
+    _parse(name)
+    if not (bundled_path(name) / "data").is_dir():
+        torchrl_logger.info(f"building {name} in {bundled_path(name)}, once")
+        build_bundled(name, progress=progress, policies_dir=policies_dir)
+
+
+def build_bundled(
+    name: str,
+    *,
+    num_steps: int | None = None,
+    weights: Sequence[float] | None = None,
+    policies_dir: Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Roll out the behaviour policies of a bundled data set and store it as a Minari set.
+
+    Actions are sampled from the stochastic policies. The set is written to a hidden folder and
+    moved to its place when it is complete, so that an interrupted build leaves nothing behind.
+
+    Args:
+        name: one of :func:`bundled_names`.
+        num_steps: least number of steps; the set's own size where None.
+        weights: share of the steps for each policy of the set (one for each snapshot in
+            medium-replay); equal where None.
+        policies_dir: folder of the policy bundles; those of the package where None.
+        overwrite: whether a set that exists is replaced.
+        progress: whether a progress bar is shown.
+
+    Raises:
+        ValueError: if the name is unknown, the set exists and ``overwrite`` is False, the
+            weights do not fit, or the environment's policies are missing.
+    """
+    env_name, kind = _parse(name)
+    env_id, default_steps = _ENVIRONMENTS[env_name]
+    if bundled_path(name).exists() and not overwrite:
+        raise ValueError(f"{name} exists at {bundled_path(name)}: set overwrite to build it anew")
+    bundle_path = (policies_dir or _POLICIES_DIR) / f"{env_id}.safetensors"
+    reference = reference_scores_for(env_id)
+    bundle = None
+    if kind != "random" or reference is None:
+        bundle = PolicyBundle(bundle_path)
+    seed = _SEED_BLOCK * (1 + _KINDS.index(kind))
+    root = get_dataset_path()
+    with (
+        tempfile.TemporaryDirectory(prefix=".building-", dir=root) as scratch,
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(seed)
+        parts = _parts(kind, bundle, env_id, num_steps or default_steps, weights)
+        episodes = _play(parts, env_id, seed, name if progress else None)
+        if reference is None:
+            reference = _measured_reference(env_id, bundle)
+        with _minari_root(scratch), warnings.catch_warnings():
+            # Minari asks for an e-mail address and a link to code, which there are not.
+            warnings.simplefilter("ignore", UserWarning)
+            dataset = minari.create_dataset_from_buffers(
+                dataset_id=name,
+                buffer=episodes,
+                env=env_id,
+                eval_env=env_id,
+                algorithm_name="uniform random" if kind == "random" else "SAC",
+                author="rambo-trl",
+                description=f"{env_id}, {kind}: " + ", ".join(part.label for part in parts),
+                ref_min_score=reference[0],
+                ref_max_score=reference[1],
+                num_episodes_average_score=_REFERENCE_EPISODES,
+            )
+            dataset.storage.update_metadata(
+                {
+                    "seed": seed,
+                    "composition": [[part.label, part.num_steps] for part in parts],
+                    "policies_sha256": None if bundle is None else bundle.sha256,
+                    "versions": {p: importlib.metadata.version(p) for p in _RECORDED_PACKAGES},
+                }
+            )
+        _move_into_place(name, Path(scratch) / name, overwrite)
+
+
+_RECORDED_PACKAGES = ("gymnasium", "mujoco", "torch", "torchrl")
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """Split a bundled name into environment and kind."""
+    if name not in bundled_names():
+        near = difflib.get_close_matches(name, bundled_names(), n=3, cutoff=0.0)
+        raise ValueError(f"no bundled data set {name!r}; nearest: {', '.join(near)}")
+    env_name, kind = name.removeprefix(BUNDLED_PREFIX).removesuffix("-v0").split("/")
+    return env_name, kind
+
+
+def _parts(
+    kind: str,
+    bundle: PolicyBundle | None,
+    env_id: str,
+    num_steps: int,
+    weights: Sequence[float] | None,
+) -> list[_Part]:
+    """Divide a set's steps among its policies."""
+    env = gymnasium.make(env_id)
+    observation_size, action_space = env.observation_space.shape[0], env.action_space
+    env.close()
+    if kind == "random" or bundle is None:
+        policies = [("uniform random", uniform_random_actions(action_space))]
+    else:
+        indices = {
+            "medium": [bundle.medium],
+            "medium-replay": list(range(len(bundle))),
+            "medium-expert": [bundle.medium, bundle.expert],
+            "expert": [bundle.expert],
+        }[kind]
+        policies = [
+            (
+                f"snapshot at step {bundle.snapshots[i]['step']:.0f}",
+                bundle.act(i, observation_size, action_space),
+            )
+            for i in indices
+        ]
+    share = np.ones(len(policies)) if weights is None else np.asarray(weights, dtype=float)
+    if share.shape != (len(policies),) or (share <= 0).any():
+        raise ValueError(f"weights must be {len(policies)} positive numbers, got {weights}")
+    steps = np.ceil(num_steps * share / share.sum()).astype(int)
+    return [_Part(*policy, int(n)) for policy, n in zip(policies, steps, strict=True)]
+
+
+def _play(
+    parts: list[_Part], env_id: str, seed: int, progress_label: str | None
+) -> list[EpisodeBuffer]:
+    """Roll out the parts one after another, with consecutive episode seeds."""
+    episodes: list[EpisodeBuffer] = []
+    with tqdm(
+        total=sum(part.num_steps for part in parts),
+        desc=f"building {progress_label}",
+        unit="step",
+        unit_scale=True,
+        disable=progress_label is None,
+    ) as bar:
+        for part in parts:
+            episodes += collect_episodes(
+                part.act,
+                env_id,
+                num_steps=part.num_steps,
+                seed=seed + len(episodes),
+                on_steps=bar.update,
+            )
+        bar.total = bar.n
+    if len(episodes) > _SEED_BLOCK:
+        raise ValueError(f"{len(episodes)} episodes are more than the {_SEED_BLOCK} seeds of a set")
+    return episodes
+
+
+def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float, float]:
+    """Return the uniform random policy's mean return and the expert snapshot's."""
+    assert bundle is not None
+    env = gymnasium.make(env_id)
+    torch.manual_seed(_REFERENCE_SEED)
+    act = uniform_random_actions(env.action_space)
+    env.close()
+    episodes = [
+        collect_episodes(act, env_id, num_steps=1, seed=_REFERENCE_SEED + i)[0]
+        for i in range(_REFERENCE_EPISODES)
+    ]
+    random_return = float(np.mean([np.sum(episode.rewards) for episode in episodes]))
+    return random_return, float(bundle.snapshots[bundle.expert]["return_mean"])
+
+
+@contextmanager
+def _minari_root(root: str) -> Iterator[None]:
+    """Point Minari to another root; it reads the environment variable at each call."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = root
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+
+
+def _move_into_place(name: str, built: Path, overwrite: bool) -> None:
+    """Rename a complete set to its place; of two builds at once the first to finish stays."""
+    target = bundled_path(name)
+    namespace = name.rsplit("/", 1)[0]
+    if namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    if overwrite and target.exists():
+        shutil.rmtree(target)
+    try:
+        built.rename(target)
+    except OSError:
+        if not (target / "data").is_dir():
+            raise
+        torchrl_logger.info(f"{name} was built by another process meanwhile: using that one")

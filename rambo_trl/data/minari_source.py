@@ -1,0 +1,142 @@
+"""Minari data sets by name, folder or download, as plain episodes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import minari
+import torch
+from gymnasium import spaces
+from minari.dataset.minari_dataset import DATASET_ID_RE
+from minari.storage.datasets_root_dir import get_dataset_path
+from torchrl.data import Bounded
+
+from rambo_trl.data.bundled import BUNDLED_PREFIX, bundled_names, ensure_bundled
+
+__all__ = ["MinariSource", "open_minari"]
+
+
+@dataclass(frozen=True)
+class MinariSource:
+    """What :class:`~rambo_trl.data.OfflineDataset` needs of a Minari data set."""
+
+    name: str
+    env_id: str | None
+    action_spec: Bounded
+    reference_scores: tuple[float, float] | None
+    episodes: Iterable[Mapping[str, Any]]
+
+
+def open_minari(name_or_path: str | os.PathLike[str], *, progress: bool = True) -> MinariSource:
+    """Open a Minari data set, building or downloading it where it is not local.
+
+    Args:
+        name_or_path: a bundled name, a Minari id, or the folder of a Minari data set.
+        progress: whether a build shows its progress bar.
+
+    Returns:
+        The data set's description and its episodes, not read yet.
+
+    Raises:
+        ValueError: if there is no such data set or its spaces are not supported.
+    """
+    name = os.fspath(name_or_path)
+    folder = _data_folder(Path(name))
+    if folder is not None:
+        dataset = _read(name, folder)
+    else:
+        if name.startswith(BUNDLED_PREFIX):
+            ensure_bundled(name, progress=progress)
+        dataset = _local_or_download(name)
+    return _describe(name, dataset)
+
+
+def _data_folder(path: Path) -> Path | None:
+    """Return the folder with a Minari set's files, given it or its parent; else None."""
+    for folder in (path / "data", path):
+        if (folder / "metadata.json").is_file():
+            return folder
+    return None
+
+
+def _read(name: str, folder: Path) -> minari.MinariDataset:
+    """Open a local set; whatever is wrong with its files is said in one line."""
+    try:
+        return minari.MinariDataset(folder)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: the Minari files in {folder} cannot be read "
+            f"({type(error).__name__}: {error}); delete the folder and get the data set again"
+        ) from error
+
+
+def _local_or_download(name: str) -> minari.MinariDataset:
+    """Open a set in Minari's root, else download it; a failure is one line saying what to do."""
+    root = get_dataset_path()
+    if DATASET_ID_RE.fullmatch(name):
+        folder = _data_folder(root / name)
+        if folder is not None:
+            return _read(name, folder)
+        try:
+            return minari.load_dataset(name, download=True)
+        except Exception as error:
+            # The downloader's errors range from a missing package to a broken connection.
+            reason = f"downloading it failed ({_first_line(error)})"
+    else:
+        reason = "it is no valid Minari id, whose form is namespace/name-v0"
+    raise ValueError(
+        f"no data set {name!r}: it is not in Minari's root {root} and {reason}. "
+        f"{_suggestion(name)}, or fetch it where there is a network with "
+        f"`minari download {name}` and copy it to {root / name}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _suggestion(name: str) -> str:
+    known = sorted({*bundled_names(), *minari.list_local_datasets()})
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"Nearest known names: {', '.join(near or known[:3])}"
+
+
+def _describe(name: str, dataset: minari.MinariDataset) -> MinariSource:
+    """Check the spaces and gather the metadata."""
+    _check_box(name, "observation", dataset.observation_space)
+    _check_box(name, "action", dataset.action_space)
+    action_space = dataset.action_space
+    metadata = dataset.storage.metadata
+    reference = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    return MinariSource(
+        name=name,
+        env_id=None if dataset.env_spec is None else dataset.env_spec.id,
+        action_spec=Bounded(
+            low=torch.as_tensor(action_space.low, dtype=torch.float32),
+            high=torch.as_tensor(action_space.high, dtype=torch.float32),
+            shape=torch.Size(action_space.shape),
+            dtype=torch.float32,
+        ),
+        reference_scores=None if None in reference else (float(reference[0]), float(reference[1])),
+        episodes=dataset.storage.get_episodes(dataset.episode_indices),
+    )
+
+
+def _check_box(name: str, kind: str, space: spaces.Space) -> None:
+    """Refuse all spaces but vectors of real numbers."""
+    if not isinstance(space, spaces.Box):
+        raise ValueError(
+            f"{name} has {type(space).__name__} {kind}s: only Box spaces of real vectors are "
+            "supported, so convert the data set or choose another"
+        )
+    if space.dtype.kind != "f" or len(space.shape) != 1:
+        raise ValueError(
+            f"{name} has {kind}s of shape {space.shape} and type {space.dtype}: only vectors of "
+            "real numbers are supported, no images; extract a state vector first"
+        )

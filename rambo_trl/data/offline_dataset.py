@@ -1,0 +1,423 @@
+"""Offline data as TensorDict transitions: checked, float32, normalised, with its statistics."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torchrl._utils import logger as torchrl_logger
+from torchrl.data import Bounded
+
+from rambo_trl.data import minari_source
+from rambo_trl.data.scores import normalized_score, reference_scores_for
+
+__all__ = ["OfflineDataset"]
+
+_FLAGS = ("terminated", "truncated", "done")
+_EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
+
+# A dimension whose std is below the float32 resolution of its values is constant: it keeps its
+# unit, so that a value off the data stays of order one. Other dimensions' std has a floor.
+_CONSTANT_RELATIVE_STD = 1e-6
+_STD_FLOOR = 1e-3
+
+
+class OfflineDataset:
+    """Transitions of a fixed data set, ready for training (paper sec. 5.2).
+
+    Observations are normalised per dimension by the mean and standard deviation over the data's
+    rows. Every row carries its true next observation, at episode ends too: a terminal row the
+    state it ended in, a truncated row the state from which values may be bootstrapped.
+
+    Use :meth:`load` for a named data set, :meth:`from_episodes` for episodes in memory, or the
+    constructor for flat transitions.
+
+    Args:
+        transitions: TensorDict [N] of raw transitions with keys ``"observation"`` [N, obs],
+            ``"action"`` [N, act], ``("next", "observation")`` [N, obs],
+            ``("next", "reward")`` and ``("next", "terminated")`` [N] or [N, 1], and optionally
+            ``("next", "truncated")``. Rows of an episode follow each other. Where a row is both
+            terminated and truncated, it counts as terminated.
+        action_spec: bounds of the actions, of shape [act].
+        name: how messages and reports call the data set.
+        env_id: Gymnasium id of the environment that the data comes from, if any.
+        reference_scores: (minimum, maximum) returns of the score; D4RL's constants for the
+            environment where None.
+        behaviour_returns: undiscounted return of each episode; summed up between ends where
+            None.
+        normalize: False keeps raw observations (mean 0 and standard deviation 1).
+
+    Attributes:
+        transitions: TensorDict [N] in float32 with ``"observation"`` and
+            ``("next", "observation")`` normalised, ``"action"``, ``("next", "reward")`` [N, 1]
+            and the boolean flags ``("next", "terminated" | "truncated" | "done")`` [N, 1].
+        observation_mean: [obs], float32.
+        observation_std: [obs], float32, positive.
+        action_spec: ``Bounded`` of shape [act], float32.
+        behaviour_returns: float64 array with one undiscounted return per episode.
+        env_id, name, reference_scores: as given or looked up.
+
+    Raises:
+        ValueError: if the data is empty, lengths or shapes disagree, values are not finite or
+            actions leave their bounds. The message names what to change.
+
+    Examples:
+        >>> import numpy as np, torch
+        >>> from torchrl.data import Bounded
+        >>> episode = {
+        ...     "observations": np.random.randn(4, 2),
+        ...     "actions": np.zeros((3, 1)),
+        ...     "rewards": np.ones(3),
+        ...     "terminations": np.array([False, False, True]),
+        ...     "truncations": np.zeros(3, dtype=bool),
+        ... }
+        >>> data = OfflineDataset.from_episodes([episode], action_spec=Bounded(-1, 1, shape=(1,)))
+        >>> len(data), data.num_episodes, data.behaviour_returns
+        (3, 1, array([3.]))
+    """
+
+    def __init__(
+        self,
+        transitions: TensorDict,
+        *,
+        action_spec: Bounded,
+        name: str = "unnamed",
+        env_id: str | None = None,
+        reference_scores: tuple[float, float] | None = None,
+        behaviour_returns: np.ndarray | None = None,
+        normalize: bool = True,
+    ) -> None:
+        self.name = name
+        self.env_id = env_id
+        self.action_spec = action_spec.to(torch.float32)
+        self.reference_scores = reference_scores or reference_scores_for(env_id)
+        self.transitions = _canonical(transitions, name)
+        _check_values(self.transitions, self.action_spec, name)
+        if behaviour_returns is None:
+            behaviour_returns = _returns_between_ends(self.transitions)
+        self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
+
+        observation = self.transitions["observation"]
+        if normalize:
+            self.observation_mean, self.observation_std = _statistics(observation)
+            # In place: the raw copies are this object's own and may be large.
+            for key in ("observation", ("next", "observation")):
+                value = self.transitions[key]
+                value.sub_(self.observation_mean).div_(self.observation_std)
+        else:
+            self.observation_mean = torch.zeros(observation.shape[-1])
+            self.observation_std = torch.ones(observation.shape[-1])
+        _warn_of_other_simulator(name, env_id)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        normalize: bool = True,
+        progress: bool = True,
+    ) -> OfflineDataset:
+        """Load a data set by name.
+
+        Args:
+            name_or_path: a bundled name such as ``"bundled/hopper/medium-replay-v0"`` (built on
+                first use, found in Minari's root from then on), the id of a Minari data set
+                (local, else Minari's own downloader is tried) or the folder of one.
+            normalize: whether observations are normalised.
+            progress: whether a build shows its progress bar.
+
+        Returns:
+            The checked data set.
+
+        Raises:
+            ValueError: if there is no such data set, or it cannot be used; the message says
+                what to do instead.
+        """
+        source = minari_source.open_minari(name_or_path, progress=progress)
+        return cls.from_episodes(
+            source.episodes,
+            action_spec=source.action_spec,
+            name=source.name,
+            env_id=source.env_id,
+            reference_scores=source.reference_scores,
+            normalize=normalize,
+        )
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Mapping[str, Any]],
+        *,
+        action_spec: Bounded,
+        name: str = "unnamed",
+        env_id: str | None = None,
+        reference_scores: tuple[float, float] | None = None,
+        normalize: bool = True,
+    ) -> OfflineDataset:
+        """Build the data set from whole episodes, each in Minari's layout.
+
+        Args:
+            episodes: mappings with ``observations`` [T + 1, obs], ``actions`` [T, act],
+                ``rewards``, ``terminations`` and ``truncations`` [T]. An episode whose last row
+                has no end flag was cut there and counts as truncated.
+            action_spec: bounds of the actions, of shape [act].
+            name: how messages and reports call the data set.
+            env_id: Gymnasium id of the environment, if any.
+            reference_scores: (minimum, maximum) returns of the score.
+            normalize: whether observations are normalised.
+
+        Returns:
+            The checked data set.
+
+        Raises:
+            ValueError: as the constructor, and if arrays of an episode are missing or differ in
+                length.
+        """
+        columns: dict[str, list[np.ndarray]] = {
+            key: [] for key in ("observation", "next_observation", "action", "reward", *_FLAGS[:2])
+        }
+        returns = []
+        for index, episode in enumerate(episodes):
+            observations, actions, rewards, terminations, truncations = _episode_arrays(
+                episode, f"{name}: episode {index}"
+            )
+            if len(rewards) == 0:
+                continue
+            returns.append(float(np.sum(rewards, dtype=np.float64)))
+            truncations = truncations.copy()
+            truncations[-1] |= not terminations[-1]
+            columns["observation"].append(observations[:-1])
+            columns["next_observation"].append(observations[1:])
+            columns["action"].append(actions)
+            columns["reward"].append(rewards)
+            columns["terminated"].append(terminations)
+            columns["truncated"].append(truncations)
+        if not returns:
+            raise ValueError(f"{name} is empty: give at least one episode with one step")
+        try:
+            flat = {key: torch.from_numpy(np.concatenate(v)) for key, v in columns.items()}
+        except ValueError as error:
+            raise ValueError(f"{name}: episodes differ in their arrays' shapes: {error}") from None
+        del columns
+        transitions = TensorDict(
+            {
+                "observation": flat["observation"],
+                "action": flat["action"],
+                "next": {
+                    "observation": flat["next_observation"],
+                    "reward": flat["reward"],
+                    "terminated": flat["terminated"],
+                    "truncated": flat["truncated"],
+                },
+            },
+            batch_size=[flat["reward"].shape[0]],
+        )
+        return cls(
+            transitions,
+            action_spec=action_spec,
+            name=name,
+            env_id=env_id,
+            reference_scores=reference_scores,
+            behaviour_returns=np.array(returns),
+            normalize=normalize,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of transitions."""
+        return self.transitions.batch_size[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(name={self.name!r}, env_id={self.env_id!r}, "
+            f"transitions={len(self)}, episodes={self.num_episodes}, "
+            f"observation_size={self.observation_size}, action_size={self.action_size})"
+        )
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.behaviour_returns)
+
+    @property
+    def observation_size(self) -> int:
+        """Number of observation entries."""
+        return self.transitions["observation"].shape[-1]
+
+    @property
+    def action_size(self) -> int:
+        """Number of action entries."""
+        return self.transitions["action"].shape[-1]
+
+    @property
+    def behaviour_score(self) -> float | None:
+        """Normalised score of the episodes' mean return; None without reference scores."""
+        return self.normalized_score(float(self.behaviour_returns.mean()))
+
+    def normalize(self, observation: torch.Tensor) -> torch.Tensor:
+        """Map raw observations [*, obs] to the data's scale."""
+        return (observation - self.observation_mean.to(observation)) / self.observation_std.to(
+            observation
+        )
+
+    def denormalize(self, observation: torch.Tensor) -> torch.Tensor:
+        """Map normalised observations [*, obs] back to raw ones."""
+        return observation * self.observation_std.to(observation) + self.observation_mean.to(
+            observation
+        )
+
+    def normalized_score(self, episode_return: float) -> float | None:
+        """Score an undiscounted return, 0 as random and 100 as expert; None if unknown."""
+        if self.reference_scores is None:
+            return None
+        return normalized_score(episode_return, self.reference_scores)
+
+
+def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray, ...]:
+    """Read an episode's five arrays as float32 and bool, their lengths checked."""
+    missing = [field for field in _EPISODE_FIELDS if field not in episode]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}: each of {_EPISODE_FIELDS} is needed")
+    for field in ("observations", "actions"):
+        if isinstance(episode[field], (dict, tuple)):
+            raise ValueError(
+                f"{where} has {type(episode[field]).__name__} {field}: give one array of numbers"
+            )
+    values = [np.asarray(episode[field]) for field in _EPISODE_FIELDS]
+    observations, actions, rewards = (v.astype(np.float32) for v in values[:3])
+    terminations, truncations = (v.astype(bool) for v in values[3:])
+    lengths = {field: len(value) for field, value in zip(_EPISODE_FIELDS, values, strict=True)}
+    steps = lengths["rewards"]
+    if lengths["observations"] != steps + 1 or any(
+        lengths[field] != steps for field in _EPISODE_FIELDS[1:]
+    ):
+        raise ValueError(
+            f"{where} has arrays of lengths {lengths}: T + 1 observations and T of each other "
+            "are needed"
+        )
+    return observations, actions, rewards, terminations, truncations
+
+
+def _canonical(transitions: TensorDict, name: str) -> TensorDict:
+    """Copy transitions into the common layout: keys, [N, size] shapes, dtypes, done."""
+    if transitions.ndim != 1:
+        raise ValueError(
+            f"{name}: transitions must have one batch dimension, got {transitions.batch_size}"
+        )
+    size = transitions.batch_size[0]
+    if size == 0:
+        raise ValueError(f"{name} is empty: at least one transition is needed")
+    keys = ["observation", "action"] + [
+        ("next", k) for k in ("observation", "reward", "terminated")
+    ]
+    missing = [key for key in keys if transitions.get(key, None) is None]
+    if missing:
+        raise ValueError(f"{name}: transitions lack the keys {missing}")
+
+    def column(key: Any, dtype: torch.dtype) -> torch.Tensor:
+        value = transitions[key].detach().to("cpu", dtype)
+        value = value.unsqueeze(-1) if value.ndim == 1 else value
+        if value.ndim != 2:
+            raise ValueError(
+                f"{name}: {key} has shape {tuple(value.shape)}; flatten it to [N, size] first"
+            )
+        return value
+
+    # Cloned, since normalisation writes in place and the caller's tensors are not ours.
+    observation = column("observation", torch.float32).clone()
+    next_observation = column(("next", "observation"), torch.float32).clone()
+    if observation.shape != next_observation.shape:
+        raise ValueError(
+            f"{name}: observation {tuple(observation.shape)} and next observation "
+            f"{tuple(next_observation.shape)} must have the same shape"
+        )
+    terminated = column(("next", "terminated"), torch.bool)
+    truncated = torch.zeros_like(terminated)
+    if transitions.get(("next", "truncated"), None) is not None:
+        truncated = column(("next", "truncated"), torch.bool) & ~terminated
+    return TensorDict(
+        {
+            "observation": observation,
+            "action": column("action", torch.float32),
+            "next": TensorDict(
+                {
+                    "observation": next_observation,
+                    "reward": column(("next", "reward"), torch.float32),
+                    "terminated": terminated,
+                    "truncated": truncated,
+                    "done": terminated | truncated,
+                },
+                batch_size=[size],
+            ),
+        },
+        batch_size=[size],
+    )
+
+
+def _check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> None:
+    """Refuse values that are not finite and actions that do not fit their spec."""
+    problems = []
+    for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
+        value = transitions[key]
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            rows = bad.any(-1).nonzero().squeeze(-1)
+            label = key if isinstance(key, str) else " ".join(key)
+            problems.append(
+                f"{int(bad.sum())} in {label} ({len(rows)} rows, the first is row {int(rows[0])})"
+            )
+    if problems:
+        raise ValueError(
+            f"{name} holds values that are not finite in float32: {'; '.join(problems)}. "
+            "Drop or repair these rows"
+        )
+    action = transitions["action"]
+    if action.shape[-1:] != action_spec.shape:
+        raise ValueError(
+            f"{name}: actions of size {action.shape[-1]} do not fit the action_spec of shape "
+            f"{tuple(action_spec.shape)}"
+        )
+    low, high = action_spec.space.low, action_spec.space.high
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise ValueError(f"{name}: the action_spec must have finite bounds, got {low} to {high}")
+    margin = 1e-4 * (high - low)
+    outside = ((action < low - margin) | (action > high + margin)).any(-1)
+    if outside.any():
+        raise ValueError(
+            f"{name}: {int(outside.sum())} actions leave their bounds {low.tolist()} to "
+            f"{high.tolist()}, the first in row {int(outside.nonzero()[0])}: correct the "
+            "action_spec or clip the actions"
+        )
+
+
+def _statistics(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and floored standard deviation per dimension, summed in float64."""
+    # One column at a time: a float64 copy of all rows would double the memory in use.
+    columns = [torch.std_mean(c.double(), correction=0) for c in observation.unbind(-1)]
+    std, mean = (torch.stack(v) for v in zip(*columns, strict=True))
+    constant = std <= _CONSTANT_RELATIVE_STD * mean.abs().clamp_min(1.0)
+    std = torch.where(constant, torch.ones_like(std), std.clamp_min(_STD_FLOOR))
+    return mean.float(), std.float()
+
+
+def _returns_between_ends(transitions: TensorDict) -> np.ndarray:
+    """Sum rewards over the rows up to each done row; a rest without an end is an episode too."""
+    reward = transitions["next", "reward"].squeeze(-1).double().numpy()
+    ends = transitions["next", "done"].squeeze(-1).numpy().nonzero()[0] + 1
+    starts = np.concatenate([[0], ends])
+    starts = starts[starts < len(reward)]
+    return np.add.reduceat(reward, starts)
+
+
+def _warn_of_other_simulator(name: str, env_id: str | None) -> None:
+    """Walker2d's right foot has other friction before v5: its data and simulator then differ."""
+    match = re.fullmatch(r"Walker2d-v(\d+)", env_id or "")
+    if match and int(match.group(1)) < 5:
+        torchrl_logger.warning(
+            f"{name} was recorded in {env_id}, whose right foot has another friction than in "
+            "Walker2d-v5: scores measured in v5 are not comparable exactly"
+        )

@@ -1,0 +1,6 @@
+"""The world model as an environment, and when its episodes end."""
+
+from rambo_trl.envs import termination
+from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
+
+__all__ = ["EnsembleModelEnv", "termination"]

@@ -1,0 +1,167 @@
+"""The world model as a TorchRL environment."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Composite, ReplayBuffer, Unbounded
+from torchrl.envs import ModelBasedEnvBase
+
+from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.modules import EnsembleWorldModel
+
+__all__ = ["EnsembleModelEnv"]
+
+
+class EnsembleModelEnv(ModelBasedEnvBase):
+    """A model-based environment that steps an :class:`~rambo_trl.modules.EnsembleWorldModel`.
+
+    Observations are normalised, as the world model was fitted on them. Episodes start in
+    states drawn from ``starts``, and end (``terminated``) where the termination rule says so;
+    a horizon is the collector's or a ``StepCounter`` transform's matter.
+
+    Args:
+        world_model: the ensemble; its parameters are used live.
+
+    Keyword Args:
+        action_spec: bounds of the actions, of shape [action_size].
+        starts: where start states come from: a replay buffer or a TensorDict [N] with
+            ``"observation"``, normalised.
+        termination: a rule on observations in the environment's own units, see
+            :mod:`rambo_trl.envs.termination`; by default nothing terminates.
+        observation_mean, observation_std: statistics that take normalised observations back
+            to the environment's units; without them the observations are taken as they are.
+        batch_size: number of environments for a plain ``rollout()`` or ``Collector``; with
+            the empty default, tensordicts of any batch size can be stepped.
+        device: where the env lives.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> from rambo_trl.envs import EnsembleModelEnv
+        >>> from rambo_trl.modules import EnsembleWorldModel
+        >>> starts = TensorDict(observation=torch.randn(100, 3), batch_size=[100])
+        >>> env = EnsembleModelEnv(EnsembleWorldModel(3, 1), starts=starts,
+        ...                        action_spec=Bounded(-1, 1, shape=(1,)), batch_size=[4])
+        >>> env.rollout(5).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(
+        self,
+        world_model: EnsembleWorldModel,
+        *,
+        action_spec: Bounded,
+        starts: ReplayBuffer | TensorDictBase,
+        termination: TerminationRule | None = None,
+        observation_mean: Tensor | None = None,
+        observation_std: Tensor | None = None,
+        batch_size: torch.Size | tuple[int, ...] | list[int] = (),
+        device: torch.device | str | None = None,
+    ) -> None:
+        if (observation_mean is None) != (observation_std is None):
+            raise ValueError("give both observation_mean and observation_std, or neither")
+        if action_spec.shape[-1] != world_model.action_size:
+            raise ValueError(
+                f"action_spec has {action_spec.shape[-1]} entries, the world model's actions "
+                f"have {world_model.action_size}"
+            )
+        if device is None:
+            device = world_model.input_mean.device
+        super().__init__(world_model, device=device, batch_size=torch.Size(batch_size))
+        self.starts = starts
+        self.termination = termination
+        size = world_model.observation_size
+        self.register_buffer(
+            "observation_mean",
+            None if observation_mean is None else observation_mean.to(self.device),
+        )
+        self.register_buffer(
+            "observation_std",
+            None if observation_std is None else observation_std.to(self.device),
+        )
+        shape = self.batch_size
+        self.observation_spec = Composite(
+            observation=Unbounded((*shape, size), device=self.device),
+            shape=shape,
+            device=self.device,
+        )
+        self.state_spec = self.observation_spec.clone()
+        self.action_spec = action_spec.to(self.device).expand(*shape, *action_spec.shape[-1:])
+        self.reward_spec = Unbounded((*shape, 1), device=self.device)
+
+    def _denormalize(self, observation: Tensor) -> Tensor:
+        if self.observation_mean is None:
+            return observation
+        return observation * self.observation_std + self.observation_mean
+
+    def is_terminal(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        """Apply the termination rule to normalised observations [B, observation_size].
+
+        Returns:
+            boolean [B, 1].
+        """
+        if self.termination is None:
+            return torch.zeros_like(action[..., :1], dtype=torch.bool)
+        ended = self.termination(
+            self._denormalize(observation), action, self._denormalize(next_observation)
+        )
+        return ended.reshape(*action.shape[:-1], 1)
+
+    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step on plain tensors, the body of the hot path.
+
+        Args:
+            observation: normalised [B, observation_size].
+            action: [B, action_size].
+
+        Returns:
+            Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
+        """
+        next_observation, reward = self.world_model.sample(observation, action)
+        return next_observation, reward, self.is_terminal(observation, action, next_observation)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation = tensordict.get("observation")
+        action = tensordict.get("action")
+        shape = action.shape[:-1]
+        next_observation, reward, terminated = self.transition(
+            observation.reshape(-1, observation.shape[-1]), action.reshape(-1, action.shape[-1])
+        )
+        terminated = terminated.reshape(*shape, 1)
+        return TensorDict(
+            {
+                "observation": next_observation.reshape(observation.shape),
+                "reward": reward.reshape(*shape, 1),
+                "terminated": terminated,
+                "done": terminated.clone(),
+            },
+            batch_size=tensordict.batch_size,
+            device=self.device,
+        )
+
+    def sample_starts(self, num: int) -> Tensor:
+        """Draw start states uniformly with replacement: [num, observation_size]."""
+        if isinstance(self.starts, TensorDictBase):
+            observation = self.starts.get("observation")
+            rows = torch.randint(len(observation), (num,), device=observation.device)
+            observation = observation[rows]
+        else:
+            observation = self.starts.sample(num).get("observation")
+        return observation.to(self.device)
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        shape = self.batch_size if tensordict is None else tensordict.batch_size
+        start = self.sample_starts(shape.numel()).reshape(*shape, -1)
+        done = torch.zeros(*shape, 1, dtype=torch.bool, device=self.device)
+        return TensorDict(
+            {"observation": start, "terminated": done, "done": done.clone()},
+            batch_size=shape,
+            device=self.device,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            torch.manual_seed(seed)

@@ -1,0 +1,94 @@
+"""Builders of the agent's networks: a tanh-Gaussian actor and a state-action value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Bounded
+from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
+
+__all__ = ["make_actor", "make_qvalue"]
+
+
+def make_actor(
+    observation_size: int,
+    action_spec: Bounded,
+    *,
+    hidden_sizes: Sequence[int] = (256, 256),
+    device: torch.device | str | None = None,
+) -> ProbabilisticActor:
+    """Build SAC's actor: an MLP whose output parametrises a tanh-squashed Gaussian.
+
+    Args:
+        observation_size: number of observation entries.
+        action_spec: bounds of the actions, of shape ``[action_size]``; the policy's
+            range is that of the spec.
+        hidden_sizes: widths of the ReLU layers (256 x 256 as in the paper's experiments).
+        device: where the parameters are put.
+
+    Returns:
+        A TensorDict module reading ``"observation"`` [*, observation_size] and writing
+        ``"loc"``, ``"scale"`` and ``"action"`` [*, action_size]. Whether the action is a
+        sample or the mode follows TorchRL's exploration type.
+
+    Raises:
+        TypeError: if the spec is not bounded.
+    """
+    if not isinstance(action_spec, Bounded):
+        raise TypeError(
+            f"make_actor needs a Bounded action_spec, got {type(action_spec).__name__}: "
+            "continuous actions with finite bounds are required"
+        )
+    action_size = action_spec.shape[-1]
+    net = MLP(
+        in_features=observation_size,
+        out_features=2 * action_size,
+        num_cells=list(hidden_sizes),
+        activation_class=nn.ReLU,
+        device=device,
+    )
+    return ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(net, NormalParamExtractor()), ["observation"], ["loc", "scale"]
+        ),
+        in_keys=["loc", "scale"],
+        spec=action_spec.to(device) if device is not None else action_spec,
+        distribution_class=TanhNormal,
+        distribution_kwargs={
+            "low": action_spec.space.low.to(device),
+            "high": action_spec.space.high.to(device),
+            "tanh_loc": False,
+        },
+    )
+
+
+def make_qvalue(
+    observation_size: int,
+    action_size: int,
+    *,
+    hidden_sizes: Sequence[int] = (256, 256),
+    device: torch.device | str | None = None,
+) -> ValueOperator:
+    """Build one state-action value network; a TorchRL loss expands it into an ensemble.
+
+    Args:
+        observation_size: number of observation entries.
+        action_size: number of action entries.
+        hidden_sizes: widths of the ReLU layers (256 x 256 as in the paper's experiments).
+        device: where the parameters are put.
+
+    Returns:
+        A TensorDict module reading ``"observation"`` and ``"action"`` and writing
+        ``"state_action_value"`` [*, 1].
+    """
+    net = MLP(
+        in_features=observation_size + action_size,
+        out_features=1,
+        num_cells=list(hidden_sizes),
+        activation_class=nn.ReLU,
+        device=device,
+    )
+    return ValueOperator(net, in_keys=["observation", "action"])

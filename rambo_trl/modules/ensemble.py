@@ -1,0 +1,251 @@
+"""The probabilistic ensemble world model (paper sec. 5.2): 7 Gaussian networks, 5 elites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from rambo_trl.modules.functional import (
+    elite_permutation,
+    gaussian_mixture_log_prob,
+    soft_clamp,
+)
+
+__all__ = ["EnsembleWorldModel"]
+
+
+class EnsembleWorldModel(TensorDictModuleBase):
+    r"""An ensemble of Gaussian networks predicting the next observation and the reward.
+
+    Each member maps a standardised (observation, action) to the mean and the log-variance of
+    ``(next observation - observation, reward)``. As a density the model is the uniform
+    mixture of its elite members; sampling picks one elite per row, then draws from its
+    Gaussian (paper sec. 5.2).
+
+    All members' parameters are stacked along the first dimension, so that a layer is one
+    batched product. Indices of the elites and the statistics of the inputs are buffers and
+    travel with the ``state_dict``.
+
+    Args:
+        observation_size: number of observation entries.
+        action_size: number of action entries.
+
+    Keyword Args:
+        num_members: networks in the ensemble.
+        num_elites: members that make up the density, chosen once after the maximum-likelihood
+            fit; until then the first ones.
+        hidden_sizes: widths of the SiLU layers.
+        log_var_init: start of the learnt lower and upper bounds of the log-variance.
+        observation_key, action_key, reward_key: entries that are read and, under ``"next"``,
+            written.
+        device: where the parameters are put.
+
+    Raises:
+        ValueError: if there are more elites than members or a size is not positive.
+
+    Reference: https://arxiv.org/abs/2204.12581
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from rambo_trl.modules import EnsembleWorldModel
+        >>> model = EnsembleWorldModel(3, 1, hidden_sizes=(16, 16))
+        >>> td = TensorDict({"observation": torch.zeros(4, 3), "action": torch.zeros(4, 1)}, [4])
+        >>> td = model(td)
+        >>> td["next", "observation"].shape, td["next", "reward"].shape
+        (torch.Size([4, 3]), torch.Size([4, 1]))
+        >>> model.log_prob(td).shape
+        torch.Size([4])
+    """
+
+    elites: Tensor
+    input_mean: Tensor
+    input_std: Tensor
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        *,
+        num_members: int = 7,
+        num_elites: int = 5,
+        hidden_sizes: Sequence[int] = (200, 200, 200, 200),
+        log_var_init: tuple[float, float] = (-10.0, 0.5),
+        observation_key: NestedKey = "observation",
+        action_key: NestedKey = "action",
+        reward_key: NestedKey = "reward",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if min(observation_size, action_size, num_members, *hidden_sizes) < 1:
+            raise ValueError("observation_size, action_size, num_members and hidden_sizes must be positive")
+        if not 1 <= num_elites <= num_members:
+            raise ValueError(f"num_elites must lie in [1, num_members={num_members}], got {num_elites}")
+        self.observation_size = observation_size
+        self.action_size = action_size
+        self.num_members = num_members
+        self.num_elites = num_elites
+        self.hidden_sizes = tuple(hidden_sizes)
+        self.output_size = observation_size + 1
+        self.observation_key = observation_key
+        self.action_key = action_key
+        self.reward_key = reward_key
+        self.next_observation_key = _next(observation_key)
+        self.next_reward_key = _next(reward_key)
+        self.in_keys = [observation_key, action_key]
+        self.out_keys = [self.next_observation_key, self.next_reward_key]
+
+        input_size = observation_size + action_size
+        sizes = [input_size, *self.hidden_sizes, 2 * self.output_size]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            weight = torch.empty(num_members, fan_in, fan_out, device=device)
+            std = 0.5 / fan_in**0.5
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(num_members, 1, fan_out, device=device)))
+        low, high = log_var_init
+        self.min_log_var = nn.Parameter(torch.full((self.output_size,), float(low), device=device))
+        self.max_log_var = nn.Parameter(torch.full((self.output_size,), float(high), device=device))
+        self.register_buffer("elites", torch.arange(num_elites, device=device))
+        self.register_buffer("input_mean", torch.zeros(input_size, device=device))
+        self.register_buffer("input_std", torch.ones(input_size, device=device))
+
+    def fit_input_statistics(self, observation: Tensor, action: Tensor) -> None:
+        """Set the inputs' standardisation from the training rows.
+
+        Args:
+            observation: [N, observation_size].
+            action: [N, action_size].
+        """
+        inputs = torch.cat([observation, action], dim=-1)
+        std = inputs.std(dim=0, correction=0)
+        self.input_mean.copy_(inputs.mean(dim=0))
+        self.input_std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
+
+    def set_elites(self, holdout_error: Tensor) -> None:
+        """Choose the members with the lowest holdout error as elites.
+
+        Args:
+            holdout_error: mean squared error per member [num_members].
+
+        Raises:
+            ValueError: if the shape is another, or an error is not finite.
+        """
+        if holdout_error.shape != (self.num_members,) or not holdout_error.isfinite().all():
+            raise ValueError(
+                f"set_elites needs one finite error per member [{self.num_members}], got {holdout_error}"
+            )
+        self.elites.copy_(holdout_error.argsort()[: self.num_elites])
+
+    def predict(
+        self, observation: Tensor, action: Tensor, members: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate members on rows: mean and log-variance of (next observation, reward).
+
+        Args:
+            observation: [B, observation_size], the same rows for every member, or
+                [M, B, observation_size], rows of their own.
+            action: [B, action_size] or [M, B, action_size].
+            members: indices [M] of the members; all of them by default.
+
+        Returns:
+            Mean and log-variance, each [M, B, observation_size + 1], the reward last.
+        """
+        weights = [w if members is None else w[members] for w in self.weights]
+        biases = [b if members is None else b[members] for b in self.biases]
+        x = (torch.cat([observation, action], dim=-1) - self.input_mean) / self.input_std
+        if x.ndim == 2:
+            x = x.expand(weights[0].shape[0], *x.shape)
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < len(weights) - 1:
+                x = nn.functional.silu(x)
+        delta, log_var = x.chunk(2, dim=-1)
+        mean = torch.cat([delta[..., :-1] + observation, delta[..., -1:]], dim=-1)
+        return mean, soft_clamp(log_var, self.min_log_var, self.max_log_var)
+
+    def sample(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw (s', r) from one uniformly chosen elite per row.
+
+        A random permutation cut into equal blocks gives each row its elite, so that only
+        that member is evaluated on it: the marginal of every row is uniform over the elites.
+
+        Args:
+            observation: [B, observation_size].
+            action: [B, action_size].
+
+        Returns:
+            The next observation [B, observation_size] and the reward [B, 1], detached: the
+            paper's Model Gradient (Eq. 5) does not differentiate through the sample.
+        """
+        with torch.no_grad():
+            rows = observation.shape[0]
+            order, inverse = elite_permutation(rows, self.num_elites, observation.device)
+            block = order.view(self.num_elites, -1)
+            mean, log_var = self.predict(observation[block], action[block], self.elites)
+            value = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
+            value = value.flatten(0, 1)[inverse]
+        return value[:, :-1], value[:, -1:]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write a sampled ``("next", observation)`` and ``("next", reward)``."""
+        batch_size = tensordict.batch_size
+        observation = tensordict.get(self.observation_key)
+        action = tensordict.get(self.action_key)
+        next_observation, reward = self.sample(
+            observation.reshape(-1, self.observation_size), action.reshape(-1, self.action_size)
+        )
+        tensordict.set(
+            self.next_observation_key, next_observation.reshape(*batch_size, self.observation_size)
+        )
+        tensordict.set(self.next_reward_key, reward.reshape(*batch_size, 1))
+        return tensordict
+
+    def _elite_prediction(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        return self.predict(
+            tensordict.get(self.observation_key).reshape(-1, self.observation_size),
+            tensordict.get(self.action_key).reshape(-1, self.action_size),
+            self.elites,
+        )
+
+    def get_dist(self, tensordict: TensorDictBase) -> MixtureSameFamily:
+        """The elites' uniform mixture over (next observation, reward).
+
+        Returns:
+            A distribution of batch shape [*B] and event shape [observation_size + 1].
+        """
+        mean, log_var = self._elite_prediction(tensordict)
+        shape = (*tensordict.batch_size, self.num_elites, self.output_size)
+        mean, log_var = (x.movedim(0, -2).reshape(shape) for x in (mean, log_var))
+        return MixtureSameFamily(
+            Categorical(logits=mean.new_zeros(shape[:-1])),
+            Independent(Normal(mean, (0.5 * log_var).exp()), 1),
+        )
+
+    def log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        r"""Log-density of the recorded transition, :math:`\log T(s', r | s, a)`.
+
+        Args:
+            tensordict: holds observation, action and under ``"next"`` the observation and
+                the reward that were drawn or recorded.
+
+        Returns:
+            [*B], summed over the dimensions of the next observation and the reward.
+        """
+        mean, log_var = self._elite_prediction(tensordict)
+        value = torch.cat(
+            [tensordict.get(self.next_observation_key), tensordict.get(self.next_reward_key)], dim=-1
+        )
+        log_prob = gaussian_mixture_log_prob(value.reshape(-1, self.output_size), mean, log_var)
+        return log_prob.reshape(tensordict.batch_size)
+
+
+def _next(key: NestedKey) -> NestedKey:
+    return ("next", key) if isinstance(key, str) else ("next", *key)

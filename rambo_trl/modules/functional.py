@@ -1,0 +1,78 @@
+"""Pure functions of the ensemble: densities, bounds, the assignment of elites to rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["elite_permutation", "gaussian_mixture_log_prob", "soft_clamp"]
+
+
+def soft_clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamp smoothly between two bounds, so that gradients reach both (PETS, sec. A.1).
+
+    Args:
+        x: [..., D].
+        low: [D].
+        high: [D].
+
+    Returns:
+        [..., D], strictly between the bounds as long as these lie well apart.
+
+    Reference: https://arxiv.org/abs/1805.12114
+    """
+    x = high - torch.nn.functional.softplus(high - x)
+    return low + torch.nn.functional.softplus(x - low)
+
+
+def gaussian_mixture_log_prob(value: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    r"""Log-density of a uniform mixture of diagonal Gaussians (paper sec. 5.2).
+
+    :math:`\log T = \operatorname{logsumexp}_e \log N(y; \mu_e, \sigma_e^2) - \log E`, which
+    stays finite, with a finite gradient, however far the value lies from every mean.
+
+    Args:
+        value: [B, D].
+        mean: [E, B, D].
+        log_var: [E, B, D].
+
+    Returns:
+        [B], summed over the D dimensions.
+    """
+    if mean.shape != log_var.shape or mean.shape[1:] != value.shape:
+        raise ValueError(
+            f"expected value [B, D] with mean and log_var [E, B, D], got {tuple(value.shape)}, "
+            f"{tuple(mean.shape)} and {tuple(log_var.shape)}"
+        )
+    squared = (value - mean).square() * (-log_var).exp()
+    log_normal = -0.5 * (squared + log_var + math.log(2 * math.pi)).sum(dim=-1)
+    return torch.logsumexp(log_normal, dim=0) - math.log(mean.shape[0])
+
+
+def elite_permutation(
+    num_rows: int, num_elites: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Deal rows out to elites: a random permutation cut into equal blocks.
+
+    Rows are padded by repetition to a multiple of ``num_elites``. The position of each row is
+    uniform, so each row's elite is uniform too; the elites' loads differ by nothing.
+
+    Args:
+        num_rows: number of rows B.
+        num_elites: number of blocks E.
+        device: where the indices live.
+
+    Returns:
+        Row indices by position [E * ceil(B / E)], block after block, and the position of each
+        row [B].
+    """
+    padded = num_elites * -(-num_rows // num_elites)
+    # argsort of uniform numbers, because indexing with torch.randperm does not compile
+    positions = torch.rand(padded, device=device).argsort()
+    order = positions % num_rows
+    # slot j of the permutation holds item positions[j]; items beyond the rows are padding
+    inverse = torch.empty_like(positions)
+    inverse[positions] = torch.arange(padded, device=device)
+    return order, inverse[:num_rows]

@@ -1,0 +1,334 @@
+"""RAMBO's adversarial model loss (paper Eq. 5 and 9) as a TorchRL loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictParams
+from torch import Tensor
+from torch.distributions import Distribution
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import LossModule
+
+from rambo_trl.objectives import functional
+
+__all__ = ["AdversarialModelLoss"]
+
+
+class _LiveNetwork:
+    """A network of another loss, called with that loss's live parameters.
+
+    ``expanded`` says that the parameters are stacked along a first dimension (an ensemble of
+    critics), in which case the outputs are stacked likewise.
+    """
+
+    def __init__(
+        self, module: TensorDictModuleBase, params: TensorDictParams, *, expanded: bool
+    ) -> None:
+        self.module = module
+        self.params = params
+        self.in_keys = module.in_keys
+        self._call = torch.vmap(self._with_params, (None, 0)) if expanded else self._with_params
+
+    def _with_params(
+        self, tensordict: TensorDictBase, params: TensorDictBase
+    ) -> TensorDictBase:
+        with params.to_module(self.module, preserve_module_state=False):
+            return self.module(tensordict)
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict, self.params)
+
+    def get_dist(self, tensordict: TensorDictBase) -> Distribution:
+        with self.params.to_module(self.module, preserve_module_state=False):
+            return self.module.get_dist(tensordict)
+
+
+class AdversarialModelLoss(LossModule):
+    r"""The Model Gradient: lower the agent's value in the model by moving the model.
+
+    Given a batch that was imagined with the model (states visited by the policy, actions of
+    the policy, successors and rewards sampled from the model), the loss is
+
+    .. math::
+        \lambda \, \operatorname{mean}_B [\hat A \log T(s', r | s, a)], \quad
+        A = r + \gamma (1 - d) V(s') - Q(s, a),
+
+    with :math:`\hat A` the advantage standardised over the batch, :math:`V(s')` the smallest
+    critic at the policy's mode in s', and Q the smallest critic. Its gradient is the paper's
+    Eq. 5: REINFORCE with the model as the policy, nothing is differentiated through the
+    sample, the critics or the actor. Added to
+    :class:`~rambo_trl.objectives.EnsembleModelLoss` on a real batch it is Eq. 9.
+
+    Gradients reach the world model only: actor and critics are kept out of ``parameters()``
+    and of the ``state_dict``.
+
+    Args:
+        world_model: any module with ``log_prob(tensordict)`` [*B], the log-density of the
+            recorded ``("next", ...)`` entries.
+        actor_network: writes the action; evaluated at its mode.
+        qvalue_network: writes the state-action value [*B, 1]; a single critic, a sequence of
+            them, or a module that writes an ensemble's values stacked in front, [K, *B, 1].
+
+    Keyword Args:
+        adversarial_weight: lambda, the weight of the adversary (3e-4 or 0 in the paper's
+            experiments). A buffer: it can be assigned to and scheduled.
+        gamma: discount factor.
+        normalize_advantage: standardise the advantage over the batch (published).
+        baseline: subtract Q(s, a); without it the gradient has the same mean and more
+            variance (paper sec. 4.2).
+        entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
+            added to V(s'); off by default. Needs an actor with ``get_dist``.
+        reduction: ``"mean"`` (published), ``"sum"`` or ``"none"`` over the batch. A sum would
+            make lambda a batch size times stronger than published.
+
+    The output holds ``loss_adversarial`` and the detached metrics ``advantage_mean``,
+    ``advantage_std``, ``model_log_prob``, ``value`` and ``qvalue``.
+
+    Reference: https://arxiv.org/abs/2204.12581
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.data import Bounded
+        >>> from torchrl.objectives import SACLoss
+        >>> from tensordict import TensorDict
+        >>> from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+        >>> from rambo_trl.objectives import AdversarialModelLoss
+        >>> spec = Bounded(-1, 1, shape=(1,))
+        >>> agent_loss = SACLoss(make_actor(3, spec), make_qvalue(3, 1), action_spec=spec)
+        >>> model = EnsembleWorldModel(3, 1)
+        >>> loss = AdversarialModelLoss.from_loss(model, agent_loss, adversarial_weight=3e-4)
+        >>> batch = TensorDict(observation=torch.randn(8, 3), action=torch.rand(8, 1),
+        ...                    batch_size=[8])
+        >>> batch = model(batch)
+        >>> batch["next", "terminated"] = torch.zeros(8, 1, dtype=torch.bool)
+        >>> loss(batch)["loss_adversarial"].backward()
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Entries read from the input.
+
+        Attributes:
+            action: the action taken in the model.
+            reward: the sampled reward, under ``"next"``.
+            terminated: whether the sampled successor ends the episode, under ``"next"``;
+                false where the entry is missing.
+            state_action_value: what the critics write.
+        """
+
+        action: NestedKey = "action"
+        reward: NestedKey = "reward"
+        terminated: NestedKey = "terminated"
+        state_action_value: NestedKey = "state_action_value"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    out_keys = [
+        "loss_adversarial",
+        "advantage_mean",
+        "advantage_std",
+        "model_log_prob",
+        "value",
+        "qvalue",
+    ]
+    _schedulable_buffers = frozenset({"adversarial_weight", "gamma", "entropy_coeff"})
+
+    def __init__(
+        self,
+        world_model: TensorDictModuleBase,
+        actor_network: TensorDictModuleBase,
+        qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
+        *,
+        adversarial_weight: float = 3e-4,
+        gamma: float = 0.99,
+        normalize_advantage: bool = True,
+        baseline: bool = True,
+        entropy_coeff: float = 0.0,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(world_model, "log_prob", None)):
+            raise TypeError(
+                f"world_model must have a method log_prob(tensordict), "
+                f"{type(world_model).__name__} has none"
+            )
+        if not (math.isfinite(adversarial_weight) and adversarial_weight >= 0):
+            raise ValueError(
+                f"adversarial_weight must be finite and not negative, got {adversarial_weight}"
+            )
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        self.world_model = world_model
+        critics = (
+            tuple(qvalue_network) if isinstance(qvalue_network, Sequence) else (qvalue_network,)
+        )
+        # Kept out of the module tree: this loss must neither train nor save the agent.
+        self.__dict__["actor_network"] = actor_network
+        self.__dict__["qvalue_networks"] = critics
+        self.normalize_advantage = normalize_advantage
+        self.baseline = baseline
+        self.reduction = reduction
+        self.register_coeff_buffer("adversarial_weight", float(adversarial_weight))
+        self.register_coeff_buffer("gamma", float(gamma))
+        self.register_coeff_buffer("entropy_coeff", float(entropy_coeff))
+        self._use_entropy = entropy_coeff != 0
+        self._in_keys: list[NestedKey] | None = None
+
+    @classmethod
+    def from_loss(
+        cls,
+        world_model: TensorDictModuleBase,
+        actor_critic_loss: LossModule,
+        *,
+        adversarial_weight: float = 3e-4,
+        gamma: float = 0.99,
+        **kwargs: object,
+    ) -> AdversarialModelLoss:
+        """Take actor and critics, live, from a TorchRL actor-critic loss.
+
+        Args:
+            world_model: as in the constructor.
+            actor_critic_loss: a loss with an ``actor_network`` and a ``qvalue_network`` (SAC,
+                TD3, REDQ, CQL) or ``value_network`` (DDPG). Its current parameters are used
+                at every call, and its keys for action, reward, termination and value.
+            adversarial_weight: as in the constructor.
+            gamma: as in the constructor.
+            **kwargs: further keywords of the constructor.
+
+        Raises:
+            TypeError: if the loss has no actor or no critic.
+        """
+        params = actor_critic_loss.__dict__.get("_modules", {})
+        critic_name = next(
+            (n for n in ("qvalue_network", "value_network") if params.get(f"{n}_params") is not None),
+            None,
+        )
+        if params.get("actor_network_params") is None or critic_name is None:
+            raise TypeError(
+                "from_loss needs an actor-critic loss with actor_network and qvalue_network "
+                f"(or value_network), got {type(actor_critic_loss).__name__}"
+            )
+        critic_params = params[f"{critic_name}_params"]
+        actor = _LiveNetwork(
+            actor_critic_loss.actor_network, params["actor_network_params"], expanded=False
+        )
+        critic = _LiveNetwork(
+            getattr(actor_critic_loss, critic_name),
+            critic_params,
+            expanded=len(critic_params.batch_size) > 0,
+        )
+        loss = cls(
+            world_model,
+            actor,  # type: ignore[arg-type]
+            critic,  # type: ignore[arg-type]
+            adversarial_weight=adversarial_weight,
+            gamma=gamma,
+            **kwargs,  # type: ignore[arg-type]
+        )
+        keys = {
+            name: getattr(actor_critic_loss.tensor_keys, name)
+            for name in ("action", "reward", "terminated", "state_action_value")
+            if hasattr(actor_critic_loss.tensor_keys, name)
+        }
+        loss.set_keys(**keys)
+        return loss
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        self._in_keys = None
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that the input must hold."""
+        if self._in_keys is None:
+            observations = self.actor_network.in_keys
+            keys = [*observations, self.tensor_keys.action]
+            keys += [_join("next", key) for key in observations]
+            keys += [_join("next", self.tensor_keys.reward)]
+            keys += [_join("next", self.tensor_keys.terminated)]
+            self._in_keys = keys
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def _min_qvalue(self, tensordict: TensorDictBase) -> Tensor:
+        """The smallest critic's value, [*B]."""
+        key, shape = self.tensor_keys.state_action_value, tensordict.batch_size
+        values = [
+            critic(tensordict.copy()).get(key).reshape(-1, *shape)
+            for critic in self.qvalue_networks
+        ]
+        return torch.cat(values).amin(dim=0)
+
+    def _next_value(self, tensordict: TensorDictBase) -> Tensor:
+        """The agent's value of the successors at the policy's mode, [*B]."""
+        following = tensordict.get("next").select(*self.actor_network.in_keys)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            following = self.actor_network(following)
+        value = self._min_qvalue(following)
+        if self._use_entropy:
+            dist = self.actor_network.get_dist(following)
+            log_prob = dist.log_prob(dist.sample()).reshape(value.shape)
+            value = value - self.entropy_coeff * log_prob
+        return value
+
+    def advantage(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
+        """Advantage, V(s') and Q(s, a) of an imagined batch, each [*B], without gradient."""
+        shape = tensordict.batch_size
+        following = tensordict.get("next")
+        with torch.no_grad():
+            reward = following.get(self.tensor_keys.reward).reshape(shape)
+            terminated = following.get(self.tensor_keys.terminated, None)
+            terminated = (
+                torch.zeros_like(reward, dtype=torch.bool)
+                if terminated is None
+                else terminated.reshape(shape)
+            )
+            next_value = self._next_value(tensordict)
+            qvalue = self._min_qvalue(
+                tensordict.select(*self.actor_network.in_keys, self.tensor_keys.action)
+            )
+            baseline = qvalue if self.baseline else torch.zeros_like(qvalue)
+            advantage = functional.model_advantage(
+                baseline, reward, next_value, terminated, self.gamma
+            )
+        return advantage, next_value, qvalue
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Compute the loss of an imagined batch [*B]; the input is left unchanged."""
+        advantage, next_value, qvalue = self.advantage(tensordict)
+        weight = functional.standardize(advantage) if self.normalize_advantage else advantage
+        log_prob = self.world_model.log_prob(tensordict.copy())
+        loss = self._reduce_loss(
+            self.adversarial_weight * weight * log_prob, tensordict=tensordict
+        )
+        metrics = {
+            "advantage_mean": advantage.mean(),
+            "advantage_std": advantage.std(correction=0),
+            "model_log_prob": log_prob.detach().mean(),
+            "value": next_value.mean(),
+            "qvalue": qvalue.mean(),
+        }
+        out = TensorDict({"loss_adversarial": loss, **metrics})
+        self._clear_weakrefs(tensordict, out)
+        return out
+
+
+def _join(prefix: str, key: NestedKey) -> NestedKey:
+    return (prefix, key) if isinstance(key, str) else (prefix, *key)
+
+
+# TorchRL's metaclass turns every public attribute whose name ends in "loss" into an instance
+# method under deterministic exploration; from_loss is a class method: put the original back.
+setattr(  # noqa: B010
+    AdversarialModelLoss, "from_loss", vars(AdversarialModelLoss)["from_loss"].__wrapped__
+)

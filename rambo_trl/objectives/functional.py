@@ -1,0 +1,74 @@
+"""Pure maths of the objectives, each with its equation; no modules, no TensorDicts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ensemble_nll", "log_var_bound_penalty", "model_advantage", "standardize", "weight_decay_penalty"]
+
+
+def model_advantage(
+    qvalue: Tensor, reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float | Tensor
+) -> Tensor:
+    r"""Advantage of a successor in the Model Gradient (paper Eq. 5).
+
+    :math:`A = r + \gamma (1 - d) V(s') - Q(s, a)`, the part that multiplies
+    :math:`\nabla \log T(s', r | s, a)`.
+
+    Args:
+        qvalue: Q(s, a) [*].
+        reward: r [*].
+        next_value: V(s') [*].
+        terminated: whether s' ends the episode, boolean [*].
+        gamma: discount factor.
+
+    Returns:
+        [*]
+
+    Raises:
+        ValueError: if the shapes differ, because broadcasting would silently mix rows.
+    """
+    shapes = {qvalue.shape, reward.shape, next_value.shape, terminated.shape}
+    if len(shapes) > 1:
+        raise ValueError(f"model_advantage needs equal shapes, got {sorted(map(tuple, shapes))}")
+    next_value = torch.where(terminated, torch.zeros_like(next_value), next_value)
+    return reward + gamma * next_value - qvalue
+
+
+def standardize(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Centre and scale by the batch's own mean and standard deviation (all entries)."""
+    centred = x - x.mean()
+    return centred / (centred.square().mean().sqrt() + eps)
+
+
+def ensemble_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
+    r"""Gaussian likelihood term of the model's loss, up to constants (paper Eq. 9).
+
+    :math:`(\mu - y)^2 e^{-\log \sigma^2} + \log \sigma^2`, averaged over the D dimensions.
+
+    Args:
+        mean: [M, B, D].
+        log_var: [M, B, D].
+        target: [B, D], the same for all members, or [M, B, D].
+
+    Returns:
+        [M, B]
+    """
+    if mean.shape != log_var.shape or target.shape not in (mean.shape, mean.shape[1:]):
+        raise ValueError(
+            f"expected mean and log_var [M, B, D] with target [B, D] or [M, B, D], got "
+            f"{tuple(mean.shape)}, {tuple(log_var.shape)} and {tuple(target.shape)}"
+        )
+    return ((mean - target).square() * (-log_var).exp() + log_var).mean(dim=-1)
+
+
+def log_var_bound_penalty(min_log_var: Tensor, max_log_var: Tensor) -> Tensor:
+    """Keep the learnt log-variance bounds [D] from drifting apart: ``sum max - sum min``."""
+    return max_log_var.sum() - min_log_var.sum()
+
+
+def weight_decay_penalty(weights: list[Tensor], coefficients: list[float]) -> Tensor:
+    """``sum_layers 0.5 * coefficient * sum(weight ** 2)``."""
+    terms = [0.5 * c * w.square().sum() for w, c in zip(weights, coefficients, strict=True)]
+    return torch.stack(terms).sum()

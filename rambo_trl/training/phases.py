@@ -1,0 +1,165 @@
+"""The two players' moves of an epoch: SAC on mixed data, then the adversarial model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import SACLoss, SoftUpdate
+
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
+
+__all__ = ["AgentPhase", "ModelPhase"]
+
+
+class AgentPhase:
+    """Algorithm 1, line 4: SAC updates on real and imagined transitions.
+
+    Args:
+        loss: TorchRL's SAC loss.
+
+    Keyword Args:
+        critic_lr: Adam's learning rate of the critics.
+        actor_lr: of the actor.
+        alpha_lr: of the temperature.
+        tau: rate of the target critics' soft update.
+        compile: compile the losses.
+    """
+
+    def __init__(
+        self,
+        loss: SACLoss,
+        *,
+        critic_lr: float = 3e-4,
+        actor_lr: float = 1e-4,
+        alpha_lr: float = 1e-4,
+        tau: float = 0.005,
+        compile: bool = False,
+    ) -> None:
+        self.loss = loss
+        self.target_update = SoftUpdate(loss, tau=tau)
+        groups = [
+            {"params": list(loss.qvalue_network_params.parameters()), "lr": critic_lr},
+            {"params": list(loss.actor_network_params.parameters()), "lr": actor_lr},
+            {"params": [loss.log_alpha], "lr": alpha_lr},
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self._step = GradientStep(self._losses, self.optimizer, compile=compile)
+
+    def _losses(self, batch: TensorDictBase) -> TensorDictBase:
+        # the actor's term sees the critics detached, so one backward serves all three terms
+        out = self.loss(batch)
+        return out.set("qvalue_error", batch.get(self.loss.tensor_keys.priority).mean())
+
+    def run(
+        self, batches: Iterable[TensorDictBase], bar: ProgressBar | None = None
+    ) -> dict[str, float]:
+        """Take one SAC update per batch; returns the mean metrics."""
+        means = MetricMeans()
+        for batch in batches:
+            means.add(self._step(batch))
+            self.target_update.step()
+            if bar is not None:
+                bar.update(1)
+        return means.read()
+
+
+class ModelPhase:
+    """Algorithm 1, line 5: adversarial updates along imagined on-policy trajectories.
+
+    From states of the data the policy acts in the model for ``horizon`` steps; after each
+    step, one update of the model on the imagined rows (Eq. 5) and on real rows, a batch for
+    each elite (the likelihood term), together Eq. 9. Rows that terminate are restarted from
+    the data, because the critics never saw the states beyond.
+
+    Args:
+        env: the world model's environment.
+        adversarial_loss: Eq. 5.
+        model_loss: the likelihood term.
+        real_buffer: the data.
+
+    Keyword Args:
+        batch_size: imagined rows, and real rows per member.
+        horizon: steps k of a trajectory.
+        lr: Adam's learning rate; the optimiser is this phase's own.
+        compile: compile the losses.
+    """
+
+    def __init__(
+        self,
+        env: EnsembleModelEnv,
+        adversarial_loss: AdversarialModelLoss,
+        model_loss: EnsembleModelLoss,
+        real_buffer: ReplayBuffer,
+        *,
+        batch_size: int = 256,
+        horizon: int = 5,
+        lr: float = 3e-4,
+        compile: bool = False,
+    ) -> None:
+        self.env = env
+        self.adversarial_loss = adversarial_loss
+        self.model_loss = model_loss
+        self.real_buffer = real_buffer
+        self.batch_size = batch_size
+        self.horizon = horizon
+        model = env.world_model
+        self._members = model.num_elites if model_loss.members == "elites" else model.num_members
+        self.optimizer = adam(model.parameters(), lr)
+        self._step = GradientStep(self._losses, self.optimizer, compile=compile)
+        self._imagine = (
+            torch.compile(self._imagine_step, dynamic=False, options={"fallback_random": True})
+            if compile
+            else self._imagine_step
+        )
+
+    def _losses(self, imagined: TensorDictBase, real: TensorDictBase) -> TensorDictBase:
+        return self.adversarial_loss(imagined).update(self.model_loss(real))
+
+    def _imagine_step(self, observation: Tensor) -> TensorDictBase:
+        """Act and sample one step; nothing of it is differentiated through."""
+        rows = observation.shape[:1]
+        action = self.adversarial_loss.actor_network(
+            TensorDict({"observation": observation}, rows)
+        ).get("action")
+        following, reward, terminated = self.env.transition(observation, action)
+        return TensorDict(
+            {
+                "observation": observation,
+                "action": action,
+                "next": {
+                    "observation": following,
+                    "reward": reward,
+                    "terminated": terminated,
+                },
+            },
+            rows,
+        )
+
+    def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
+        """Take ``num_updates`` updates; returns the mean metrics."""
+        means = MetricMeans()
+        observation = self.env.sample_starts(self.batch_size)
+        for i in range(num_updates):
+            if i % self.horizon == 0:
+                observation = self.env.sample_starts(self.batch_size)
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                imagined = self._imagine(observation)
+            real = self.real_buffer.sample(self._members * self.batch_size)
+            real = real.select(*self.model_loss.in_keys).reshape(self._members, self.batch_size)
+            means.add(self._step(imagined, real))
+            following = imagined["next"]
+            observation = torch.where(
+                following["terminated"],
+                self.env.sample_starts(self.batch_size),
+                following["observation"],
+            )
+            if bar is not None:
+                bar.update(1)
+        return means.read()

@@ -1,0 +1,261 @@
+"""A trained policy with its normalisation as one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rambo_trl.modules.actor_critic import make_actor
+from rambo_trl.training.run_folder import write_atomically
+
+__all__ = ["Policy", "load_policy", "save_policy"]
+
+_METADATA_KEY = "rambo_trl_policy"
+_FORMAT_VERSION = 1
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
+
+
+class Policy:
+    """A trained actor's mode, from raw observations to actions.
+
+    Observations are normalised inside, exactly once: pass them as the environment gives them.
+
+    Args:
+        actor: reads normalised ``"observation"`` and writes ``"action"``.
+        observation_mean: the data's mean per dimension, [observation_size].
+        observation_std: the data's standard deviation per dimension, [observation_size].
+        env_id: the Gymnasium environment that the policy was trained for.
+
+    Attributes:
+        actor: the TensorDict module, on normalised observations.
+        observation_mean: [observation_size].
+        observation_std: [observation_size].
+        env_id: a Gymnasium id.
+
+    Examples:
+        >>> policy = load_policy("runs/hopper/policy.safetensors")  # doctest: +SKIP
+        >>> action = policy(env.reset()[0])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        *,
+        observation_mean: torch.Tensor,
+        observation_std: torch.Tensor,
+        env_id: str,
+    ) -> None:
+        self.actor = actor
+        self.observation_mean = observation_mean
+        self.observation_std = observation_std
+        self.env_id = env_id
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
+
+    def __call__(self, observation: ArrayOrTensor) -> ArrayOrTensor:
+        """Choose the policy's mode.
+
+        Args:
+            observation: raw observations, [*, observation_size] with any leading shape.
+
+        Returns:
+            Actions [*, action_size] in float32: an array for an array, a tensor (on the
+            policy's device) for a tensor. They carry no gradient.
+
+        Raises:
+            ValueError: if the last dimension is not the policy's observation size.
+        """
+        size = self.observation_mean.shape[-1]
+        if observation.ndim == 0 or observation.shape[-1] != size:
+            raise ValueError(
+                f"the policy for {self.env_id} takes observations of shape [..., {size}], "
+                f"got {list(observation.shape)}"
+            )
+        x = torch.as_tensor(observation, dtype=torch.float32, device=self.observation_mean.device)
+        x = (x - self.observation_mean) / self.observation_std
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            td = self.actor(TensorDict({"observation": x}, batch_size=x.shape[:-1]))
+        action = td.get("action")
+        return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
+
+
+def save_policy(
+    path: str | os.PathLike[str],
+    actor: TensorDictModuleBase,
+    *,
+    observation_mean: torch.Tensor,
+    observation_std: torch.Tensor,
+    action_spec: Bounded,
+    hidden_sizes: Sequence[int],
+    env_id: str,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an actor and its normalisation to one file, in one step.
+
+    Args:
+        path: the file to write or replace, usually ``*.safetensors``.
+        actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`.
+        observation_mean: the data's mean per dimension, [observation_size].
+        observation_std: the data's standard deviation per dimension, [observation_size];
+            positive.
+        action_spec: bounds of the actions, [action_size].
+        hidden_sizes: widths of the actor's hidden layers.
+        env_id: the Gymnasium environment that the policy was trained for.
+        notes: JSON-like remarks kept in the file's header, such as the score.
+
+    Raises:
+        ValueError: if a shape does not fit the others, a bound or a statistic is not finite or
+            a standard deviation is not positive.
+    """
+    header = {
+        "format_version": _FORMAT_VERSION,
+        "env_id": env_id,
+        "network": {"kind": "tanh_normal_mlp", "activation": "relu"},
+        "hidden_sizes": [int(size) for size in hidden_sizes],
+        "action_low": action_spec.space.low.flatten().tolist(),
+        "action_high": action_spec.space.high.flatten().tolist(),
+        "notes": dict(notes or {}),
+    }
+    tensors = {"observation_mean": observation_mean, "observation_std": observation_std}
+    for i, layer in enumerate(_linear_layers(actor)):
+        tensors[f"layers.{i}.weight"] = layer.weight
+        tensors[f"layers.{i}.bias"] = layer.bias
+    # Copies, since parameters that share one storage cannot be written as they are.
+    tensors = {
+        key: value.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for key, value in tensors.items()
+    }
+    problem = _find_problem(header, tensors)
+    if problem:
+        raise ValueError(f"cannot save the policy: {problem}")
+    write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header)}))
+
+
+def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Policy:
+    """Read a policy that :func:`save_policy` wrote. Nothing is unpickled.
+
+    Args:
+        path: the file.
+        device: where the policy is put.
+
+    Returns:
+        The policy. The global random state is left as it was.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, no policy file or of a later format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no policy file at {path}")
+    header, tensors = _read(path)
+    problem = _find_problem(header, tensors)
+    if problem:
+        raise ValueError(f"{path} is not a usable policy file: {problem}")
+
+    device = torch.device(device)
+    action_spec = Bounded(
+        low=torch.tensor(header["action_low"]),
+        high=torch.tensor(header["action_high"]),
+        dtype=torch.float32,
+    )
+    # The initial weights are drawn and then replaced; the caller's random stream stays untouched.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        actor = make_actor(
+            tensors["observation_mean"].shape[0],
+            action_spec.to(device),
+            hidden_sizes=header["hidden_sizes"],
+            device=device,
+        )
+    with torch.no_grad():
+        for i, layer in enumerate(_linear_layers(actor)):
+            layer.weight.copy_(tensors[f"layers.{i}.weight"])
+            layer.bias.copy_(tensors[f"layers.{i}.bias"])
+    return Policy(
+        actor.requires_grad_(False).eval(),
+        observation_mean=tensors["observation_mean"].to(device, torch.float32),
+        observation_std=tensors["observation_std"].to(device, torch.float32),
+        env_id=header["env_id"],
+    )
+
+
+def _linear_layers(actor: nn.Module) -> list[nn.Linear]:
+    return [module for module in actor.modules() if isinstance(module, nn.Linear)]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a file, or a ValueError that says what is wrong with it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a policy file, or only a part of one: {reason}") from None
+    if _METADATA_KEY not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not one written by save_policy")
+    try:
+        header = json.loads(metadata[_METADATA_KEY])
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is not a usable policy file: its header is not a JSON object")
+    return header, tensors
+
+
+def _find_problem(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Check that header and tensors describe one policy; the first thing that does not fit."""
+    version = header.get("format_version")
+    if version != _FORMAT_VERSION:
+        return f"format_version is {version}, this version of rambo_trl reads {_FORMAT_VERSION}"
+    if not isinstance(header.get("env_id"), str):
+        return "env_id must be a string"
+    hidden: Any = header.get("hidden_sizes")
+    low: Any = header.get("action_low")
+    high: Any = header.get("action_high")
+    if not isinstance(hidden, list) or not all(type(n) is int and n > 0 for n in hidden):
+        return f"hidden_sizes must be positive integers, got {hidden}"
+    for name, bound in (("action_low", low), ("action_high", high)):
+        if (
+            not isinstance(bound, list)
+            or not bound
+            or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in bound)
+        ):
+            return f"{name} must be finite numbers, got {bound}"
+    if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):
+        return f"action_low must be below action_high, got {low} and {high}"
+
+    mean, std = tensors.get("observation_mean"), tensors.get("observation_std")
+    if mean is None or std is None or mean.ndim != 1 or mean.shape != std.shape:
+        shapes = [None if t is None else list(t.shape) for t in (mean, std)]
+        return f"observation_mean and observation_std must be [observation_size], got {shapes}"
+    if not mean.isfinite().all() or not std.isfinite().all() or not (std > 0).all():
+        return "observation_mean must be finite and observation_std finite and positive"
+
+    expected = {key: list(mean.shape) for key in ("observation_mean", "observation_std")}
+    sizes = [mean.shape[0], *hidden, 2 * len(low)]
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        expected[f"layers.{i}.weight"] = [fan_out, fan_in]
+        expected[f"layers.{i}.bias"] = [fan_out]
+    found = {key: list(value.shape) for key, value in tensors.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            return f"{key} should have the shape {expected.get(key)}, got {found.get(key)}"
+    return None

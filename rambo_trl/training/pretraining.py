@@ -1,0 +1,222 @@
+"""Before the game: the maximum-likelihood model and the cloned actor (Algorithm 1, line 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential
+from torch import Tensor
+from torchrl.data import Bounded
+from torchrl.objectives import BCLoss
+
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.objectives import EnsembleModelLoss
+from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
+
+__all__ = ["EarlyStopping", "ModelFit", "clip_actions", "clone_behaviour", "fit_world_model"]
+
+
+class EarlyStopping:
+    """Track each member's best holdout error, keep its best weights, say when to stop.
+
+    A member improves where its error falls by more than ``min_improvement`` relative to its
+    best so far; after ``patience`` passes without any improvement the fit is over.
+
+    Args:
+        world_model: the ensemble whose members are watched.
+        patience: passes without improvement (10 in the published configuration).
+        min_improvement: relative (1 % in the published configuration).
+    """
+
+    def __init__(
+        self, world_model: EnsembleWorldModel, *, patience: int = 10, min_improvement: float = 0.01
+    ) -> None:
+        self.world_model = world_model
+        self.patience = patience
+        self.min_improvement = min_improvement
+        self.passes_without_improvement = 0
+        self.best_error = torch.full((world_model.num_members,), math.inf)
+        self._best = [p.detach().clone() for p in self._member_parameters()]
+
+    def _member_parameters(self) -> list[Tensor]:
+        return [*self.world_model.weights, *self.world_model.biases]
+
+    def update(self, holdout_error: Tensor) -> bool:
+        """Take the errors [num_members] after a pass; True when it is time to stop."""
+        error = holdout_error.to(self.best_error)
+        first = self.best_error.isinf() & error.isfinite()
+        improved = first | (error < self.best_error * (1 - self.min_improvement))
+        self.best_error = torch.where(improved, error, self.best_error)
+        members = improved.nonzero().squeeze(-1)
+        for best, parameter in zip(self._best, self._member_parameters(), strict=True):
+            index = members.to(best.device)
+            best[index] = parameter.detach()[index]
+        self.passes_without_improvement = (
+            0 if improved.any() else self.passes_without_improvement + 1
+        )
+        return self.passes_without_improvement >= self.patience
+
+    @torch.no_grad()
+    def restore(self) -> Tensor:
+        """Give every member its best weights back; returns their errors [num_members]."""
+        for best, parameter in zip(self._best, self._member_parameters(), strict=True):
+            parameter.copy_(best)
+        return self.best_error
+
+
+@dataclass
+class ModelFit:
+    """What the maximum-likelihood fit did.
+
+    Attributes:
+        holdout_mse: best holdout error of every member, mean over dimensions.
+        elites: indices of the members chosen.
+        passes: passes over the bootstraps.
+        history: the members' holdout error after each pass.
+    """
+
+    holdout_mse: list[float]
+    elites: list[int]
+    passes: int
+    history: list[list[float]] = field(default_factory=list)
+
+
+def fit_world_model(
+    world_model: EnsembleWorldModel,
+    transitions: TensorDictBase,
+    *,
+    batch_size: int = 256,
+    lr: float = 3e-4,
+    holdout_fraction: float = 0.1,
+    max_holdout: int = 1000,
+    patience: int = 10,
+    min_improvement: float = 0.01,
+    max_passes: int | None = None,
+    compile: bool = False,
+    on_pass: Callable[[int, Tensor], None] | None = None,
+    bar: ProgressBar | None = None,
+) -> ModelFit:
+    """Fit the ensemble by maximum likelihood and choose its elites (paper sec. 5.2).
+
+    Every member learns from a bootstrap of its own of the training rows, until no member's
+    holdout error fell by more than ``min_improvement`` for ``patience`` passes; each member is
+    then restored to its best, and those with the lowest holdout error become the elites.
+
+    Args:
+        world_model: the ensemble; its input statistics are set here.
+        transitions: the data [N], normalised.
+
+    Keyword Args:
+        batch_size: rows per member and update.
+        lr: Adam's learning rate.
+        holdout_fraction: share of the rows held out, but not more than ``max_holdout``.
+        max_holdout: rows held out at most.
+        patience: passes without improvement before the fit stops.
+        min_improvement: relative improvement that counts.
+        max_passes: stop after as many passes in any case.
+        compile: compile the update.
+        on_pass: called after each pass with its number and the holdout errors [num_members].
+        bar: progress in updates.
+
+    Raises:
+        ValueError: if there are fewer than two rows.
+    """
+    num_rows = transitions.shape[0]
+    num_holdout = min(int(holdout_fraction * num_rows), max_holdout) if num_rows >= 10 else 1
+    if num_rows < 2:
+        raise ValueError(f"fitting a world model needs at least 2 transitions, got {num_rows}")
+    device = world_model.input_mean.device
+    data = transitions.select(*world_model.in_keys, *world_model.out_keys).to(device)
+    order = torch.rand(num_rows, device=device).argsort()
+    holdout, train = data[order[:num_holdout]], data[order[num_holdout:]]
+    world_model.fit_input_statistics(
+        train.get(world_model.observation_key), train.get(world_model.action_key)
+    )
+    loss = EnsembleModelLoss(world_model)
+    step = GradientStep(loss, adam(world_model.parameters(), lr), compile=compile)
+    stopping = EarlyStopping(world_model, patience=patience, min_improvement=min_improvement)
+
+    members, num_train = world_model.num_members, train.shape[0]
+    batch_size = min(batch_size, num_train)
+    bootstrap = torch.randint(num_train, (members, num_train), device=device)
+    history: list[list[float]] = []
+    while max_passes is None or len(history) < max_passes:
+        shuffle = torch.rand(members, num_train, device=device).argsort(dim=-1)
+        rows = bootstrap.gather(-1, shuffle)
+        for start in range(0, num_train - batch_size + 1, batch_size):
+            step(train[rows[:, start : start + batch_size]])
+            if bar is not None:
+                bar.update(1)
+        error = loss.member_mse(holdout)
+        history.append(error.tolist())
+        stop = stopping.update(error)
+        if on_pass is not None:
+            on_pass(len(history), error)
+        if stop:
+            break
+    best = stopping.restore()
+    world_model.set_elites(best.to(device))
+    return ModelFit(best.tolist(), world_model.elites.tolist(), len(history), history)
+
+
+def clip_actions(action: Tensor, action_spec: Bounded, margin: float = 1e-3) -> Tensor:
+    """Move actions a hair inside their bounds, where a tanh policy's density is finite.
+
+    Args:
+        action: [*, action_size].
+        action_spec: the bounds.
+        margin: share of the half range that is kept free on each side.
+    """
+    low, high = action_spec.space.low.to(action), action_spec.space.high.to(action)
+    room = margin * (high - low) / 2
+    return action.clamp(low + room, high - room)
+
+
+def clone_behaviour(
+    actor: ProbabilisticTensorDictSequential,
+    transitions: TensorDictBase,
+    action_spec: Bounded,
+    *,
+    passes: int = 50,
+    batch_size: int = 256,
+    lr: float = 1e-4,
+    compile: bool = False,
+    bar: ProgressBar | None = None,
+) -> dict[str, float]:
+    """Behaviour-clone the actor by maximum likelihood (the start of the MuJoCo experiments).
+
+    Args:
+        actor: a tanh-Gaussian policy.
+        transitions: the data [N], normalised.
+        action_spec: bounds; targets are clipped a hair inside, because the density of a tanh
+            policy at its bounds is infinite.
+
+    Keyword Args:
+        passes: passes over the data (50 in the published configuration).
+        batch_size: rows per update.
+        lr: Adam's learning rate.
+        compile: compile the update.
+        bar: progress in updates.
+
+    Returns:
+        Mean metrics of the last pass (``loss_bc``).
+    """
+    device = next(actor.parameters()).device
+    data = transitions.select("observation", "action").to(device)
+    data["action"] = clip_actions(data["action"], action_spec)
+    loss = BCLoss(actor)
+    step = GradientStep(loss, adam(loss.parameters(), lr), compile=compile)
+    batch_size = min(batch_size, data.shape[0])
+    means = MetricMeans()
+    for _ in range(passes):
+        means = MetricMeans()
+        order = torch.rand(data.shape[0], device=device).argsort()
+        for start in range(0, data.shape[0] - batch_size + 1, batch_size):
+            means.add(step(data[order[start : start + batch_size]]))
+            if bar is not None:
+                bar.update(1)
+    return means.read() if passes else {}

@@ -1,0 +1,175 @@
+"""Train a behaviour policy online with TorchRL's SAC and keep snapshots along the way.
+
+``python recipes/behaviour.py env=Hopper-v5`` writes every evaluated snapshot to the run
+folder, and at the end one bundle, ``<env>.safetensors``: snapshots spread over the whole
+training, among them the medium and the expert policy. ``recipes/build_dataset.py`` rolls
+bundles out into Minari data sets.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torchrl._utils import logger
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
+from torchrl.objectives import SACLoss, SoftUpdate
+from tqdm import tqdm
+
+from rambo_trl.modules.actor_critic import make_actor, make_qvalue
+from rambo_trl.training.evaluation import evaluate_policy
+
+
+def select_snapshots(
+    rows: list[dict[str, float]], num_snapshots: int, medium_range: tuple[float, float]
+) -> tuple[list[int], int, int]:
+    """Choose which snapshots to bundle: evenly spaced in steps, with medium and expert.
+
+    Args:
+        rows: ``step``, ``return_mean`` and ``return_std`` of every snapshot, by step.
+        num_snapshots: how many to keep.
+        medium_range: the medium snapshot's mean return lies in this range.
+
+    Returns:
+        The chosen rows' indices, and the indices of the medium and the expert row: expert is
+        the best mean return, medium the steadiest within the range.
+
+    Raises:
+        ValueError: if no snapshot's return lies in ``medium_range``.
+    """
+    expert = max(range(len(rows)), key=lambda i: rows[i]["return_mean"])
+    low, high = medium_range
+    candidates = [i for i, row in enumerate(rows) if low <= row["return_mean"] <= high]
+    if not candidates:
+        raise ValueError(f"no snapshot has a mean return in medium_range={medium_range}")
+    medium = min(candidates, key=lambda i: rows[i]["return_std"])
+    spread = torch.linspace(0, expert, max(num_snapshots - 1, 2)).round().int().tolist()
+    chosen = sorted({*spread, medium, expert})
+    return chosen, medium, expert
+
+
+def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
+    """Gather the chosen snapshots of a run folder into one half-precision bundle."""
+    with (run_dir / "snapshots.csv").open() as f:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    chosen, medium, expert = select_snapshots(rows, cfg.num_snapshots, tuple(cfg.medium_range))
+    tensors, listed = {}, []
+    for n, i in enumerate(chosen):
+        state = load_file(run_dir / f"snapshot-{int(rows[i]['step']):07d}.safetensors")
+        tensors.update({f"{n:02d}/{key}": value.half() for key, value in state.items()})
+        listed.append(rows[i])
+    header = {
+        "env_id": cfg.env,
+        "hidden_sizes": list(cfg.hidden_sizes),
+        "seed": cfg.seed,
+        "snapshots": listed,
+        "medium": chosen.index(medium),
+        "expert": chosen.index(expert),
+    }
+    path = run_dir / f"{cfg.env}.safetensors"
+    save_file(tensors, path, metadata={"behaviour": json.dumps(header)})
+    return path
+
+
+@hydra.main(version_base="1.3", config_path="config", config_name="behaviour")
+def main(cfg: DictConfig) -> None:
+    """Train, snapshot, bundle."""
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+
+    env = TransformedEnv(GymEnv(cfg.env), DoubleToFloat())
+    env.set_seed(cfg.seed)
+    observation_size = env.observation_spec["observation"].shape[-1]
+    action_spec = env.action_spec
+    actor = make_actor(observation_size, action_spec, hidden_sizes=cfg.hidden_sizes)
+    qvalue = make_qvalue(
+        observation_size, action_spec.shape[-1], hidden_sizes=cfg.hidden_sizes
+    )
+    loss = SACLoss(actor, qvalue, loss_function="l2", action_spec=action_spec)
+    loss.make_value_estimator(gamma=cfg.gamma)
+    target_update = SoftUpdate(loss, tau=cfg.tau)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(loss.qvalue_network_params.parameters()), "lr": cfg.critic_lr},
+            {"params": list(loss.actor_network_params.parameters()), "lr": cfg.actor_lr},
+            {"params": [loss.log_alpha], "lr": cfg.alpha_lr},
+        ],
+        fused=True,
+    )
+    frames_per_batch = 100
+    collector = Collector(
+        env,
+        actor,
+        frames_per_batch=frames_per_batch,
+        total_frames=cfg.total_steps,
+        init_random_frames=cfg.init_random_steps,
+        auto_register_policy_transforms=False,
+    )
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(cfg.buffer_size), batch_size=cfg.batch_size
+    )
+
+    table = (run_dir / "snapshots.csv").open("w", newline="")
+    writer = csv.DictWriter(table, ["step", "return_mean", "return_std", "length_mean", "seconds"])
+    writer.writeheader()
+    started = time.perf_counter()
+
+    def snapshot(step: int) -> float:
+        result = evaluate_policy(
+            actor, cfg.env, num_episodes=cfg.eval_episodes, seed=1_000_000 + cfg.seed
+        )
+        save_file(
+            {k: v.contiguous() for k, v in actor.state_dict().items() if k.startswith("module.0.")},
+            run_dir / f"snapshot-{step:07d}.safetensors",
+        )
+        writer.writerow(
+            {
+                "step": step,
+                "return_mean": round(result.return_mean, 2),
+                "return_std": round(result.return_std, 2),
+                "length_mean": round(float(result.lengths.mean()), 1),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+        )
+        table.flush()
+        return result.return_mean
+
+    snapshot(0)
+    progress = tqdm(total=cfg.total_steps, desc=f"SAC on {cfg.env}", mininterval=5)
+    step, next_eval = 0, cfg.eval_every
+    for batch in collector:
+        buffer.extend(batch.exclude("collector", "loc", "scale").reshape(-1))
+        step += batch.numel()
+        progress.update(batch.numel())
+        if step >= cfg.init_random_steps:
+            for _ in range(int(frames_per_batch * cfg.updates_per_step)):
+                out = loss(buffer.sample())
+                (out["loss_actor"] + out["loss_qvalue"] + out["loss_alpha"]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                target_update.step()
+            collector.update_policy_weights_()
+        if step >= next_eval:
+            next_eval += cfg.eval_every
+            score = snapshot(step)
+            progress.set_postfix(eval_return=f"{score:.0f}", alpha=f"{out['alpha'].item():.3f}")
+            if cfg.stop_return is not None and score >= cfg.stop_return:
+                break
+    progress.close()
+    collector.shutdown()
+    table.close()
+    logger.info("bundle written: %s", write_bundle(run_dir, cfg))
+
+
+if __name__ == "__main__":
+    main()
