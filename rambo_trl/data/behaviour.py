@@ -79,7 +79,9 @@ class PolicyBundle:
         spec = Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32)
         actor = make_actor(observation_size, spec, hidden_sizes=self.header["hidden_sizes"])
         prefix = f"{index:02d}/"
-        weights = {k.removeprefix(prefix): v for k, v in self._weights.items() if prefix in k}
+        weights = {
+            k.removeprefix(prefix): v for k, v in self._weights.items() if k.startswith(prefix)
+        }
         if set(weights) != {name for name, _ in actor.named_parameters()}:
             raise ValueError(f"snapshot {index} of {self.env_id} does not fit the actor's layers")
         actor.load_state_dict(weights, strict=False)

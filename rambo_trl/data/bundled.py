@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +42,7 @@ _KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 _SEED_BLOCK = 100_000
 _REFERENCE_SEED = 900_000
 _REFERENCE_EPISODES = 100
+_RECORDED_PACKAGES = ("gymnasium", "mujoco", "torch", "torchrl")
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,6 @@ def build_bundled(
         _move_into_place(name, Path(scratch) / name, overwrite)
 
 
-_RECORDED_PACKAGES = ("gymnasium", "mujoco", "torch", "torchrl")
-
-
 def _parse(name: str) -> tuple[str, str]:
     """Split a bundled name into environment and kind."""
     if name not in bundled_names():
@@ -210,6 +207,7 @@ def _play(
         desc=f"building {progress_label}",
         unit="step",
         unit_scale=True,
+        mininterval=1.0,
         disable=progress_label is None,
     ) as bar:
         for part in parts:
@@ -260,9 +258,10 @@ def _move_into_place(name: str, built: Path, overwrite: bool) -> None:
     target = bundled_path(name)
     namespace = name.rsplit("/", 1)[0]
     if namespace not in list_local_namespaces():
-        create_namespace(namespace)
+        with suppress(ValueError):  # another process was faster
+            create_namespace(namespace)
     if overwrite and target.exists():
-        shutil.rmtree(target)
+        target.rename(built.with_name("replaced"))  # goes with the scratch folder
     try:
         built.rename(target)
     except OSError:

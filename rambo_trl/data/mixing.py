@@ -30,9 +30,7 @@ TRANSITION_KEYS: tuple[NestedKey, ...] = (
 )
 
 
-def make_replay_buffer(
-    capacity: int, device: torch.device | str = "cpu"
-) -> TensorDictReplayBuffer:
+def make_replay_buffer(capacity: int, device: torch.device | str = "cpu") -> TensorDictReplayBuffer:
     """Build an empty first-in first-out buffer, as for the model's transitions.
 
     Args:

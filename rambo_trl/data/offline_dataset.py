@@ -188,7 +188,8 @@ class OfflineDataset:
             )
             if len(rewards) == 0:
                 continue
-            returns.append(float(np.sum(rewards, dtype=np.float64)))
+            # Summed in the source's own precision, before rewards become float32.
+            returns.append(float(np.sum(episode["rewards"], dtype=np.float64)))
             truncations = truncations.copy()
             truncations[-1] |= not terminations[-1]
             columns["observation"].append(observations[:-1])

@@ -109,7 +109,7 @@ def plot_learning_curve(
     first, last = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     pad = 0.02 * (last - first) or 0.5
     bottom.set_xlim(first - pad, last + pad)
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
     bottom.set_xlabel(x_label, size=11)
     top.set_ylabel(y_label, size=11)
     bottom.set_ylabel("mean Q", size=11)
@@ -117,9 +117,9 @@ def plot_learning_curve(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=_GREY, alpha=0.18, linewidth=0.8)
         axes.tick_params(labelsize=10)
-        axes.yaxis.set_label_coords(-0.085, 0.5)
+        axes.yaxis.set_label_coords(-0.12, 0.5)
 
-    figure.subplots_adjust(left=0.105, right=0.8, top=0.87, bottom=0.095, hspace=0.1)
+    figure.subplots_adjust(left=0.125, right=0.8, top=0.87, bottom=0.095, hspace=0.1)
     left = figure.subplotpars.left
     heading = figure.text(left, 0.945, title, size=13, weight="bold", color=_BLACK)
     subtitle = figure.text(left, 0.898, verdict, size=10.5, color=_GREY)
@@ -205,7 +205,7 @@ def _shrink_to_fit(text: Text, figure: Figure, canvas: FigureCanvasAgg) -> None:
     extent = text.get_window_extent(canvas.get_renderer())
     room = figure.bbox.width * 0.985 - extent.x0
     if extent.width > room:
-        text.set_size(text.get_size() * room / extent.width)
+        text.set_fontsize(text.get_fontsize() * room / extent.width)
 
 
 def _draw_edge_labels(
@@ -245,7 +245,7 @@ def _draw_edge_labels(
     for text, label, at, height in zip(
         texts, ordered, placed, (wanted - box.y0) / box.height, strict=True
     ):
-        text.set_position((end + 0.08 * (end - 1), at))
+        text.set_position((end + 0.15 * (end - 1), at))
         axes.plot(
             [1.0, end],
             [height, at],

@@ -1,0 +1,297 @@
+"""The builder of the bundled data sets, on a tiny policy bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+import torch
+
+from rambo_trl.data import OfflineDataset, bundled, bundled_names, ensure_bundled
+from rambo_trl.data.behaviour import PolicyBundle, collect_episodes, uniform_random_actions
+from rambo_trl.data.bundled import build_bundled, bundled_path
+
+ENV = "InvertedDoublePendulum-v5"
+NAME = "bundled/inverteddoublependulum/{}-v0"
+
+
+def build(kind: str, policies_dir: Path, num_steps: int = 300, **kwargs: object) -> OfflineDataset:
+    name = NAME.format(kind)
+    build_bundled(name, num_steps=num_steps, policies_dir=policies_dir, progress=False, **kwargs)
+    return OfflineDataset.load(name)
+
+
+def found_sets(root: Path) -> list[str]:
+    """List whatever under Minari's root could be taken for a data set."""
+    assert set(minari.list_local_datasets()) <= set(bundled_names())
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*.hdf5"))
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize("kind", ["random", "medium", "medium-replay", "medium-expert", "expert"])
+def test_build_each_kind(kind: str, policies_dir: Path) -> None:
+    data = build(kind, policies_dir)
+    assert 300 <= len(data) < 400
+    assert data.env_id == ENV and data.observation_size == 9 and data.action_size == 1
+    assert list(minari.list_local_datasets()) == [NAME.format(kind)]
+    low, high = data.reference_scores or (0, 0)
+    assert 40 < low < 80 and high == 260.0  # random play, and the expert's return in the bundle
+    # untrained policies fall soon, and every fall is a termination with its true next state
+    ends = data.transitions["next", "terminated"].squeeze(-1)
+    assert int(ends.sum()) == data.num_episodes > 20
+    metadata = minari.load_dataset(NAME.format(kind)).storage.metadata
+    assert 0 < metadata["seed"] < 1_000_000
+    assert len(metadata["composition"]) == {"medium-replay": 3, "medium-expert": 2}.get(kind, 1)
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_episodes_are_whole_and_true_to_the_simulator(policies_dir: Path) -> None:
+    build("medium-replay", policies_dir, num_steps=150)
+    env = gymnasium.make(ENV)
+    seeds = []
+    storage = minari.load_dataset(NAME.format("medium-replay")).storage
+    metadata = list(storage.get_episode_metadata(range(storage.total_episodes)))
+    for episode, meta in zip(
+        storage.get_episodes(range(storage.total_episodes)), metadata, strict=True
+    ):
+        seeds.append(meta["seed"])
+        observation, _ = env.reset(seed=meta["seed"])
+        steps = len(episode["rewards"])
+        for t in range(steps):
+            np.testing.assert_array_equal(observation, episode["observations"][t])
+            observation, reward, terminated, truncated, _ = env.step(episode["actions"][t])
+            assert reward == episode["rewards"][t]
+            assert terminated == episode["terminations"][t]
+            assert truncated == episode["truncations"][t]
+            assert (terminated or truncated) == (t == steps - 1)
+        np.testing.assert_array_equal(observation, episode["observations"][-1])
+    env.close()
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_shares_of_the_snapshots(policies_dir: Path) -> None:
+    build("medium-replay", policies_dir, num_steps=300, weights=[1, 1, 4])
+    metadata = minari.load_dataset(NAME.format("medium-replay")).storage.metadata
+    assert [steps for _, steps in metadata["composition"]] == [50, 50, 200]
+    for weights in ([1, 1], [1, 1, 0]):
+        with pytest.raises(ValueError, match="3 positive numbers"):
+            build("medium-replay", policies_dir, weights=weights, overwrite=True)
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_found_the_second_time(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build("medium", policies_dir)
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(bundled, "build_bundled", never)
+    ensure_bundled(NAME.format("medium"))
+    again = OfflineDataset.load(NAME.format("medium"))
+    assert (again.transitions == first.transitions).all()
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "_POLICIES_DIR", policies_dir)
+    monkeypatch.setitem(bundled._ENVIRONMENTS, "inverteddoublependulum", (ENV, 200))
+    data = OfflineDataset.load(NAME.format("expert"), progress=False)
+    assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_same_seed_same_data_and_the_callers_generator_untouched(policies_dir: Path) -> None:
+    torch.manual_seed(3)
+    first = build("medium", policies_dir)
+    after = torch.rand(1)
+    again = build("medium", policies_dir, overwrite=True)
+    assert (again.transitions == first.transitions).all()
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_existing_set_is_not_written_over(minari_root: Path, policies_dir: Path) -> None:
+    build("medium", policies_dir)
+    with pytest.raises(ValueError, match="overwrite"):
+        build("medium", policies_dir)
+    longer = build("medium", policies_dir, num_steps=600, overwrite=True)
+    assert len(longer) >= 600
+    assert len(found_sets(minari_root)) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
+@pytest.mark.parametrize("stage", ["collect_episodes", "create_dataset_from_buffers", "move"])
+def test_interrupted_build_leaves_nothing(
+    stage: str,
+    error: BaseException | type[BaseException],
+    minari_root: Path,
+    policies_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner, attribute = {
+        "collect_episodes": (bundled, "collect_episodes"),
+        "create_dataset_from_buffers": (minari, "create_dataset_from_buffers"),
+        "move": (bundled, "_move_into_place"),
+    }[stage]
+    real: Callable[..., object] = getattr(owner, attribute)
+
+    def fails_after(*args: object, **kwargs: object) -> None:
+        if stage != "move":
+            real(*args, **kwargs)  # everything is written when it breaks
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, fails_after)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            build("medium", policies_dir)
+    assert found_sets(minari_root) == []
+    assert not list(minari_root.glob(".building-*"))
+    assert not bundled_path(NAME.format("medium")).exists()
+    assert len(build("medium", policies_dir)) >= 300  # and a later build works
+
+
+def test_unreadable_half_of_a_write_is_never_in_place(
+    minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While Minari writes, the set's final folder must not exist: a killed process leaves it so.
+    real = minari.create_dataset_from_buffers
+
+    def watch(*args: object, **kwargs: object) -> object:
+        made = real(*args, **kwargs)
+        assert not (minari_root / NAME.format("medium")).exists()
+        return made
+
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", watch)
+    build("medium", policies_dir)
+
+
+def test_two_builds_at_once_keep_the_first(
+    minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = bundled._move_into_place
+
+    def other_is_faster(name: str, built: Path, overwrite: bool) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(bundled, "_move_into_place", move)
+            build_bundled(name, num_steps=50, policies_dir=policies_dir, progress=False)
+        move(name, built, overwrite)
+
+    monkeypatch.setattr(bundled, "_move_into_place", other_is_faster)
+    data = build("medium", policies_dir, num_steps=500)
+    assert len(data) < 100
+    assert len(found_sets(minari_root)) == 1
+
+
+def test_unknown_name_suggests(minari_root: Path) -> None:
+    with pytest.raises(ValueError, match="nearest: bundled/hopper/medium-replay-v0"):
+        OfflineDataset.load("bundled/hoper/medium-reply-v0")
+    with pytest.raises(ValueError, match="no bundled data set"):
+        ensure_bundled("bundled/ant/medium-v0")
+    assert not minari_root.exists() or not list(minari_root.iterdir())
+
+
+def test_missing_policies_are_named(minari_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="behaviour.py env=Walker2d-v5"):
+        build_bundled("bundled/walker2d/medium-v0", policies_dir=tmp_path)
+    assert not minari_root.exists() or not list(minari_root.iterdir())
+
+
+def test_names() -> None:
+    names = bundled_names()
+    assert len(names) == len(set(names)) == 20
+    assert "bundled/hopper/medium-replay-v0" in names
+
+
+class Walk(gymnasium.Env):
+    """An episode of 1 or 40 steps, equally likely; the time limit is 50."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.left = 1 if self.np_random.random() < 0.5 else 40
+        return np.zeros(1), {}
+
+    def step(self, action: np.ndarray):
+        self.left -= 1
+        return np.zeros(1), 1.0, self.left == 0, False, {}
+
+
+@pytest.fixture
+def walk_id() -> str:
+    gymnasium.register("Walk-v0", Walk, max_episode_steps=50)
+    yield "Walk-v0"
+    del gymnasium.registry["Walk-v0"]
+
+
+def test_short_episodes_are_not_favoured(walk_id: str) -> None:
+    # Kept are the first episodes to start: the share of long ones is what one copy alone gives.
+    act = uniform_random_actions(Walk.action_space)
+    kept = {
+        copies: [
+            collect_episodes(act, walk_id, num_steps=500, seed=1000 * s, num_copies=copies)
+            for s in range(30)
+        ]
+        for copies in (1, 8)
+    }
+    for one, many in zip(kept[1], kept[8], strict=True):
+        assert [len(e) for e in one] == [len(e) for e in many]
+        assert [e.seed for e in one] == [e.seed for e in many]
+    lengths = [len(e) for episodes in kept[8] for e in episodes]
+    assert abs(np.mean(np.array(lengths) == 40) - 0.5) < 0.06
+
+
+def test_steps_are_reached_by_less_than_one_episode(walk_id: str) -> None:
+    act = uniform_random_actions(Walk.action_space)
+    counted = []
+    for num_steps in (1, 30, 333):
+        episodes = collect_episodes(
+            act, walk_id, num_steps=num_steps, seed=5, on_steps=counted.append
+        )
+        assert sum(map(len, episodes)) >= num_steps > sum(map(len, episodes[:-1]))
+    assert sum(counted) >= 364
+
+
+def test_time_limit_truncates() -> None:
+    gymnasium.register("Walk-v1", Walk, max_episode_steps=20)
+    try:
+        act = uniform_random_actions(Walk.action_space)
+        episodes = collect_episodes(act, "Walk-v1", num_steps=200, seed=0)
+    finally:
+        del gymnasium.registry["Walk-v1"]
+    for episode in episodes:
+        assert len(episode) in (1, 20)
+        assert bool(episode.terminations[-1]) == (len(episode) == 1)
+        assert bool(episode.truncations[-1]) == (len(episode) == 20)
+
+
+def test_policies_are_stochastic_snapshots(policies_dir: Path) -> None:
+    bundle = PolicyBundle(policies_dir / f"{ENV}.safetensors")
+    assert len(bundle) == 3 and bundle.env_id == ENV
+    space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    observation = np.tile(np.random.default_rng(0).normal(size=(1, 9)), (4000, 1))
+    torch.manual_seed(0)
+    actions = [bundle.act(i, 9, space)(observation) for i in range(3)]
+    for action in actions:
+        assert action.shape == (4000, 1) and np.abs(action).max() <= 1 and action.std() > 0.1
+    means = [action.mean() for action in actions]
+    assert np.ptp(means) > 0.05  # each snapshot its own weights
+    wrong = bundle.header | {"hidden_sizes": [8, 8, 8]}
+    bundle.header = wrong
+    with pytest.raises(ValueError, match="does not fit"):
+        bundle.act(0, 9, space)
+
+
+def test_uniform_actions_fill_their_bounds() -> None:
+    space = gymnasium.spaces.Box(np.float32([-2, 1]), np.float32([0, 5]))
+    actions = uniform_random_actions(space)(np.zeros((5000, 3)))
+    assert actions.dtype == np.float32
+    np.testing.assert_allclose(actions.min(0), [-2, 1], atol=0.01)
+    np.testing.assert_allclose(actions.max(0), [0, 5], atol=0.01)
+    np.testing.assert_allclose(actions.mean(0), [-1, 3], atol=0.1)

@@ -1,0 +1,369 @@
+"""OfflineDataset: episode ends, normalisation, scores, checks."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minari.data_collector import EpisodeBuffer
+from tensordict import TensorDict
+from torchrl.data import Bounded
+
+from rambo_trl.data import OfflineDataset, offline_dataset, reference_scores_for
+
+ACTION_SPEC = Bounded(-1.0, 1.0, shape=(2,))
+
+
+def make_episode(
+    steps: int, end: str = "truncated", *, start: float = 0.0, seed: int = 0
+) -> dict[str, Any]:
+    """Make an episode whose first observation entry counts on from ``start``."""
+    rng = np.random.default_rng(seed)
+    flags = np.zeros((2, steps), dtype=bool)
+    if end != "cut" and steps:
+        flags[["terminated", "truncated"].index(end), -1] = True
+    observations = rng.normal(size=(steps + 1, 3))
+    observations[:, 0] = start + np.arange(steps + 1)
+    return {
+        "observations": observations,
+        "actions": rng.uniform(-1, 1, size=(steps, 2)),
+        "rewards": rng.normal(size=steps),
+        "terminations": flags[0],
+        "truncations": flags[1],
+    }
+
+
+def load(episodes: list[dict[str, Any]], **kwargs: Any) -> OfflineDataset:
+    return OfflineDataset.from_episodes(episodes, action_spec=ACTION_SPEC, **kwargs)
+
+
+ENDS = st.sampled_from(["terminated", "truncated", "cut"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), ENDS), min_size=1, max_size=8))
+def test_every_true_transition_and_no_other(plan: list[tuple[int, str]]) -> None:
+    # Pitfall 4. Observations count on across episodes in steps of 100: a next observation from
+    # the following episode, a dropped last row or a shift by a row cannot go unseen.
+    episodes = [
+        make_episode(steps, end, start=100.0 * i, seed=i) for i, (steps, end) in enumerate(plan)
+    ]
+    steps_in_all = sum(steps for steps, _ in plan)
+    if steps_in_all == 0:
+        with pytest.raises(ValueError, match="empty"):
+            load(episodes)
+        return
+    data = load(episodes, normalize=False)
+    assert len(data) == steps_in_all
+    row = 0
+    for (steps, end), episode in zip(plan, episodes, strict=True):
+        for t in range(steps):
+            got = data.transitions[row]
+            for key, want in (
+                ("observation", episode["observations"][t]),
+                (("next", "observation"), episode["observations"][t + 1]),
+                ("action", episode["actions"][t]),
+                (("next", "reward"), episode["rewards"][t : t + 1]),
+            ):
+                np.testing.assert_array_equal(got[key].numpy(), want.astype(np.float32))
+            last = t == steps - 1
+            assert got["next", "terminated"].item() == (last and end == "terminated")
+            assert got["next", "truncated"].item() == (last and end != "terminated")
+            assert got["next", "done"].item() == last
+            row += 1
+    played = [e["rewards"].sum() for e in episodes if len(e["rewards"])]
+    np.testing.assert_allclose(data.behaviour_returns, played)
+
+
+def test_layout() -> None:
+    data = load([make_episode(5), make_episode(4, "terminated")], name="toy")
+    td = data.transitions
+    assert td.batch_size == (9,) and len(data) == 9 and data.num_episodes == 2
+    assert data.observation_size == 3 and data.action_size == 2
+    assert td["next", "reward"].shape == (9, 1) and td["next", "reward"].dtype == torch.float32
+    for key in ("terminated", "truncated", "done"):
+        assert td["next", key].shape == (9, 1) and td["next", key].dtype == torch.bool
+    assert td["observation"].dtype == td["action"].dtype == torch.float32
+    assert data.action_spec.dtype == torch.float32 and data.action_spec.shape == (2,)
+    assert "toy" in repr(data)
+
+
+def test_terminated_wins_over_truncated() -> None:
+    episode = make_episode(3, "terminated")
+    episode["truncations"][-1] = True
+    td = load([episode]).transitions
+    assert td["next", "terminated"].squeeze(-1).tolist() == [False, False, True]
+    assert not td["next", "truncated"].any()
+
+
+def test_normalise_and_back() -> None:
+    episodes = [make_episode(40, seed=1), make_episode(25, "terminated", seed=2)]
+    raw, data = load(episodes, normalize=False), load(episodes)
+    observation = raw.transitions["observation"]
+    want_mean = observation.double().mean(0)
+    want_std = observation.double().std(0, correction=0)
+    torch.testing.assert_close(data.observation_mean, want_mean.float())
+    torch.testing.assert_close(data.observation_std, want_std.float())
+    normalized = data.transitions["observation"]
+    torch.testing.assert_close(normalized.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.std(0, correction=0), torch.ones(3))
+    for key in ("observation", ("next", "observation")):
+        torch.testing.assert_close(data.normalize(raw.transitions[key]), data.transitions[key])
+        torch.testing.assert_close(data.denormalize(data.transitions[key]), raw.transitions[key])
+    # rewards and actions stay as they are
+    for key in ("action", ("next", "reward")):
+        assert torch.equal(raw.transitions[key], data.transitions[key])
+    assert torch.equal(raw.normalize(observation), observation)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e4])
+def test_constant_dimension_keeps_its_unit(value: float) -> None:
+    episode = make_episode(50)
+    episode["observations"][:, 1] = value
+    data = load([episode])
+    assert data.observation_std[1] == 1.0
+    assert data.transitions["observation"][:, 1].abs().max() < 1e-2
+    off = torch.from_numpy(episode["observations"][:1]).float() + 0.5
+    assert data.normalize(off)[0, 1].item() == pytest.approx(0.5, abs=1e-2)
+
+
+def test_tiny_std_has_a_floor() -> None:
+    episode = make_episode(50)
+    episode["observations"][:, 1] *= 1e-5
+    assert load([episode]).observation_std[1].item() == pytest.approx(1e-3)
+
+
+def test_the_callers_tensors_stay_as_they_are() -> None:
+    raw = load([make_episode(20)], normalize=False).transitions
+    before = raw.clone()
+    OfflineDataset(raw, action_spec=ACTION_SPEC)
+    assert (raw == before).all()
+
+
+def test_flat_transitions_give_the_same_data() -> None:
+    episodes = [make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")]
+    want = load(episodes)
+    flat = load(episodes, normalize=False).transitions
+    flat["next", "reward"] = flat["next", "reward"].squeeze(-1)  # [N] is accepted too
+    got = OfflineDataset(flat.exclude(("next", "done")), action_spec=ACTION_SPEC)
+    assert (got.transitions == want.transitions).all()
+    np.testing.assert_allclose(got.behaviour_returns, want.behaviour_returns, rtol=1e-6)
+
+
+def test_returns_of_a_last_episode_without_an_end() -> None:
+    flat = load([make_episode(4, "terminated"), make_episode(3)], normalize=False).transitions
+    flat["next", "truncated"][-1] = False
+    data = OfflineDataset(flat, action_spec=ACTION_SPEC)
+    assert data.num_episodes == 2
+    np.testing.assert_allclose(
+        data.behaviour_returns,
+        [flat["next", "reward"][:4].sum().item(), flat["next", "reward"][4:].sum().item()],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("env_id", "want"),
+    [
+        ("Hopper-v5", (-20.272305, 3234.3)),
+        ("Hopper-v2", (-20.272305, 3234.3)),
+        ("HalfCheetah-v5", (-280.178953, 12135.0)),
+        ("Walker2d-v5", (1.629008, 4592.3)),
+        ("Ant-v5", (-325.6, 3879.7)),
+        ("AntMaze_Medium_Diverse_GR-v4", (0.0, 1.0)),
+        ("some/Hopper-v3", (-20.272305, 3234.3)),
+        ("HopperBullet-v0", None),
+        ("InvertedDoublePendulum-v5", None),
+        (None, None),
+    ],
+)
+def test_reference_scores(env_id: str | None, want: tuple[float, float] | None) -> None:
+    assert reference_scores_for(env_id) == want
+    data = load([make_episode(3)], env_id=env_id)
+    assert data.reference_scores == want
+    if want is None:
+        assert data.normalized_score(1.0) is None and data.behaviour_score is None
+    else:
+        assert data.normalized_score(want[0]) == pytest.approx(0)
+        assert data.normalized_score(want[1]) == pytest.approx(100)
+        assert data.normalized_score(sum(want) / 2) == pytest.approx(50)
+        mean = data.behaviour_returns.mean()
+        assert data.behaviour_score == pytest.approx(data.normalized_score(mean))
+
+
+def test_own_reference_scores_win() -> None:
+    data = load([make_episode(3)], env_id="Hopper-v5", reference_scores=(0.0, 10.0))
+    assert data.normalized_score(5.0) == pytest.approx(50)
+
+
+def test_old_walker_simulator_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    with offline_dataset_log(caplog):
+        load([make_episode(3)], env_id="Walker2d-v5")
+        assert not caplog.records
+        load([make_episode(3)], env_id="Walker2d-v2")
+    assert "foot" in caplog.text
+
+
+def offline_dataset_log(caplog: pytest.LogCaptureFixture) -> Any:
+    """Let pytest hear TorchRL's logger, which does not propagate."""
+    logger = offline_dataset.torchrl_logger
+
+    class _Heard:
+        def __enter__(self) -> None:
+            logger.addHandler(caplog.handler)
+
+        def __exit__(self, *args: object) -> None:
+            logger.removeHandler(caplog.handler)
+
+    return _Heard()
+
+
+def test_empty_is_refused() -> None:
+    with pytest.raises(ValueError, match="toy is empty"):
+        load([], name="toy")
+    empty = load([make_episode(2)], normalize=False).transitions[:0]
+    with pytest.raises(ValueError, match="empty"):
+        OfflineDataset(empty, action_spec=ACTION_SPEC)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e60])
+def test_values_that_are_not_finite_are_located(bad: float) -> None:
+    episodes = [make_episode(4), make_episode(6)]
+    episodes[1]["rewards"][2] = bad
+    episodes[1]["actions"][3] = bad
+    with pytest.raises(ValueError) as caught, np.errstate(over="ignore"):
+        load(episodes)
+    assert "2 in action (1 rows, the first is row 7)" in str(caught.value)
+    assert "1 in next reward (1 rows, the first is row 6)" in str(caught.value)
+    assert "observation" not in str(caught.value)
+
+
+def test_a_last_observation_that_is_not_finite_is_found() -> None:
+    episode = make_episode(4)
+    episode["observations"][-1, 1] = np.nan
+    with pytest.raises(ValueError, match=r"next observation \(1 rows, the first is row 3\)"):
+        load([episode])
+
+
+@pytest.mark.parametrize("field", ["observations", "actions", "terminations", "truncations"])
+def test_lengths_that_differ_are_refused(field: str) -> None:
+    episodes = [make_episode(4), make_episode(4)]
+    episodes[1][field] = episodes[1][field][:-1]
+    with pytest.raises(ValueError, match="episode 1 has arrays of lengths"):
+        load(episodes)
+
+
+def test_missing_arrays_are_refused() -> None:
+    episode = make_episode(4)
+    del episode["truncations"]
+    with pytest.raises(ValueError, match="episode 0 lacks truncations"):
+        load([episode])
+
+
+def test_episodes_of_other_sizes_are_refused() -> None:
+    other = make_episode(4)
+    other["observations"] = other["observations"][:, :2]
+    with pytest.raises(ValueError, match="differ in their arrays' shapes"):
+        load([make_episode(4), other])
+
+
+def test_missing_keys_are_refused() -> None:
+    td = TensorDict({"observation": torch.zeros(3, 2)}, batch_size=[3])
+    with pytest.raises(ValueError, match="lack the keys"):
+        OfflineDataset(td, action_spec=ACTION_SPEC)
+
+
+def test_actions_must_fit_their_spec() -> None:
+    with pytest.raises(ValueError, match="do not fit the action_spec"):
+        OfflineDataset.from_episodes([make_episode(3)], action_spec=Bounded(-1, 1, shape=(3,)))
+    episode = make_episode(3)
+    episode["actions"][1, 0] = 1.5
+    with pytest.raises(ValueError, match="1 actions leave their bounds.*the first in row 1"):
+        load([episode])
+
+
+def store(name: str, **kwargs: Any) -> None:
+    """Write a small Minari set."""
+    episode = make_episode(6, "terminated")
+    arguments = {
+        "observation_space": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
+        "action_space": gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32),
+        "buffer": [EpisodeBuffer(**episode), EpisodeBuffer(**make_episode(4, seed=5))],
+    }
+    with pytest.warns(UserWarning):  # Minari asks for an author and the like
+        minari.create_dataset_from_buffers(name, **(arguments | kwargs))
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_local_minari_set_by_id_and_by_folder(minari_root: Any) -> None:
+    store("toy/set-v0")
+    data = OfflineDataset.load("toy/set-v0")
+    want = load([make_episode(6, "terminated"), make_episode(4, seed=5)])
+    assert (data.transitions == want.transitions).all()
+    assert data.env_id is None and data.reference_scores is None and data.name == "toy/set-v0"
+    assert data.action_spec.space.high.tolist() == [2.0, 2.0]
+    for folder in (minari_root / "toy/set-v0", minari_root / "toy/set-v0/data"):
+        assert (OfflineDataset.load(folder).transitions == want.transitions).all()
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_minari_metadata_scores_win_over_constants() -> None:
+    spec = gymnasium.spec("Hopper-v5")
+    store("toy/hopper-v0", env=spec)
+    assert OfflineDataset.load("toy/hopper-v0").reference_scores == (-20.272305, 3234.3)
+    store("toy/hopper-v1", env=spec, ref_min_score=1.0, ref_max_score=3.0)
+    data = OfflineDataset.load("toy/hopper-v1")
+    assert data.reference_scores == (1.0, 3.0) and data.env_id == "Hopper-v5"
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize(
+    ("kind", "space", "match"),
+    [
+        ("action", gymnasium.spaces.Discrete(3), "Discrete actions"),
+        ("action", gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
+        ("observation", gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), "no images"),
+        ("observation", gymnasium.spaces.Dict(), "Dict observations"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_refused(kind: str, space: gymnasium.Space, match: str) -> None:
+    if match == "Dict observations":
+        episodes = [EpisodeBuffer(**(make_episode(6) | {"observations": {}}))]
+        store("toy/set-v0", observation_space=space, buffer=episodes)
+    else:
+        store("toy/set-v0", **{f"{kind}_space": space})
+    with pytest.raises(ValueError, match=match):
+        OfflineDataset.load("toy/set-v0")
+
+
+def test_damaged_files_are_named(minari_root: Any) -> None:
+    store("toy/set-v0")
+    (minari_root / "toy/set-v0/data/main_data.hdf5").unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        OfflineDataset.load("toy/set-v0")
+
+
+def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to host\nand more lines")
+
+    monkeypatch.setattr(minari, "load_dataset", no_network)
+    with pytest.raises(ValueError) as caught:
+        OfflineDataset.load("mujoco/hopper/medium-v0")
+    message = str(caught.value)
+    assert "ConnectionError: no route to host" in message and "\n" not in message
+    assert "bundled/hopper/medium-v0" in message  # the nearest known name
+    assert "minari download mujoco/hopper/medium-v0" in message
+    with pytest.raises(ValueError, match="no valid Minari id.*bundled/hopper/medium-replay-v0"):
+        OfflineDataset.load("hopper medium replay")
+
+
+def test_examples_in_the_docstring() -> None:
+    assert doctest.testmod(offline_dataset).failed == 0
