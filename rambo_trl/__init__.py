@@ -1,0 +1,7 @@
+"""RAMBO-RL, robust adversarial model-based offline reinforcement learning, as TorchRL pieces."""
+
+from rambo_trl.training.policy_file import Policy, load_policy
+
+__version__ = "0.1.0"
+
+__all__ = ["Policy", "__version__", "load_policy"]

@@ -1,22 +1,31 @@
 """RAMBO on an offline data set: the paper's Algorithm 1, top to bottom.
 
 ``python recipes/rambo.py`` trains on the default task in minutes; ``schedule=paper`` is the
-published schedule. See ``config/rambo.yaml`` for every key.
+published schedule. See ``config/rambo.yaml`` for the keys, and
+https://arxiv.org/abs/2204.12581 for the algorithm.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torchrl._utils import logger
+from run_support import (
+    Evaluation,
+    check_config,
+    choose_run_dir,
+    last_screen,
+    progress_bar,
+    refusing_bad_input,
+    summarise,
+    write_policy,
+)
 from torchrl.objectives import SACLoss
 from tqdm import tqdm
 
@@ -30,96 +39,328 @@ from rambo_trl.data import (
 from rambo_trl.envs import EnsembleModelEnv, termination
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-from rambo_trl.training.evaluation import evaluate_policy
+from rambo_trl.training.checkpoint import load_checkpoint, save_checkpoint
+from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.pretraining import clone_behaviour, fit_world_model
 from rambo_trl.training.run_folder import RunFolder
 
 
-def train(cfg: DictConfig, dataset: OfflineDataset, folder: Path) -> None:
-    """Algorithm 1."""
-    import csv
-    device = torch.device(cfg.device)
-    t0 = time.perf_counter()
-    world_model = EnsembleWorldModel(
-        dataset.observation_size,
-        dataset.action_size,
-        num_members=cfg.model.num_members,
-        num_elites=cfg.model.num_elites,
-        hidden_sizes=cfg.model.hidden_sizes,
-        device=device,
-    )
-    actor = make_actor(
-        dataset.observation_size,
-        dataset.action_spec,
-        hidden_sizes=cfg.agent.hidden_sizes,
-        device=device,
-    )
-    qvalue = make_qvalue(
-        dataset.observation_size,
-        dataset.action_size,
-        hidden_sizes=cfg.agent.hidden_sizes,
-        device=device,
-    )
-    real = make_real_buffer(dataset, device)
-    model_buffer = make_replay_buffer(
-        cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, device
-    )
-    agent_loss = SACLoss(
-        actor, qvalue, loss_function="l2", action_spec=dataset.action_spec, alpha_init=cfg.agent.alpha_init
-    )
-    agent_loss.make_value_estimator(gamma=cfg.agent.gamma)
-    agent = AgentPhase(agent_loss, critic_lr=cfg.agent.critic_lr, actor_lr=cfg.agent.actor_lr, alpha_lr=cfg.agent.alpha_lr, tau=cfg.agent.tau, compile=cfg.compile)
-    env = EnsembleModelEnv(
-        world_model,
-        action_spec=dataset.action_spec,
-        starts=real,
-        termination=termination.rule_for(dataset.env_id),
-        observation_mean=dataset.observation_mean,
-        observation_std=dataset.observation_std,
-    )
-    collector = ModelRolloutCollector(env, actor, num_starts=cfg.rollout_starts, horizon=cfg.rollout_length, compile=False)
-    adversarial = AdversarialModelLoss.from_loss(world_model, agent_loss, adversarial_weight=cfg.adversarial_weight, gamma=cfg.agent.gamma)
-    likelihood = EnsembleModelLoss(world_model, members="elites")
-    model_phase = ModelPhase(env, adversarial, likelihood, real, horizon=cfg.rollout_length, lr=cfg.model.adversarial_lr, compile=cfg.compile)
-    mixed = RealModelReplayBuffer(real, model_buffer, real_fraction=cfg.agent.real_fraction, batch_size=cfg.agent.batch_size)
+class Rambo:
+    """The parts of Algorithm 1, put together as configured.
 
-    def score(n, seed):
-        r = evaluate_policy(actor, dataset.env_id, num_episodes=n, seed=seed, observation_mean=dataset.observation_mean, observation_std=dataset.observation_std)
-        return dataset.normalized_score(r.return_mean)
-    print("data mean", dataset.behaviour_score, "best", dataset.normalized_score(dataset.behaviour_returns.max()), len(dataset), flush=True)
-    t=time.perf_counter()
-    fit = fit_world_model(world_model, dataset.transitions, batch_size=cfg.model.batch_size, lr=cfg.model.lr, patience=cfg.model.patience, max_passes=cfg.model.max_passes, compile=cfg.compile)
-    print("fit", time.perf_counter()-t, [round(float(np.mean(h)),4) for h in fit.history], fit.elites, flush=True)
-    t=time.perf_counter()
-    out = clone_behaviour(actor, dataset.transitions, dataset.action_spec, passes=cfg.cloning.passes, batch_size=cfg.cloning.batch_size, lr=cfg.cloning.lr)
-    print("clone", time.perf_counter()-t, out, score(10, 10**6), flush=True)
-    f = open(folder / "m.csv", "w"); w = None
-    for epoch in range(1, cfg.epochs + 1):
-        a=time.perf_counter()
-        rollouts = collector.collect(); model_buffer.extend(rollouts.select(*mixed.keys))
-        b=time.perf_counter()
-        am = agent.run(mixed.batches(cfg.agent_updates))
-        c=time.perf_counter()
-        mm = model_phase.run(cfg.model_updates) if cfg.adversarial_weight > 0 and cfg.model_updates else {}
-        d=time.perf_counter()
-        row = dict(epoch=epoch, score=None, t=d-t0, tr=b-a, ta=c-b, tm=d-c, rollr=float(rollouts["next","reward"].mean()), term=float(rollouts["next","terminated"].float().mean()), **am, **mm)
-        if epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last:
-            row["score"] = score(cfg.evaluation.episodes, 10**6 + 1000*epoch)
-        if w is None:
-            w = csv.DictWriter(f, list(row)); w.writeheader()
-        w.writerow(row); f.flush()
-        if row["score"] is not None or epoch <2: print({k: (round(v, 3) if isinstance(v, float) else v) for k, v in row.items()}, flush=True)
+    Args:
+        cfg: the recipe's configuration.
+        dataset: the offline data.
+    """
+
+    def __init__(self, cfg: DictConfig, dataset: OfflineDataset) -> None:
+        device = torch.device(cfg.device)
+        sizes = (dataset.observation_size, dataset.action_size)
+        self.world_model = EnsembleWorldModel(
+            *sizes,
+            num_members=cfg.model.num_members,
+            num_elites=cfg.model.num_elites,
+            hidden_sizes=cfg.model.hidden_sizes,
+            device=device,
+        )
+        self.actor = make_actor(
+            dataset.observation_size,
+            dataset.action_spec,
+            hidden_sizes=cfg.agent.hidden_sizes,
+            device=device,
+        )
+        sac = SACLoss(
+            self.actor,
+            make_qvalue(*sizes, hidden_sizes=cfg.agent.hidden_sizes, device=device),
+            loss_function="l2",
+            alpha_init=cfg.agent.alpha_init,
+            action_spec=dataset.action_spec,
+        )
+        sac.make_value_estimator(gamma=cfg.agent.gamma)
+        self.agent = AgentPhase(
+            sac,
+            critic_lr=cfg.agent.critic_lr,
+            actor_lr=cfg.agent.actor_lr,
+            alpha_lr=cfg.agent.alpha_lr,
+            tau=cfg.agent.tau,
+            compile=cfg.compile,
+        )
+        real = make_real_buffer(dataset, device)
+        env = EnsembleModelEnv(
+            self.world_model,
+            action_spec=dataset.action_spec,
+            starts=real,
+            termination=termination.rule_for(dataset.env_id or ""),
+            observation_mean=dataset.observation_mean,
+            observation_std=dataset.observation_std,
+        )
+        self.collector = ModelRolloutCollector(
+            env,
+            self.actor if cfg.rollout_policy == "current" else None,
+            num_starts=cfg.rollout_starts,
+            horizon=cfg.rollout_length,
+            compile=cfg.compile,
+        )
+        self.model_buffer = make_replay_buffer(
+            cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, device
+        )
+        self.mixed = RealModelReplayBuffer(
+            real,
+            self.model_buffer,
+            real_fraction=cfg.agent.real_fraction,
+            batch_size=cfg.agent.batch_size,
+        )
+        self.adversary = ModelPhase(
+            env,
+            AdversarialModelLoss.from_loss(
+                self.world_model,
+                sac,
+                adversarial_weight=cfg.adversarial_weight,
+                gamma=cfg.agent.gamma,
+            ),
+            EnsembleModelLoss(self.world_model, members="elites"),
+            real,
+            batch_size=cfg.model.batch_size,
+            horizon=cfg.rollout_length,
+            lr=cfg.model.adversarial_lr,
+            compile=cfg.compile,
+        )
+
+    def stateful_parts(self) -> dict[str, Any]:
+        """Everything that decides the run's future, for checkpoints."""
+        return {
+            "world_model": self.world_model,
+            "agent_loss": self.agent.loss,
+            "agent_optimizer": self.agent.optimizer,
+            "model_optimizer": self.adversary.optimizer,
+            "model_buffer": self.model_buffer,
+            "collector": self.collector,
+        }
+
+
+class Stopwatch:
+    """Seconds per phase."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the block's duration to a phase."""
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
+
+
+def pretrain(
+    rambo: Rambo,
+    cfg: DictConfig,
+    dataset: OfflineDataset,
+    evaluation: Evaluation,
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """Line 1: the maximum-likelihood model and its elites; and the cloned actor."""
+    per_pass = len(dataset) // cfg.model.batch_size
+    limit = cfg.model.max_passes
+    with (
+        watch("model_fit"),
+        progress_bar("fit the model", limit and limit * per_pass) as bar,
+    ):
+        fit = fit_world_model(
+            rambo.world_model,
+            dataset.transitions,
+            batch_size=cfg.model.batch_size,
+            lr=cfg.model.lr,
+            patience=cfg.model.patience,
+            min_improvement=cfg.model.min_improvement,
+            max_passes=limit,
+            compile=cfg.compile,
+            on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
+            bar=bar,
+        )
+    tqdm.write(
+        f"model: {fit.passes} passes, holdout mse {min(fit.holdout_mse):.4f} to "
+        f"{max(fit.holdout_mse):.4f}, elites {fit.elites}"
+    )
+    cloned: dict[str, float | None] = {}
+    if cfg.clone_behaviour and cfg.cloning.passes:
+        total = cfg.cloning.passes * (len(dataset) // cfg.cloning.batch_size)
+        with watch("cloning"), progress_bar("clone the behaviour", total) as bar:
+            clone_behaviour(
+                rambo.actor,
+                dataset.transitions,
+                dataset.action_spec,
+                passes=cfg.cloning.passes,
+                batch_size=cfg.cloning.batch_size,
+                lr=cfg.cloning.lr,
+                compile=cfg.compile,
+                bar=bar,
+            )
+        with watch("evaluation"):
+            cloned = evaluation(0)
+        tqdm.write(f"behaviour cloning: return {cloned['return_mean']:.1f}" + _score(cloned))
+    return {"cloned": cloned, "holdout_mse": fit.holdout_mse, "model_passes": fit.passes}
+
+
+def epoch_metrics(
+    rambo: Rambo, cfg: DictConfig, watch: Stopwatch, bar: tqdm
+) -> dict[str, float | int | None]:
+    """Lines 3 to 5: rollouts, the agent's updates, the model's updates."""
+    # line 3: k-step rollouts in the model from states of the data
+    with watch("rollouts"):
+        rollouts = rambo.collector.collect()
+        rambo.model_buffer.extend(rollouts.select(*rambo.mixed.keys))
+    started = time.perf_counter()
+    # line 4: the agent, on real and imagined transitions
+    with watch("agent"):
+        agent = rambo.agent.run(rambo.mixed.batches(cfg.agent_updates), bar)
+    # line 5: the model, against the agent and true to the data; without an adversary the model
+    # stays as it was fitted
+    model: dict[str, float] = {}
+    updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
+    if updates:
+        with watch("model"):
+            model = rambo.adversary.run(updates, bar)
+    seconds = time.perf_counter() - started
+    return {
+        "model_transitions": rollouts.shape[0],
+        "model_reward": float(rollouts["next", "reward"].mean()),
+        "model_terminated": float(rollouts["next", "terminated"].float().mean()),
+        **agent,
+        **{k if k.startswith("loss") else f"model_{k}": v for k, v in model.items()},
+        "updates_per_second": (cfg.agent_updates + updates) / seconds,
+    }
+
+
+def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[str, Any]:
+    """Algorithm 1, from the data set to an evaluated policy."""
+    rambo = Rambo(cfg, dataset)
+    evaluation = Evaluation(
+        rambo.actor,
+        dataset,
+        num_episodes=cfg.evaluation.episodes,
+        seed=cfg.seed,
+        device=cfg.device,
+    )
+    monitor = DivergenceMonitor(
+        float(dataset.transitions["next", "reward"].abs().max()), cfg.agent.gamma
+    )
+    parts, checkpoint = rambo.stateful_parts(), folder.checkpoint_dir / "last.pt"
+    if checkpoint.is_file():
+        progress = load_checkpoint(checkpoint, parts, device=cfg.device)
+        tqdm.write(f"resuming after epoch {progress['epoch']}")
+    else:
+        progress = {"epoch": 0, "transitions": 0, "seconds": {}, "divergence": None}
+    watch = Stopwatch(progress["seconds"])
+    if progress["epoch"] == 0 and "cloned" not in progress:
+        progress.update(pretrain(rambo, cfg, dataset, evaluation, watch))
+        save_checkpoint(checkpoint, parts, progress)
+    folder.truncate_metrics(progress["epoch"])
+
+    updates = cfg.agent_updates + (cfg.model_updates if cfg.adversarial_weight > 0 else 0)
+    with progress_bar("train", cfg.epochs * updates) as bar:
+        bar.update(progress["epoch"] * updates)
+        bar.unpause()
+        for epoch in range(progress["epoch"] + 1, cfg.epochs + 1):
+            row = {"epoch": epoch, **epoch_metrics(rambo, cfg, watch, bar)}
+            found = monitor.check(row)
+            score: dict[str, float | None] = dict.fromkeys(
+                ("score", "score_std", "return_mean", "return_std")
+            )
+            if epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last:
+                with watch("evaluation"):
+                    score = evaluation(epoch)
+            row.update(score)
+            folder.append_metrics(row)
+            tqdm.write(_epoch_line(row))
+            progress["epoch"] = epoch
+            progress["transitions"] += row["model_transitions"]
+            if found and progress["divergence"] is None:
+                progress["divergence"] = {"epoch": epoch, "reason": found}
+                tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
+            if progress["divergence"] and cfg.on_divergence == "stop":
+                break  # the last good checkpoint is kept
+            if epoch % cfg.checkpoint_every == 0 or epoch == cfg.epochs:
+                with watch("checkpoint"):
+                    save_checkpoint(checkpoint, parts, progress)
+    write_policy(folder, rambo.actor, dataset, cfg)
+    epochs = progress["epoch"]
+    return summarise(
+        folder,
+        dataset,
+        cfg,
+        method="RAMBO" if cfg.adversarial_weight > 0 else "model-based SAC (lambda = 0)",
+        cloned=progress["cloned"],
+        divergence=progress["divergence"],
+        extra={
+            "adversarial_weight": cfg.adversarial_weight,
+            "rollout_length": cfg.rollout_length,
+            "agent_updates": epochs * cfg.agent_updates,
+            "model_updates": epochs * (updates - cfg.agent_updates),
+            "model_transitions": progress["transitions"],
+            "holdout_mse": progress["holdout_mse"],
+            "model_passes": progress["model_passes"],
+            "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
+        },
+    )
+
+
+def _score(row: dict[str, Any]) -> str:
+    return "" if row.get("score") is None else f", score {row['score']:.1f}"
+
+
+def _epoch_line(row: dict[str, Any]) -> str:
+    parts = [f"epoch {row['epoch']:4d}"]
+    if row["return_mean"] is not None:
+        parts.append(f"return {row['return_mean']:8.1f}{_score(row)}")
+    parts.append(f"mean Q {row['mean_q']:8.2f}")
+    if "loss_model" in row:
+        parts.append(f"model loss {row['loss_model']:7.3f}")
+        mean, std = row["model_advantage_mean"], row["model_advantage_std"]
+        parts.append(f"advantage {mean:6.2f} +- {std:.2f}")
+    parts.append(f"{row['updates_per_second']:.0f} updates/s")
+    return " | ".join(parts)
+
+
+def prepare(cfg: DictConfig) -> tuple[DictConfig, OfflineDataset, RunFolder]:
+    """Check the configuration, load the data, open the run folder."""
+    task = hydra.core.hydra_config.HydraConfig.get().runtime.choices["task"]
+    if cfg.resume is not None:
+        folder = RunFolder.open(cfg.resume)
+        cfg = OmegaConf.load(folder.path / "config.yaml")
+        print(f"run folder: {folder.path}", flush=True)
+        return cfg, OfflineDataset.load(cfg.dataset), folder
+    check_config(cfg)
+    path = choose_run_dir(cfg, task)
+    if path.exists():
+        RunFolder.create(path)  # refuses a folder that holds a run
+    print(f"run folder: {path}", flush=True)
+    dataset = OfflineDataset.load(cfg.dataset)
+    if dataset.env_id is None:
+        raise ValueError(f"data set {dataset.name} names no environment to evaluate in")
+    for key in ("agent.batch_size", "model.batch_size", "cloning.batch_size"):
+        if OmegaConf.select(cfg, key) > len(dataset):
+            raise ValueError(
+                f"{key}={OmegaConf.select(cfg, key)} is more than the data's "
+                f"{len(dataset)} transitions"
+            )
+    termination.rule_for(dataset.env_id)
+    folder = RunFolder.create(path)
+    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    return cfg, dataset, folder
 
 
 @hydra.main(version_base="1.3", config_path="config", config_name="rambo")
 def main(cfg: DictConfig) -> None:
     """Run Algorithm 1 as configured."""
+    with refusing_bad_input():
+        cfg, dataset, folder = prepare(cfg)
+    torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
     torch.manual_seed(cfg.seed)
-    if cfg.threads: torch.set_num_threads(cfg.threads)
-    dataset = OfflineDataset.load(cfg.dataset)
-    p = Path(cfg.run_dir); p.mkdir(parents=True, exist_ok=True)
-    train(cfg, dataset, p)
+    results = train(cfg, dataset, folder)
+    print(last_screen(results, folder), flush=True)
 
 
 if __name__ == "__main__":

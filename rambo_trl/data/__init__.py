@@ -4,6 +4,7 @@ from rambo_trl.data.bundled import bundled_names, ensure_bundled
 from rambo_trl.data.mixing import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.scores import D4RL_REFERENCE_SCORES, normalized_score, reference_scores_for
+from rambo_trl.data.simulator import mujoco_messages_logged
 
 __all__ = [
     "D4RL_REFERENCE_SCORES",
@@ -13,6 +14,7 @@ __all__ = [
     "ensure_bundled",
     "make_real_buffer",
     "make_replay_buffer",
+    "mujoco_messages_logged",
     "normalized_score",
     "reference_scores_for",
 ]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.scores import reference_scores_for
+from rambo_trl.data.simulator import mujoco_messages_logged
 
 __all__ = ["BUNDLED_PREFIX", "build_bundled", "bundled_names", "bundled_path", "ensure_bundled"]
 
@@ -41,7 +42,7 @@ _KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 # Episode seeds: one block for every kind, all below the evaluation's, which start at 1,000,000.
 _SEED_BLOCK = 100_000
 _REFERENCE_SEED = 900_000
-_REFERENCE_EPISODES = 100
+_REFERENCE_STEPS = 2_000
 _RECORDED_PACKAGES = ("gymnasium", "mujoco", "torch", "torchrl")
 
 
@@ -122,6 +123,7 @@ def build_bundled(
     with (
         tempfile.TemporaryDirectory(prefix=".building-", dir=root) as scratch,
         torch.random.fork_rng(devices=[]),
+        mujoco_messages_logged(),
     ):
         torch.manual_seed(seed)
         parts = _parts(kind, bundle, env_id, num_steps or default_steps, weights)
@@ -141,7 +143,6 @@ def build_bundled(
                 description=f"{env_id}, {kind}: " + ", ".join(part.label for part in parts),
                 ref_min_score=reference[0],
                 ref_max_score=reference[1],
-                num_episodes_average_score=_REFERENCE_EPISODES,
             )
             dataset.storage.update_metadata(
                 {
@@ -171,9 +172,7 @@ def _parts(
     weights: Sequence[float] | None,
 ) -> list[_Part]:
     """Divide a set's steps among its policies."""
-    env = gymnasium.make(env_id)
-    observation_size, action_space = env.observation_space.shape[0], env.action_space
-    env.close()
+    observation_size, action_space = _sizes(env_id)
     if kind == "random" or bundle is None:
         policies = [("uniform random", uniform_random_actions(action_space))]
     else:
@@ -227,16 +226,25 @@ def _play(
 def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float, float]:
     """Return the uniform random policy's mean return and the expert snapshot's."""
     assert bundle is not None
-    env = gymnasium.make(env_id)
     torch.manual_seed(_REFERENCE_SEED)
-    act = uniform_random_actions(env.action_space)
-    env.close()
-    episodes = [
-        collect_episodes(act, env_id, num_steps=1, seed=_REFERENCE_SEED + i)[0]
-        for i in range(_REFERENCE_EPISODES)
-    ]
+    episodes = collect_episodes(
+        uniform_random_actions(_sizes(env_id)[1]),
+        env_id,
+        num_steps=_REFERENCE_STEPS,
+        seed=_REFERENCE_SEED,
+    )
     random_return = float(np.mean([np.sum(episode.rewards) for episode in episodes]))
     return random_return, float(bundle.snapshots[bundle.expert]["return_mean"])
+
+
+def _sizes(env_id: str) -> tuple[int, gymnasium.spaces.Box]:
+    """Return an environment's number of observation entries and its actions."""
+    env = gymnasium.make(env_id)
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    assert isinstance(observation_space, gymnasium.spaces.Box)
+    assert isinstance(action_space, gymnasium.spaces.Box)
+    return observation_space.shape[0], action_space
 
 
 @contextmanager

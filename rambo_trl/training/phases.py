@@ -55,7 +55,10 @@ class AgentPhase:
     def _losses(self, batch: TensorDictBase) -> TensorDictBase:
         # the actor's term sees the critics detached, so one backward serves all three terms
         out = self.loss(batch)
-        return out.set("qvalue_error", batch.get(self.loss.tensor_keys.priority).mean())
+        # loss_actor is mean(alpha log pi - min Q): what is left is the critics' mean value of
+        # the policy's actions
+        mean_q = -(out.get("loss_actor") + out.get("alpha") * out.get("entropy"))
+        return out.set("mean_q", mean_q.detach())
 
     def run(
         self, batches: Iterable[TensorDictBase], bar: ProgressBar | None = None

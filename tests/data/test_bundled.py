@@ -7,11 +7,18 @@ from pathlib import Path
 
 import gymnasium
 import minari
+import mujoco
 import numpy as np
 import pytest
 import torch
 
-from rambo_trl.data import OfflineDataset, bundled, bundled_names, ensure_bundled
+from rambo_trl.data import (
+    OfflineDataset,
+    bundled,
+    bundled_names,
+    ensure_bundled,
+    mujoco_messages_logged,
+)
 from rambo_trl.data.behaviour import PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.bundled import build_bundled, bundled_path
 
@@ -295,3 +302,14 @@ def test_uniform_actions_fill_their_bounds() -> None:
     np.testing.assert_allclose(actions.min(0), [-2, 1], atol=0.01)
     np.testing.assert_allclose(actions.max(0), [0, 5], atol=0.01)
     np.testing.assert_allclose(actions.mean(0), [-1, 3], atol=0.1)
+
+
+def test_mujoco_leaves_no_log_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with mujoco_messages_logged():
+        gymnasium.make("HalfCheetah-v5").close()
+    assert not list(tmp_path.iterdir())
+    assert "deprecated" not in capfd.readouterr().err
+    assert mujoco.get_mju_user_warning() is None  # as before

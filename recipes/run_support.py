@@ -1,0 +1,273 @@
+"""What the recipes share around a training: checks, folders, evaluation, the last screen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict.nn import TensorDictModuleBase
+from tqdm import tqdm
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.training.evaluation import evaluate_policy
+from rambo_trl.training.figures import plot_learning_curve
+from rambo_trl.training.policy_file import save_policy
+from rambo_trl.training.run_folder import RunFolder, package_versions
+
+#: evaluation's episodes are seeded from here, beyond every seed that builds data
+EVALUATION_SEED = 1_000_000
+
+
+def refuse(error: BaseException | str) -> NoReturn:
+    """Print one line that names what to change, and exit with code 2."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def refusing_bad_input() -> Iterator[None]:
+    """Turn errors of the checks before a run into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+        refuse(error)
+
+
+def choose_run_dir(cfg: DictConfig, task: str) -> Path:
+    """The run's folder: ``run_dir`` where it is set, else a new one under ``runs/``."""
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
+    path, n = base, 1
+    while path.exists():
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+    return path
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Refuse values out of their range before any work starts.
+
+    Raises:
+        ValueError: naming the key, what was expected and what came.
+    """
+    positive = (
+        "epochs", "agent_updates", "rollout_starts", "rollout_length", "retained_epochs",
+        "checkpoint_every", "agent.batch_size", "model.batch_size", "model.num_members",
+        "evaluation.episodes", "evaluation.every", "evaluation.last",
+    )  # fmt: skip
+    for key in positive:
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} must be a whole number of at least 1, got {value}")
+    for key, low, high in (
+        ("adversarial_weight", 0, 1e6),
+        ("agent.real_fraction", 0, 1),
+        ("agent.gamma", 0, 0.99999),
+        ("agent.tau", 0, 1),
+        ("model_updates", 0, 10**9),
+        ("cloning.passes", 0, 10**6),
+    ):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{key} must lie in [{low}, {high}], got {value}")
+    if cfg.model.num_elites > cfg.model.num_members:
+        raise ValueError(
+            f"model.num_elites ({cfg.model.num_elites}) must not exceed model.num_members "
+            f"({cfg.model.num_members})"
+        )
+    for key, choices in (
+        ("rollout_policy", ("current", "random")),
+        ("on_divergence", ("stop", "continue")),
+    ):
+        if OmegaConf.select(cfg, key) not in choices:
+            raise ValueError(
+                f"{key} must be one of {', '.join(choices)}, got {OmegaConf.select(cfg, key)}"
+            )
+    if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but no CUDA device is available: use device=cpu")
+
+
+def progress_bar(description: str, total: int | None) -> tqdm:
+    """A bar with an ETA; in a log file it writes a line every half minute only."""
+    return tqdm(
+        total=total,
+        desc=description,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        smoothing=0.05,
+    )
+
+
+class Evaluation:
+    """The policy's mode in the real environment, scored, with seeds that never repeat.
+
+    Args:
+        policy: the actor.
+        dataset: names the environment and holds normalisation and reference scores.
+        num_episodes: episodes of each evaluation.
+        seed: the run's seed.
+        device: where the policy lives.
+    """
+
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        dataset: OfflineDataset,
+        *,
+        num_episodes: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.policy, self.dataset, self.device = policy, dataset, device
+        self.num_episodes = num_episodes
+        self.first_seed = EVALUATION_SEED + 10_000_000 * seed
+
+    def __call__(self, epoch: int) -> dict[str, float | None]:
+        """Evaluate after an epoch: ``score``, ``score_std``, ``return_mean``, ``return_std``."""
+        env_id = self.dataset.env_id
+        assert env_id is not None
+        result = evaluate_policy(
+            self.policy,
+            env_id,
+            num_episodes=self.num_episodes,
+            seed=self.first_seed + epoch * self.num_episodes,
+            observation_mean=self.dataset.observation_mean,
+            observation_std=self.dataset.observation_std,
+            device=self.device,
+        )
+        row: dict[str, float | None] = {
+            "score": self.dataset.normalized_score(result.return_mean),
+            "score_std": None,
+            "return_mean": result.return_mean,
+            "return_std": result.return_std,
+        }
+        if self.dataset.reference_scores is not None:
+            low, high = self.dataset.reference_scores
+            row["score_std"] = 100 * result.return_std / (high - low)
+        return row
+
+
+def write_policy(folder: RunFolder, actor: Any, dataset: OfflineDataset, cfg: DictConfig) -> None:
+    """Write ``policy.safetensors``: the actor with its normalisation."""
+    save_policy(
+        folder.path / "policy.safetensors",
+        actor,
+        observation_mean=dataset.observation_mean,
+        observation_std=dataset.observation_std,
+        action_spec=dataset.action_spec,
+        hidden_sizes=list(cfg.agent.hidden_sizes),
+        env_id=dataset.env_id or "",
+        notes={"dataset": dataset.name, "seed": cfg.seed},
+    )
+
+
+def summarise(
+    folder: RunFolder,
+    dataset: OfflineDataset,
+    cfg: DictConfig,
+    *,
+    method: str,
+    cloned: Mapping[str, float | None],
+    divergence: Mapping[str, Any] | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write ``results.json`` and ``learning_curve.png`` from ``metrics.csv``.
+
+    The score is the mean of the last evaluations (paper sec. 6); a diverged run's is 0, as
+    the paper scores it.
+    """
+    rows = folder.read_metrics()
+    evaluated = [row for row in rows if row.get("return_mean") is not None]
+    last = evaluated[-cfg.evaluation.last :]
+
+    def mean(key: str) -> float | None:
+        values = [row[key] for row in last if row.get(key) is not None]
+        return float(sum(values) / len(values)) if values else None
+
+    behaviour = dataset.behaviour_returns
+    results = {
+        "method": method,
+        "score": mean("score") if divergence is None else 0.0,
+        "return_mean": mean("return_mean"),
+        "return_std": mean("return_std"),
+        "evaluations_averaged": len(last),
+        "behaviour_return_mean": float(behaviour.mean()),
+        "behaviour_return_best": float(behaviour.max()),
+        "behaviour_score": dataset.behaviour_score,
+        "behaviour_score_best": dataset.normalized_score(float(behaviour.max())),
+        "cloned_score": cloned.get("score"),
+        "cloned_return_mean": cloned.get("return_mean"),
+        "diverged": divergence is not None,
+        "divergence": divergence,
+        "seed": cfg.seed,
+        "evaluation_seed": EVALUATION_SEED + 10_000_000 * cfg.seed,
+        "dataset": dataset.name,
+        "dataset_transitions": len(dataset),
+        "env": dataset.env_id,
+        "schedule": cfg.schedule_name,
+        "epochs": int(rows[-1]["epoch"] or 0) if rows else 0,
+        **extra,
+        "threads": torch.get_num_threads(),
+        "versions": package_versions(),
+    }
+    folder.write_results(results)
+    score = dataset.normalized_score(float(behaviour.max()))
+    scored = score is not None
+    plot_learning_curve(
+        [r if scored else {**r, "score": r["return_mean"], "score_std": r["return_std"]}
+         for r in rows],
+        folder.path / "learning_curve.png",
+        title=f"{method} on {dataset.name}",
+        behaviour_mean=dataset.behaviour_score if scored else float(behaviour.mean()),
+        behaviour_best=score if scored else float(behaviour.max()),
+        cloned=cloned.get("score" if scored else "return_mean"),
+        y_label="normalised score" if scored else "return",
+        policy_label=method,
+        num_final=len(last),
+    )  # fmt: skip
+    return results
+
+
+def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
+    """What was learnt compared with the data, as text."""
+    method = results["method"]
+
+    def line(label: str, episode_return: float | None, score: float | None) -> str:
+        numbers = [f"{x:10.1f}" if x is not None else f"{'-':>10}" for x in (episode_return, score)]
+        return f"  {label:<34}{''.join(numbers)}"
+
+    count = results["evaluations_averaged"]
+    lines = [
+        "",
+        f"{method} on {results['dataset']} ({results['env']}), seed {results['seed']}, "
+        f"{results['epochs']} epochs",
+        f"  {'':<34}{'return':>10}{'score':>10}",
+        line("data, mean episode", results["behaviour_return_mean"], results["behaviour_score"]),
+        line(
+            "data, best episode", results["behaviour_return_best"], results["behaviour_score_best"]
+        ),
+    ]
+    if results["cloned_return_mean"] is not None:
+        lines.append(
+            line("behaviour cloning alone", results["cloned_return_mean"], results["cloned_score"])
+        )
+    label = f"{method}, mean of last {count}" if count > 1 else f"{method}, last evaluation"
+    lines.append(line(label, results["return_mean"], results["score"]))
+    if results["diverged"]:
+        found = results["divergence"]
+        lines.append(f"  DIVERGED at epoch {found['epoch']}: {found['reason']}; scored 0")
+    elif results["score"] is not None:
+        gap = results["score"] - results["behaviour_score"]
+        lines.append(f"  {gap:+.1f} points against the data's mean episode")
+    lines += ["", f"learning curve: {folder.path / 'learning_curve.png'}"]
+    lines.append(f"run folder: {folder.path}")
+    return "\n".join(lines)

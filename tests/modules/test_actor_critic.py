@@ -1,0 +1,53 @@
+"""Actor and critic builders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded, Unbounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rambo_trl.modules import make_actor, make_qvalue
+
+
+def test_actions_keep_asymmetric_bounds_and_the_mode_is_the_squashed_location() -> None:
+    low, high = torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0])
+    actor = make_actor(3, Bounded(low, high), hidden_sizes=(8,))
+    td = TensorDict({"observation": 20 * torch.randn(500, 3)}, [500])
+    with set_exploration_type(ExplorationType.RANDOM):
+        sampled = actor(td.clone())["action"]
+        assert not torch.allclose(sampled, actor(td.clone())["action"])
+    assert (sampled >= low).all()
+    assert (sampled <= high).all()
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        out = actor(td.clone())
+    squashed = low + (high - low) * (out["loc"].tanh() + 1) / 2
+    torch.testing.assert_close(out["action"], squashed, rtol=1e-3, atol=1e-3)
+
+
+def test_log_density_is_the_change_of_variables() -> None:
+    actor = make_actor(2, Bounded(-2.0, 2.0, shape=(2,)), hidden_sizes=(8,))
+    td = TensorDict({"observation": torch.randn(50, 2)}, [50])
+    dist = actor.get_dist(td.clone())
+    with set_exploration_type(ExplorationType.RANDOM):
+        out = actor(td.clone())
+    loc, scale, action = (out[k].double() for k in ("loc", "scale", "action"))
+    raw = torch.atanh(action / 2)
+    normal = torch.distributions.Normal(loc, scale).log_prob(raw)
+    want = (normal - (2 * (1 - (action / 2) ** 2)).log()).sum(-1)
+    torch.testing.assert_close(dist.log_prob(out["action"]).double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_critic_reads_state_and_action() -> None:
+    critic = make_qvalue(3, 2, hidden_sizes=(8,))
+    td = TensorDict({"observation": torch.randn(4, 3), "action": torch.randn(4, 2)}, [4])
+    value = critic(td)["state_action_value"]
+    net = critic.module
+    torch.testing.assert_close(value, net(torch.cat([td["observation"], td["action"]], -1)))
+    assert value.shape == (4, 1)
+
+
+def test_unbounded_actions_are_refused() -> None:
+    with pytest.raises(TypeError, match="Bounded action_spec"):
+        make_actor(3, Unbounded(shape=(1,)))

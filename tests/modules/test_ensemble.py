@@ -1,0 +1,344 @@
+"""The ensemble world model: density, sampling, elites, statistics, state."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from rambo_trl.modules import EnsembleWorldModel
+
+
+def constant_model(outputs: Tensor, log_var: float, elites: list[int]) -> EnsembleWorldModel:
+    """Members that predict constants [M, D] (change of state, reward) whatever the input."""
+    members, size = outputs.shape
+    model = EnsembleWorldModel(
+        size - 1,
+        1,
+        num_members=members,
+        num_elites=len(elites),
+        hidden_sizes=(4,),
+        log_var_init=(-60.0, 60.0),
+    )
+    with torch.no_grad():
+        for weight in model.weights:
+            weight.zero_()
+        model.biases[-1][:, 0, :size] = outputs
+        model.biases[-1][:, 0, size:] = log_var
+    model.elites.copy_(torch.tensor(elites))
+    return model
+
+
+def random_model(observation_size: int = 3, action_size: int = 2, **kwargs) -> EnsembleWorldModel:
+    model = EnsembleWorldModel(observation_size, action_size, hidden_sizes=(8, 8), **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.input_mean.normal_()
+        model.input_std.uniform_(0.5, 2)
+    return model.double()
+
+
+def transitions(*batch_size: int, observation_size: int = 3, action_size: int = 2) -> TensorDict:
+    def randn(size: int) -> Tensor:
+        return torch.randn(*batch_size, size, dtype=torch.float64)
+
+    return TensorDict(
+        {
+            "observation": randn(observation_size),
+            "action": randn(action_size),
+            "next": {"observation": randn(observation_size), "reward": randn(1)},
+        },
+        batch_size,
+    )
+
+
+def member_by_hand(model: EnsembleWorldModel, member: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One member's raw output for one row [observation, action], layer by layer."""
+    size = model.observation_size
+    h = (x - model.input_mean) / model.input_std
+    for i, (weight, bias) in enumerate(zip(model.weights, model.biases, strict=True)):
+        h = h @ weight[member] + bias[member, 0]
+        if i < len(model.weights) - 1:
+            h = h / (1 + (-h).exp())
+    mean, raw = h[: size + 1].clone(), h[size + 1 :]
+    mean[:size] += x[:size]
+    upper, lower = model.max_log_var, model.min_log_var
+    clamped = upper - (1 + (upper - raw).exp()).log()
+    return mean, lower + (1 + (clamped - lower).exp()).log()
+
+
+def test_predict_is_each_members_network_on_standardised_inputs() -> None:
+    model, td = random_model(), transitions(5)
+    mean, log_var = model.predict(td["observation"], td["action"])
+    for member in range(7):
+        for row in range(5):
+            x = torch.cat([td["observation"][row], td["action"][row]])
+            want_mean, want_log_var = member_by_hand(model, member, x)
+            torch.testing.assert_close(mean[member, row], want_mean)
+            torch.testing.assert_close(log_var[member, row], want_log_var)
+
+
+def test_predict_of_chosen_members_and_of_rows_of_their_own() -> None:
+    model, td = random_model(), transitions(5)
+    everything = model.predict(td["observation"], td["action"])
+    members = torch.tensor([6, 1, 3])
+    some = model.predict(td["observation"], td["action"], members)
+    rows = transitions(3, 5)
+    own = model.predict(rows["observation"], rows["action"], members)
+    for got, full in zip(some, everything, strict=True):
+        torch.testing.assert_close(got, full[members])
+    for i, member in enumerate(members.tolist()):
+        full = model.predict(rows["observation"][i], rows["action"][i])
+        for got, want in zip(own, full, strict=True):
+            torch.testing.assert_close(got[i], want[member])
+
+
+@pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
+def test_log_prob_is_the_elites_mixture(batch_size: tuple[int, ...]) -> None:
+    model = random_model(num_elites=3)
+    model.elites.copy_(torch.tensor([6, 1, 3]))
+    td = transitions(*batch_size)
+    got = model.log_prob(td)
+    assert got.shape == batch_size
+    torch.testing.assert_close(got, _mixture_by_hand(model, td, [6, 1, 3]))
+    others = _mixture_by_hand(model, td, [0, 1, 2])
+    assert not torch.allclose(got, others)
+
+
+def _mixture_by_hand(model: EnsembleWorldModel, td: TensorDict, elites: list[int]) -> Tensor:
+    out = []
+    for row in td.reshape(-1):
+        x = torch.cat([row["observation"], row["action"]])
+        y = torch.cat([row["next", "observation"], row["next", "reward"]]).numpy()
+        density = 0.0
+        for member in elites:
+            mean, log_var = (z.detach().numpy() for z in member_by_hand(model, member, x))
+            density += stats.norm.pdf(y, mean, np.exp(0.5 * log_var)).prod() / len(elites)
+        out.append(math.log(density))
+    return torch.tensor(out, dtype=torch.float64).reshape(td.batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
+def test_get_dist_agrees_with_log_prob(batch_size: tuple[int, ...]) -> None:
+    model, td = random_model(), transitions(*batch_size)
+    value = torch.cat([td["next", "observation"], td["next", "reward"]], dim=-1)
+    dist = model.get_dist(td)
+    assert (dist.batch_shape, dist.event_shape) == (batch_size, (4,))
+    torch.testing.assert_close(dist.log_prob(value), model.log_prob(td))
+
+
+def test_log_prob_far_from_the_prediction_is_finite_with_the_right_gradient() -> None:
+    # one elite, 40 standard deviations off in every dimension
+    model = constant_model(torch.zeros(2, 3), log_var=2 * math.log(0.1), elites=[1])
+    td = transitions(1, observation_size=2, action_size=1).float()
+    td["next", "observation"] = td["observation"] + 4.0
+    td["next", "reward"] = torch.full((1, 1), 4.0)
+    log_prob = model.log_prob(td)
+    want = 3 * stats.norm.logpdf(4.0, 0, 0.1)
+    assert log_prob.item() == pytest.approx(want, rel=1e-4)
+    log_prob.sum().backward()
+    grad = model.biases[-1].grad[:, 0]
+    assert grad[0].abs().max() == 0
+    torch.testing.assert_close(grad[1, :3], torch.full((3,), 4.0 / 0.01), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        grad[1, 3:], torch.full((3,), 0.5 * (40.0**2 - 1)), rtol=1e-3, atol=0
+    )
+
+
+def test_log_prob_leaves_its_input_alone() -> None:
+    model, td = random_model(), transitions(4)
+    before = td.clone()
+    model.log_prob(td)
+    model.get_dist(td)
+    assert set(td.keys(True)) == set(before.keys(True))
+    assert (td == before).all()
+
+
+ELITES = [6, 1, 3]
+
+
+def _members_with_known_outputs(log_var: float = -50.0) -> EnsembleWorldModel:
+    member = torch.arange(7.0)
+    return constant_model(torch.stack([10 * member, 100 * member], -1), log_var, ELITES)
+
+
+def _drawn(model: EnsembleWorldModel, rows: int) -> Tensor:
+    """The member that each row's sample came from, read off its value."""
+    observation = torch.arange(float(rows))[:, None]
+    following, reward = model.sample(observation, torch.zeros(rows, 1))
+    member = ((following - observation) / 10).round()
+    torch.testing.assert_close(following, observation + 10 * member, rtol=0, atol=1e-3)
+    torch.testing.assert_close(reward, 100 * member, rtol=0, atol=1e-3)
+    return member.squeeze(-1).long()
+
+
+def test_samples_come_from_the_elites_uniformly_in_every_row() -> None:
+    model, rows, draws = _members_with_known_outputs(), 10, 3000
+    counts = np.zeros((rows, 7))
+    for _ in range(draws):
+        counts[np.arange(rows), _drawn(model, rows).numpy()] += 1
+    assert counts[:, [0, 2, 4, 5]].sum() == 0, "only elites are drawn"
+    for row in range(rows):
+        assert stats.chisquare(counts[row, ELITES]).pvalue > 1e-4, f"row {row}: {counts[row]}"
+    assert stats.chisquare(counts.sum(0)[ELITES]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 300])
+def test_any_number_of_rows_can_be_sampled(rows: int) -> None:
+    members = _drawn(_members_with_known_outputs(), rows)
+    assert members.shape == (rows,)
+    assert set(members.tolist()) <= set(ELITES)
+    loads = [(members == e).sum().item() for e in ELITES]
+    assert max(loads) <= -(-rows // 3)
+
+
+def test_elites_of_neighbouring_rows_are_independent_of_their_order() -> None:
+    # equal blocks in a fixed order would give neighbouring rows the same elite
+    model = _members_with_known_outputs()
+    same = np.mean([(m := _drawn(model, 30))[0].item() == m[1].item() for _ in range(2000)])
+    # 10 slots an elite: the partner of row 0 shares its elite in 9 of 29 cases
+    assert same == pytest.approx(9 / 29, abs=0.045)
+
+
+def test_samples_have_the_predicted_mean_and_variance() -> None:
+    log_var = math.log(0.3)
+    model = constant_model(torch.tensor([[1.0, -2.0], [1.0, -2.0]]), log_var, [0, 1])
+    following, reward = model.sample(torch.full((40_000, 1), 5.0), torch.zeros(40_000, 1))
+    for got, mean in ((following, 6.0), (reward, -2.0)):
+        z = (got.double().numpy().ravel() - mean) / math.sqrt(0.3)
+        assert stats.kstest(z, "norm").pvalue > 1e-4
+        # the variance of 40,000 draws varies by 0.7 %
+        assert z.var() == pytest.approx(1, abs=0.03)
+    assert abs(np.corrcoef(following.ravel(), reward.ravel())[0, 1]) < 0.03
+
+
+def test_samples_are_detached() -> None:
+    model = random_model()
+    td = transitions(4)
+    observation, action = td["observation"].requires_grad_(), td["action"]
+    assert not any(x.requires_grad for x in model.sample(observation, action))
+
+
+@pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
+def test_forward_writes_the_successor(batch_size: tuple[int, ...]) -> None:
+    model = _members_with_known_outputs()
+    td = TensorDict(
+        {"observation": torch.randn(*batch_size, 1), "action": torch.zeros(*batch_size, 1)},
+        batch_size,
+    )
+    out = model(td)
+    assert set(out.keys(True, True)) == {
+        "observation",
+        "action",
+        ("next", "observation"),
+        ("next", "reward"),
+    }
+    member = out["next", "reward"] / 100
+    torch.testing.assert_close(
+        out["next", "observation"], td["observation"] + 10 * member, rtol=0, atol=1e-2
+    )
+
+
+def test_keys_can_be_nested_and_renamed() -> None:
+    model = random_model(
+        observation_key=("agent", "state"), action_key="move", reward_key=("agent", "gain")
+    )
+    td = transitions(4)
+    renamed = TensorDict(
+        {"agent": {"state": td["observation"]}, "move": td["action"]}, batch_size=[4]
+    )
+    assert model.in_keys == [("agent", "state"), "move"]
+    assert model.out_keys == [("next", "agent", "state"), ("next", "agent", "gain")]
+    out = model(renamed)
+    out["next", "observation"] = out["next", "agent", "state"]
+    out["next", "reward"] = out["next", "agent", "gain"]
+    td["next"] = out["next"].select("observation", "reward")
+    want = _mixture_by_hand(model, td, [0, 1, 2, 3, 4])
+    torch.testing.assert_close(model.log_prob(renamed), want)
+
+
+def test_input_statistics_are_those_of_the_rows_with_a_constant_entry_left_alone() -> None:
+    model = random_model()
+    observation, action = 5 + 3 * torch.randn(500, 3), torch.randn(500, 2)
+    observation[:, 1] = 7.0
+    model.fit_input_statistics(observation, action)
+    inputs = torch.cat([observation, action], -1).double().numpy()
+    np.testing.assert_allclose(model.input_mean.numpy(), inputs.mean(0), rtol=1e-5, atol=1e-6)
+    std = inputs.std(0)
+    std[1] = 1.0
+    np.testing.assert_allclose(model.input_std.numpy(), std, rtol=1e-5)
+
+
+def test_standardisation_is_applied_once() -> None:
+    # with identity layers the network's input is its output: (x - mean) / std, once
+    model = EnsembleWorldModel(1, 1, num_members=1, num_elites=1, hidden_sizes=(2,))
+    model.fit_input_statistics(torch.tensor([[4.0], [8.0]]), torch.tensor([[-1.0], [1.0]]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.weights[0][0] = 1e-3 * torch.eye(2)  # SiLU is x / 2 close to 0
+        model.weights[1][0, :, :2] = 2e3 * torch.eye(2)
+    mean, _ = model.predict(torch.tensor([[10.0]]), torch.tensor([[3.0]]))
+    # (10 - 6) / 2 = 2 on top of the observation; (3 - 0) / 1 = 3 is the reward
+    torch.testing.assert_close(mean[0, 0], torch.tensor([12.0, 3.0]), rtol=0, atol=0.02)
+
+
+def test_elites_are_the_members_with_the_lowest_error() -> None:
+    model = random_model(num_elites=3)
+    model.set_elites(torch.tensor([0.7, 0.2, 0.9, 0.1, 0.8, 0.3, 0.6]))
+    assert model.elites.tolist() == [3, 1, 5]
+
+
+@pytest.mark.parametrize("error", [torch.ones(6), torch.tensor([1.0] * 6 + [math.nan])])
+def test_set_elites_refuses_what_is_not_one_finite_error_per_member(error: Tensor) -> None:
+    with pytest.raises(ValueError, match="one finite error per member"):
+        random_model().set_elites(error)
+
+
+def test_elites_and_statistics_survive_a_state_dict() -> None:
+    model = random_model(num_elites=3)
+    model.set_elites(torch.tensor([0.7, 0.2, 0.9, 0.1, 0.8, 0.3, 0.6]))
+    other = random_model(num_elites=3)
+    td = transitions(4)
+    assert not torch.allclose(other.log_prob(td), model.log_prob(td))
+    other.load_state_dict(model.state_dict())
+    assert other.elites.tolist() == [3, 1, 5]
+    torch.testing.assert_close(other.log_prob(td), model.log_prob(td), rtol=0, atol=0)
+    torch.manual_seed(1)
+    first = other.sample(td["observation"], td["action"])
+    torch.manual_seed(1)
+    second = model.sample(td["observation"], td["action"])
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_members_start_apart_within_the_published_truncation() -> None:
+    model = EnsembleWorldModel(11, 3)
+    shapes = [tuple(w.shape) for w in model.weights]
+    assert shapes == [(7, 14, 200), (7, 200, 200), (7, 200, 200), (7, 200, 200), (7, 200, 24)]
+    for weight in model.weights:
+        bound = 1 / math.sqrt(weight.shape[1])
+        assert weight.abs().max() <= bound
+        # standard deviation of a normal truncated at twice its own
+        assert weight.std().item() == pytest.approx(0.5 * bound * 0.8796, rel=0.02)
+        assert not torch.allclose(weight[0], weight[1])
+    assert all(isinstance(p, nn.Parameter) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"num_elites": 8}, "num_elites"),
+        ({"num_elites": 0}, "num_elites"),
+        ({"num_members": 0}, "positive"),
+        ({"hidden_sizes": (8, 0)}, "positive"),
+    ],
+)
+def test_impossible_sizes_are_refused(kwargs: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        EnsembleWorldModel(3, 1, **kwargs)

@@ -1,0 +1,524 @@
+"""AdversarialModelLoss: numbers, where gradients go, live agents, the LossModule contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import MLP
+from torchrl.objectives import (
+    CQLLoss,
+    DDPGLoss,
+    LossModule,
+    REDQLoss,
+    SACLoss,
+    TD3Loss,
+)
+
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.objectives import AdversarialModelLoss
+
+SPEC = Bounded(-1, 1, shape=(1,))
+METRICS = ["advantage_mean", "advantage_std", "model_log_prob", "value", "qvalue"]
+
+
+def make_model(**kwargs) -> EnsembleWorldModel:
+    return EnsembleWorldModel(3, 1, num_elites=3, hidden_sizes=(8, 8), **kwargs)
+
+
+def deterministic_actor() -> TensorDictModule:
+    net = nn.Sequential(MLP(in_features=3, out_features=1, num_cells=[8]), nn.Tanh())
+    return TensorDictModule(net, ["observation"], ["action"])
+
+
+def sac() -> SACLoss:
+    return SACLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+    )
+
+
+AGENTS: dict[str, Callable[[], LossModule]] = {
+    "SAC": sac,
+    "TD3": lambda: TD3Loss(
+        deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,)), action_spec=SPEC
+    ),
+    "DDPG": lambda: DDPGLoss(deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,))),
+    "REDQ": lambda: REDQLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+    ),
+    "CQL": lambda: CQLLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+    ),
+}
+
+
+def imagined(model: EnsembleWorldModel, rows: int = 16) -> TensorDict:
+    td = TensorDict(
+        {"observation": torch.randn(rows, 3), "action": 2 * torch.rand(rows, 1) - 1}, [rows]
+    )
+    td = model(td)
+    td["next", "terminated"] = torch.rand(rows, 1) < 0.3
+    return td
+
+
+# A hand-made agent: Q1 = obs . 1 + 2 a, Q2 = 1 + 3 a, policy's mode 0.5 everywhere.
+
+
+class FirstCritic(nn.Module):
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return observation.sum(-1, keepdim=True) + 2 * action
+
+
+class SecondCritic(nn.Module):
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return 1 + 3 * action
+
+
+class RecordedDensity(nn.Module):
+    """A world model of another kind: its log-density is a parameter per row."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.density = nn.Parameter(torch.linspace(-2, 1, rows))
+
+    def log_prob(self, tensordict: TensorDict) -> Tensor:
+        return self.density.reshape(tensordict.batch_size)
+
+
+def hand_agent() -> tuple[TensorDictModule, list[TensorDictModule]]:
+    actor = TensorDictModule(
+        lambda observation: torch.full_like(observation[..., :1], 0.5),
+        ["observation"],
+        ["action"],
+    )
+    critics = [
+        TensorDictModule(c, ["observation", "action"], ["state_action_value"])
+        for c in (FirstCritic(), SecondCritic())
+    ]
+    return actor, critics
+
+
+def hand_batch() -> TensorDict:
+    return TensorDict(
+        {
+            "observation": torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, -1.0], [0.0, 5.0]]),
+            "action": torch.tensor([[1.0], [-1.0], [0.0], [1.0]]),
+            "next": {
+                "observation": torch.tensor([[0.0, 0.0], [3.0, 3.0], [1.0, -4.0], [9.0, 9.0]]),
+                "reward": torch.tensor([[1.0], [0.0], [-1.0], [2.0]]),
+                "terminated": torch.tensor([[False], [False], [False], [True]]),
+                "truncated": torch.tensor([[False], [True], [False], [False]]),
+                "done": torch.tensor([[False], [True], [False], [True]]),
+            },
+        },
+        [4],
+    )
+
+
+# Q(s, a): min(4, 4), min(-2, -2), min(1, 1), min(7, 4); V(s'): min(1, 2.5), min(7, 2.5),
+# min(-2, 2.5), and 2.5 beyond the end, which must not count. gamma = 0.5.
+HAND_Q = torch.tensor([4.0, -2.0, 1.0, 4.0])
+HAND_V = torch.tensor([1.0, 2.5, -2.0, 2.5])
+HAND_ADVANTAGE = torch.tensor([1 + 0.5 - 4, 0 + 1.25 + 2, -1 - 1 - 1, 2 + 0 - 4])
+HAND_LOG_PROB = torch.tensor([-2.0, -1.0, 0.0, 1.0])
+
+
+def hand_loss(**kwargs) -> AdversarialModelLoss:
+    actor, critics = hand_agent()
+    kwargs = {"adversarial_weight": 0.25, "gamma": 0.5} | kwargs
+    return AdversarialModelLoss(RecordedDensity(4), actor, critics, **kwargs)
+
+
+def test_advantage_by_hand() -> None:
+    """Smallest critic, policy's mode, ends cut the bootstrap, truncation does not."""
+    advantage, value, qvalue = hand_loss().advantage(hand_batch())
+    torch.testing.assert_close(qvalue, HAND_Q)
+    torch.testing.assert_close(value, HAND_V)
+    torch.testing.assert_close(advantage, HAND_ADVANTAGE)
+    advantage, _, _ = hand_loss(baseline=False).advantage(hand_batch())
+    torch.testing.assert_close(advantage, HAND_ADVANTAGE + HAND_Q)
+
+
+def test_missing_terminated_counts_as_going_on() -> None:
+    batch = hand_batch().exclude(("next", "terminated"))
+    advantage, _, _ = hand_loss().advantage(batch)
+    torch.testing.assert_close(advantage, HAND_ADVANTAGE + torch.tensor([0, 0, 0, 1.25]))
+
+
+def test_loss_and_metrics_by_hand() -> None:
+    out = hand_loss(normalize_advantage=False)(hand_batch())
+    # advantages -2.5, 3.25, -3, -2 times log-densities -2, -1, 0, 1: 5 - 3.25 + 0 - 2 = -0.25
+    assert out["loss_adversarial"].item() == pytest.approx(0.25 * -0.25 / 4)
+    assert out["advantage_mean"].item() == pytest.approx(-4.25 / 4)
+    want_std = math.sqrt(((HAND_ADVANTAGE - HAND_ADVANTAGE.mean()) ** 2).mean())
+    assert out["advantage_std"].item() == pytest.approx(want_std)
+    assert out["model_log_prob"].item() == pytest.approx(-0.5)
+    assert out["value"].item() == pytest.approx(1.0)
+    assert out["qvalue"].item() == pytest.approx(1.75)
+
+    standard = (HAND_ADVANTAGE - HAND_ADVANTAGE.mean()) / want_std
+    out = hand_loss()(hand_batch())
+    want = 0.25 * (standard * HAND_LOG_PROB).mean().item()
+    assert out["loss_adversarial"].item() == pytest.approx(want)
+
+
+def test_gradient_step_makes_lucky_successors_less_likely() -> None:
+    loss = hand_loss()
+    loss(hand_batch())["loss_adversarial"].backward()
+    step = -loss.world_model.density.grad
+    assert step.argmin() == HAND_ADVANTAGE.argmax()
+    assert step.argmax() == HAND_ADVANTAGE.argmin()
+
+
+@pytest.mark.parametrize("batch_size", [(4,), (2, 2)])
+def test_any_batch_shape(batch_size: tuple[int, ...]) -> None:
+    want = hand_loss()(hand_batch())["loss_adversarial"]
+    got = hand_loss()(hand_batch().reshape(batch_size))["loss_adversarial"]
+    torch.testing.assert_close(got, want)
+
+
+def test_lambda_scales_linearly_and_can_be_scheduled() -> None:
+    agent, model = sac(), make_model()
+    batch = imagined(model)
+    values, gradients = {}, {}
+    loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=1.0)
+    for weight in (1.0, 0.1, 0.0):
+        loss.adversarial_weight = weight
+        model.zero_grad()
+        out = loss(batch)["loss_adversarial"]
+        out.backward()
+        values[weight] = out.detach()
+        gradients[weight] = model.weights[-1].grad.clone()
+    assert values[1.0].abs() > 1e-3
+    torch.testing.assert_close(values[0.1], 0.1 * values[1.0])
+    torch.testing.assert_close(gradients[0.1], 0.1 * gradients[1.0])
+    assert values[0.0] == 0
+    assert gradients[0.0].abs().max() == 0
+    assert "adversarial_weight" in loss.state_dict()
+
+
+def test_reduction_is_the_published_mean() -> None:
+    model, agent = make_model(), sac()
+    batch = imagined(model)
+    out = {
+        r: AdversarialModelLoss.from_loss(model, agent, reduction=r)(batch)["loss_adversarial"]
+        for r in ("mean", "sum", "none")
+    }
+    default = AdversarialModelLoss.from_loss(model, agent)
+    torch.testing.assert_close(default(batch)["loss_adversarial"], out["mean"])
+    assert out["none"].shape == (16,)
+    torch.testing.assert_close(out["none"].mean(), out["mean"])
+    torch.testing.assert_close(out["sum"], 16 * out["mean"])
+    twice = torch.cat([batch, batch])
+    torch.testing.assert_close(default(twice)["loss_adversarial"], out["mean"])
+
+
+def test_log_density_is_summed_over_dimensions() -> None:
+    # published: lambda weighs the joint density of all entries of the next state and reward
+    model, agent = make_model(), sac()
+    batch = imagined(model)
+    out = AdversarialModelLoss.from_loss(model, agent)(batch)
+    torch.testing.assert_close(out["model_log_prob"], model.log_prob(batch).mean().detach())
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_takes_actor_and_critics_live_from_a_torchrl_loss(agent: str) -> None:
+    actor_critic, model = AGENTS[agent](), make_model()
+    loss = AdversarialModelLoss.from_loss(model, actor_critic)
+    batch = imagined(model)
+    out = loss(batch)
+    out["loss_adversarial"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(p.grad is None for p in actor_critic.parameters())
+
+    # the agent changes: so do the values, at once
+    with torch.no_grad():
+        for parameter in actor_critic.parameters():
+            parameter.add_(0.5)
+    after = loss(batch)
+    for metric in ("value", "qvalue"):
+        assert not torch.isclose(after[metric], out[metric]), metric
+
+
+def test_critics_and_mode_are_those_of_sac() -> None:
+    """V and Q recomputed with SACLoss's own parameters, network by network."""
+    agent, model = sac(), make_model()
+    loss = AdversarialModelLoss.from_loss(model, agent)
+    batch = imagined(model)
+    _, value, qvalue = loss.advantage(batch)
+
+    def smallest(observation: Tensor, action: Tensor) -> Tensor:
+        td = TensorDict({"observation": observation, "action": action}, observation.shape[:1])
+        values = []
+        for i in range(2):
+            with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
+                values.append(agent.qvalue_network(td.clone())["state_action_value"].squeeze(-1))
+        assert not torch.allclose(values[0], values[1])
+        return torch.minimum(*values)
+
+    torch.testing.assert_close(qvalue, smallest(batch["observation"], batch["action"]))
+    after = batch["next"].select("observation").clone()
+    with (
+        agent.actor_network_params.data.to_module(agent.actor_network),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+    ):
+        after = agent.actor_network(after)
+    torch.testing.assert_close(after["action"], after["loc"].tanh(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(value, smallest(after["observation"], after["action"]))
+
+
+@pytest.mark.parametrize("surroundings", [ExplorationType.RANDOM, ExplorationType.MEAN])
+def test_value_is_at_the_mode_whatever_the_exploration_around(
+    surroundings: ExplorationType,
+) -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac())
+    batch = imagined(model)
+    want = loss.advantage(batch)[0]
+    with set_exploration_type(surroundings):
+        torch.testing.assert_close(loss.advantage(batch)[0], want, rtol=0, atol=0)
+
+
+def test_a_sac_step_moves_the_value() -> None:
+    agent, model = sac(), make_model()
+    loss = AdversarialModelLoss.from_loss(model, agent)
+    batch = imagined(model)
+    batch["next", "done"] = batch["next", "terminated"]
+    before = loss(batch)["qvalue"]
+    optimizer = torch.optim.Adam(agent.parameters(), lr=0.05)
+    out = agent(batch.clone())
+    (out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()
+    optimizer.step()
+    assert not torch.isclose(loss(batch)["qvalue"], before)
+
+
+def test_gradients_reach_the_world_model_only() -> None:
+    agent, model = sac(), make_model()
+    model.elites.copy_(torch.tensor([6, 1, 3]))
+    loss = AdversarialModelLoss.from_loss(model, agent)
+    batch = imagined(model)
+    for key in batch.keys(True, True):
+        if batch[key].is_floating_point():
+            batch[key].requires_grad_()
+    loss(batch)["loss_adversarial"].backward()
+    assert all(p.grad is None for p in agent.parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if "log_var" in name:
+            continue
+        touched = parameter.grad.flatten(1).any(1).nonzero().flatten().tolist()
+        assert touched == [1, 3, 6], name
+    assert model.max_log_var.grad.abs().sum() > 0
+
+
+def test_agent_is_neither_trained_nor_saved_by_this_loss() -> None:
+    model = make_model()
+    agents = [sac(), make_actor(3, SPEC, hidden_sizes=(8,))]
+    critic = make_qvalue(3, 1, hidden_sizes=(8,))
+    losses = [
+        AdversarialModelLoss.from_loss(model, agents[0]),
+        AdversarialModelLoss(model, agents[1], [critic, critic]),
+        AdversarialModelLoss(model, agents[1], critic),
+    ]
+    for loss in losses:
+        assert {id(p) for p in loss.parameters()} == {id(p) for p in model.parameters()}
+        names = {f"world_model.{k}" for k in model.state_dict()}
+        coefficients = {"adversarial_weight", "gamma", "entropy_coeff"}
+        assert set(loss.state_dict()) == names | coefficients
+
+
+def test_the_agents_own_gradients_stay_on() -> None:
+    agent, model = sac(), make_model()
+    target = {n for n, p in agent.named_parameters() if not p.requires_grad}
+    AdversarialModelLoss.from_loss(model, agent)(imagined(model))
+    assert {n for n, p in agent.named_parameters() if not p.requires_grad} == target
+
+
+def test_every_metric_is_detached() -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac())
+    out = loss(imagined(model))
+    assert set(out.keys()) == set(loss.out_keys) == {"loss_adversarial", *METRICS}
+    assert out["loss_adversarial"].requires_grad
+    assert not any(out[key].requires_grad for key in METRICS)
+
+
+def test_entropy_bonus_raises_the_value_by_the_policys_entropy() -> None:
+    agent, model = sac(), make_model()
+    batch = imagined(model, rows=1).expand(20_000)
+    plain = AdversarialModelLoss.from_loss(model, agent).advantage(batch)[1]
+    loss = AdversarialModelLoss.from_loss(model, agent, entropy_coeff=0.5)
+    bonus = loss.advantage(batch)[1] - plain
+    with agent.actor_network_params.data.to_module(agent.actor_network):
+        dist = agent.actor_network.get_dist(batch["next"].select("observation")[:1].clone())
+    # entropy of the squashed Gaussian by integration over the action
+    action = torch.linspace(-1, 1, 20_001)[1:-1]
+    log_density = dist.log_prob(action[:, None])
+    entropy = -torch.trapezoid(log_density.exp() * log_density, action).item()
+    assert bonus.std() > 0
+    assert bonus.mean().item() == pytest.approx(0.5 * entropy, abs=0.02)
+
+
+def test_entropy_bonus_can_be_scheduled_from_zero() -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac())
+    batch = imagined(model)
+    before = loss(batch)["value"]
+    loss.entropy_coeff = 0.5
+    assert not torch.isclose(loss(batch)["value"], before)
+    loss.entropy_coeff = 0.0
+    torch.testing.assert_close(loss(batch)["value"], before)
+
+
+def test_keys_can_be_renamed_and_nested() -> None:
+    actor, critics = hand_agent()
+    actor = TensorDictModule(actor.module, ["observation"], [("agent", "move")])
+    critics = [
+        TensorDictModule(c.module, ["observation", ("agent", "move")], [("q", "value")])
+        for c in critics
+    ]
+    loss = AdversarialModelLoss(
+        RecordedDensity(4), actor, critics, adversarial_weight=0.25, gamma=0.5
+    )
+    assert loss.in_keys == [
+        "observation",
+        "action",
+        ("next", "observation"),
+        ("next", "reward"),
+        ("next", "terminated"),
+    ]
+    loss.set_keys(
+        action=("agent", "move"),
+        reward=("agent", "gain"),
+        terminated=("agent", "over"),
+        state_action_value=("q", "value"),
+    )
+    assert loss.in_keys == [
+        "observation",
+        ("agent", "move"),
+        ("next", "observation"),
+        ("next", "agent", "gain"),
+        ("next", "agent", "over"),
+    ]
+    batch = hand_batch()
+    renamed = TensorDict(
+        {
+            "observation": batch["observation"],
+            "agent": {"move": batch["action"]},
+            "next": {
+                "observation": batch["next", "observation"],
+                "agent": {
+                    "gain": batch["next", "reward"],
+                    "over": batch["next", "terminated"],
+                },
+            },
+        },
+        [4],
+    )
+    want = hand_loss()(batch)
+    got = loss(renamed)
+    for key in want.keys():
+        torch.testing.assert_close(got[key], want[key])
+    loss.in_keys = ["observation"]
+    assert loss.in_keys == ["observation"]
+    with pytest.raises(ValueError, match="not an accepted tensordict key"):
+        loss.set_keys(colour="red")
+
+
+def test_in_keys_are_what_is_read() -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac())
+    batch = imagined(model)
+    torch.testing.assert_close(
+        loss(batch.select(*loss.in_keys))["loss_adversarial"], loss(batch)["loss_adversarial"]
+    )
+
+
+def test_keys_of_the_agents_loss_are_taken_over() -> None:
+    agent = SACLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+    )
+    agent.set_keys(reward="gain", terminated="over")
+    loss = AdversarialModelLoss.from_loss(make_model(), agent)
+    assert loss.in_keys[-2:] == [("next", "gain"), ("next", "over")]
+
+
+def test_the_input_is_left_unchanged() -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac())
+    batch = imagined(model)
+    before = batch.clone()
+    loss(batch)
+    assert set(batch.keys(True)) == set(before.keys(True))
+    assert (batch == before).all()
+
+
+def test_state_dict_round_trip() -> None:
+    agent, model = sac(), make_model()
+    model.elites.copy_(torch.tensor([6, 1, 3]))
+    loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=0.7, gamma=0.5)
+    other = AdversarialModelLoss.from_loss(make_model(), agent)
+    batch = imagined(model)
+    other.load_state_dict(loss.state_dict())
+    for key in loss.out_keys:
+        torch.testing.assert_close(other(batch)[key], loss(batch)[key])
+
+
+def test_agents_without_actor_or_critic_are_refused() -> None:
+    with pytest.raises(TypeError, match="actor_network and qvalue_network"):
+        AdversarialModelLoss.from_loss(make_model(), nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"adversarial_weight": -1.0}, "adversarial_weight"),
+        ({"adversarial_weight": math.nan}, "adversarial_weight"),
+        ({"gamma": 1.5}, "gamma"),
+        ({"reduction": "max"}, "reduction"),
+    ],
+)
+def test_settings_are_checked(kwargs: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        hand_loss(**kwargs)
+
+
+def test_world_models_need_a_density() -> None:
+    actor, critics = hand_agent()
+    with pytest.raises(TypeError, match="log_prob"):
+        AdversarialModelLoss(nn.Linear(1, 1), actor, critics)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_equals_eager(backend: str) -> None:
+    agent, model = sac(), make_model()
+    loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=1.0)
+    batch = imagined(model)
+
+    def objective(batch: TensorDict) -> tuple[Tensor, Tensor]:
+        out = loss(batch)
+        return out["loss_adversarial"], out["advantage_mean"]
+
+    results = []
+    for run in (objective, torch.compile(objective, backend=backend, fullgraph=True)):
+        model.zero_grad()
+        value, metric = run(batch)
+        value.backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        results.append((value.detach(), metric, gradients))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
