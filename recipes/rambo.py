@@ -206,8 +206,13 @@ def pretrain(
 
 def epoch_metrics(
     rambo: Rambo, cfg: DictConfig, watch: Stopwatch, bar: tqdm
-) -> dict[str, float | int | None]:
-    """Lines 3 to 5: rollouts, the agent's updates, the model's updates."""
+) -> tuple[dict[str, float | int | None], float]:
+    """Lines 3 to 5: rollouts, the agent's updates, the model's updates.
+
+    Returns:
+        The epoch's metrics, which a second run with the same seed repeats, and its updates
+        per second, which it does not.
+    """
     # line 3: k-step rollouts in the model from states of the data
     with watch("rollouts"):
         rollouts = rambo.collector.collect()
@@ -223,15 +228,15 @@ def epoch_metrics(
     if updates:
         with watch("model"):
             model = rambo.adversary.run(updates, bar)
-    seconds = time.perf_counter() - started
-    return {
+    speed = (cfg.agent_updates + updates) / (time.perf_counter() - started)
+    metrics = {
         "model_transitions": rollouts.shape[0],
         "model_reward": float(rollouts["next", "reward"].mean()),
         "model_terminated": float(rollouts["next", "terminated"].float().mean()),
         **agent,
         **{k if k.startswith("loss") else f"model_{k}": v for k, v in model.items()},
-        "updates_per_second": (cfg.agent_updates + updates) / seconds,
     }
+    return metrics, speed
 
 
 def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[str, Any]:
@@ -264,7 +269,8 @@ def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[s
         bar.update(progress["epoch"] * updates)
         bar.unpause()
         for epoch in range(progress["epoch"] + 1, cfg.epochs + 1):
-            row = {"epoch": epoch, **epoch_metrics(rambo, cfg, watch, bar)}
+            metrics, speed = epoch_metrics(rambo, cfg, watch, bar)
+            row = {"epoch": epoch, **metrics}
             found = monitor.check(row)
             score: dict[str, float | None] = dict.fromkeys(
                 ("score", "score_std", "return_mean", "return_std")
@@ -274,7 +280,7 @@ def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[s
                     score = evaluation(epoch)
             row.update(score)
             folder.append_metrics(row)
-            tqdm.write(_epoch_line(row))
+            tqdm.write(f"{_epoch_line(row)} | {speed:.0f} updates/s")
             progress["epoch"] = epoch
             progress["transitions"] += row["model_transitions"]
             if found and progress["divergence"] is None:
@@ -320,7 +326,6 @@ def _epoch_line(row: dict[str, Any]) -> str:
         parts.append(f"model loss {row['loss_model']:7.3f}")
         mean, std = row["model_advantage_mean"], row["model_advantage_std"]
         parts.append(f"advantage {mean:6.2f} +- {std:.2f}")
-    parts.append(f"{row['updates_per_second']:.0f} updates/s")
     return " | ".join(parts)
 
 
@@ -329,7 +334,15 @@ def prepare(cfg: DictConfig) -> tuple[DictConfig, OfflineDataset, RunFolder]:
     task = hydra.core.hydra_config.HydraConfig.get().runtime.choices["task"]
     if cfg.resume is not None:
         folder = RunFolder.open(cfg.resume)
-        cfg = OmegaConf.load(folder.path / "config.yaml")
+        # the run's own configuration, but for what the command line says anew
+        overrides = [
+            text
+            for text in hydra.core.hydra_config.HydraConfig.get().overrides.task
+            if text.split("=")[0] not in ("resume", "task", "schedule", "dataset", "run_dir")
+        ]
+        saved = OmegaConf.load(folder.path / "config.yaml")
+        cfg = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))
+        check_config(cfg)
         print(f"run folder: {folder.path}", flush=True)
         return cfg, OfflineDataset.load(cfg.dataset), folder
     check_config(cfg)

@@ -241,6 +241,12 @@ class AdversarialModelLoss(LossModule):
         loss.set_keys(**keys)
         return loss
 
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "entropy_coeff" and isinstance(value, (int, float)):
+            # a plain flag, so that the update needs no branch on a tensor
+            self._use_entropy = value != 0
+
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         self._in_keys = None
 

@@ -12,6 +12,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from rambo_trl.data import mujoco_messages_logged
+
 __all__ = ["EvaluationResult", "rollout_episodes", "evaluate_policy"]
 
 
@@ -52,7 +54,8 @@ def rollout_episodes(
     Returns:
         The episodes' returns and lengths. Copies that have ended wait for the others.
     """
-    envs = [gymnasium.make(env_id) for _ in range(num_episodes)]
+    with mujoco_messages_logged():
+        envs = [gymnasium.make(env_id) for _ in range(num_episodes)]
     try:
         observation = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
         returns = np.zeros(num_episodes)

@@ -253,6 +253,7 @@ def test_other_batch_shapes_are_refused(batch_size: tuple[int, ...]) -> None:
         EnsembleModelLoss(make_model())(real_batch(*batch_size))
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("members", ["all", "elites"])
 def test_compiled_equals_eager(backend: str, members: str) -> None:

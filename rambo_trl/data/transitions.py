@@ -1,0 +1,133 @@
+"""Flat transitions: one layout, checks, statistics and returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded
+
+__all__ = [
+    "canonical_transitions",
+    "check_values",
+    "observation_statistics",
+    "returns_between_ends",
+]
+
+# A dimension whose std is below the float32 resolution of its values is constant: it keeps its
+# unit, so that a value off the data stays of order one. Other dimensions' std has a floor.
+_CONSTANT_RELATIVE_STD = 1e-6
+_STD_FLOOR = 1e-3
+
+
+def canonical_transitions(transitions: TensorDict, name: str) -> TensorDict:
+    """Copy transitions into the common layout: keys, [N, size] shapes, dtypes, done."""
+    if transitions.ndim != 1:
+        raise ValueError(
+            f"{name}: transitions must have one batch dimension, got {transitions.batch_size}"
+        )
+    size = transitions.batch_size[0]
+    if size == 0:
+        raise ValueError(f"{name} is empty: at least one transition is needed")
+    keys = ["observation", "action"] + [
+        ("next", k) for k in ("observation", "reward", "terminated")
+    ]
+    missing = [key for key in keys if transitions.get(key, None) is None]
+    if missing:
+        raise ValueError(f"{name}: transitions lack the keys {missing}")
+
+    def column(key: Any, dtype: torch.dtype) -> torch.Tensor:
+        value = transitions[key].detach().to("cpu", dtype)
+        value = value.unsqueeze(-1) if value.ndim == 1 else value
+        if value.ndim != 2:
+            raise ValueError(
+                f"{name}: {key} has shape {tuple(value.shape)}; flatten it to [N, size] first"
+            )
+        return value
+
+    # Cloned, since normalisation writes in place and the caller's tensors are not ours.
+    observation = column("observation", torch.float32).clone()
+    next_observation = column(("next", "observation"), torch.float32).clone()
+    if observation.shape != next_observation.shape:
+        raise ValueError(
+            f"{name}: observation {tuple(observation.shape)} and next observation "
+            f"{tuple(next_observation.shape)} must have the same shape"
+        )
+    terminated = column(("next", "terminated"), torch.bool)
+    truncated = torch.zeros_like(terminated)
+    if transitions.get(("next", "truncated"), None) is not None:
+        truncated = column(("next", "truncated"), torch.bool) & ~terminated
+    return TensorDict(
+        {
+            "observation": observation,
+            "action": column("action", torch.float32),
+            "next": TensorDict(
+                {
+                    "observation": next_observation,
+                    "reward": column(("next", "reward"), torch.float32),
+                    "terminated": terminated,
+                    "truncated": truncated,
+                    "done": terminated | truncated,
+                },
+                batch_size=[size],
+            ),
+        },
+        batch_size=[size],
+    )
+
+
+def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> None:
+    """Refuse values that are not finite and actions that do not fit their spec."""
+    problems = []
+    for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
+        value = transitions[key]
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            rows = bad.any(-1).nonzero().squeeze(-1)
+            label = key if isinstance(key, str) else " ".join(key)
+            problems.append(
+                f"{int(bad.sum())} in {label} ({len(rows)} rows, the first is row {int(rows[0])})"
+            )
+    if problems:
+        raise ValueError(
+            f"{name} holds values that are not finite in float32: {'; '.join(problems)}. "
+            "Drop or repair these rows"
+        )
+    action = transitions["action"]
+    if action.shape[-1:] != action_spec.shape:
+        raise ValueError(
+            f"{name}: actions of size {action.shape[-1]} do not fit the action_spec of shape "
+            f"{tuple(action_spec.shape)}"
+        )
+    low, high = action_spec.space.low, action_spec.space.high
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise ValueError(f"{name}: the action_spec must have finite bounds, got {low} to {high}")
+    margin = 1e-4 * (high - low)
+    outside = ((action < low - margin) | (action > high + margin)).any(-1)
+    if outside.any():
+        raise ValueError(
+            f"{name}: {int(outside.sum())} actions leave their bounds {low.tolist()} to "
+            f"{high.tolist()}, the first in row {int(outside.nonzero()[0])}: correct the "
+            "action_spec or clip the actions"
+        )
+
+
+def observation_statistics(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and floored standard deviation per dimension, summed in float64."""
+    # One column at a time: a float64 copy of all rows would double the memory in use.
+    columns = [torch.std_mean(c.double(), correction=0) for c in observation.unbind(-1)]
+    std, mean = (torch.stack(v) for v in zip(*columns, strict=True))
+    constant = std <= _CONSTANT_RELATIVE_STD * mean.abs().clamp_min(1.0)
+    std = torch.where(constant, torch.ones_like(std), std.clamp_min(_STD_FLOOR))
+    return mean.float(), std.float()
+
+
+def returns_between_ends(transitions: TensorDict) -> np.ndarray:
+    """Sum rewards over the rows up to each done row; a rest without an end is an episode too."""
+    reward = transitions["next", "reward"].squeeze(-1).double().numpy()
+    ends = transitions["next", "done"].squeeze(-1).numpy().nonzero()[0] + 1
+    starts = np.concatenate([[0], ends])
+    starts = starts[starts < len(reward)]
+    return np.add.reduceat(reward, starts)

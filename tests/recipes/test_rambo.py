@@ -1,0 +1,155 @@
+"""The recipe as a user runs it: a whole run, a killed one resumed, bad input refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+from minari.data_collector import EpisodeBuffer
+
+from rambo_trl import load_policy
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ENV_ID = "InvertedDoublePendulum-v5"
+TINY = (
+    "task=inverteddoublependulum-medium-replay", "schedule=smoke", "compile=false", "threads=1",
+    "dataset=test/idp/tiny-v0", "evaluation.episodes=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_dataset() -> None:
+    """A small Minari set of random play, as a user's own would lie on disk."""
+    env = gymnasium.make(ENV_ID)
+    env.action_space.seed(0)
+    episodes = []
+    for i in range(60):
+        observation, _ = env.reset(seed=i)
+        episode = EpisodeBuffer(
+            id=i, observations=[observation], actions=[], rewards=[], terminations=[], truncations=[]
+        )
+        ended = False
+        while not ended:
+            action = env.action_space.sample()
+            observation, reward, terminated, truncated, _ = env.step(action)
+            episode.observations.append(observation)
+            episode.actions.append(action)
+            episode.rewards.append(float(reward))
+            episode.terminations.append(terminated)
+            episode.truncations.append(truncated)
+            ended = terminated or truncated
+        episodes.append(episode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Minari asks for an author and a permalink
+        minari.create_dataset_from_buffers("test/idp/tiny-v0", buffer=episodes, env=env)
+    env.close()
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, str(RECIPES / "rambo.py"), *TINY, *overrides]
+
+
+def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:
+    done = run("run_dir=first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[0] == lines[-1] == "run folder: first"
+    folder = tmp_path / "first"
+    results = json.loads((folder / "results.json").read_text())
+    for key in (
+        "score", "return_mean", "return_std", "behaviour_return_mean", "behaviour_score",
+        "diverged", "seed", "dataset", "env", "agent_updates", "model_updates",
+        "model_transitions", "seconds", "versions",
+    ):  # fmt: skip
+        assert key in results
+    assert results["agent_updates"] == results["model_updates"] == 40
+    assert results["env"] == ENV_ID and results["diverged"] is False
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    last = [float(row["return_mean"]) for row in rows if row["return_mean"]][-1]
+    assert results["return_mean"] == pytest.approx(last)
+    for name in ("learning_curve.png", "config.yaml", "checkpoint/last.pt"):
+        assert (folder / name).stat().st_size > 0
+    policy = load_policy(folder / "policy.safetensors")
+    action = policy(np.zeros((3, 9)))
+    assert action.shape == (3, 1) and np.abs(action).max() <= 1
+
+
+def test_without_an_adversary_the_model_is_not_updated(tmp_path: Path) -> None:
+    done = run("run_dir=plain", "adversarial_weight=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "plain/results.json").read_text())
+    assert results["model_updates"] == 0 and results["agent_updates"] == 40
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
+    settings = ("epochs=6", "checkpoint_every=2", "seed=3")
+    assert run("run_dir=whole", *settings, cwd=tmp_path).returncode == 0
+    killed = subprocess.Popen(
+        command("run_dir=killed", *settings),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "killed/metrics.csv"
+    deadline = time.monotonic() + 200
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed/results.json").exists()
+    done = run("resume=killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert metrics.read_text() == (tmp_path / "whole/metrics.csv").read_text()
+    policies = [(tmp_path / n / "policy.safetensors").read_bytes() for n in ("whole", "killed")]
+    assert policies[0] == policies[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("dataset=bundled/hoper/medium-replay-v0",), "bundled/hopper/medium-replay-v0"),
+        (("rollout_length=0",), "rollout_length"),
+        (("adversarial_weight=-1",), "adversarial_weight"),
+        (("agent.real_fraction=1.5",), "agent.real_fraction"),
+        (("model.num_elites=9",), "model.num_elites"),
+        (("agent.batch_size=100000",), "agent.batch_size"),
+        (("rollout_policy=uniform",), "rollout_policy"),
+        (("resume=nowhere",), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tmp_path: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    done = run("run_dir=refused", *overrides, cwd=tmp_path)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and words in errors[0]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/config.yaml").write_text("seed: 1\n")
+    done = run("run_dir=taken", cwd=tmp_path)
+    assert done.returncode == 2 and "taken" in done.stderr
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["config.yaml"]
