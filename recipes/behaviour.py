@@ -92,9 +92,7 @@ def main(cfg: DictConfig) -> None:
     observation_size = env.observation_spec["observation"].shape[-1]
     action_spec = env.action_spec
     actor = make_actor(observation_size, action_spec, hidden_sizes=cfg.hidden_sizes)
-    qvalue = make_qvalue(
-        observation_size, action_spec.shape[-1], hidden_sizes=cfg.hidden_sizes
-    )
+    qvalue = make_qvalue(observation_size, action_spec.shape[-1], hidden_sizes=cfg.hidden_sizes)
     loss = SACLoss(actor, qvalue, loss_function="l2", action_spec=action_spec)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_update = SoftUpdate(loss, tau=cfg.tau)

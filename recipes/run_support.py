@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModuleBase
+from torchrl._utils import logger
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
@@ -19,6 +21,12 @@ from rambo_trl.training.evaluation import evaluate_policy
 from rambo_trl.training.figures import plot_learning_curve
 from rambo_trl.training.policy_file import save_policy
 from rambo_trl.training.run_folder import RunFolder, package_versions
+
+# TorchRL's losses warn of annotations of their own, and tensordict reads a flag that torch has
+# retired: nothing that a user of the recipes could change.
+warnings.filterwarnings("ignore", message="The name target_.* wasn't part of the annotations")
+warnings.filterwarnings("ignore", message=".*inline_inbuilt_nn_modules is deprecated")
+logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
 
 #: evaluation's episodes are seeded from here, beyond every seed that builds data
 EVALUATION_SEED = 1_000_000

@@ -1,80 +1,372 @@
-"""The paper's Single Transition Example (sec. 6, Table 3): one row of the table a method.
+"""The paper's Single Transition Example (sec. 6, Table 3), one row of the table a method.
 
-``python recipes/single_transition.py`` plays the game of Algorithm 1 on a problem small enough
-to look at as a whole, with the adversary and without it, over several seeds. It prints the
-table beside the paper's numbers and draws what the model and the critics believe of every
-action as training goes on. See ``config/single_transition.yaml`` for every key.
+``python recipes/single_transition.py`` plays Algorithm 1 on a problem small enough to look at as
+a whole, with the adversary and without it, over several seeds. It prints the table beside the
+paper's numbers and draws what the model and the critics believe of every action as training goes
+on. See ``config/single_transition.yaml`` for the keys.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
+import hydra
 import torch
-from omegaconf import DictConfig
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from run_support import refusing_bad_input
 from tensordict import TensorDict
 from torch import Tensor
+from torch.optim.lr_scheduler import LinearLR
+from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
+from tqdm import tqdm
 
 from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.envs import EnsembleModelEnv
-from rambo_trl.envs.single_transition import expected_reward, make_single_transition_data
+from rambo_trl.envs.single_transition import (
+    DATA_INTERVALS,
+    expected_reward,
+    make_single_transition_data,
+)
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.pretraining import fit_world_model
+from rambo_trl.training.run_folder import RunFolder, package_versions
+
+GAMMA = 0.99  # of no effect: every episode is one step long
+GRID = torch.linspace(-1, 1, 401).unsqueeze(-1)
 
 
-class SuccessorRewardEnv(EnsembleModelEnv):
-    """The model's env with the one thing that is known of the problem: reward = successor."""
+@dataclass(frozen=True)
+class Method:
+    """One row of the table and of the figure.
+
+    Attributes:
+        title: its name there.
+        adversarial: whether the model plays against the agent.
+        agent_loss: the agent's loss, with SACLoss's constructor.
+        paper: mean and standard deviation in the paper's Table 3, where it has the method.
+    """
+
+    title: str
+    adversarial: bool
+    agent_loss: type[SACLoss] = SACLoss
+    paper: tuple[float, float] | None = None
+
+
+METHODS = {
+    "rambo": Method("RAMBO", adversarial=True, paper=(1.49, 0.04)),
+    "no_adversary": Method("no adversary", adversarial=False),
+}
+
+
+@dataclass
+class Snapshot:
+    """What is believed of the actions in ``GRID`` after an epoch, and what the policy does."""
+
+    epoch: int
+    successor_mean: Tensor
+    successor_std: Tensor
+    qvalue: Tensor
+    mode: float
+
+
+@dataclass
+class Run:
+    """One seed of one method."""
+
+    method: str
+    seed: int
+    mode: float  # the final policy's action
+    true_reward: float  # its expected reward in the real environment
+    predicted_reward: float  # the same in the model
+    seconds: float
+    snapshots: list[Snapshot]
+
+
+class KnownRewardEnv(EnsembleModelEnv):
+    """The model's env, with the reward that is known here: the successor state itself."""
 
     def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step on plain tensors; the model's own reward is left aside."""
         following, _, terminated = super().transition(observation, action)
         return following, following, terminated
 
 
-def one_step(observation, action, next_observation):
-    return torch.ones(action.shape[:-1], dtype=torch.bool)
+def ends_at_once(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """The termination rule: every episode is one step long."""
+    return torch.ones(next_observation.shape[:-1], dtype=torch.bool)
 
 
-def train(seed, cfg, adversarial, verbose=True):
+@torch.no_grad()
+def take_snapshot(epoch: int, model: EnsembleWorldModel, agent_loss: SACLoss) -> Snapshot:
+    """Ask model, critics and policy for what they make of the start state."""
+    start = torch.zeros_like(GRID)
+    mean, log_var = (x[..., 0] for x in model.predict(start, GRID, model.elites))
+    variance = log_var.exp().mean(dim=0) + mean.var(dim=0, correction=0)
+    asked = TensorDict(observation=start, action=GRID, batch_size=GRID.shape[:1])
+    critic, critic_params = agent_loss.qvalue_network, agent_loss.qvalue_network_params
+    values = []
+    for params in critic_params.unbind(0):
+        with params.to_module(critic):
+            values.append(critic(asked.copy())["state_action_value"].squeeze(-1))
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        mode = agent_loss.actor_network(asked[:1].select("observation"))["action"].item()
+    qvalue = torch.stack(values).amin(dim=0)
+    return Snapshot(epoch, mean.mean(dim=0), variance.sqrt(), qvalue, mode)
+
+
+def train(name: str, seed: int, cfg: DictConfig) -> Run:
+    """Algorithm 1 on the example."""
+    torch.set_num_threads(1)
+    torchrl_logger.setLevel(logging.WARNING)
     torch.manual_seed(seed)
+    started = time.perf_counter()
+    method = METHODS[name]
     spec = Bounded(-1.0, 1.0, (1,))
     data = make_single_transition_data(cfg.num_transitions)
-    real = make_replay_buffer(len(data)); real.extend(data)
-    model = EnsembleWorldModel(1, 1, num_members=cfg.members, num_elites=cfg.elites, hidden_sizes=cfg.model_hidden)
-    t=time.perf_counter()
-    fit = fit_world_model(model, data, batch_size=cfg.batch_size, lr=cfg.fit_lr, patience=cfg.patience)
-    if verbose: print("fit", time.perf_counter()-t, fit.passes, fit.holdout_mse)
-    loss = SACLoss(make_actor(1, spec, hidden_sizes=cfg.hidden), make_qvalue(1, 1, hidden_sizes=cfg.hidden), loss_function="l2", action_spec=spec, alpha_init=cfg.alpha_init, target_entropy=cfg.target_entropy)
-    loss.make_value_estimator(gamma=0.99)
-    agent = AgentPhase(loss, critic_lr=cfg.critic_lr, actor_lr=cfg.actor_lr, alpha_lr=cfg.alpha_lr, compile=cfg.compile)
-    env = SuccessorRewardEnv(model, action_spec=spec, starts=real, termination=one_step)
-    collector = ModelRolloutCollector(env, loss.actor_network, num_starts=cfg.starts, horizon=1)
-    rollouts = make_replay_buffer(5 * cfg.starts)
-    mixed = RealModelReplayBuffer(real, rollouts, real_fraction=cfg.real_fraction, batch_size=cfg.batch_size)
-    phase = ModelPhase(env, AdversarialModelLoss.from_loss(model, loss, adversarial_weight=cfg.lam), EnsembleModelLoss(model, members="elites"), real, batch_size=cfg.batch_size, horizon=1, lr=cfg.model_lr, compile=cfg.compile)
-    ta=tm=0
-    for e in range(cfg.epochs):
-        a=time.perf_counter()
+    real = make_replay_buffer(len(data))
+    real.extend(data)
+
+    # line 1: the model by maximum likelihood
+    model = EnsembleWorldModel(
+        1,
+        1,
+        num_members=cfg.model.num_members,
+        num_elites=cfg.model.num_elites,
+        hidden_sizes=cfg.model.hidden_sizes,
+    )
+    fit_world_model(
+        model,
+        data,
+        batch_size=cfg.model.batch_size,
+        lr=cfg.model.lr,
+        patience=cfg.model.patience,
+    )
+
+    agent_loss = method.agent_loss(
+        make_actor(1, spec, hidden_sizes=cfg.agent.hidden_sizes),
+        make_qvalue(1, 1, hidden_sizes=cfg.agent.hidden_sizes),
+        loss_function="l2",
+        action_spec=spec,
+        alpha_init=cfg.agent.alpha_init,
+        target_entropy=cfg.agent.target_entropy,
+    )
+    agent_loss.make_value_estimator(gamma=GAMMA)
+    agent = AgentPhase(
+        agent_loss,
+        critic_lr=cfg.agent.critic_lr,
+        actor_lr=cfg.agent.actor_lr,
+        alpha_lr=cfg.agent.alpha_lr,
+    )
+    env = KnownRewardEnv(model, action_spec=spec, starts=real, termination=ends_at_once)
+    collector = ModelRolloutCollector(
+        env, agent_loss.actor_network, num_starts=cfg.rollout_starts, horizon=1
+    )
+    rollouts = make_replay_buffer(cfg.retained_epochs * cfg.rollout_starts)
+    mixed = RealModelReplayBuffer(
+        real,
+        rollouts,
+        real_fraction=cfg.agent.real_fraction,
+        batch_size=cfg.agent.batch_size,
+    )
+    model_phase = ModelPhase(
+        env,
+        AdversarialModelLoss.from_loss(
+            model, agent_loss, adversarial_weight=cfg.adversarial_weight, gamma=GAMMA
+        ),
+        EnsembleModelLoss(model, members="elites"),
+        real,
+        batch_size=cfg.model.batch_size,
+        horizon=1,
+        lr=cfg.model.adversarial_lr,
+    )
+    schedulers = [
+        LinearLR(phase.optimizer, 1.0, cfg.final_lr_share, total_iters=cfg.epochs)
+        for phase in ((agent, model_phase) if method.adversarial else (agent,))
+    ]
+
+    snapshots = []
+    for epoch in range(1, cfg.epochs + 1):
+        # line 3: rollouts of the policy in the model
         rollouts.extend(collector.collect().select(*mixed.keys))
+        # line 4: the agent
         agent.run(mixed.batches(cfg.agent_updates))
-        b=time.perf_counter()
-        if adversarial: phase.run(cfg.model_updates)
-        c=time.perf_counter()
-        if e==0: print("first", b-a, c-b)
-        else: ta+=b-a; tm+=c-b
-        if verbose and (e+1) % cfg.every == 0:
-            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-                td = loss.actor_network(TensorDict(observation=torch.zeros(1,1), batch_size=[1]))
-                grid = torch.tensor([-1,-.725,-.4,-.125,0,.125,.25,.4,.55,.6,.65,.7,.75,.8,.85,1.]).unsqueeze(-1)
-                m = model.predict(torch.zeros_like(grid), grid, model.elites)[0][..., 0].mean(0)
-            print(e+1, f"mode {td['action'].item():.3f} true {expected_reward(td['action']).item()} scale {td['scale'].item():.3f} alpha {loss.log_alpha.exp().item():.4f}", [round(x,2) for x in m.tolist()], flush=True)
-    if verbose: print("ms/update", 1e3*ta/(cfg.epochs-1)/cfg.agent_updates, 1e3*tm/(cfg.epochs-1)/cfg.model_updates)
-    return td["action"].item()
+        # line 5: the adversarial model
+        if method.adversarial:
+            model_phase.run(cfg.model_updates)
+        for scheduler in schedulers:
+            scheduler.step()
+        if epoch in cfg.figure.epochs or epoch == cfg.epochs:
+            snapshots.append(take_snapshot(epoch, model, agent_loss))
+
+    last = snapshots[-1]
+    mode = torch.tensor(last.mode)
+    return Run(
+        name,
+        seed,
+        last.mode,
+        expected_reward(mode).item(),
+        last.successor_mean[(GRID.squeeze(-1) - mode).abs().argmin()].item(),
+        time.perf_counter() - started,
+        snapshots,
+    )
+
+
+def train_all(cfg: DictConfig) -> list[Run]:
+    """Every method over every seed, in as many processes as asked for."""
+    jobs = [(name, seed) for name in cfg.methods for seed in cfg.seeds]
+    workers = min(cfg.workers or os.cpu_count() or 1, len(jobs))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(train, name, seed, cfg) for name, seed in jobs]
+        with tqdm(total=len(jobs), desc="runs", smoothing=0.1) as bar:
+            for future in as_completed(futures):
+                run = future.result()
+                bar.update()
+                bar.set_postfix_str(f"{run.method} seed {run.seed}: {run.true_reward:.2f}")
+        return [future.result() for future in futures]
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, dict[str, object]]:
+    """Per method the seeds' results, with mean and (sample) standard deviation."""
+    summary: dict[str, dict[str, object]] = {}
+    for name in dict.fromkeys(run.method for run in runs):
+        own = [run for run in runs if run.method == name]
+        rewards = torch.tensor([run.true_reward for run in own])
+        paper = METHODS[name].paper
+        summary[name] = {
+            "true_reward_mean": rewards.mean().item(),
+            "true_reward_std": rewards.std().item() if len(own) > 1 else None,
+            "paper_mean": paper and paper[0],
+            "paper_std": paper and paper[1],
+            "runs": [
+                {
+                    key: getattr(run, key)
+                    for key in ("seed", "mode", "true_reward", "predicted_reward", "seconds")
+                }
+                for run in own
+            ],
+        }
+    return summary
+
+
+def format_table(summary: Mapping[str, Mapping[str, object]]) -> str:
+    """The table: true reward of the final policies, beside the paper's."""
+
+    def spread(mean: object, std: object) -> str:
+        if mean is None:
+            return "-"
+        return f"{mean:.2f}" + ("" if std is None else f" +- {std:.2f}")
+
+    lines = [f"{'':<14}{'true reward':>14}{'paper':>14}   the policies' actions"]
+    for name, row in summary.items():
+        actions = "  ".join(f"{run['mode']:.2f}" for run in row["runs"])
+        ours = spread(row["true_reward_mean"], row["true_reward_std"])
+        paper = spread(row["paper_mean"], row["paper_std"])
+        lines.append(f"{METHODS[name].title:<14}{ours:>14}{paper:>14}   {actions}")
+    return "\n".join(lines)
+
+
+def _draw_panel(axes: Axes, snapshot: Snapshot) -> None:
+    x, mean, std = GRID.squeeze(-1), snapshot.successor_mean, snapshot.successor_std
+    for low, high in DATA_INTERVALS:
+        axes.axvspan(low, high, color="#BBBBBB", alpha=0.55, linewidth=0)
+    axes.plot(x, expected_reward(x), color="#222222", linewidth=1, linestyle=(0, (2, 1.5)))
+    axes.fill_between(x, mean - std, mean + std, color="#56B4E9", alpha=0.30, linewidth=0)
+    axes.plot(x, mean, color="#0072B2", linewidth=1.8)
+    axes.plot(x, snapshot.qvalue, color="#D55E00", linewidth=1.8)
+    reward = expected_reward(torch.tensor(snapshot.mode)).item()
+    axes.axvline(snapshot.mode, color="#009E73", linewidth=1.2, alpha=0.8)
+    axes.plot([snapshot.mode], [reward], "o", color="#009E73", markersize=8, zorder=5)
+    axes.set(xlim=(-1, 1), ylim=(0, 2.3), xticks=[-1, -0.5, 0, 0.5, 1])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.text(
+        0.03,
+        0.97,
+        f"policy's action {snapshot.mode:.2f}: truly worth {reward:.2f}",
+        transform=axes.transAxes,
+        va="top",
+        color="#00664B",
+        size=9.5,
+        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
+    )
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """One row a method, one column a snapshot, of each method's first seed."""
+    first = {run.method: run for run in reversed(runs)}
+    rows = [first[name] for name in dict.fromkeys(run.method for run in runs)]
+    columns = max(len(run.snapshots) for run in rows)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * len(rows) + 0.9), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
+    for run, line in zip(rows, grid, strict=True):
+        for snapshot, axes in zip(run.snapshots, line, strict=True):
+            _draw_panel(axes, snapshot)
+        line[0].set_ylabel(f"{METHODS[run.method].title}\n\nsuccessor = reward", size=11)
+    for snapshot, axes in zip(rows[0].snapshots, grid[0], strict=True):
+        axes.set_title(f"epoch {snapshot.epoch}", size=12)
+    for axes in grid[-1]:
+        axes.set_xlabel("action", size=11)
+    handles = [
+        *grid[0, 0].lines[:3],
+        grid[0, 0].lines[4],
+        grid[0, 0].collections[0],
+        grid[0, 0].patches[0],
+    ]
+    labels = ["truth", "model's mean", "Q", "policy", "model's spread (1 std)", "data"]
+    order = [5, 0, 1, 4, 2, 3]
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside upper center",
+        ncols=6,
+        frameon=False,
+        fontsize=11,
+    )
+    figure.savefig(path)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a configuration that cannot run before any work starts."""
+    unknown = [name for name in cfg.methods if name not in METHODS]
+    if unknown or not cfg.methods:
+        raise ValueError(f"methods must be some of {list(METHODS)}, got {list(cfg.methods)}")
+    if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
+        raise ValueError(f"seeds must be different whole numbers, got {cfg.seeds}")
+
+
+@hydra.main(version_base="1.3", config_path="config", config_name="single_transition")
+def main(cfg: DictConfig) -> None:
+    """Run, print the table, write the results and the figure."""
+    with refusing_bad_input():
+        check(cfg)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder.create(cfg.run_dir or Path("runs") / f"single-transition-{stamp}")
+    print(f"run folder: {folder.path}", flush=True)
+    folder.write_config(OmegaConf.to_yaml(cfg))
+    runs = train_all(cfg)
+    summary = summarise(runs)
+    folder.write_results({"methods": summary, "versions": package_versions()})
+    draw(runs, folder.path / "single_transition.png")
+    print(format_table(summary))
+    print(f"run folder: {folder.path}")
+
+
+if __name__ == "__main__":
+    main()

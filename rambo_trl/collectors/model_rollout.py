@@ -84,7 +84,7 @@ class ModelRolloutCollector:
         self._action_low = action_spec.space.low.reshape(-1, size)[0]
         self._action_range = action_spec.space.high.reshape(-1, size)[0] - self._action_low
         self._iterations = 0
-        self._run: Callable[[Tensor], tuple[TensorDictBase, Tensor]] | None = None
+        self._run: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def _act(self, observation: Tensor) -> Tensor:
         if self.policy is None:
@@ -108,13 +108,14 @@ class ModelRolloutCollector:
         return tuple(torch.stack(x) for x in zip(*steps, strict=True))
 
     def _chunk(self, observation: Tensor) -> tuple[Tensor, ...]:
-        if self._run is None:
+        run = self._run
+        if run is None:
             run = self._rollout_chunk
             if self.compile:
                 # eager's random numbers inside the graph: compiled or not, the same rollouts
                 run = torch.compile(run, dynamic=False, options={"fallback_random": True})
             self._run = run
-        return self._run(observation)
+        return run(observation)
 
     @torch.no_grad()
     def collect(self) -> TensorDictBase:

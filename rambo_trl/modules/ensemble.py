@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -83,9 +84,13 @@ class EnsembleWorldModel(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         if min(observation_size, action_size, num_members, *hidden_sizes) < 1:
-            raise ValueError("observation_size, action_size, num_members and hidden_sizes must be positive")
+            raise ValueError(
+                "observation_size, action_size, num_members and hidden_sizes must be positive"
+            )
         if not 1 <= num_elites <= num_members:
-            raise ValueError(f"num_elites must lie in [1, num_members={num_members}], got {num_elites}")
+            raise ValueError(
+                f"num_elites must lie in [1, num_members={num_members}], got {num_elites}"
+            )
         self.observation_size = observation_size
         self.action_size = action_size
         self.num_members = num_members
@@ -104,7 +109,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
         sizes = [input_size, *self.hidden_sizes, 2 * self.output_size]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             weight = torch.empty(num_members, fan_in, fan_out, device=device)
             std = 0.5 / fan_in**0.5
             nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -140,7 +145,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
         """
         if holdout_error.shape != (self.num_members,) or not holdout_error.isfinite().all():
             raise ValueError(
-                f"set_elites needs one finite error per member [{self.num_members}], got {holdout_error}"
+                f"set_elites needs one finite error per member [{self.num_members}], "
+                f"got {holdout_error}"
             )
         self.elites.copy_(holdout_error.argsort()[: self.num_elites])
 
@@ -241,7 +247,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
         """
         mean, log_var = self._elite_prediction(tensordict)
         value = torch.cat(
-            [tensordict.get(self.next_observation_key), tensordict.get(self.next_reward_key)], dim=-1
+            [tensordict.get(self.next_observation_key), tensordict.get(self.next_reward_key)],
+            dim=-1,
         )
         log_prob = gaussian_mixture_log_prob(value.reshape(-1, self.output_size), mean, log_var)
         return log_prob.reshape(tensordict.batch_size)

@@ -35,9 +35,7 @@ class _LiveNetwork:
         self.in_keys = module.in_keys
         self._call = torch.vmap(self._with_params, (None, 0)) if expanded else self._with_params
 
-    def _with_params(
-        self, tensordict: TensorDictBase, params: TensorDictBase
-    ) -> TensorDictBase:
+    def _with_params(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
         with params.to_module(self.module, preserve_module_state=False):
             return self.module(tensordict)
 
@@ -208,7 +206,11 @@ class AdversarialModelLoss(LossModule):
         """
         params = actor_critic_loss.__dict__.get("_modules", {})
         critic_name = next(
-            (n for n in ("qvalue_network", "value_network") if params.get(f"{n}_params") is not None),
+            (
+                n
+                for n in ("qvalue_network", "value_network")
+                if params.get(f"{n}_params") is not None
+            ),
             None,
         )
         if params.get("actor_network_params") is None or critic_name is None:
@@ -227,8 +229,8 @@ class AdversarialModelLoss(LossModule):
         )
         loss = cls(
             world_model,
-            actor,  # type: ignore[arg-type]
-            critic,  # type: ignore[arg-type]
+            actor,
+            critic,
             adversarial_weight=adversarial_weight,
             gamma=gamma,
             **kwargs,  # type: ignore[arg-type]
@@ -314,9 +316,7 @@ class AdversarialModelLoss(LossModule):
         advantage, next_value, qvalue = self.advantage(tensordict)
         weight = functional.standardize(advantage) if self.normalize_advantage else advantage
         log_prob = self.world_model.log_prob(tensordict.copy())
-        loss = self._reduce_loss(
-            self.adversarial_weight * weight * log_prob, tensordict=tensordict
-        )
+        loss = self._reduce_loss(self.adversarial_weight * weight * log_prob, tensordict=tensordict)
         metrics = {
             "advantage_mean": advantage.mean(),
             "advantage_std": advantage.std(correction=0),

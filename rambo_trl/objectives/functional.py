@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ensemble_nll", "log_var_bound_penalty", "model_advantage", "standardize", "weight_decay_penalty"]
+__all__ = [
+    "ensemble_nll",
+    "log_var_bound_penalty",
+    "model_advantage",
+    "standardize",
+    "weight_decay_penalty",
+]
 
 
 def model_advantage(

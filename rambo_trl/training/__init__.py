@@ -1,0 +1,1 @@
+"""The phases of Algorithm 1, evaluation, checkpoints and what a run leaves behind."""

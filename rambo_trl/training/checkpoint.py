@@ -63,7 +63,7 @@ def save_checkpoint(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
     torch.save(state, data)
-    write_atomically(path, data.getbuffer())
+    write_atomically(path, data.getvalue())
 
 
 def load_checkpoint(

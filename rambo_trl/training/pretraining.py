@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -123,12 +124,18 @@ def fit_world_model(
         bar: progress in updates.
 
     Raises:
-        ValueError: if there are fewer than two rows.
+        ValueError: if there are fewer than two rows, or if no row would be held out or all.
     """
     num_rows = transitions.shape[0]
-    num_holdout = min(int(holdout_fraction * num_rows), max_holdout) if num_rows >= 10 else 1
     if num_rows < 2:
         raise ValueError(f"fitting a world model needs at least 2 transitions, got {num_rows}")
+    if not (0 < holdout_fraction < 1 and max_holdout >= 1):
+        raise ValueError(
+            "holdout_fraction must lie between 0 and 1 and max_holdout be at least 1, got "
+            f"{holdout_fraction} and {max_holdout}"
+        )
+    # at least one row: early stopping and the choice of elites need an error
+    num_holdout = max(1, min(int(holdout_fraction * num_rows), max_holdout))
     device = world_model.input_mean.device
     data = transitions.select(*world_model.in_keys, *world_model.out_keys).to(device)
     order = torch.rand(num_rows, device=device).argsort()
@@ -208,7 +215,10 @@ def clone_behaviour(
     device = next(actor.parameters()).device
     data = transitions.select("observation", "action").to(device)
     data["action"] = clip_actions(data["action"], action_spec)
-    loss = BCLoss(actor)
+    with warnings.catch_warnings():
+        # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
+        warnings.filterwarnings("ignore", "The name target_actor_network_params")
+        loss = BCLoss(actor)
     step = GradientStep(loss, adam(loss.parameters(), lr), compile=compile)
     batch_size = min(batch_size, data.shape[0])
     means = MetricMeans()

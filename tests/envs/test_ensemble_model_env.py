@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from torchrl.collectors import Collector
 from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import StepCounter, TransformedEnv, check_env_specs
 
-from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.envs import EnsembleModelEnv, ensemble_model_env
 from rambo_trl.modules import EnsembleWorldModel
 
 SPEC = Bounded(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0]))
@@ -73,7 +74,9 @@ def test_rollout_is_a_chain_of_steps(batch_size: tuple[int, ...]) -> None:
 def test_unbatched_env_steps_any_batch() -> None:
     env = make_env(termination=lambda o, a, n: n[..., 0] > 0)
     for shape in ((), (5,), (2, 5)):
-        td = TensorDict({"observation": torch.randn(*shape, 3), "action": torch.zeros(*shape, 2)}, shape)
+        td = TensorDict(
+            {"observation": torch.randn(*shape, 3), "action": torch.zeros(*shape, 2)}, shape
+        )
         following = env.step(td)["next"]
         assert following["observation"].shape == (*shape, 3)
         assert following["terminated"].shape == (*shape, 1)
@@ -105,7 +108,7 @@ def test_world_model_is_used_live() -> None:
 
 def test_predicted_ends_are_terminated_and_not_truncated() -> None:
     td = counting_env(3).rollout(10, break_when_any_done=False)
-    assert "truncated" not in td["next"].keys()
+    assert "truncated" not in set(td["next"].keys())
     torch.testing.assert_close(td["next", "done"], td["next", "terminated"])
 
 
@@ -212,3 +215,9 @@ def test_statistics_do_not_touch_what_the_model_sees() -> None:
     want = plain.transition(observation, action)
     torch.manual_seed(3)
     torch.testing.assert_close(scaled.transition(observation, action), want)
+
+
+def test_example_in_the_docstring() -> None:
+    result = doctest.testmod(ensemble_model_env)
+    assert result.attempted > 0
+    assert result.failed == 0

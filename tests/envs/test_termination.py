@@ -132,18 +132,16 @@ def test_rules_take_any_batch_shape(rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "scale", "episodes"),
+    ("env_id", "episodes"),
     [
-        ("Hopper-v5", 1.0, 30),
-        ("Walker2d-v5", 1.0, 30),
-        ("InvertedDoublePendulum-v5", 1.0, 40),
-        ("Ant-v5", 1.0, 4),
-        ("HalfCheetah-v5", 1.0, 1),
+        ("Hopper-v5", 60),
+        ("Walker2d-v5", 60),
+        ("InvertedDoublePendulum-v5", 60),
+        ("Ant-v5", 20),
+        ("HalfCheetah-v5", 1),
     ],
 )
-def test_agrees_with_the_simulator_on_every_step(
-    env_id: str, scale: float, episodes: int
-) -> None:
+def test_agrees_with_the_simulator_on_every_step(env_id: str, episodes: int) -> None:
     env = gymnasium.make(env_id, max_episode_steps=300)
     env.action_space.seed(0)
     before, actions, after, ends = [], [], [], []
@@ -151,7 +149,7 @@ def test_agrees_with_the_simulator_on_every_step(
         observation, _ = env.reset(seed=episode)
         terminated = truncated = False
         while not (terminated or truncated):
-            action = scale * env.action_space.sample()
+            action = env.action_space.sample()
             following, _, terminated, truncated, _ = env.step(action)
             before.append(observation)
             actions.append(action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules import EnsembleWorldModel, ensemble
 
 
 def constant_model(outputs: Tensor, log_var: float, elites: list[int]) -> EnsembleWorldModel:
@@ -342,3 +343,9 @@ def test_members_start_apart_within_the_published_truncation() -> None:
 def test_impossible_sizes_are_refused(kwargs: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         EnsembleWorldModel(3, 1, **kwargs)
+
+
+def test_example_in_the_docstring() -> None:
+    result = doctest.testmod(ensemble)
+    assert result.attempted > 0
+    assert result.failed == 0

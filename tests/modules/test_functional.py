@@ -66,7 +66,8 @@ def test_mixture_log_prob_far_from_every_member_is_finite_with_the_right_gradien
 
 
 def test_mixture_log_prob_gradient_by_finite_differences() -> None:
-    args = [torch.randn(3, 2).double(), torch.randn(4, 3, 2).double(), torch.randn(4, 3, 2).double()]
+    shapes = [(3, 2), (4, 3, 2), (4, 3, 2)]
+    args = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     assert torch.autograd.gradcheck(
         gaussian_mixture_log_prob, [x.requires_grad_() for x in args], atol=1e-7
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ from torchrl.objectives import (
 )
 
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss
+from rambo_trl.objectives import AdversarialModelLoss, adversarial_model
 
 SPEC = Bounded(-1, 1, shape=(1,))
 METRICS = ["advantage_mean", "advantage_std", "model_log_prob", "value", "qvalue"]
@@ -245,13 +246,16 @@ def test_takes_actor_and_critics_live_from_a_torchrl_loss(agent: str) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     assert all(p.grad is None for p in actor_critic.parameters())
 
-    # the agent changes: so do the values, at once
-    with torch.no_grad():
-        for parameter in actor_critic.parameters():
-            parameter.add_(0.5)
-    after = loss(batch)
-    for metric in ("value", "qvalue"):
-        assert not torch.isclose(after[metric], out[metric]), metric
+    # the actor changes, then the critics: so do the values, at once
+    critic = "value" if agent == "DDPG" else "qvalue"
+    for network, changes in (("actor", {"value"}), (critic, {"value", "qvalue"})):
+        with torch.no_grad():
+            for parameter in getattr(actor_critic, f"{network}_network_params").parameters():
+                parameter.add_(0.5)
+        after = loss(batch)
+        changed = {m for m in ("value", "qvalue") if not torch.isclose(after[m], out[m])}
+        assert changed == changes, network
+        out = after
 
 
 def test_critics_and_mode_are_those_of_sac() -> None:
@@ -432,7 +436,7 @@ def test_keys_can_be_renamed_and_nested() -> None:
     )
     want = hand_loss()(batch)
     got = loss(renamed)
-    for key in want.keys():
+    for key in loss.out_keys:
         torch.testing.assert_close(got[key], want[key])
     loss.in_keys = ["observation"]
     assert loss.in_keys == ["observation"]
@@ -525,3 +529,9 @@ def test_compiled_equals_eager(backend: str) -> None:
         gradients = [p.grad.clone() for p in model.parameters()]
         results.append((value.detach(), metric, gradients))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_example_in_the_docstring() -> None:
+    result = doctest.testmod(adversarial_model)
+    assert result.attempted > 0
+    assert result.failed == 0

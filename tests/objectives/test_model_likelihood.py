@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from rambo_trl.modules import EnsembleWorldModel
-from rambo_trl.objectives import EnsembleModelLoss
+from rambo_trl.objectives import EnsembleModelLoss, model_likelihood
 
 ELITES = [6, 1, 3]
 
@@ -39,9 +40,7 @@ def real_batch(*batch_size: int) -> TensorDict:
 
 def nll_by_loop(model: EnsembleWorldModel, batch: TensorDict, member: int) -> float:
     """Mean over rows and dimensions of (mu - y)^2 exp(-logvar) + logvar of one member."""
-    mean, log_var = model.predict(
-        batch["observation"], batch["action"], torch.tensor([member])
-    )
+    mean, log_var = model.predict(batch["observation"], batch["action"], torch.tensor([member]))
     target = torch.cat([batch["next", "observation"], batch["next", "reward"]], -1)
     total = 0.0
     for b in range(batch.shape[0]):
@@ -86,8 +85,7 @@ def test_penalties_by_hand() -> None:
     decay = [0.1, 0.2, 0.3]
     out = EnsembleModelLoss(model, weight_decay=decay, bound_weight=0.05)(real_batch(4))
     want = sum(
-        0.5 * c * (w.detach() ** 2).sum().item()
-        for c, w in zip(decay, model.weights, strict=True)
+        0.5 * c * (w.detach() ** 2).sum().item() for c, w in zip(decay, model.weights, strict=True)
     )
     assert out["loss_decay"].item() == pytest.approx(want)
     want = 0.05 * (model.max_log_var.sum() - model.min_log_var.sum()).item()
@@ -228,7 +226,7 @@ def test_contract_of_input_output_and_state() -> None:
     assert (batch == before).all()
     other = EnsembleModelLoss(make_model())
     other.load_state_dict(loss.state_dict())
-    for key in out.keys():
+    for key in loss.out_keys:
         torch.testing.assert_close(other(batch)[key], out[key])
     loss.bound_weight = 1.0
     torch.testing.assert_close(loss(batch)["loss_bounds"], 2 * out["loss_bounds"])
@@ -271,3 +269,9 @@ def test_compiled_equals_eager(backend: str, members: str) -> None:
         value.backward()
         results.append((value.detach(), [p.grad.clone() for p in model.parameters()]))
     torch.testing.assert_close(results[1], results[0])
+
+
+def test_example_in_the_docstring() -> None:
+    result = doctest.testmod(model_likelihood)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -37,7 +37,12 @@ def tiny_dataset() -> None:
     for i in range(60):
         observation, _ = env.reset(seed=i)
         episode = EpisodeBuffer(
-            id=i, observations=[observation], actions=[], rewards=[], terminations=[], truncations=[]
+            id=i,
+            observations=[observation],
+            actions=[],
+            rewards=[],
+            terminations=[],
+            truncations=[],
         )
         ended = False
         while not ended:
@@ -61,9 +66,7 @@ def command(*overrides: str) -> list[str]:
 
 
 def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Evaluation: the policy's mode, in states normalised once, one episode a copy."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rambo_trl.modules import make_actor
+from rambo_trl.training.evaluation import evaluate_policy, rollout_episodes
+
+ENV_ID = "InvertedDoublePendulum-v5"
+MEAN, STD = torch.linspace(-1, 1, 9), torch.linspace(0.2, 3, 9)
+
+
+def by_hand(actor, seed: int, mean: np.ndarray, std: np.ndarray) -> tuple[float, int]:
+    """One episode with the mode: the squashed location of the network's raw output."""
+    env = gymnasium.make(ENV_ID)
+    observation, _ = env.reset(seed=seed)
+    total, steps, ended = 0.0, 0, False
+    network = actor.get_submodule("module.0.module.0")
+    while not ended:
+        x = torch.as_tensor((observation - mean) / std, dtype=torch.float32)
+        with torch.no_grad():
+            action = network(x)[:1].tanh().numpy()
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, steps, ended = total + reward, steps + 1, terminated or truncated
+    env.close()
+    return total, steps
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("surroundings", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC])
+def test_mode_on_states_normalised_once_equals_a_plain_loop(
+    normalised: bool, surroundings: ExplorationType
+) -> None:
+    actor = make_actor(9, Bounded(-1, 1, shape=(1,)), hidden_sizes=(8,))
+    statistics = {"observation_mean": MEAN, "observation_std": STD} if normalised else {}
+    with set_exploration_type(surroundings):
+        got = evaluate_policy(actor, ENV_ID, num_episodes=4, seed=3, **statistics)
+    mean, std = (MEAN.numpy(), STD.numpy()) if normalised else (np.zeros(9), np.ones(9))
+    want = [by_hand(actor, 3 + i, mean, std) for i in range(4)]
+    np.testing.assert_allclose(got.returns, [x[0] for x in want], rtol=1e-3)
+    assert got.lengths.tolist() == [x[1] for x in want]
+    assert len(set(got.lengths.tolist())) > 1, "episodes of different lengths"
+    assert got.return_mean == pytest.approx(np.mean([x[0] for x in want]), rel=1e-3)
+    assert got.return_std == pytest.approx(np.std([x[0] for x in want]), rel=1e-2)
+
+
+def test_time_limits_end_episodes_too() -> None:
+    got = rollout_episodes(
+        lambda observation: np.zeros((len(observation), 1)),
+        "Pendulum-v1",
+        num_episodes=3,
+        seed=0,
+    )
+    assert got.lengths.tolist() == [200] * 3
+    assert len(set(got.returns.tolist())) == 3
+
+
+def test_same_seed_same_returns() -> None:
+    actor = make_actor(9, Bounded(-1, 1, shape=(1,)), hidden_sizes=(8,))
+    first = evaluate_policy(actor, ENV_ID, num_episodes=3, seed=1)
+    again = evaluate_policy(actor, ENV_ID, num_episodes=3, seed=1)
+    other = evaluate_policy(actor, ENV_ID, num_episodes=3, seed=20)
+    assert first.returns.tolist() == again.returns.tolist()
+    assert first.returns.tolist() != other.returns.tolist()
+
+
+def test_evaluation_draws_no_random_numbers_of_torch() -> None:
+    actor = make_actor(9, Bounded(-1, 1, shape=(1,)), hidden_sizes=(8,))
+    state = torch.get_rng_state()
+    evaluate_policy(actor, ENV_ID, num_episodes=2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_policy_sees_float32_batches() -> None:
+    seen = []
+
+    def policy(td: TensorDict) -> TensorDict:
+        seen.append((td["observation"].dtype, tuple(td.batch_size)))
+        return td.set("action", torch.zeros(*td.batch_size, 1))
+
+    evaluate_policy(policy, ENV_ID, num_episodes=2)
+    assert set(seen) == {(torch.float32, (2,))}

@@ -1,0 +1,371 @@
+"""The two players' moves: SAC's updates, the adversarial model's, and what both share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.objectives import SACLoss, SoftUpdate
+
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.training.phases import AgentPhase, ModelPhase
+from rambo_trl.training.updates import GradientStep, MetricMeans
+
+SPEC = Bounded(-1, 1, shape=(1,))
+
+
+def test_gradient_step_sums_exactly_the_loss_terms() -> None:
+    parameter = nn.Parameter(torch.tensor(10.0))
+
+    def losses(batch: Tensor) -> TensorDict:
+        terms = {
+            "loss_a": 2 * parameter * batch,
+            "loss_b": 3 * parameter,
+            "metric": 100 * parameter,
+            "several": parameter * torch.ones(3),
+        }
+        return TensorDict(terms)
+
+    step = GradientStep(losses, torch.optim.SGD([parameter], lr=0.1))
+    metrics = step(torch.tensor(4.0))
+    assert parameter.item() == pytest.approx(10 - 0.1 * (2 * 4 + 3))
+    assert parameter.grad is None
+    assert {k: v.item() for k, v in metrics.items()} == {
+        "loss_a": 80.0,
+        "loss_b": 30.0,
+        "metric": 1000.0,
+    }
+    assert not any(v.requires_grad for v in metrics.values())
+    step(torch.tensor(0.0))
+    assert parameter.item() == pytest.approx(10 - 0.1 * 11 - 0.1 * 3)
+
+
+def test_metric_means_survive_values_that_are_overwritten() -> None:
+    means, value = MetricMeans(), torch.tensor(1.0)
+    means.add({"x": value})
+    value.fill_(4.0)
+    means.add({"x": value})
+    assert means.read() == {"x": 2.5}
+
+
+# The agent
+
+
+def transitions(rows: int) -> TensorDict:
+    done = torch.rand(rows, 1) < 0.1
+    return TensorDict(
+        {
+            "observation": torch.randn(rows, 3),
+            "action": 2 * torch.rand(rows, 1) - 1,
+            "next": {
+                "observation": torch.randn(rows, 3),
+                "reward": torch.randn(rows, 1),
+                "terminated": done,
+                "done": done.clone(),
+            },
+        },
+        [rows],
+    )
+
+
+def make_agent(**kwargs) -> SACLoss:
+    return SACLoss(
+        make_actor(3, SPEC, hidden_sizes=(16,)),
+        make_qvalue(3, 1, hidden_sizes=(16,)),
+        action_spec=SPEC,
+        **kwargs,
+    )
+
+
+def entries(params: TensorDict) -> list[Tensor]:
+    return [p.detach().clone() for p in params.values(True, True)]
+
+
+def test_targets_follow_at_rate_tau() -> None:
+    agent = make_agent()
+    phase = AgentPhase(agent, tau=0.1, critic_lr=0.05)
+    before = entries(agent.target_qvalue_network_params)
+    online = entries(agent.qvalue_network_params)
+    phase.run([transitions(32)])
+    after = entries(agent.qvalue_network_params)
+    assert not torch.allclose(online[-1], after[-1])
+    want = [0.9 * t + 0.1 * p for t, p in zip(before, after, strict=True)]
+    torch.testing.assert_close(entries(agent.target_qvalue_network_params), want)
+
+
+def test_each_part_of_the_agent_has_its_own_learning_rate() -> None:
+    agent = make_agent()
+    phase = AgentPhase(agent, critic_lr=0.03, actor_lr=0.01, alpha_lr=0.002)
+    parts = {
+        "critic": (list(agent.qvalue_network_params.parameters()), 0.03),
+        "actor": (list(agent.actor_network_params.parameters()), 0.01),
+        "alpha": ([agent.log_alpha], 0.002),
+    }
+    before = {k: [p.detach().clone() for p in ps] for k, (ps, _) in parts.items()}
+    phase.run([transitions(64)])
+    for name, (parameters, lr) in parts.items():
+        moved = [(p - b).abs().max() for p, b in zip(parameters, before[name], strict=True)]
+        # Adam's first step is the learning rate wherever there is a gradient
+        assert max(moved).item() == pytest.approx(lr, rel=1e-3), name
+    owned = {id(p) for group in phase.optimizer.param_groups for p in group["params"]}
+    assert owned == {id(p) for p in agent.parameters() if p.requires_grad}
+
+
+def test_actors_term_does_not_train_the_critics() -> None:
+    # one backward serves all terms: the critics' gradient must be that of their own term
+    agent, batch = make_agent(), transitions(64)
+    SoftUpdate(agent, tau=0.005)
+    torch.manual_seed(1)
+    agent(batch.clone())["loss_qvalue"].backward()
+    want = [p.grad.clone() for p in agent.qvalue_network_params.parameters()]
+    agent.zero_grad()
+    torch.manual_seed(1)
+    out = agent(batch.clone())
+    (out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()
+    got = [p.grad for p in agent.qvalue_network_params.parameters()]
+    torch.testing.assert_close(got, want)
+
+
+def test_agent_learns_a_one_step_task() -> None:
+    # reward -10 (a - 0.5)^2 and the end: Q is the reward, and the best action 0.5
+    agent = make_agent(alpha_init=0.1)
+    phase = AgentPhase(agent, critic_lr=1e-2, actor_lr=3e-3)
+
+    def batches(num: int):
+        for _ in range(num):
+            batch = transitions(64)
+            batch["next", "reward"] = -10 * (batch["action"] - 0.5) ** 2
+            batch["next", "terminated"] = batch["next", "done"] = torch.ones(64, 1) > 0
+            yield batch
+
+    metrics = phase.run(batches(700))
+    assert {"loss_actor", "loss_qvalue", "loss_alpha", "mean_q"} <= set(metrics)
+    with torch.no_grad(), agent.actor_network_params.to_module(agent.actor_network):
+        td = agent.actor_network(TensorDict({"observation": torch.randn(200, 3)}, [200]))
+    assert (td["loc"].tanh() - 0.5).abs().mean() < 0.15
+
+
+def test_mean_q_is_the_smaller_critic_at_sampled_actions() -> None:
+    agent, batch = make_agent(), transitions(4000)
+    phase = AgentPhase(agent, critic_lr=0.0, actor_lr=0.0, alpha_lr=0.0)
+    got = phase.run([batch])["mean_q"]
+    with torch.no_grad():
+        with agent.actor_network_params.to_module(agent.actor_network):
+            action = agent.actor_network.get_dist(batch.clone()).sample()
+        values = []
+        for i in range(2):
+            td = TensorDict({"observation": batch["observation"], "action": action}, [4000])
+            with agent.qvalue_network_params[i].to_module(agent.qvalue_network):
+                values.append(agent.qvalue_network(td)["state_action_value"])
+    want = torch.minimum(*values)
+    assert got == pytest.approx(want.mean().item(), abs=6 * want.std().item() / 4000**0.5)
+
+
+# The model
+
+
+class ActsByState(nn.Module):
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation[:, :1].tanh()
+
+
+class LinearCritic(nn.Module):
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return observation.sum(-1, keepdim=True) + 0 * action
+
+
+def hand_agent() -> tuple[TensorDictModule, TensorDictModule]:
+    return (
+        TensorDictModule(ActsByState(), ["observation"], ["action"]),
+        TensorDictModule(LinearCritic(), ["observation", "action"], ["state_action_value"]),
+    )
+
+
+def make_buffer(data: TensorDict) -> TensorDictReplayBuffer:
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(len(data)))
+    buffer.extend(data)
+    return buffer
+
+
+def make_model_phase(adversarial_weight: float, *, members: str = "all", **kwargs) -> ModelPhase:
+    model = EnsembleWorldModel(
+        3, 1, num_members=4, num_elites=2, hidden_sizes=(16,), log_var_init=(-4.0, -1.0)
+    )
+    model.elites.copy_(torch.tensor([3, 1]))
+    data = transitions(200)
+    buffer = make_buffer(data)
+    env = EnsembleModelEnv(model, action_spec=SPEC, starts=buffer)
+    actor, critic = hand_agent()
+    adversarial = AdversarialModelLoss(
+        model, actor, critic, adversarial_weight=adversarial_weight, gamma=0.9
+    )
+    return ModelPhase(env, adversarial, EnsembleModelLoss(model, members=members), buffer, **kwargs)
+
+
+def value_in_model(phase: ModelPhase) -> float:
+    """E[r + gamma V(s')] over the data's states: V is linear, so the means tell all."""
+    model = phase.env.world_model
+    observation = phase.real_buffer[:]["observation"]
+    with torch.no_grad():
+        mean, _ = model.predict(observation, ActsByState()(observation), model.elites)
+    return (mean[..., 3] + 0.9 * mean[..., :3].sum(-1)).mean().item()
+
+
+def test_the_adversary_lowers_the_agents_value_in_the_model() -> None:
+    values, metrics = {}, {}
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        phase = make_model_phase(weight, batch_size=64, horizon=2, lr=1e-3)
+        values[weight, "before"] = value_in_model(phase)
+        torch.manual_seed(1)
+        metrics[weight] = phase.run(60)
+        values[weight, "after"] = value_in_model(phase)
+    assert values[0.0, "before"] == values[3.0, "before"]
+    assert values[3.0, "after"] < values[3.0, "before"] - 0.3
+    assert values[3.0, "after"] < values[0.0, "after"] - 0.3
+    assert metrics[0.0]["loss_adversarial"] == 0
+    want = {"loss_adversarial", "loss_model", "loss_bounds", "loss_decay", "advantage_mean"}
+    assert want <= set(metrics[3.0])
+
+
+@pytest.mark.parametrize(("members", "fitted"), [("all", [0, 1, 2, 3]), ("elites", [1, 3])])
+def test_model_phase_moves_the_fitted_members(members: str, fitted: list[int]) -> None:
+    phase = make_model_phase(1.0, members=members, batch_size=8)
+    before = phase.env.world_model.weights[0].detach().clone()
+    phase.run(3)
+    moved = (phase.env.world_model.weights[0] != before).flatten(1).any(1)
+    assert moved.nonzero().flatten().tolist() == fitted
+
+
+def test_each_member_learns_from_a_real_batch_of_its_own() -> None:
+    phase = make_model_phase(1.0, batch_size=8)
+    seen = []
+    phase.model_loss.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    phase.run(3)
+    assert [x.shape for x in seen] == [(4, 8)] * 3
+    data = {tuple(x) for x in phase.real_buffer[:]["observation"].tolist()}
+    for batch in seen:
+        rows = batch["observation"]
+        assert all(tuple(x) in data for x in rows.flatten(0, 1).tolist())
+        for i in range(4):
+            for j in range(i):
+                assert not torch.equal(rows[i], rows[j])
+
+
+class CountingModel(EnsembleWorldModel):
+    """Deterministic: the first entry counts up by one; the second says when the row ends."""
+
+    def sample(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        following = observation.clone()
+        following[:, 0] += 1
+        return following, following[:, :1].clone()
+
+
+def test_ended_rows_restart_from_the_data_and_all_rows_after_the_horizon() -> None:
+    model = CountingModel(2, 1, num_members=2, num_elites=2, hidden_sizes=(4,))
+    rows, horizon, updates = 40, 5, 12
+    starts = torch.stack([torch.zeros(rows), torch.arange(rows) % 7 + 1.0], -1)
+    data = TensorDict(
+        {
+            "observation": starts,
+            "action": torch.zeros(rows, 1),
+            "next": {"observation": starts, "reward": torch.zeros(rows, 1)},
+        },
+        [rows],
+    )
+    buffer = make_buffer(data)
+    env = EnsembleModelEnv(
+        model,
+        action_spec=SPEC,
+        starts=buffer,
+        termination=lambda o, a, n: n[..., 0] >= n[..., 1],
+    )
+    actor = TensorDictModule(ActsByState(), ["observation"], ["action"])
+    critic = TensorDictModule(LinearCritic(), ["observation", "action"], ["state_action_value"])
+    adversarial = AdversarialModelLoss(model, actor, critic)
+    seen = []
+    adversarial.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    phase = ModelPhase(
+        env, adversarial, EnsembleModelLoss(model), buffer, batch_size=rows, horizon=horizon
+    )
+    phase.run(updates)
+    assert len(seen) == updates
+    restarted = 0
+    for i, batch in enumerate(seen):
+        count, end = batch["observation"].unbind(-1)
+        torch.testing.assert_close(batch["action"], batch["observation"][:, :1].tanh())
+        torch.testing.assert_close(batch["next", "terminated"].squeeze(-1), count + 1 >= end)
+        assert (count < end).all(), "no state beyond an end is acted in"
+        if i % horizon == 0:
+            assert (count == 0).all()
+            continue
+        last = seen[i - 1]["next"]
+        ended = last["terminated"].squeeze(-1)
+        assert (count[ended] == 0).all()
+        torch.testing.assert_close(batch["observation"][~ended], last["observation"][~ended])
+        restarted += int(ended.sum())
+    assert restarted > 20
+
+
+def test_policy_is_sampled_in_the_model_phase() -> None:
+    agent = make_agent()
+    model = EnsembleWorldModel(3, 1, hidden_sizes=(8,))
+    data = transitions(50)
+    data["observation"] = torch.zeros(50, 3)
+    buffer = make_buffer(data)
+    env = EnsembleModelEnv(model, action_spec=SPEC, starts=buffer)
+    adversarial = AdversarialModelLoss.from_loss(model, agent)
+    seen = []
+    adversarial.register_forward_pre_hook(lambda _, args: seen.append(args[0]["action"].clone()))
+    ModelPhase(env, adversarial, EnsembleModelLoss(model), buffer, horizon=1).run(2)
+    assert all(action.std() > 0.2 for action in seen), "samples, not the mode"
+    assert not torch.equal(*seen)
+
+
+def test_agent_is_not_moved_by_the_model_phase() -> None:
+    agent = make_agent()
+    model = EnsembleWorldModel(3, 1, hidden_sizes=(8,))
+    buffer = make_buffer(transitions(50))
+    env = EnsembleModelEnv(model, action_spec=SPEC, starts=buffer)
+    adversarial = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=10.0)
+    before = {k: v.clone() for k, v in agent.state_dict().items()}
+    phase = ModelPhase(env, adversarial, EnsembleModelLoss(model), buffer, batch_size=16)
+    phase.run(3)
+    for key, value in agent.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    owned = {id(p) for group in phase.optimizer.param_groups for p in group["params"]}
+    assert owned == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_phases_equal_eager() -> None:
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        agent = make_agent()
+        model = EnsembleWorldModel(3, 1, hidden_sizes=(8,))
+        buffer = make_buffer(transitions(50))
+        env = EnsembleModelEnv(model, action_spec=SPEC, starts=buffer)
+        adversarial = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=1.0)
+        agent_phase = AgentPhase(agent, compile=compiled)
+        model_phase = ModelPhase(
+            env,
+            adversarial,
+            EnsembleModelLoss(model, members="elites"),
+            buffer,
+            batch_size=16,
+            horizon=2,
+            compile=compiled,
+        )
+        torch.manual_seed(1)
+        metrics = agent_phase.run([transitions(32) for _ in range(3)])
+        metrics |= model_phase.run(3)
+        results.append((metrics, [p.detach().clone() for p in model.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-3, abs=1e-4)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-4)
