@@ -8,6 +8,7 @@ https://arxiv.org/abs/2204.12581 for the algorithm.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -272,10 +273,12 @@ def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[s
             metrics, speed = epoch_metrics(rambo, cfg, watch, bar)
             row = {"epoch": epoch, **metrics}
             found = monitor.check(row)
+            stop = found is not None and cfg.on_divergence == "stop"
             score: dict[str, float | None] = dict.fromkeys(
                 ("score", "score_std", "return_mean", "return_std")
             )
-            if epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last:
+            due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
+            if due and not stop:
                 with watch("evaluation"):
                     score = evaluation(epoch)
             row.update(score)
@@ -286,11 +289,15 @@ def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[s
             if found and progress["divergence"] is None:
                 progress["divergence"] = {"epoch": epoch, "reason": found}
                 tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
-            if progress["divergence"] and cfg.on_divergence == "stop":
-                break  # the last good checkpoint is kept
+                shutil.copy(checkpoint, checkpoint.with_name("last_good.pt"))
+            if stop:
+                break
             if epoch % cfg.checkpoint_every == 0 or epoch == cfg.epochs:
                 with watch("checkpoint"):
                     save_checkpoint(checkpoint, parts, progress)
+    if progress["divergence"]:
+        # the folder's policy is that of the last good checkpoint
+        load_checkpoint(checkpoint.with_name("last_good.pt"), parts, device=cfg.device)
     write_policy(folder, rambo.actor, dataset, cfg)
     epochs = progress["epoch"]
     return summarise(

@@ -240,7 +240,7 @@ def summarise(
         cloned=cloned.get("score" if scored else "return_mean"),
         y_label="normalised score" if scored else "return",
         policy_label=method,
-        num_final=len(last),
+        num_final=max(len(last), 1),
     )  # fmt: skip
     return results
 

@@ -2,5 +2,6 @@
 
 from rambo_trl.envs import termination
 from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
+from rambo_trl.envs.single_transition import SingleTransitionEnv
 
-__all__ = ["EnsembleModelEnv", "termination"]
+__all__ = ["EnsembleModelEnv", "SingleTransitionEnv", "termination"]

@@ -148,7 +148,7 @@ class ModelPhase:
     def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
         """Take ``num_updates`` updates; returns the mean metrics."""
         means = MetricMeans()
-        observation = self.env.sample_starts(self.batch_size)
+        observation = torch.empty(0)
         for i in range(num_updates):
             if i % self.horizon == 0:
                 observation = self.env.sample_starts(self.batch_size)

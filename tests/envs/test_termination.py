@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -141,7 +142,10 @@ def test_rules_take_any_batch_shape(rule: str) -> None:
         ("HalfCheetah-v5", 1),
     ],
 )
-def test_agrees_with_the_simulator_on_every_step(env_id: str, episodes: int) -> None:
+def test_agrees_with_the_simulator_on_every_step(
+    env_id: str, episodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log file where it runs
     env = gymnasium.make(env_id, max_episode_steps=300)
     env.action_space.seed(0)
     before, actions, after, ends = [], [], [], []

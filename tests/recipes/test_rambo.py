@@ -126,6 +126,16 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     assert policies[0] == policies[1]
 
 
+def test_a_diverged_run_is_marked_and_scored_zero(tmp_path: Path) -> None:
+    done = run("run_dir=broken", "agent.critic_lr=1000", "epochs=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "broken/results.json").read_text())
+    assert results["diverged"] is True and results["score"] == 0
+    assert results["divergence"]["epoch"] == results["epochs"] == 1
+    assert "DIVERGED" in done.stdout
+    assert np.isfinite(load_policy(tmp_path / "broken/policy.safetensors")(np.zeros(9))).all()
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -226,8 +226,8 @@ def test_the_adversary_lowers_the_agents_value_in_the_model() -> None:
         metrics[weight] = phase.run(60)
         values[weight, "after"] = value_in_model(phase)
     assert values[0.0, "before"] == values[3.0, "before"]
-    assert values[3.0, "after"] < values[3.0, "before"] - 0.3
-    assert values[3.0, "after"] < values[0.0, "after"] - 0.3
+    assert values[3.0, "after"] < values[3.0, "before"] - 0.15
+    assert values[3.0, "after"] < values[0.0, "after"] - 0.15
     assert metrics[0.0]["loss_adversarial"] == 0
     want = {"loss_adversarial", "loss_model", "loss_bounds", "loss_decay", "advantage_mean"}
     assert want <= set(metrics[3.0])
