@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     for name in bundled_names() if cfg.all else [cfg.name]:
         try:
             rows.append(build(name, cfg))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failed.append(str(error))
     if rows:
         print(ROW.format(*HEADER))

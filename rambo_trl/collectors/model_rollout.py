@@ -46,6 +46,7 @@ class ModelRolloutCollector:
 
     Raises:
         ValueError: if a size is smaller than 1.
+        TypeError: if the env is another, for instance wrapped in a transform.
 
     The items hold ``"observation"``, ``"action"``, ``("next", "observation")``,
     ``("next", "reward")`` and the flags ``terminated``, ``truncated`` (the horizon was reached)
@@ -62,6 +63,11 @@ class ModelRolloutCollector:
         compile: bool = False,
         chunk_size: int | None = None,
     ) -> None:
+        if not isinstance(env, EnsembleModelEnv):
+            raise TypeError(
+                f"ModelRolloutCollector needs an EnsembleModelEnv, got {type(env).__name__}: a "
+                "transform would be stepped around; use PessimisticModelEnv, or a plain Collector"
+            )
         if chunk_size is None:
             chunk_size = num_starts if env.device.type == "cuda" else min(_CPU_CHUNK, num_starts)
         for name, value in (

@@ -1,16 +1,20 @@
 """Offline data: from a data set to normalised TensorDict transitions and mixed batches."""
 
 from rambo_trl.data.bundled import bundled_names, ensure_bundled
+from rambo_trl.data.environment import check_environment
 from rambo_trl.data.mixing import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.scores import D4RL_REFERENCE_SCORES, normalized_score, reference_scores_for
 from rambo_trl.data.simulator import mujoco_messages_logged
+from rambo_trl.data.spaces import ObservationLayout
 
 __all__ = [
     "D4RL_REFERENCE_SCORES",
+    "ObservationLayout",
     "OfflineDataset",
     "RealModelReplayBuffer",
     "bundled_names",
+    "check_environment",
     "ensure_bundled",
     "make_real_buffer",
     "make_replay_buffer",

@@ -61,8 +61,18 @@ def bundled_names() -> list[str]:
 
 
 def bundled_path(name: str) -> Path:
-    """Return the folder under Minari's root where a bundled data set is or will be."""
-    return get_dataset_path(name)
+    """Return the folder under Minari's root where a bundled data set is or will be.
+
+    Raises:
+        OSError: if the root does not exist and cannot be made.
+    """
+    try:
+        return get_dataset_path(name)
+    except OSError as error:
+        raise OSError(
+            f"Minari's root cannot be made ({error}): point MINARI_DATASETS_PATH to a folder that "
+            "can be written"
+        ) from error
 
 
 def ensure_bundled(name: str, *, progress: bool = True, policies_dir: Path | None = None) -> None:
@@ -108,6 +118,8 @@ def build_bundled(
     Raises:
         ValueError: if the name is unknown, the set exists and ``overwrite`` is False, the
             weights do not fit, or the environment's policies are missing.
+        OSError: if the disk is full or Minari's root cannot be written; nothing is left of the
+            build.
     """
     env_name, kind = _parse(name)
     env_id, default_steps = _ENVIRONMENTS[env_name]
@@ -119,8 +131,9 @@ def build_bundled(
     if kind != "random" or reference is None:
         bundle = PolicyBundle(bundle_path)
     seed = _SEED_BLOCK * (1 + _KINDS.index(kind))
-    root = get_dataset_path()
+    root = bundled_path("")
     with (
+        _naming_the_root(name, root),
         tempfile.TemporaryDirectory(prefix=".building-", dir=root) as scratch,
         torch.random.fork_rng(devices=[]),
         _one_thread(),
@@ -271,6 +284,18 @@ def _minari_root(root: str) -> Iterator[None]:
             del os.environ["MINARI_DATASETS_PATH"]
         else:
             os.environ["MINARI_DATASETS_PATH"] = before
+
+
+@contextmanager
+def _naming_the_root(name: str, root: Path) -> Iterator[None]:
+    """Say in one line what to do about a full disk or a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{name} cannot be built in {root} ({error}): free some space, or point "
+            "MINARI_DATASETS_PATH to a folder that can be written"
+        ) from error
 
 
 def _move_into_place(name: str, built: Path, overwrite: bool) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import minari
 import torch
-from gymnasium import spaces
 from minari.dataset.minari_dataset import DATASET_ID_RE
-from minari.storage.datasets_root_dir import get_dataset_path
 from torchrl.data import Bounded
 
-from rambo_trl.data.bundled import BUNDLED_PREFIX, bundled_names, ensure_bundled
+from rambo_trl.data.bundled import (
+    BUNDLED_PREFIX,
+    bundled_names,
+    bundled_path,
+    ensure_bundled,
+)
+from rambo_trl.data.spaces import ObservationLayout, check_action_space
 
 __all__ = ["MinariSource", "open_minari"]
 
@@ -29,14 +35,24 @@ class MinariSource:
     env_id: str | None
     action_spec: Bounded
     reference_scores: tuple[float, float] | None
+    observation_layout: ObservationLayout
     episodes: Iterable[Mapping[str, Any]]
 
 
-def open_minari(name_or_path: str | os.PathLike[str], *, progress: bool = True) -> MinariSource:
+def open_minari(
+    name_or_path: str | os.PathLike[str],
+    *,
+    env_id: str | None = None,
+    observation_keys: Sequence[str] | None = None,
+    progress: bool = True,
+) -> MinariSource:
     """Open a Minari data set, building or downloading it where it is not local.
 
     Args:
         name_or_path: a bundled name, a Minari id, or the folder of a Minari data set.
+        env_id: Gymnasium id of the environment, instead of the data set's.
+        observation_keys: entries of Dict observations to join; see
+            :meth:`~rambo_trl.data.ObservationLayout.of`.
         progress: whether a build shows its progress bar.
 
     Returns:
@@ -49,11 +65,13 @@ def open_minari(name_or_path: str | os.PathLike[str], *, progress: bool = True) 
     folder = _data_folder(Path(name))
     if folder is not None:
         dataset = _read(name, folder)
+    elif Path(name).is_dir():
+        raise ValueError(f"{name} is a folder without a Minari set: it has no metadata.json")
     else:
         if name.startswith(BUNDLED_PREFIX):
             ensure_bundled(name, progress=progress)
         dataset = _local_or_download(name)
-    return _describe(name, dataset)
+    return _describe(name, dataset, env_id, observation_keys)
 
 
 def _data_folder(path: Path) -> Path | None:
@@ -68,17 +86,23 @@ def _read(name: str, folder: Path) -> minari.MinariDataset:
     """Open a local set; whatever is wrong with its files is said in one line."""
     try:
         return minari.MinariDataset(folder)
+    except (ImportError, gymnasium.error.Error) as error:
+        # Of a storage format's package, or of the environment, which Minari asks for its spaces
+        # where the set does not hold them.
+        raise ValueError(
+            f"{name} needs a package that is not installed: {_first_line(error)}"
+        ) from error
     except Exception as error:
         raise ValueError(
             f"{name}: the Minari files in {folder} cannot be read "
-            f"({type(error).__name__}: {error}); delete the folder and get the data set again"
+            f"({_first_line(error)}); delete the folder and get the data set again"
         ) from error
 
 
 def _local_or_download(name: str) -> minari.MinariDataset:
     """Open a set in Minari's root, else download it; a failure is one line saying what to do."""
-    root = get_dataset_path()
-    if DATASET_ID_RE.fullmatch(name):
+    root = bundled_path("")
+    if DATASET_ID_RE.fullmatch(name) and re.search(r"-v\d+$", name):
         folder = _data_folder(root / name)
         if folder is not None:
             return _read(name, folder)
@@ -107,16 +131,25 @@ def _suggestion(name: str) -> str:
     return f"Nearest known names: {', '.join(near or known[:3])}"
 
 
-def _describe(name: str, dataset: minari.MinariDataset) -> MinariSource:
+def _describe(
+    name: str,
+    dataset: minari.MinariDataset,
+    env_id: str | None,
+    observation_keys: Sequence[str] | None,
+) -> MinariSource:
     """Check the spaces and gather the metadata."""
-    _check_box(name, "observation", dataset.observation_space)
-    _check_box(name, "action", dataset.action_space)
+    if env_id is None and dataset.env_spec is not None:
+        env_id = dataset.env_spec.id
+    layout = ObservationLayout.of(
+        dataset.observation_space, name=name, env_id=env_id, keys=observation_keys
+    )
     action_space = dataset.action_space
+    check_action_space(action_space, name)
     metadata = dataset.storage.metadata
     reference = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     return MinariSource(
         name=name,
-        env_id=None if dataset.env_spec is None else dataset.env_spec.id,
+        env_id=env_id,
         action_spec=Bounded(
             low=torch.as_tensor(action_space.low, dtype=torch.float32),
             high=torch.as_tensor(action_space.high, dtype=torch.float32),
@@ -124,19 +157,23 @@ def _describe(name: str, dataset: minari.MinariDataset) -> MinariSource:
             dtype=torch.float32,
         ),
         reference_scores=None if None in reference else (float(reference[0]), float(reference[1])),
-        episodes=dataset.storage.get_episodes(dataset.episode_indices),
+        observation_layout=layout,
+        episodes=_episodes(name, dataset, layout),
     )
 
 
-def _check_box(name: str, kind: str, space: spaces.Space) -> None:
-    """Refuse all spaces but vectors of real numbers."""
-    if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"{name} has {type(space).__name__} {kind}s: only Box spaces of real vectors are "
-            "supported, so convert the data set or choose another"
-        )
-    if space.dtype.kind != "f" or len(space.shape) != 1:
-        raise ValueError(
-            f"{name} has {kind}s of shape {space.shape} and type {space.dtype}: only vectors of "
-            "real numbers are supported, no images; extract a state vector first"
-        )
+def _episodes(
+    name: str, dataset: minari.MinariDataset, layout: ObservationLayout
+) -> Iterator[dict[str, Any]]:
+    """Read the episodes one by one, their observations flattened."""
+    stored = iter(dataset.storage.get_episodes(dataset.episode_indices))
+    for index in range(len(dataset.episode_indices)):
+        try:
+            episode = next(stored)
+            observations = layout.flatten(episode["observations"])
+        except Exception as error:
+            raise ValueError(
+                f"{name}: episode {index} cannot be read ({_first_line(error)}); delete "
+                f"{dataset.storage.data_path} and get the data set again"
+            ) from error
+        yield episode | {"observations": observations}

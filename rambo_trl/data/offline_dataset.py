@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,27 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import minari_source
+from rambo_trl.data.checks import oddities
+from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
+from rambo_trl.data.d4rl_source import (
+    UnknownTerminalStates,
+    flat_source,
+    is_d4rl_file,
+    read_d4rl_file,
+)
+from rambo_trl.data.environment import action_bounds
+from rambo_trl.data.episodes import flatten_episodes
 from rambo_trl.data.scores import normalized_score, reference_scores_for
+from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.transitions import (
     canonical_transitions,
     check_values,
+    flat_action_spec,
     observation_statistics,
     returns_between_ends,
 )
 
 __all__ = ["OfflineDataset"]
-
-_EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
 class OfflineDataset:
@@ -34,12 +45,14 @@ class OfflineDataset:
     rows. Every row carries its true next observation, at episode ends too: a terminal row the
     state it ended in, a truncated row the state from which values may be bootstrapped.
 
-    Use :meth:`load` for a named data set, :meth:`from_episodes` for episodes in memory, or the
-    constructor for flat transitions.
+    Use :meth:`load` for a named data set or a file, :meth:`from_episodes` and
+    :meth:`from_arrays` for data in memory in the layouts of Minari and D4RL, or the constructor
+    for a TensorDict of transitions.
 
     Args:
         transitions: TensorDict [N] of raw transitions with keys ``"observation"`` [N, obs],
-            ``"action"`` [N, act], ``("next", "observation")`` [N, obs],
+            ``"action"`` [N, act], ``("next", "observation")`` [N, obs] (further dimensions of
+            observations and actions are flattened),
             ``("next", "reward")`` and ``("next", "terminated")`` [N] or [N, 1], and optionally
             ``("next", "truncated")``. Rows of an episode follow each other. Where a row is both
             terminated and truncated, it counts as terminated.
@@ -50,7 +63,10 @@ class OfflineDataset:
             environment where None.
         behaviour_returns: undiscounted return of each episode; summed up between ends where
             None.
+        observation_layout: how the environment's observations became these vectors.
+        remarks: what is to be told about where the transitions come from.
         normalize: False keeps raw observations (mean 0 and standard deviation 1).
+        copy: False lets normalisation write into the given tensors, which saves their memory.
 
     Attributes:
         transitions: TensorDict [N] in float32 with ``"observation"`` and
@@ -60,7 +76,9 @@ class OfflineDataset:
         observation_std: [obs], float32, positive.
         action_spec: ``Bounded`` of shape [act], float32.
         behaviour_returns: float64 array with one undiscounted return per episode.
-        env_id, name, reference_scores: as given or looked up.
+        env_id, name, reference_scores, observation_layout: as given or looked up.
+        remarks: what is odd about the data without making it unusable (rewards all equal,
+            duplicate episodes, rows left out), one sentence each; logged as warnings too.
 
     Raises:
         ValueError: if the data is empty, lengths or shapes disagree, values are not finite or
@@ -90,17 +108,25 @@ class OfflineDataset:
         env_id: str | None = None,
         reference_scores: tuple[float, float] | None = None,
         behaviour_returns: np.ndarray | None = None,
+        observation_layout: ObservationLayout | None = None,
+        remarks: Sequence[str] = (),
         normalize: bool = True,
+        copy: bool = True,
     ) -> None:
         self.name = name
         self.env_id = env_id
-        self.action_spec = action_spec.to(torch.float32)
+        self.observation_layout = observation_layout
+        self.action_spec = flat_action_spec(action_spec)
         self.reference_scores = reference_scores or reference_scores_for(env_id)
-        self.transitions = canonical_transitions(transitions, name)
+        self.transitions = canonical_transitions(transitions, name, copy=copy)
         check_values(self.transitions, self.action_spec, name)
         if behaviour_returns is None:
             behaviour_returns = returns_between_ends(self.transitions)
         self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
+
+        self.remarks = (*remarks, *oddities(self.transitions))
+        for remark in self.remarks:
+            torchrl_logger.warning(f"{name}: {remark}")
 
         observation = self.transitions["observation"]
         if normalize:
@@ -119,15 +145,33 @@ class OfflineDataset:
         cls,
         name_or_path: str | os.PathLike[str],
         *,
+        env_id: str | None = None,
+        reference_scores: tuple[float, float] | None = None,
+        action_spec: Bounded | None = None,
+        observation_keys: Sequence[str] | None = None,
+        max_episode_steps: int | None = None,
+        unknown_terminal_states: UnknownTerminalStates = "hold",
         normalize: bool = True,
         progress: bool = True,
     ) -> OfflineDataset:
-        """Load a data set by name.
+        """Load a data set by name or from a file.
 
         Args:
             name_or_path: a bundled name such as ``"bundled/hopper/medium-replay-v0"`` (built on
                 first use, found in Minari's root from then on), the id of a Minari data set
-                (local, else Minari's own downloader is tried) or the folder of one.
+                (local, else Minari's own downloader is tried) or the folder of one, or a
+                D4RL-format HDF5 file (see :meth:`from_arrays` for its rules).
+            env_id: Gymnasium id of the environment, instead of the one that the data set names
+                or that a D4RL file's name means (``hopper_medium_replay-v2.hdf5``: Hopper-v5).
+            reference_scores: (minimum, maximum) returns of the score, instead of the data set's.
+            action_spec: bounds of the actions, instead of the data set's. A D4RL file has none:
+                where None, the environment's if it is installed, else [-1, 1] as in D4RL.
+            observation_keys: entries of a goal environment's observations to join; see
+                :meth:`rambo_trl.data.ObservationLayout.of`.
+            max_episode_steps: time limit of a D4RL file's environment; the registered one where
+                None.
+            unknown_terminal_states: for D4RL files without ``next_observations``; see
+                :meth:`from_arrays`.
             normalize: whether observations are normalised.
             progress: whether a build shows its progress bar.
 
@@ -138,14 +182,107 @@ class OfflineDataset:
             ValueError: if there is no such data set, or it cannot be used; the message says
                 what to do instead.
         """
-        source = minari_source.open_minari(name_or_path, progress=progress)
+        name, path = os.fspath(name_or_path), Path(name_or_path)
+        if is_d4rl_file(path):
+            if observation_keys is not None:
+                raise ValueError(f"{name} has plain observations: leave out observation_keys")
+            known = parse_d4rl_name(path)
+            if known is not None and env_id is None:
+                env_id = known.env_id
+                if max_episode_steps is None:
+                    max_episode_steps = known.max_episode_steps
+                _warn_of_other_simulator(name, known.recorded_env_id)
+            return cls.from_arrays(
+                read_d4rl_file(path),
+                action_spec=action_spec,
+                name=name,
+                env_id=env_id,
+                reference_scores=reference_scores,
+                max_episode_steps=max_episode_steps,
+                unknown_terminal_states=unknown_terminal_states,
+                normalize=normalize,
+                copy=False,
+            )
+        if max_episode_steps is not None:
+            raise ValueError(
+                f"{name} is a Minari set, whose episodes are marked: leave out max_episode_steps"
+            )
+        source = minari_source.open_minari(
+            name, env_id=env_id, observation_keys=observation_keys, progress=progress
+        )
         return cls.from_episodes(
             source.episodes,
-            action_spec=source.action_spec,
-            name=source.name,
+            action_spec=action_spec or source.action_spec,
+            name=name,
             env_id=source.env_id,
-            reference_scores=source.reference_scores,
+            reference_scores=reference_scores or source.reference_scores,
+            observation_layout=source.observation_layout,
             normalize=normalize,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, Any],
+        *,
+        action_spec: Bounded | None = None,
+        name: str = "unnamed",
+        env_id: str | None = None,
+        reference_scores: tuple[float, float] | None = None,
+        max_episode_steps: int | None = None,
+        unknown_terminal_states: UnknownTerminalStates = "hold",
+        normalize: bool = True,
+        copy: bool = True,
+    ) -> OfflineDataset:
+        """Build the data set from flat arrays in D4RL's layout.
+
+        An episode ends after a terminal or a timeout and, with ``next_observations``, wherever
+        these are not the following row's observation. Without ``next_observations`` and
+        timeouts, an episode is cut at the environment's time limit.
+
+        Without ``next_observations`` the last row of a truncated or unfinished episode has no
+        successor and is left out. A terminal row's successor is unknown as well, but its reward
+        and its end may not be lost: its own observation stands in.
+
+        Args:
+            arrays: ``observations`` [N, *], ``actions`` [N, *], ``rewards`` and ``terminals``
+                [N], and optionally ``timeouts`` [N] and ``next_observations`` [N, *].
+            action_spec: bounds of the actions, of shape [act]; where None the environment's if it
+                is installed, else [-1, 1].
+            name: how messages and reports call the data set.
+            env_id: Gymnasium id of the environment, if any.
+            reference_scores: (minimum, maximum) returns of the score.
+            max_episode_steps: the time limit; the registered one of ``env_id`` where None.
+            unknown_terminal_states: ``"drop"`` leaves terminal rows without a known successor out.
+            normalize: whether observations are normalised.
+            copy: False lets normalisation write into the given arrays.
+
+        Returns:
+            The checked data set.
+
+        Raises:
+            ValueError: as the constructor, and if arrays are missing, differ in length, or do
+                not say where episodes end.
+        """
+        if max_episode_steps is None:
+            max_episode_steps = time_limit(env_id)
+        source = flat_source(
+            arrays,
+            name,
+            max_episode_steps=max_episode_steps,
+            unknown_terminal_states=unknown_terminal_states,
+        )
+        size = source.transitions["action"].shape[-1]
+        return cls(
+            source.transitions,
+            action_spec=action_spec or action_bounds(env_id, size),
+            name=name,
+            env_id=env_id,
+            reference_scores=reference_scores,
+            behaviour_returns=source.returns,
+            remarks=source.remarks,
+            normalize=normalize,
+            copy=copy,
         )
 
     @classmethod
@@ -157,18 +294,20 @@ class OfflineDataset:
         name: str = "unnamed",
         env_id: str | None = None,
         reference_scores: tuple[float, float] | None = None,
+        observation_layout: ObservationLayout | None = None,
         normalize: bool = True,
     ) -> OfflineDataset:
         """Build the data set from whole episodes, each in Minari's layout.
 
         Args:
-            episodes: mappings with ``observations`` [T + 1, obs], ``actions`` [T, act],
+            episodes: mappings with ``observations`` [T + 1, *], ``actions`` [T, *],
                 ``rewards``, ``terminations`` and ``truncations`` [T]. An episode whose last row
                 has no end flag was cut there and counts as truncated.
             action_spec: bounds of the actions, of shape [act].
             name: how messages and reports call the data set.
             env_id: Gymnasium id of the environment, if any.
             reference_scores: (minimum, maximum) returns of the score.
+            observation_layout: how the environment's observations became these.
             normalize: whether observations are normalised.
 
         Returns:
@@ -178,62 +317,17 @@ class OfflineDataset:
             ValueError: as the constructor, and if arrays of an episode are missing or differ in
                 length.
         """
-        columns: dict[str, list[np.ndarray]] = {
-            key: []
-            for key in (
-                "observation",
-                "next_observation",
-                "action",
-                "reward",
-                "terminated",
-                "truncated",
-            )
-        }
-        returns = []
-        for index, episode in enumerate(episodes):
-            observations, actions, rewards, terminations, truncations = _episode_arrays(
-                episode, f"{name}: episode {index}"
-            )
-            if len(rewards) == 0:
-                continue
-            # Summed in the source's own precision, before rewards become float32.
-            returns.append(float(np.sum(episode["rewards"], dtype=np.float64)))
-            truncations = truncations.copy()
-            truncations[-1] |= not terminations[-1]
-            columns["observation"].append(observations[:-1])
-            columns["next_observation"].append(observations[1:])
-            columns["action"].append(actions)
-            columns["reward"].append(rewards)
-            columns["terminated"].append(terminations)
-            columns["truncated"].append(truncations)
-        if not returns:
-            raise ValueError(f"{name} is empty: give at least one episode with one step")
-        try:
-            flat = {key: torch.from_numpy(np.concatenate(v)) for key, v in columns.items()}
-        except ValueError as error:
-            raise ValueError(f"{name}: episodes differ in their arrays' shapes: {error}") from None
-        del columns
-        transitions = TensorDict(
-            {
-                "observation": flat["observation"],
-                "action": flat["action"],
-                "next": {
-                    "observation": flat["next_observation"],
-                    "reward": flat["reward"],
-                    "terminated": flat["terminated"],
-                    "truncated": flat["truncated"],
-                },
-            },
-            batch_size=[flat["reward"].shape[0]],
-        )
+        transitions, returns = flatten_episodes(episodes, name)
         return cls(
             transitions,
             action_spec=action_spec,
             name=name,
             env_id=env_id,
             reference_scores=reference_scores,
-            behaviour_returns=np.array(returns),
+            behaviour_returns=returns,
+            observation_layout=observation_layout,
             normalize=normalize,
+            copy=False,  # the episodes were copied when they were joined
         )
 
     def __len__(self) -> int:
@@ -284,31 +378,6 @@ class OfflineDataset:
         if self.reference_scores is None:
             return None
         return normalized_score(episode_return, self.reference_scores)
-
-
-def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray, ...]:
-    """Read an episode's five arrays as float32 and bool, their lengths checked."""
-    missing = [field for field in _EPISODE_FIELDS if field not in episode]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}: each of {_EPISODE_FIELDS} is needed")
-    for field in ("observations", "actions"):
-        if isinstance(episode[field], (dict, tuple)):
-            raise ValueError(
-                f"{where} has {type(episode[field]).__name__} {field}: give one array of numbers"
-            )
-    values = [np.asarray(episode[field]) for field in _EPISODE_FIELDS]
-    observations, actions, rewards = (v.astype(np.float32) for v in values[:3])
-    terminations, truncations = (v.astype(bool) for v in values[3:])
-    lengths = {field: len(value) for field, value in zip(_EPISODE_FIELDS, values, strict=True)}
-    steps = lengths["rewards"]
-    if lengths["observations"] != steps + 1 or any(
-        lengths[field] != steps for field in _EPISODE_FIELDS[1:]
-    ):
-        raise ValueError(
-            f"{where} has arrays of lengths {lengths}: T + 1 observations and T of each other "
-            "are needed"
-        )
-    return observations, actions, rewards, terminations, truncations
 
 
 def _warn_of_other_simulator(name: str, env_id: str | None) -> None:

@@ -12,6 +12,7 @@ from torchrl.data import Bounded
 __all__ = [
     "canonical_transitions",
     "check_values",
+    "flat_action_spec",
     "observation_statistics",
     "returns_between_ends",
 ]
@@ -22,8 +23,11 @@ _CONSTANT_RELATIVE_STD = 1e-6
 _STD_FLOOR = 1e-3
 
 
-def canonical_transitions(transitions: TensorDict, name: str) -> TensorDict:
-    """Copy transitions into the common layout: keys, [N, size] shapes, dtypes, done."""
+def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = True) -> TensorDict:
+    """Bring transitions into the common layout: keys, [N, size] shapes, dtypes, done.
+
+    With ``copy`` the observations share no memory with the given ones.
+    """
     if transitions.ndim != 1:
         raise ValueError(
             f"{name}: transitions must have one batch dimension, got {transitions.batch_size}"
@@ -38,35 +42,47 @@ def canonical_transitions(transitions: TensorDict, name: str) -> TensorDict:
     if missing:
         raise ValueError(f"{name}: transitions lack the keys {missing}")
 
-    def column(key: Any, dtype: torch.dtype) -> torch.Tensor:
-        value = transitions[key].detach().to("cpu", dtype)
-        value = value.unsqueeze(-1) if value.ndim == 1 else value
-        if value.ndim != 2:
+    def column(key: Any, kind: str) -> torch.Tensor:
+        value = transitions[key].detach().to("cpu")
+        if kind == "observations" and value.dtype == torch.uint8 and value.ndim > 2:
             raise ValueError(
-                f"{name}: {key} has shape {tuple(value.shape)}; flatten it to [N, size] first"
+                f"{name}: {key} of shape {tuple(value.shape)} and type uint8 are images, which the "
+                "world model cannot predict: extract a state vector first"
+            )
+        if kind == "actions" and not value.is_floating_point():
+            raise ValueError(
+                f"{name} has discrete actions (type {value.dtype}): RAMBO's policy needs actions "
+                "of real numbers, so choose a continuous data set or store them as float32"
+            )
+        value = value.to(torch.bool if kind == "flags" else torch.float32).reshape(size, -1)
+        if kind in ("flags", "rewards") and value.shape[-1] != 1:
+            raise ValueError(
+                f"{name}: {key} must have shape [{size}] or [{size}, 1], got "
+                f"{tuple(transitions[key].shape)}"
             )
         return value
 
-    # Cloned, since normalisation writes in place and the caller's tensors are not ours.
-    observation = column("observation", torch.float32).clone()
-    next_observation = column(("next", "observation"), torch.float32).clone()
+    observation = column("observation", "observations")
+    next_observation = column(("next", "observation"), "observations")
+    if copy:  # normalisation writes in place
+        observation, next_observation = observation.clone(), next_observation.clone()
     if observation.shape != next_observation.shape:
         raise ValueError(
             f"{name}: observation {tuple(observation.shape)} and next observation "
             f"{tuple(next_observation.shape)} must have the same shape"
         )
-    terminated = column(("next", "terminated"), torch.bool)
+    terminated = column(("next", "terminated"), "flags")
     truncated = torch.zeros_like(terminated)
     if transitions.get(("next", "truncated"), None) is not None:
-        truncated = column(("next", "truncated"), torch.bool) & ~terminated
+        truncated = column(("next", "truncated"), "flags") & ~terminated
     return TensorDict(
         {
             "observation": observation,
-            "action": column("action", torch.float32),
+            "action": column("action", "actions"),
             "next": TensorDict(
                 {
                     "observation": next_observation,
-                    "reward": column(("next", "reward"), torch.float32),
+                    "reward": column(("next", "reward"), "rewards"),
                     "terminated": terminated,
                     "truncated": truncated,
                     "done": terminated | truncated,
@@ -82,10 +98,10 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
     """Refuse values that are not finite and actions that do not fit their spec."""
     problems = []
     for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
-        value = transitions[key]
-        bad = ~torch.isfinite(value)
+        # NumPy's test needs no float copy of the values, unlike torch's.
+        bad = ~np.isfinite(transitions[key].numpy())
         if bad.any():
-            rows = bad.any(-1).nonzero().squeeze(-1)
+            rows = bad.any(-1).nonzero()[0]
             label = key if isinstance(key, str) else " ".join(key)
             problems.append(
                 f"{int(bad.sum())} in {label} ({len(rows)} rows, the first is row {int(rows[0])})"
@@ -112,6 +128,12 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
             f"{high.tolist()}, the first in row {int(outside.nonzero()[0])}: correct the "
             "action_spec or clip the actions"
         )
+
+
+def flat_action_spec(action_spec: Bounded) -> Bounded:
+    """Bring bounds of any shape and type to one float32 vector [act]."""
+    low, high = (v.reshape(-1).float() for v in (action_spec.space.low, action_spec.space.high))
+    return Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32)
 
 
 def observation_statistics(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,5 +3,19 @@
 from rambo_trl.envs import termination
 from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
 from rambo_trl.envs.single_transition import SingleTransitionEnv
+from rambo_trl.envs.uncertainty import (
+    MOPOPenalty,
+    MORELHalting,
+    PessimismTransform,
+    PessimisticModelEnv,
+)
 
-__all__ = ["EnsembleModelEnv", "SingleTransitionEnv", "termination"]
+__all__ = [
+    "EnsembleModelEnv",
+    "MOPOPenalty",
+    "MORELHalting",
+    "PessimismTransform",
+    "PessimisticModelEnv",
+    "SingleTransitionEnv",
+    "termination",
+]

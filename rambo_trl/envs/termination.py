@@ -26,7 +26,7 @@ TerminationRule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def never(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """No state ends an episode (HalfCheetah, Swimmer, AntMaze in the model)."""
+    """No state ends an episode (HalfCheetah, Swimmer)."""
     return torch.zeros(next_observation.shape[:-1], dtype=torch.bool, device=observation.device)
 
 

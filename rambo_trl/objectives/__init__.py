@@ -1,6 +1,7 @@
 """Losses over TensorDicts; their sum is the paper's Eq. 9."""
 
 from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
+from rambo_trl.objectives.combo import COMBOLoss
 from rambo_trl.objectives.model_likelihood import EnsembleModelLoss
 
-__all__ = ["AdversarialModelLoss", "EnsembleModelLoss"]
+__all__ = ["AdversarialModelLoss", "EnsembleModelLoss", "COMBOLoss"]

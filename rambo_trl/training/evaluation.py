@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -41,6 +42,7 @@ def rollout_episodes(
     *,
     num_episodes: int,
     seed: int,
+    flatten: Callable[[Any], np.ndarray] = np.asarray,
 ) -> EvaluationResult:
     """Play one episode in each of ``num_episodes`` copies of an environment at once.
 
@@ -50,6 +52,7 @@ def rollout_episodes(
         env_id: a registered Gymnasium id.
         num_episodes: number of episodes, all started together.
         seed: seed of the first copy; the following copies take the following seeds.
+        flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``.
 
     Returns:
         The episodes' returns and lengths. Copies that have ended wait for the others.
@@ -57,14 +60,15 @@ def rollout_episodes(
     with mujoco_messages_logged():
         envs = [gymnasium.make(env_id) for _ in range(num_episodes)]
     try:
-        observation = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+        observation = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
         returns = np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         running = np.ones(num_episodes, dtype=bool)
         while running.any():
             action = act(observation)
             for i in np.flatnonzero(running):
-                observation[i], reward, terminated, truncated, _ = envs[i].step(action[i])
+                following, reward, terminated, truncated, _ = envs[i].step(action[i])
+                observation[i] = flatten(following)
                 returns[i] += float(reward)
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
@@ -82,6 +86,7 @@ def evaluate_policy(
     seed: int = 0,
     observation_mean: torch.Tensor | None = None,
     observation_std: torch.Tensor | None = None,
+    flatten: Callable[[Any], np.ndarray] = np.asarray,
     device: torch.device | str = "cpu",
 ) -> EvaluationResult:
     """Evaluate a policy's mode in the real environment (10 episodes in the paper, sec. 6).
@@ -94,6 +99,7 @@ def evaluate_policy(
         observation_mean: the data's mean per dimension; with ``observation_std`` the
             observations are normalised as in training.
         observation_std: the data's standard deviation per dimension.
+        flatten: makes a vector of an observation, as for :func:`rollout_episodes`.
         device: where the policy lives.
 
     Returns:
@@ -110,4 +116,4 @@ def evaluate_policy(
         return td.get("action").cpu().numpy()
 
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        return rollout_episodes(act, env_id, num_episodes=num_episodes, seed=seed)
+        return rollout_episodes(act, env_id, num_episodes=num_episodes, seed=seed, flatten=flatten)

@@ -329,7 +329,11 @@ def test_minari_metadata_scores_win_over_constants() -> None:
     [
         ("action", gymnasium.spaces.Discrete(3), "Discrete actions"),
         ("action", gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
-        ("observation", gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), "no images"),
+        (
+            "observation",
+            gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "are images.*extract a state",
+        ),
         ("observation", gymnasium.spaces.Dict(), "Dict observations"),
     ],
 )
@@ -363,6 +367,8 @@ def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.Monke
     assert "minari download mujoco/hopper/medium-v0" in message
     with pytest.raises(ValueError, match="no valid Minari id.*bundled/hopper/medium-replay-v0"):
         OfflineDataset.load("hopper medium replay")
+    with pytest.raises(ValueError, match="no valid Minari id"):
+        OfflineDataset.load("hopper-medium")
 
 
 def test_examples_in_the_docstring() -> None:

@@ -1,0 +1,67 @@
+"""What is odd about a data set without making it unusable."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from tensordict import TensorDict
+
+__all__ = ["duplicate_episodes", "oddities"]
+
+
+def oddities(transitions: TensorDict) -> list[str]:
+    """Describe what a user would want to know before training, one sentence each.
+
+    Args:
+        transitions: canonical transitions [N], rows of an episode following each other.
+
+    Returns:
+        Sentences about rewards that are all equal, episodes of one row only, and episodes that
+        repeat others; empty for usual data.
+    """
+    found = []
+    reward = transitions["next", "reward"]
+    low, high = float(reward.min()), float(reward.max())
+    if low == high and len(reward) > 1:
+        found.append(
+            f"all {len(reward)} rewards are {low:g}: only the length of episodes can tell good "
+            "actions from bad, so check the rewards if that is not meant"
+        )
+    done = transitions["next", "done"].squeeze(-1)
+    terminated = transitions["next", "terminated"].squeeze(-1)
+    if len(done) > 1 and bool(done.all()) and not bool(terminated.all()):
+        found.append(
+            f"all {len(done)} episodes have one row: if the rows were shuffled, returns and "
+            "scores of the data mean nothing, so keep the rows of an episode together"
+        )
+    duplicates = duplicate_episodes(transitions)
+    if duplicates:
+        found.append(
+            f"{len(duplicates)} episodes repeat an earlier one row for row, the first is episode "
+            f"{duplicates[0]}: drop them unless they are meant to weigh more"
+        )
+    return found
+
+
+def duplicate_episodes(transitions: TensorDict) -> list[int]:
+    """Return the indices of episodes whose observations, actions and rewards occurred before."""
+    stops = transitions["next", "done"].squeeze(-1).numpy().nonzero()[0] + 1
+    starts = np.concatenate([[0], stops])
+    stops = np.append(stops, len(transitions))
+    columns = [
+        np.ascontiguousarray(transitions[key].numpy())
+        for key in ("observation", "action", ("next", "reward"))
+    ]
+    seen: set[bytes] = set()
+    found = []
+    for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        if start == stop:
+            continue  # nothing after the last end
+        digest = hashlib.blake2b(digest_size=16)
+        for column in columns:
+            digest.update(column[start:stop].data)
+        if digest.digest() in seen:
+            found.append(index)
+        seen.add(digest.digest())
+    return found

@@ -1,0 +1,65 @@
+"""What the names of D4RL's files say: the environment and its time limit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+
+__all__ = ["D4RLName", "parse_d4rl_name", "time_limit"]
+
+# D4RL recorded the "-v2" generation of these; Gymnasium's v5 is the one that can be played.
+_MUJOCO = {
+    "ant": "Ant",
+    "halfcheetah": "HalfCheetah",
+    "hopper": "Hopper",
+    "walker2d": "Walker2d",
+}
+_MUJOCO_PATTERN = re.compile(
+    rf"({'|'.join(_MUJOCO)})_"
+    r"(random|medium|expert|mixed|medium_replay|medium_expert|full_replay)(_v\d+)?"
+)
+# antmaze-umaze-diverse-v2, Ant_maze_u-maze_noisy_multistart_True_multigoal_True_sparse, ...
+_ANTMAZE_PATTERN = re.compile(r"ant_?maze_(u_?maze|medium|big|large|hardest)(_.*)?")
+_ANTMAZE_SIZES = {"medium": "Medium", "big": "Medium", "large": "Large", "hardest": "Large"}
+
+
+@dataclass(frozen=True)
+class D4RLName:
+    """What a D4RL file name says.
+
+    Attributes:
+        env_id: the Gymnasium environment to play in today.
+        recorded_env_id: the environment that D4RL recorded.
+        max_episode_steps: its time limit.
+    """
+
+    env_id: str
+    recorded_env_id: str
+    max_episode_steps: int
+
+
+def parse_d4rl_name(path: Path) -> D4RLName | None:
+    """Read a file name such as ``hopper_medium_replay-v2.hdf5``; None if it is not D4RL's."""
+    stem = path.stem.lower().replace("-", "_")
+    match = _MUJOCO_PATTERN.fullmatch(stem)
+    if match:
+        family = _MUJOCO[match.group(1)]
+        return D4RLName(f"{family}-v5", f"{family}-v2", 1000)
+    match = _ANTMAZE_PATTERN.fullmatch(stem)
+    if match:
+        # AntMaze v4 has the 29 entries of D4RL's files: the ant's position, then its state.
+        size = _ANTMAZE_SIZES.get(match.group(1), "UMaze")
+        env_id = f"AntMaze_{size}-v4"
+        return D4RLName(env_id, env_id, 700 if size == "UMaze" else 1000)
+    return None
+
+
+def time_limit(env_id: str | None) -> int | None:
+    """Return the registered step limit of an environment; None if unknown."""
+    if env_id is None:
+        return None
+    spec = gymnasium.registry.get(env_id)
+    return None if spec is None else spec.max_episode_steps

@@ -1,0 +1,261 @@
+"""Data in D4RL's layout: flat arrays with end flags, in HDF5 files or in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from tensordict import TensorDict
+
+from rambo_trl.data.episodes import flat_columns
+from rambo_trl.data.spaces import as_rows
+
+__all__ = [
+    "FlatSource",
+    "UnknownTerminalStates",
+    "episode_ends",
+    "flat_source",
+    "is_d4rl_file",
+    "read_d4rl_file",
+]
+
+UnknownTerminalStates = Literal["hold", "drop"]
+
+_REQUIRED = ("observations", "actions", "rewards", "terminals")
+_OPTIONAL = ("timeouts", "next_observations")
+_SUFFIXES = (".hdf5", ".h5")
+
+
+@dataclass(frozen=True)
+class FlatSource:
+    """Transitions read from flat arrays.
+
+    Attributes:
+        transitions: TensorDict [N].
+        returns: undiscounted return of each episode in float64, rows left out included.
+        remarks: what was left out or filled in, one sentence each.
+    """
+
+    transitions: TensorDict
+    returns: np.ndarray
+    remarks: tuple[str, ...]
+
+
+def is_d4rl_file(path: Path) -> bool:
+    """Whether a name or path means a D4RL file: an existing file, or one named like it."""
+    return path.is_file() or (path.suffix.lower() in _SUFFIXES and not path.is_dir())
+
+
+def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the arrays of a D4RL-format HDF5 file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        ``observations``, ``actions``, ``rewards``, ``terminals`` and, where the file has them,
+        ``timeouts`` and ``next_observations``, as stored.
+
+    Raises:
+        ValueError: if there is no such file, it cannot be read, or arrays are missing.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no data file {os.fspath(path)}: check the path")
+    arrays = {}
+    try:
+        with h5py.File(path, "r") as file:
+            names = list(file)
+            for key in _REQUIRED + _OPTIONAL:
+                if isinstance(file.get(key), h5py.Dataset):
+                    arrays[key] = file[key][()]
+    except Exception as error:  # h5py's errors are of many types
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is truncated, corrupt or no HDF5 file ({reason}): get the file again"
+        ) from error
+    missing = [key for key in _REQUIRED if key not in arrays]
+    if missing:
+        hint = f"it holds {', '.join(names[:8]) or 'nothing'}"
+        if "episode_0" in names:
+            hint = "it looks like the inside of a Minari set, so give that set's folder instead"
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}: a D4RL file needs {', '.join(_REQUIRED)}; {hint}"
+        )
+    return arrays
+
+
+def episode_ends(
+    terminals: np.ndarray,
+    timeouts: np.ndarray | None,
+    *,
+    observations: np.ndarray,
+    next_observations: np.ndarray | None = None,
+    max_episode_steps: int | None = None,
+) -> np.ndarray:
+    """Find the rows after which an episode ends.
+
+    A terminal or a timeout ends an episode. Where ``next_observations`` are there, so does every
+    row whose next observation is not the following row's observation: no flag is needed. Else,
+    where no timeout is set, no episode can be longer than ``max_episode_steps``: a longer one is
+    cut after so many rows, as D4RL itself does for files without timeouts.
+
+    Args:
+        terminals: [N], bool.
+        timeouts: [N], bool, or None.
+        observations: [N, size].
+        next_observations: [N, size] or None.
+        max_episode_steps: time limit of the environment, if known.
+
+    Returns:
+        [N], bool. The last row may be False: an unfinished episode.
+
+    Raises:
+        ValueError: if timeouts, next observations and time limit are all missing, so that the
+            start of an episode could pass for the end of another.
+    """
+    ends = terminals.copy() if timeouts is None else terminals | timeouts
+    if next_observations is not None:
+        ends[:-1] |= (next_observations[:-1] != observations[1:]).any(-1)
+        return ends
+    if timeouts is not None and (max_episode_steps is None or timeouts.any()):
+        return ends
+    if max_episode_steps is None:
+        raise ValueError(
+            "it has neither timeouts nor next_observations, so where episodes are cut is unknown: "
+            "give env_id= of a registered environment with a time limit, or max_episode_steps="
+        )
+    starts = np.concatenate([[0], np.flatnonzero(ends) + 1])
+    stops = np.append(starts[1:], len(ends))
+    for start, stop in zip(starts, stops, strict=True):
+        ends[start + max_episode_steps - 1 : stop : max_episode_steps] = True
+    return ends
+
+
+def flat_source(
+    arrays: Mapping[str, Any],
+    name: str,
+    *,
+    max_episode_steps: int | None = None,
+    unknown_terminal_states: UnknownTerminalStates = "hold",
+) -> FlatSource:
+    """Turn arrays in D4RL's layout into transitions.
+
+    With ``next_observations`` every row is a transition. Without them a row's next observation
+    is the following row's observation, except where an episode ends:
+
+    - the last row of a truncated or unfinished episode has no next observation and is left out
+      (the row before it is then the episode's last, and marked truncated);
+    - a terminal row's next observation is unknown, but neither its reward nor the end may be
+      lost (AntMaze has no other rewards): by default its own observation stands in. No value is
+      bootstrapped from it.
+
+    Args:
+        arrays: ``observations`` [N, *], ``actions`` [N, *], ``rewards`` and ``terminals`` [N] or
+            [N, 1], and optionally ``timeouts`` and ``next_observations``.
+        name: how messages call the data set.
+        max_episode_steps: see :func:`episode_ends`.
+        unknown_terminal_states: what becomes of terminal rows without a next observation:
+            ``"hold"`` repeats their own, ``"drop"`` leaves them out.
+
+    Raises:
+        ValueError: if arrays are missing, differ in length, are empty or no real numbers.
+    """
+    missing = [key for key in _REQUIRED if arrays.get(key) is None]
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}: {', '.join(_REQUIRED)} are needed")
+    if unknown_terminal_states not in ("hold", "drop"):
+        raise ValueError(
+            f"unknown_terminal_states must be 'hold' or 'drop', got {unknown_terminal_states!r}"
+        )
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+    values = {k: np.asarray(v) for k, v in arrays.items() if v is not None}
+    values = {key: values[key] for key in _REQUIRED + _OPTIONAL if key in values}
+    lengths = {key: len(value) if value.ndim else 0 for key, value in values.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name}: arrays differ in length, {lengths}: give one row per step")
+    if lengths["rewards"] == 0:
+        raise ValueError(f"{name} is empty: give at least one step")
+
+    observations = as_rows(values["observations"], "observations", name)
+    actions = as_rows(values["actions"], "actions", name)
+    rewards = as_rows(values["rewards"], "rewards", name)
+    terminals = _flags(values["terminals"], "terminals", name)
+    timeouts = _flags(values["timeouts"], "timeouts", name) if "timeouts" in values else None
+    following = None
+    if "next_observations" in values:
+        if values["next_observations"].shape != values["observations"].shape:
+            raise ValueError(
+                f"{name}: next_observations of shape {values['next_observations'].shape} must have "
+                f"the shape of observations, {values['observations'].shape}"
+            )
+        following = as_rows(values["next_observations"], "observations", name)
+    try:
+        ends = episode_ends(
+            terminals,
+            timeouts,
+            observations=observations,
+            next_observations=following,
+            max_episode_steps=max_episode_steps,
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+    returns = _returns(values["rewards"].reshape(-1), ends)
+    ends[-1] = True
+    truncated = ends & ~terminals
+    if following is not None:
+        columns = (observations, actions, following, rewards, terminals, truncated)
+        return FlatSource(flat_columns(*columns), returns, ())
+
+    remarks = []
+    following = np.concatenate([observations[1:], observations[-1:]])
+    following[terminals] = observations[terminals]
+    left_out = truncated.copy() if unknown_terminal_states == "hold" else ends
+    if left_out.any():
+        kind = "truncated episodes" if unknown_terminal_states == "hold" else "episodes"
+        remarks.append(
+            f"without next_observations the last rows of {left_out.sum()} {kind} are left out"
+        )
+    if unknown_terminal_states == "hold" and terminals.any():
+        remarks.append(
+            f"{terminals.sum()} terminal rows have no next observation, so their own stands in: "
+            "prefer a file with next_observations"
+        )
+    # The row before one that is left out becomes its episode's last.
+    truncated[:-1] |= left_out[1:] & ~ends[:-1]
+    keep = ~left_out
+    if not keep.any():
+        raise ValueError(
+            f"{name} is empty without its episodes' last rows, of which no next observation is "
+            "known: add next_observations"
+        )
+    columns = (observations, actions, following, rewards, terminals, truncated)
+    transitions = flat_columns(*(column[keep] for column in columns))
+    return FlatSource(transitions, returns, tuple(remarks))
+
+
+def _flags(value: np.ndarray, key: str, name: str) -> np.ndarray:
+    """Read end flags [N] or [N, 1] of any number type."""
+    if value.size != len(value) or value.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: {key} must be one flag per step, got shape {value.shape}")
+    value = value.reshape(-1)
+    wrong = np.flatnonzero((value != 0) & (value != 1))
+    if len(wrong):
+        raise ValueError(
+            f"{name}: {key} must be 0 or 1, but {len(wrong)} are not, the first in row {wrong[0]} "
+            f"({value[wrong[0]]})"
+        )
+    return value.astype(bool)
+
+
+def _returns(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sum rewards in float64 up to each end; a rest without an end is an episode too."""
+    stops = np.flatnonzero(ends) + 1
+    episodes = np.split(rewards, stops)
+    return np.array([episode.sum(dtype=np.float64) for episode in episodes if len(episode)])

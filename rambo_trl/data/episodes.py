@@ -1,0 +1,105 @@
+"""Whole episodes to flat transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from rambo_trl.data.spaces import as_rows
+
+__all__ = ["flat_columns", "flatten_episodes"]
+
+_EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
+
+
+def flatten_episodes(
+    episodes: Iterable[Mapping[str, Any]], name: str
+) -> tuple[TensorDict, np.ndarray]:
+    """Join episodes in Minari's layout.
+
+    Args:
+        episodes: mappings with ``observations`` [T + 1, *], ``actions`` [T, *], ``rewards``,
+            ``terminations`` and ``truncations`` [T]. An episode whose last row has no end flag
+            was cut there and counts as truncated; one without a step is passed over.
+        name: how messages call the data set.
+
+    Returns:
+        Transitions [N], and the undiscounted return of each episode in float64.
+
+    Raises:
+        ValueError: if there is no step at all, or arrays are missing, differ in length or shape.
+    """
+    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    returns = []
+    for index, episode in enumerate(episodes):
+        observations, actions, rewards, terminations, truncations = _episode_arrays(
+            episode, f"{name}: episode {index}"
+        )
+        if len(rewards) == 0:
+            continue
+        # Summed in the source's own precision, before rewards become float32.
+        returns.append(float(np.sum(episode["rewards"], dtype=np.float64)))
+        truncations = truncations.copy()
+        truncations[-1] |= not terminations[-1]
+        rows = (observations[:-1], actions, observations[1:], rewards, terminations, truncations)
+        for column, value in zip(columns, rows, strict=True):
+            column.append(value)
+    if not returns:
+        raise ValueError(f"{name} is empty: give at least one episode with one step")
+    try:
+        flat = [np.concatenate(column) for column in columns]
+    except ValueError as error:
+        raise ValueError(f"{name}: episodes differ in their arrays' shapes: {error}") from None
+    return flat_columns(*flat), np.array(returns)
+
+
+def flat_columns(
+    observation: np.ndarray,
+    action: np.ndarray,
+    next_observation: np.ndarray,
+    reward: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+) -> TensorDict:
+    """Lay out columns of N rows as transitions, without copying."""
+    return TensorDict(
+        {
+            "observation": torch.from_numpy(observation),
+            "action": torch.from_numpy(action),
+            "next": {
+                "observation": torch.from_numpy(next_observation),
+                "reward": torch.from_numpy(reward),
+                "terminated": torch.from_numpy(terminated),
+                "truncated": torch.from_numpy(truncated),
+            },
+        },
+        batch_size=[len(reward)],
+    )
+
+
+def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray, ...]:
+    """Read an episode's five arrays as float32 and bool, their lengths checked."""
+    missing = [field for field in _EPISODE_FIELDS if field not in episode]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}: each of {_EPISODE_FIELDS} is needed")
+    observations, actions, rewards = (
+        as_rows(episode[kind], kind, where) for kind in _EPISODE_FIELDS[:3]
+    )
+    terminations, truncations = (
+        np.asarray(episode[kind]).astype(bool) for kind in _EPISODE_FIELDS[3:]
+    )
+    values = (observations, actions, rewards, terminations, truncations)
+    lengths = {field: len(value) for field, value in zip(_EPISODE_FIELDS, values, strict=True)}
+    steps = lengths["rewards"]
+    if lengths["observations"] != steps + 1 or any(
+        lengths[field] != steps for field in _EPISODE_FIELDS[1:]
+    ):
+        raise ValueError(
+            f"{where} has arrays of lengths {lengths}: T + 1 observations and T of each other "
+            "are needed"
+        )
+    return values

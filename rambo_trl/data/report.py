@@ -1,0 +1,184 @@
+"""What is in a data set, as text and as a figure."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from rambo_trl.data.environment import check_environment
+from rambo_trl.data.offline_dataset import OfflineDataset
+
+__all__ = ["describe_dataset", "plot_dataset"]
+
+_WIDTH = 88
+_MAX_ROWS = 40  # of the table of entries
+
+
+def describe_dataset(dataset: OfflineDataset) -> str:
+    """Describe a data set in lines of at most 88 characters.
+
+    Args:
+        dataset: any data set; ranges are told in the environment's own units.
+
+    Returns:
+        Its size, returns, episode ends, spaces and ranges, and the checks with their outcome.
+    """
+    lines = [f"data set     {dataset.name}"]
+    lines += [f"environment  {dataset.env_id or 'none named'}"]
+    lengths, ends = episode_lengths(dataset), dataset.transitions["next"]
+    terminated = int(ends["terminated"].sum())
+    truncated = int(ends["truncated"].sum())
+    lines += [
+        f"size         {len(dataset):,} transitions in {dataset.num_episodes:,} episodes",
+        f"spaces       {dataset.observation_size} observation entries, {dataset.action_size} "
+        "action entries",
+    ]
+    layout = dataset.observation_layout
+    if layout is not None and layout.keys is not None:
+        lines.append(f"             observation joined from {', '.join(layout.keys)}")
+    lines += [
+        f"ends         {terminated:,} terminated, {truncated:,} truncated",
+        "",
+        f"{'':12} {'mean':>12} {'std':>12} {'min':>12} {'median':>12} {'max':>12}",
+        _row("return", dataset.behaviour_returns),
+    ]
+    if dataset.reference_scores is not None:
+        low, high = dataset.reference_scores
+        lines.append(_row("score", 100 * (dataset.behaviour_returns - low) / (high - low)))
+    lines += [
+        _row("steps", lengths),
+        _row("reward", ends["reward"].numpy()),
+        "",
+        *_entries(dataset),
+        "",
+        "checks",
+    ]
+    for outcome, text in _checks(dataset):
+        lines += textwrap.wrap(
+            text, _WIDTH, initial_indent=f"  {outcome:<8} ", subsequent_indent=" " * 11
+        )
+    return "\n".join(lines)
+
+
+def episode_lengths(dataset: OfflineDataset) -> np.ndarray:
+    """Return the number of transitions of each episode."""
+    ends = dataset.transitions["next", "done"].squeeze(-1).numpy().nonzero()[0] + 1
+    if len(ends) == 0 or ends[-1] != len(dataset):
+        ends = np.append(ends, len(dataset))
+    return np.diff(ends, prepend=0)
+
+
+def _row(label: str, values: np.ndarray) -> str:
+    values = values.astype(np.float64)
+    numbers = (values.mean(), values.std(), values.min(), np.median(values), values.max())
+    return f"{label:<12} " + " ".join(f"{_number(x):>12}" for x in numbers)
+
+
+def _number(x: float) -> str:
+    return f"{x:,.2f}" if abs(x) < 1e6 else f"{x:.4g}"
+
+
+def _entries(dataset: OfflineDataset) -> list[str]:
+    """Table the range of each observation and action entry."""
+    lines = [
+        f"{'entry':<16} {'mean':>11} {'std':>11} {'min':>11} {'max':>11}  {'bounds':<20}".rstrip()
+    ]
+    observation = dataset.denormalize(dataset.transitions["observation"])
+    action, spec = dataset.transitions["action"], dataset.action_spec.space
+    columns = [(f"observation {i}", c, "") for i, c in enumerate(observation.unbind(-1))]
+    bounds = zip(spec.low.tolist(), spec.high.tolist(), strict=True)
+    columns += [
+        (f"action {i}", c, f"{low:g} to {high:g}")
+        for i, (c, (low, high)) in enumerate(zip(action.unbind(-1), bounds, strict=True))
+    ]
+    for label, column, bound in columns[:_MAX_ROWS]:
+        values = column.double()
+        numbers = (values.mean(), values.std(correction=0), values.min(), values.max())
+        constant = "constant" if values.min() == values.max() else bound
+        text = " ".join(f"{float(x):>11.4g}" for x in numbers)
+        lines.append(f"{label:<16} {text}  {constant}".rstrip())
+    if len(columns) > _MAX_ROWS:
+        lines.append(f"... and {len(columns) - _MAX_ROWS} more")
+    return lines
+
+
+def _checks(dataset: OfflineDataset) -> list[tuple[str, str]]:
+    """List what was checked, with its outcome."""
+    # These raise while the data set is made: one that is here has passed them.
+    checks = [
+        ("passed", "arrays complete, of one length, real numbers, no images"),
+        ("passed", "every value finite in float32"),
+        ("passed", "actions within their bounds"),
+    ]
+    if not dataset.remarks:
+        checks.append(("passed", "rewards differ, no episode repeats another, no row left out"))
+    checks += [("note", remark) for remark in dataset.remarks]
+    if dataset.env_id is None:
+        checks.append(("note", "no environment is named, so a policy cannot be evaluated"))
+        return checks
+    try:
+        check_environment(dataset)
+        checks.append(("passed", f"{dataset.env_id} is installed and fits the data"))
+    except ValueError as error:
+        checks.append(("FAILED", str(error)))
+    return checks
+
+
+def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
+    """Draw returns, episode lengths, rewards, and the spread of observations and actions.
+
+    Args:
+        dataset: any data set.
+        path: the image file, of a type that matplotlib knows by its ending.
+
+    Raises:
+        ValueError: if matplotlib does not know the file's type.
+        OSError: if the file cannot be written.
+    """
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False}):
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        axes = figure.subplot_mosaic([["return", "steps", "reward"], ["observation"] * 3])
+        reward = dataset.transitions["next", "reward"].squeeze(-1).numpy()
+        for key, values, label in (
+            ("return", dataset.behaviour_returns, "episodes"),
+            ("steps", episode_lengths(dataset), "episodes"),
+            ("reward", reward, "transitions"),
+        ):
+            axes[key].hist(values, bins=30, color="#4477aa")
+            axes[key].set(xlabel=key, ylabel=label)
+        mean = dataset.behaviour_returns.mean()
+        axes["return"].axvline(mean, color="#bb5566", label=f"mean {mean:.1f}")
+        axes["return"].legend(frameon=False)
+        _plot_spread(dataset, axes["observation"])
+        figure.suptitle(
+            f"{dataset.name}: {len(dataset):,} transitions, {dataset.num_episodes:,} episodes"
+        )
+        figure.savefig(path, dpi=150)
+
+
+def _plot_spread(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
+    """Draw a box of quantiles for each entry, all on one scale."""
+    observation = dataset.transitions["observation"].numpy()
+    spec = dataset.action_spec.space
+    middle, half = (spec.high + spec.low) / 2, (spec.high - spec.low) / 2
+    action = ((dataset.transitions["action"] - middle) / half).numpy()
+    scaled = (observation - observation.mean(0)) / np.maximum(observation.std(0), 1e-6)
+    boxes = [
+        dict(zip(("whislo", "q1", "med", "q3", "whishi"), q, strict=True), label=label, fliers=[])
+        for label, q in [
+            (f"{kind}{i}", np.quantile(column, (0.01, 0.25, 0.5, 0.75, 0.99)))
+            for kind, values in (("o", scaled), ("a", action))
+            for i, column in enumerate(values.T)
+        ]
+    ]
+    axes.bxp(boxes, showfliers=False)
+    axes.set(
+        xlabel="observation entries (o), standardised; action entries (a), their bounds at -1, 1",
+        ylabel="quantiles 1, 25, 50, 75, 99 %",
+    )
+    if len(boxes) > 20:
+        axes.tick_params(axis="x", rotation=90, labelsize=6)

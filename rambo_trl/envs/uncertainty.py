@@ -1,0 +1,351 @@
+"""Pessimism by the ensemble's uncertainty: MOPO's penalty and MOReL's halting.
+
+Both leave the model's successors as they are and change what a step is worth or where it ends.
+A :class:`MOPOPenalty` or a :class:`MORELHalting` says how; there are two places to put it:
+
+- :class:`PessimisticModelEnv`, a world model's env whose every step is adjusted, be it taken by
+  ``rollout()``, by a TorchRL ``Collector`` or by the
+  :class:`~rambo_trl.collectors.ModelRolloutCollector`, which steps plain tensors;
+- :class:`PessimismTransform`, for a ``TransformedEnv`` around any env. The
+  ``ModelRolloutCollector`` does not see transforms: give it the former.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.utils import unravel_key
+from torch import Tensor
+from torchrl.data import Bounded, ReplayBuffer
+from torchrl.envs import Transform
+
+from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
+from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.modules import EnsembleWorldModel
+
+__all__ = [
+    "MOPOPenalty",
+    "MORELHalting",
+    "Pessimism",
+    "PessimismTransform",
+    "PessimisticModelEnv",
+    "largest_disagreement",
+    "largest_std_norm",
+]
+
+
+def largest_std_norm(log_var: Tensor) -> Tensor:
+    r"""MOPO's uncertainty :math:`u(s, a) = \max_i \lVert \Sigma_i(s, a) \rVert_F`.
+
+    The Frobenius norm is that of the members' diagonal matrix of standard deviations, as the
+    authors compute it (Yu et al. 2020, sec. 4).
+
+    Args:
+        log_var: log-variances of the members' outputs [M, B, D].
+
+    Returns:
+        [B]
+    """
+    return (0.5 * log_var).exp().norm(dim=-1).amax(dim=0)
+
+
+def largest_disagreement(mean: Tensor) -> Tensor:
+    r"""MOReL's discrepancy :math:`\max_{i,j} \lVert f_i(s, a) - f_j(s, a) \rVert_2`.
+
+    Args:
+        mean: the members' predicted successors [M, B, D].
+
+    Returns:
+        [B], zero for a single member (Kidambi et al. 2020, sec. 4).
+    """
+    members = range(mean.shape[0])
+    pairs = [(i, j) for i in members for j in members if i < j]
+    largest = torch.zeros_like(mean[0, :, 0])
+    for i, j in pairs:  # one pair at a time: memory for one difference only
+        largest = torch.maximum(largest, (mean[i] - mean[j]).norm(dim=-1))
+    return largest
+
+
+class Pessimism(Protocol):
+    """What a step is worth, and whether it is the last, under the ensemble's uncertainty."""
+
+    def __call__(
+        self,
+        world_model: EnsembleWorldModel,
+        observation: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Adjust a batch of steps.
+
+        Args:
+            world_model: the ensemble.
+            observation: where the steps started, normalised [B, observation_size].
+            action: [B, action_size].
+            reward: the sampled rewards [B, 1].
+            terminated: whether they ended the episode [B, 1].
+
+        Returns:
+            The new reward [B, 1] and terminated [B, 1]; the arguments are left unchanged.
+        """
+        ...
+
+
+class MOPOPenalty:
+    r"""MOPO: :math:`\tilde r = r - \lambda \max_i \lVert \Sigma_i(s, a) \rVert_F`.
+
+    The maximum runs over the elites, whose mixture is sampled from; the norm over the standard
+    deviations of next observation (normalised) and reward.
+
+    Args:
+        coefficient: MOPO's lambda, the weight of the penalty (0.5 to 5 in its experiments).
+
+    Raises:
+        ValueError: if the coefficient is negative or not finite.
+
+    Reference: https://arxiv.org/abs/2005.13239, sec. 4
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        if not (math.isfinite(coefficient) and coefficient >= 0):
+            raise ValueError(f"coefficient must be finite and not negative, got {coefficient}")
+        self.coefficient = float(coefficient)
+
+    def __call__(
+        self,
+        world_model: EnsembleWorldModel,
+        observation: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Penalise the rewards; ends stay as they are. See :class:`Pessimism`."""
+        with torch.no_grad():
+            _, log_var = world_model.predict(observation, action, world_model.elites)
+            penalty = self.coefficient * largest_std_norm(log_var).unsqueeze(-1)
+        return reward - penalty, terminated
+
+
+class MORELHalting:
+    r"""MOReL: where the members disagree too much, the rollout ends with a fixed reward.
+
+    In MOReL's pessimistic MDP an unknown state-action, one at which
+    :math:`\max_{i,j} \lVert f_i(s, a) - f_j(s, a) \rVert_2` exceeds the threshold, leads to an
+    absorbing state HALT with reward :math:`-\kappa`. Here the step itself gets ``halt_reward``
+    and terminates. All members vote, with their mean successors in normalised units; the
+    predicted rewards play no part, as in the paper.
+
+    Args:
+        threshold: the disagreement beyond which a state-action is unknown;
+            :meth:`from_data` takes it from the data.
+        halt_reward: what such a step is worth, :math:`-\kappa`: at most the data's smallest
+            reward. Times :math:`1 / (1 - \gamma)` it is the worth of an absorbing HALT.
+
+    Raises:
+        ValueError: if the threshold is negative or a value is not finite.
+
+    Reference: https://arxiv.org/abs/2005.05951, Def. 1 and 2
+    """
+
+    def __init__(self, threshold: float, halt_reward: float) -> None:
+        if not (math.isfinite(threshold) and threshold >= 0):
+            raise ValueError(f"threshold must be finite and not negative, got {threshold}")
+        if not math.isfinite(halt_reward):
+            raise ValueError(f"halt_reward must be finite, got {halt_reward}")
+        self.threshold = float(threshold)
+        self.halt_reward = float(halt_reward)
+
+    @classmethod
+    def from_data(
+        cls,
+        world_model: EnsembleWorldModel,
+        transitions: TensorDictBase,
+        *,
+        num_stds: float | None = None,
+        penalty: float = 0.0,
+        chunk_size: int = 10_000,
+    ) -> MORELHalting:
+        """Set threshold and reward by the data that the ensemble was fitted to.
+
+        Args:
+            world_model: the fitted ensemble.
+            transitions: the data [N], normalised.
+
+        Keyword Args:
+            num_stds: the threshold is the data's mean disagreement plus so many standard
+                deviations; None takes the largest disagreement in the data instead.
+            penalty: how far ``halt_reward`` lies below the data's smallest reward.
+            chunk_size: rows evaluated at a time.
+
+        Raises:
+            ValueError: if the penalty is negative, or the threshold is.
+        """
+        if not (math.isfinite(penalty) and penalty >= 0):
+            raise ValueError(f"penalty must be finite and not negative, got {penalty}")
+        with torch.no_grad():
+            disagreement = torch.cat(
+                [
+                    _disagreement(
+                        world_model,
+                        rows.get(world_model.observation_key).to(world_model.input_mean),
+                        rows.get(world_model.action_key).to(world_model.input_mean),
+                    )
+                    for rows in transitions.split(chunk_size)
+                ]
+            )
+        threshold = (
+            disagreement.max()
+            if num_stds is None
+            else disagreement.mean() + num_stds * disagreement.std(correction=0)
+        )
+        worst = transitions.get(world_model.next_reward_key).min()
+        return cls(float(threshold), float(worst) - penalty)
+
+    def __call__(
+        self,
+        world_model: EnsembleWorldModel,
+        observation: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Halt the unknown steps. See :class:`Pessimism`."""
+        with torch.no_grad():
+            disagreement = _disagreement(world_model, observation, action)
+            unknown = (disagreement > self.threshold).unsqueeze(-1)
+        return reward.masked_fill(unknown, self.halt_reward), terminated | unknown
+
+
+def _disagreement(world_model: EnsembleWorldModel, observation: Tensor, action: Tensor) -> Tensor:
+    mean, _ = world_model.predict(observation, action)
+    return largest_disagreement(mean[..., :-1])  # the reward comes last
+
+
+class PessimisticModelEnv(EnsembleModelEnv):
+    """An :class:`~rambo_trl.envs.EnsembleModelEnv` whose steps are judged pessimistically.
+
+    With the same seed, successors are those of the plain env: the pessimism draws no random
+    numbers. It costs one evaluation of the elites (MOPO) or of all members (MOReL) a step.
+
+    Args:
+        world_model: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
+
+    Keyword Args:
+        pessimism: a :class:`MOPOPenalty`, a :class:`MORELHalting` or another
+            :class:`Pessimism`.
+        action_spec, starts, termination, observation_mean, observation_std, batch_size, device:
+            as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> from rambo_trl.collectors import ModelRolloutCollector
+        >>> from rambo_trl.envs import MOPOPenalty, PessimisticModelEnv
+        >>> from rambo_trl.modules import EnsembleWorldModel
+        >>> starts = TensorDict(observation=torch.randn(100, 3), batch_size=[100])
+        >>> env = PessimisticModelEnv(
+        ...     EnsembleWorldModel(3, 1), pessimism=MOPOPenalty(1.0), starts=starts,
+        ...     action_spec=Bounded(-1, 1, shape=(1,)))
+        >>> ModelRolloutCollector(env, num_starts=20, horizon=5).collect().shape
+        torch.Size([100])
+    """
+
+    def __init__(
+        self,
+        world_model: EnsembleWorldModel,
+        *,
+        pessimism: Pessimism,
+        action_spec: Bounded,
+        starts: ReplayBuffer | TensorDictBase,
+        termination: TerminationRule | None = None,
+        observation_mean: Tensor | None = None,
+        observation_std: Tensor | None = None,
+        batch_size: torch.Size | tuple[int, ...] | list[int] = (),
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(
+            world_model,
+            action_spec=action_spec,
+            starts=starts,
+            termination=termination,
+            observation_mean=observation_mean,
+            observation_std=observation_std,
+            batch_size=batch_size,
+            device=device,
+        )
+        self.pessimism = pessimism
+
+    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One pessimistic step on plain tensors.
+
+        Args:
+            observation: normalised [B, observation_size].
+            action: [B, action_size].
+
+        Returns:
+            Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
+        """
+        following, reward, terminated = super().transition(observation, action)
+        reward, terminated = self.pessimism(
+            self.world_model, observation, action, reward, terminated
+        )
+        return following, reward, terminated
+
+
+class PessimismTransform(Transform):
+    """The same as a TorchRL transform, for a ``TransformedEnv`` around any env.
+
+    Args:
+        world_model: the ensemble whose uncertainty counts; it need not be the env's own.
+        pessimism: how a step is adjusted.
+
+    Keyword Args:
+        reward_key: the reward, under ``"next"``.
+        terminated_key: as ``reward_key``.
+        done_key: as ``reward_key``; true where the step was done before, or terminates now.
+    """
+
+    def __init__(
+        self,
+        world_model: EnsembleWorldModel,
+        pessimism: Pessimism,
+        *,
+        reward_key: NestedKey = "reward",
+        terminated_key: NestedKey = "terminated",
+        done_key: NestedKey = "done",
+    ) -> None:
+        keys = [unravel_key(key) for key in (reward_key, terminated_key, done_key)]
+        super().__init__(in_keys=keys, out_keys=keys)
+        # not a submodule: the env, or its owner, holds the parameters
+        self.__dict__["world_model"] = world_model
+        self.pessimism = pessimism
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        reward_key, terminated_key, done_key = self.in_keys
+        observation = tensordict.get(self.world_model.observation_key)
+        action = tensordict.get(self.world_model.action_key)
+        reward, terminated = (next_tensordict.get(key) for key in (reward_key, terminated_key))
+        new_reward, new_terminated = self.pessimism(
+            self.world_model,
+            observation.reshape(-1, observation.shape[-1]),
+            action.reshape(-1, action.shape[-1]),
+            reward.reshape(-1, 1),
+            terminated.reshape(-1, 1),
+        )
+        new_terminated = new_terminated.reshape(terminated.shape)
+        done = next_tensordict.get(done_key) | new_terminated
+        return (
+            next_tensordict.set(reward_key, new_reward.reshape(reward.shape))
+            .set(terminated_key, new_terminated)
+            .set(done_key, done)
+        )
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        return tensordict_reset

@@ -1,0 +1,196 @@
+"""What is odd but usable, damaged Minari files, and builds that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minari.data_collector import EpisodeBuffer
+from torchrl._utils import logger
+from torchrl.data import Bounded
+
+from rambo_trl.data import OfflineDataset, bundled
+from rambo_trl.data.bundled import build_bundled, bundled_path
+
+SPEC = Bounded(-1.0, 1.0, shape=(2,))
+
+
+def make_episode(steps: int, seed: int, *, terminated: bool = False) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    ends = np.zeros((2, steps), dtype=bool)
+    ends[0 if terminated else 1, -1] = True
+    return {
+        "observations": rng.normal(size=(steps + 1, 3)),
+        "actions": rng.uniform(-1, 1, size=(steps, 2)).astype(np.float32),
+        "rewards": rng.normal(size=steps),
+        "terminations": ends[0],
+        "truncations": ends[1],
+    }
+
+
+def load(*episodes: dict[str, np.ndarray]) -> OfflineDataset:
+    return OfflineDataset.from_episodes(episodes, action_spec=SPEC, name="toy")
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_usual_data_has_no_remarks(heard: pytest.LogCaptureFixture) -> None:
+    assert load(make_episode(5, 0), make_episode(5, 1), make_episode(1, 2)).remarks == ()
+    assert not heard.records
+
+
+def test_rewards_all_equal(heard: pytest.LogCaptureFixture) -> None:
+    episode = make_episode(5, 0)
+    episode["rewards"][:] = 1.0
+    (remark,) = load(episode).remarks
+    assert remark.startswith("all 5 rewards are 1:") and "check the rewards" in remark
+    assert heard.records[0].getMessage() == f"toy: {remark}"
+    assert heard.records[0].levelname == "WARNING"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
+def test_duplicate_episodes(seeds: list[int]) -> None:
+    # The seed decides the whole episode, its length too.
+    remarks = load(*(make_episode(3 + seed, seed) for seed in seeds)).remarks
+    repeats = [i for i, seed in enumerate(seeds) if seed in seeds[:i]]
+    if not repeats:
+        assert remarks == ()
+    else:
+        (remark,) = remarks
+        assert remark.startswith(f"{len(repeats)} episodes repeat an earlier one")
+        assert f"the first is episode {repeats[0]}:" in remark
+
+
+def test_episodes_that_share_their_observations_are_no_duplicates() -> None:
+    first, second = make_episode(5, 0), make_episode(5, 0)
+    second["actions"][2, 0] = 0.5
+    assert load(first, second).remarks == ()
+
+
+def test_one_row_episodes() -> None:
+    shuffled = [make_episode(1, seed) for seed in range(4)]
+    (remark,) = load(*shuffled).remarks
+    assert remark.startswith("all 4 episodes have one row")
+    one_step_task = [make_episode(1, seed, terminated=True) for seed in range(4)]
+    assert load(*one_step_task).remarks == ()
+    assert len(load(*one_step_task)) == 4
+
+
+def store(name: str, **kwargs: object) -> Path:
+    with pytest.warns(UserWarning):  # Minari asks for an author and the like
+        minari.create_dataset_from_buffers(
+            name,
+            buffer=[EpisodeBuffer(**make_episode(200, seed)) for seed in range(3)],
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
+            **kwargs,
+        )
+    return bundled_path(name) / "data"
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_minari_file_cut_short_is_named(share: float) -> None:
+    path = store("toy/cut-v0") / "main_data.hdf5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="toy/cut-v0: episode 0 cannot be read") as caught:
+        OfflineDataset.load("toy/cut-v0")
+    assert "get the data set again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_a_minari_set_that_lacks_episodes_or_metadata() -> None:
+    folder = store("toy/less-v0")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"total_episodes": 4}))
+    with pytest.raises(ValueError, match="episode 3 cannot be read"):
+        OfflineDataset.load("toy/less-v0")
+    (folder / "metadata.json").write_text("{")
+    with pytest.raises(ValueError, match="the Minari files in .* cannot be read"):
+        OfflineDataset.load("toy/less-v0")
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_arrow_storage() -> None:
+    want = OfflineDataset.load(str(store("toy/same-v0")))
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        # As if made elsewhere: the metadata say how the set is stored.
+        folder = bundled_path("toy/same-v0") / "data"
+        metadata = json.loads((folder / "metadata.json").read_text())
+        for form in ("arrow", "parquet"):
+            (folder / "metadata.json").write_text(json.dumps(metadata | {"data_format": form}))
+            with pytest.raises(ValueError, match=r'not installed.*pip install "minari\[arrow\]"'):
+                OfflineDataset.load("toy/same-v0")
+        return
+    for form in ("arrow", "parquet"):
+        store(f"toy/{form}-v0", data_format=form)
+        got = OfflineDataset.load(f"toy/{form}-v0")
+        assert (got.transitions == want.transitions).all()
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_a_set_whose_environment_is_not_installed() -> None:
+    folder = store("toy/foreign-v0")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    del metadata["observation_space"]  # then Minari makes the environment to ask for it
+    spec = gymnasium.spec("Hopper-v5").to_json().replace("Hopper-v5", "Nowhere-v0")
+    metadata["env_spec"] = spec.replace("gymnasium.envs.mujoco.hopper_v5", "nowhere_at_all")
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="foreign-v0 needs a package.*nowhere_at_all"):
+        OfflineDataset.load("toy/foreign-v0")
+
+
+def test_a_folder_without_a_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="folder without a Minari set"):
+        OfflineDataset.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_build_that_cannot_be_written_leaves_nothing(
+    number: int, minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "bundled/inverteddoublependulum/random-v0"
+    real = minari.create_dataset_from_buffers
+
+    def fails(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)  # the file is there, and then the last write fails
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(minari, "create_dataset_from_buffers", fails)
+        with pytest.raises(OSError, match="MINARI_DATASETS_PATH") as caught:
+            build_bundled(name, num_steps=50, policies_dir=policies_dir, progress=False)
+    message = str(caught.value)
+    assert os.strerror(number) in message and str(minari_root) in message
+    assert not list(minari_root.rglob("*.hdf5")) and not list(minari_root.glob(".building-*"))
+    build_bundled(name, num_steps=50, policies_dir=policies_dir, progress=False)
+    assert len(OfflineDataset.load(name)) >= 50
+
+
+def test_a_root_that_cannot_be_made(
+    tmp_path: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "minari"))
+    with pytest.raises(OSError, match="root cannot be made.*MINARI_DATASETS_PATH"):
+        OfflineDataset.load("bundled/inverteddoublependulum/random-v0")
+    with pytest.raises(OSError, match="root cannot be made"):
+        OfflineDataset.load("toy/set-v0")
+    assert bundled.bundled_names()

@@ -1,0 +1,403 @@
+"""D4RL-format files: episode ends, names, three formats alike, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import minari
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minari.data_collector import EpisodeBuffer
+from torchrl._utils import logger
+from torchrl.data import Bounded
+from torchrl.data.datasets import d4rl
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.data.d4rl_source import episode_ends
+
+# An episode's end as D4RL flags it; the last one may be unfinished.
+ENDS = st.sampled_from(["terminal", "timeout", "both"])
+PLANS = st.lists(st.tuples(st.integers(1, 6), ENDS), min_size=1, max_size=8)
+
+
+def make_arrays(plan: list[tuple[int, str]], *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Lay episodes out as D4RL does.
+
+    The first observation entry counts on, in steps of 100 from one episode to the next, so that
+    no row can be taken for the successor of another's.
+    """
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[Any]] = {
+        key: [] for key in ("observations", "next_observations", "terminals", "timeouts")
+    }
+    for i, (steps, end) in enumerate(plan):
+        states = rng.normal(size=(steps + 1, 3)).astype(np.float32)
+        states[:, 0] = 100 * i + np.arange(steps + 1)
+        columns["observations"].append(states[:-1])
+        columns["next_observations"].append(states[1:])
+        for key, ends in (("terminals", ("terminal", "both")), ("timeouts", ("timeout", "both"))):
+            flags = np.zeros(steps, dtype=bool)
+            flags[-1] = end in ends
+            columns[key].append(flags)
+    arrays = {key: np.concatenate(value) for key, value in columns.items()}
+    size = len(arrays["terminals"])
+    arrays["actions"] = rng.uniform(-1, 1, size=(size, 2)).astype(np.float32)
+    arrays["rewards"] = rng.normal(size=size).astype(np.float32)
+    return arrays
+
+
+def without(arrays: Mapping[str, np.ndarray], *keys: str) -> dict[str, np.ndarray]:
+    return {key: value for key, value in arrays.items() if key not in keys}
+
+
+def write(path: Path, arrays: Mapping[str, Any]) -> Path:
+    with h5py.File(path, "w") as file:
+        for key, value in arrays.items():
+            file[key] = value
+    return path
+
+
+def check_rows(
+    data: OfflineDataset, arrays: Mapping[str, np.ndarray], rows: list[int], held: set[int]
+) -> None:
+    """Assert that the data's rows are those of the arrays, each with its true successor."""
+    td = data.transitions
+    assert len(data) == len(rows)
+    following = arrays["next_observations"].copy()
+    for row in held:
+        following[row] = arrays["observations"][row]
+    for key, want in (
+        ("observation", arrays["observations"]),
+        (("next", "observation"), following),
+        ("action", arrays["actions"]),
+        (("next", "reward"), arrays["rewards"][:, None]),
+        (("next", "terminated"), arrays["terminals"][:, None]),
+    ):
+        np.testing.assert_array_equal(td[key].numpy(), want[rows])
+    assert not (td["next", "truncated"] & td["next", "terminated"]).any()
+
+
+def played_returns(plan: list[tuple[int, str]], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    stops = np.cumsum([steps for steps, _ in plan])
+    episodes = np.split(arrays["rewards"].astype(np.float64), stops[:-1])
+    return np.array([episode.sum() for episode in episodes])
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLANS, st.sampled_from(["timeouts", "no timeouts", "false timeouts"]), st.booleans())
+def test_with_next_observations_every_row_is_kept(
+    plan: list[tuple[int, str]], timeouts: str, unfinished: bool
+) -> None:
+    arrays = make_arrays(plan)
+    if unfinished:
+        arrays["timeouts"][-1] = arrays["terminals"][-1] = False
+    given_arrays = dict(arrays)
+    if timeouts == "no timeouts":
+        del given_arrays["timeouts"]
+    elif timeouts == "false timeouts":
+        given_arrays["timeouts"] = np.zeros_like(arrays["timeouts"])
+    data = OfflineDataset.from_arrays(given_arrays, normalize=False)
+    check_rows(data, arrays, list(range(len(arrays["rewards"]))), held=set())
+    # episodes end where they were played to, whatever the timeouts say
+    stops = np.cumsum([steps for steps, _ in plan]) - 1
+    done = data.transitions["next", "done"].squeeze(-1).numpy()
+    np.testing.assert_array_equal(np.flatnonzero(done), stops)
+    np.testing.assert_allclose(data.behaviour_returns, played_returns(plan, arrays), rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLANS, st.sampled_from(["hold", "drop"]), st.booleans())
+def test_without_next_observations_none_is_invented(
+    plan: list[tuple[int, str]], unknown: str, unfinished: bool
+) -> None:
+    arrays = make_arrays(plan)
+    if unfinished:
+        arrays["timeouts"][-1] = arrays["terminals"][-1] = False
+    rows, last_of_episode, held, start = [], [], set(), 0
+    for steps, _ in plan:
+        last = start + steps - 1
+        kept = list(range(start, last))
+        if arrays["terminals"][last] and unknown == "hold":
+            kept.append(last)
+            held.add(last)
+        rows += kept
+        last_of_episode += kept[-1:]
+        start += steps
+    file_arrays = without(arrays, "next_observations")
+    if not rows:
+        with pytest.raises(ValueError, match="no next observation is known"):
+            OfflineDataset.from_arrays(file_arrays, unknown_terminal_states=unknown)
+        return
+    data = OfflineDataset.from_arrays(file_arrays, unknown_terminal_states=unknown, normalize=False)
+    check_rows(data, arrays, rows, held)
+    done = data.transitions["next", "done"].squeeze(-1).numpy()
+    assert [rows[i] for i in np.flatnonzero(done)] == last_of_episode
+    # returns are of the whole episodes, rows left out included
+    np.testing.assert_allclose(data.behaviour_returns, played_returns(plan, arrays), rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=8))
+def test_a_time_limit_stands_in_for_missing_timeouts(plan: list[tuple[int, bool]]) -> None:
+    # An episode that does not terminate lasts as long as the limit allows.
+    limit = 5
+    full = [(n, "terminal") if terminal else (limit, "timeout") for n, terminal in plan]
+    arrays = make_arrays(full)
+    want = without(arrays, "next_observations")
+    for timeouts in ({}, {"timeouts": np.zeros_like(arrays["timeouts"])}):
+        got = without(want, "timeouts") | timeouts
+        kwargs = {"observations": arrays["observations"], "max_episode_steps": limit}
+        np.testing.assert_array_equal(
+            episode_ends(got["terminals"], got.get("timeouts"), **kwargs),
+            arrays["terminals"] | arrays["timeouts"],
+        )
+
+
+def test_reliable_timeouts_win_over_the_time_limit() -> None:
+    arrays = without(make_arrays([(12, "timeout"), (7, "timeout")]), "next_observations")
+    data = OfflineDataset.from_arrays(arrays, max_episode_steps=5)
+    assert len(data) == 11 + 6 and data.num_episodes == 2
+
+
+def test_medium_replay_file_without_timeouts(tmp_path: Path) -> None:
+    # v0 files: neither timeouts nor next observations; the name tells the limit of 1000 steps.
+    plan = [(1000, "timeout"), (30, "terminal"), (1000, "timeout"), (20, "unfinished")]
+    arrays = make_arrays(plan)
+    arrays["observations"] = np.resize(arrays["observations"], (2050, 3))
+    path = write(tmp_path / "hopper_mixed.hdf5", without(arrays, "next_observations", "timeouts"))
+    data = OfflineDataset.load(path)
+    assert data.env_id == "Hopper-v5" and data.num_episodes == 4
+    assert len(data) == 999 + 30 + 999 + 19
+    other = write(tmp_path / "robot.hdf5", without(arrays, "next_observations", "timeouts"))
+    with pytest.raises(ValueError, match=r"robot.hdf5: it has neither.*max_episode_steps="):
+        OfflineDataset.load(other)
+    assert len(OfflineDataset.load(other, max_episode_steps=1000)) == len(data)
+    assert len(OfflineDataset.load(other, env_id="Hopper-v5")) == len(data)
+
+
+def test_three_formats_give_the_same_transitions(tmp_path: Path) -> None:
+    arrays = make_arrays([(5, "terminal"), (7, "timeout"), (1, "terminal"), (4, "unfinished")])
+    episodes, start = [], 0
+    for steps in (5, 7, 1, 4):
+        rows = slice(start, start + steps)
+        states = np.concatenate(
+            [arrays["observations"][rows], arrays["next_observations"][rows][-1:]]
+        )
+        episode = EpisodeBuffer(
+            observations=states.astype(np.float64),  # as MuJoCo's environments give them
+            actions=arrays["actions"][rows],
+            rewards=arrays["rewards"][rows],
+            terminations=arrays["terminals"][rows],
+            truncations=arrays["timeouts"][rows],
+        )
+        episodes.append(episode)
+        start += steps
+    with pytest.warns(UserWarning):  # Minari asks for an author and the like
+        minari.create_dataset_from_buffers(
+            "three/formats-v0",
+            buffer=episodes,
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
+        )
+    path = write(tmp_path / "own.hdf5", arrays)
+    wide = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
+    columns = {k: v[:, None] if v.ndim == 1 else v for k, v in arrays.items()}  # [N, 1]
+    from_minari = OfflineDataset.load("three/formats-v0")
+    raw = OfflineDataset.from_arrays(arrays, normalize=False)
+    for other in (
+        OfflineDataset.load(path),
+        OfflineDataset.from_arrays(arrays),
+        OfflineDataset.load(write(tmp_path / "wide.h5", wide)),
+        OfflineDataset.load(write(tmp_path / "columns.h5", columns)),
+        OfflineDataset(raw.transitions, action_spec=Bounded(-1, 1, shape=(2,))),
+    ):
+        assert (other.transitions == from_minari.transitions).all()
+        assert torch.equal(other.observation_mean, from_minari.observation_mean)
+        assert torch.equal(other.observation_std, from_minari.observation_std)
+        assert other.action_spec == from_minari.action_spec
+        np.testing.assert_allclose(
+            other.behaviour_returns, from_minari.behaviour_returns, rtol=1e-6
+        )
+
+
+def test_environment_scores_and_bounds(tmp_path: Path) -> None:
+    arrays = make_arrays([(5, "terminal")])
+    named = OfflineDataset.load(write(tmp_path / "hopper_medium_replay-v2.hdf5", arrays))
+    assert named.env_id == "Hopper-v5" and named.reference_scores == (-20.272305, 3234.3)
+    assert named.name.endswith("hopper_medium_replay-v2.hdf5")
+    own = write(tmp_path / "own.hdf5", arrays)
+    assert OfflineDataset.load(own).env_id is None
+    given_ = OfflineDataset.load(own, env_id="Walker2d-v5", reference_scores=(0, 1))
+    assert given_.env_id == "Walker2d-v5" and given_.reference_scores == (0, 1)
+    # bounds: the environment's, else D4RL's, else as given
+    arrays["actions"] = 2 * np.ones((5, 1), np.float32)
+    wide = write(tmp_path / "wide.hdf5", arrays)
+    pendulum = OfflineDataset.load(wide, env_id="InvertedPendulum-v5")
+    assert pendulum.action_spec.space.high.tolist() == [3.0]
+    with pytest.raises(ValueError, match=r"5 actions leave their bounds \[-1.0\] to \[1.0\]"):
+        OfflineDataset.load(wide)
+    spec = Bounded(-2, 2, shape=(1,))
+    assert OfflineDataset.load(wide, action_spec=spec).action_spec.space.high.tolist() == [2.0]
+
+
+def test_a_terminal_that_is_also_a_timeout_is_a_terminal() -> None:
+    arrays = make_arrays([(3, "both"), (2, "timeout")])
+    ends = OfflineDataset.from_arrays(arrays).transitions["next"]
+    assert ends["terminated"].squeeze(-1).tolist() == [False, False, True, False, False]
+    assert ends["truncated"].squeeze(-1).tolist() == [False, False, False, False, True]
+
+
+def test_what_is_left_out_is_told() -> None:
+    arrays = without(make_arrays([(3, "terminal"), (4, "timeout")]), "next_observations")
+    left_out, held = OfflineDataset.from_arrays(arrays).remarks
+    assert "last rows of 1 truncated episodes are left out" in left_out
+    assert "1 terminal rows have no next observation" in held
+    assert OfflineDataset.from_arrays(make_arrays([(3, "terminal"), (4, "timeout")])).remarks == ()
+
+
+def test_flags_of_any_number_type(tmp_path: Path) -> None:
+    arrays = make_arrays([(3, "terminal"), (4, "timeout")])
+    want = OfflineDataset.from_arrays(arrays).transitions
+    for dtype in (np.uint8, np.float32, np.int64):
+        flags = {key: arrays[key].astype(dtype) for key in ("terminals", "timeouts")}
+        assert (OfflineDataset.from_arrays(arrays | flags).transitions == want).all()
+
+
+def test_arrays_of_any_memory_layout_stay_as_they_are() -> None:
+    arrays = make_arrays([(3, "terminal"), (4, "timeout")])
+    want = OfflineDataset.from_arrays(arrays)
+    strided = {key: np.repeat(value, 2, axis=0)[::-2][::-1] for key, value in arrays.items()}
+    other_endian = {key: value.astype(value.dtype.newbyteorder()) for key, value in arrays.items()}
+    plain = {key: value.copy() for key, value in arrays.items()}
+    for value in arrays.values():
+        value.flags.writeable = False
+    for layout in (plain, arrays, strided, other_endian):
+        before = {key: value.copy() for key, value in layout.items()}
+        assert (OfflineDataset.from_arrays(layout).transitions == want.transitions).all()
+        assert all((layout[key] == before[key]).all() for key in layout)
+
+
+def test_a_file_cut_short_or_of_another_kind_is_named(tmp_path: Path) -> None:
+    arrays = make_arrays([(300, "terminal")])
+    path = write(tmp_path / "own.hdf5", arrays)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:40], b"", b"observations,actions\n1,2\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="own.hdf5 is truncated, corrupt") as caught:
+            OfflineDataset.load(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no data file .*other.hdf5"):
+        OfflineDataset.load(tmp_path / "other.hdf5")
+
+
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminals"])
+def test_missing_arrays_are_named(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "own.hdf5", without(make_arrays([(3, "terminal")]), key))
+    with pytest.raises(ValueError, match=f"own.hdf5 lacks {key}: a D4RL file needs"):
+        OfflineDataset.load(path)
+    with pytest.raises(ValueError, match=f"lacks {key}"):
+        OfflineDataset.from_arrays(without(make_arrays([(3, "terminal")]), key))
+
+
+def test_a_group_instead_of_an_array_and_a_minari_file(tmp_path: Path) -> None:
+    arrays = without(make_arrays([(3, "terminal")]), "actions")
+    with pytest.raises(ValueError, match="lacks actions"):
+        OfflineDataset.load(write(tmp_path / "a.hdf5", arrays | {"actions/left": np.zeros(3)}))
+    path = write(tmp_path / "main_data.hdf5", {"episode_0/rewards": np.zeros(3)})
+    with pytest.raises(ValueError, match="inside of a Minari set.*folder"):
+        OfflineDataset.load(path)
+
+
+@pytest.mark.parametrize(
+    "key", ["observations", "actions", "rewards", "terminals", "timeouts", "next_observations"]
+)
+def test_lengths_that_differ_are_named(tmp_path: Path, key: str) -> None:
+    arrays = make_arrays([(5, "terminal")])
+    path = write(tmp_path / "own.hdf5", arrays | {key: arrays[key][:-1]})
+    with pytest.raises(ValueError, match=f"own.hdf5: arrays differ in length.*'{key}': 4"):
+        OfflineDataset.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"actions": np.zeros(5, np.int64)}, "discrete actions"),
+        ({"observations": np.zeros((5, 8, 8, 3), np.uint8)}, "are images"),
+        ({"observations": np.array(["x"] * 5)}, "no real numbers"),
+        ({"rewards": np.zeros((5, 2), np.float32)}, "rewards must be one number per step"),
+        ({"terminals": np.zeros((5, 2), bool)}, "terminals must be one flag per step"),
+        ({"timeouts": np.arange(5)}, "timeouts must be 0 or 1, but 3 are not.*row 2"),
+        ({"next_observations": np.zeros((5, 2), np.float32)}, "must have the shape of obs"),
+        ({"rewards": np.float32([0, 1, np.nan, np.inf, 2])}, "2 in next reward .*first is row 2"),
+        ({"unknown_terminal_states": "guess"}, "'hold' or 'drop', got 'guess'"),
+        ({"max_episode_steps": 0}, "at least 1"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change: dict[str, Any], match: str) -> None:
+    arrays = make_arrays([(5, "terminal")])
+    if "observations" in change:
+        del arrays["next_observations"]
+    options = {k: v for k, v in change.items() if k in ("unknown_terminal_states",)}
+    limit = change.get("max_episode_steps")
+    arrays |= {k: v for k, v in change.items() if isinstance(v, np.ndarray)}
+    with pytest.raises(ValueError, match=match):
+        OfflineDataset.from_arrays(arrays, max_episode_steps=limit, **options)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    arrays = {key: value[:0] for key, value in make_arrays([(5, "terminal")]).items()}
+    with pytest.raises(ValueError, match="own.hdf5 is empty"):
+        OfflineDataset.load(write(tmp_path / "own.hdf5", arrays))
+    one_row = without(make_arrays([(1, "timeout")] * 4), "next_observations")
+    with pytest.raises(ValueError, match="empty without its episodes' last rows"):
+        OfflineDataset.from_arrays(one_row)
+
+
+def test_bounds_where_the_environment_is_known_but_cannot_be_made() -> None:
+    gymnasium.register("Uninstalled-v0", "nowhere_at_all:Env", max_episode_steps=5)
+    try:
+        arrays = without(make_arrays([(5, "timeout"), (5, "timeout")]), "timeouts")
+        del arrays["next_observations"]
+        data = OfflineDataset.from_arrays(arrays, env_id="Uninstalled-v0")
+    finally:
+        del gymnasium.registry["Uninstalled-v0"]
+    assert data.num_episodes == 2 and data.action_spec.space.high.tolist() == [1.0, 1.0]
+
+
+def test_torchrls_own_reader_loses_the_states_that_episodes_end_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Why these files are not read through D4RLExperienceReplay: it writes zeros where done.
+    arrays = make_arrays([(3, "terminal"), (4, "timeout"), (2, "timeout")])
+    path = write(tmp_path / "hopper_medium-v2.hdf5", arrays)
+    monkeypatch.setattr(d4rl, "_download_dataset_from_url", lambda *args: str(path))
+    theirs = d4rl.D4RLExperienceReplay(
+        "hopper-medium-v2",
+        batch_size=2,
+        root=tmp_path / "torchrl",
+        direct_download=True,
+        use_truncated_as_done=True,
+    )[:]
+    ours = OfflineDataset.load(path, normalize=False).transitions[: len(theirs)]
+    done = ours["next", "done"].squeeze(-1)
+    assert (theirs["next", "observation"][done] == 0).all()
+    assert (ours["next", "observation"][done] != 0).all()
+    assert torch.equal(theirs["next", "observation"][~done], ours["next", "observation"][~done])
+    assert torch.equal(theirs["next", "reward"], ours["next", "reward"])
+
+
+def test_walkers_other_simulator_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "walker2d_medium-v2.hdf5", make_arrays([(3, "terminal")]))
+    logger.addHandler(caplog.handler)
+    try:
+        OfflineDataset.load(path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "recorded in Walker2d-v2" in caplog.text and "foot" in caplog.text

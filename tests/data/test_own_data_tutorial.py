@@ -1,0 +1,55 @@
+"""The tutorial on own data, as it stands in the docs; and the errors that its table lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "docs" / "tutorials" / "own_data.md"
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Return the language and text of each code block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_errors_of_the_docs_are_tested() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    sources = "".join(path.read_text() for path in (ROOT / "tests" / "data").glob("test_*.py"))
+    assert len(named) > 15
+    assert not {name for name in named if f"def {name}(" not in sources}
+
+
+@pytest.mark.slow
+def test_every_command_works_in_turn(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env["MINARI_DATASETS_PATH"] = str(tmp_path / "minari")
+    outputs = []
+    for language, text in blocks():
+        if language == "python":
+            command = [sys.executable, "-c", text]
+        else:
+            command = [
+                word.replace("recipes/", f"{ROOT}/recipes/") for word in shlex.split(text.strip())
+            ]
+            command = [sys.executable if word == "python" else word for word in command]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    assert any("100 episodes" in output and "FAILED" not in output for output in outputs)
+    assert (tmp_path / "pendulum.png").is_file()
+    results = json.loads((tmp_path / "pendulum" / "results.json").read_text())
+    assert results["dataset"] == "mine/pendulum-v0"
+    assert results["dataset_transitions"] > 300
+    assert "stands in: prefer a file with next_observations" in outputs[-1]

@@ -1,0 +1,128 @@
+"""``python -m rambo_trl.data``: the report, its figure and its exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from torchrl.data import Bounded
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.data.__main__ import main
+from rambo_trl.data.report import describe_dataset, episode_lengths, plot_dataset
+
+PNG = b"\x89PNG"
+
+
+def arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    """Three episodes of 3, 4 and 5 steps in the sizes of Hopper; each reward is its step."""
+    rng = np.random.default_rng(0)
+    flags = np.zeros((2, 12), dtype=bool)
+    flags[0, 2], flags[1, [6, 11]] = True, True
+    values = {
+        "observations": rng.normal(size=(12, 11)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, size=(12, 3)).astype(np.float32),
+        "rewards": np.float32([0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]),
+        "terminals": flags[0],
+        "timeouts": flags[1],
+    }
+    values["next_observations"] = np.roll(values["observations"], -1, axis=0)
+    values["observations"][:, 5] = values["next_observations"][:, 5] = 7.0
+    return values | changes
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "hopper_medium-v2.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, value in arrays().items():
+            file[key] = value
+    return path
+
+
+def row(text: str, label: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(label)]
+    return line.removeprefix(label).split()
+
+
+def test_the_numbers(path: Path) -> None:
+    text = describe_dataset(OfflineDataset.load(path))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "12 transitions in 3 episodes" in text
+    assert "11 observation entries, 3 action entries" in text
+    assert "1 terminated, 2 truncated" in text
+    # returns 3, 6 and 10; lengths 3, 4 and 5
+    assert row(text, "return") == ["6.33", "2.87", "3.00", "6.00", "10.00"]
+    assert row(text, "steps") == ["4.00", "0.82", "3.00", "4.00", "5.00"]
+    assert row(text, "reward") == ["1.58", "1.26", "0.00", "1.50", "4.00"]
+    low, high = -20.272305, 3234.3
+    assert row(text, "score")[0] == f"{100 * (19 / 3 - low) / (high - low):.2f}"
+    assert row(text, "observation 5") == ["7", "0", "7", "7", "constant"]  # in its own unit
+    first = arrays()["observations"][:, 0]
+    assert float(row(text, "observation 0 ")[0]) == pytest.approx(first.mean(), abs=1e-3)
+    assert row(text, "action 0")[-3:] == ["-1", "to", "1"]
+    assert "FAILED" not in text and "Hopper-v5 is installed and fits" in text
+
+
+def test_checks_that_fail_and_remarks() -> None:
+    constant = arrays(rewards=np.ones(12, np.float32))
+    text = describe_dataset(OfflineDataset.from_arrays(constant, env_id="Walker2d-v5"))
+    flat = " ".join(text.split())
+    assert "note all 12 rewards are 1" in flat
+    assert "FAILED data set unnamed does not fit Walker2d-v5: observations of size 11" in flat
+    assert "rewards differ" not in flat
+    plain = " ".join(describe_dataset(OfflineDataset.from_arrays(constant)).split())
+    assert "environment none named" in plain and "cannot be evaluated" in plain
+
+
+def test_many_entries_are_cut_short() -> None:
+    many = np.random.default_rng(0).normal(size=(12, 200)).astype(np.float32)
+    data = OfflineDataset.from_arrays(arrays(observations=many, next_observations=many + 1))
+    text = describe_dataset(data)
+    assert "... and 163 more" in text and len(text.splitlines()) < 70
+
+
+def test_episode_lengths_with_an_unfinished_one() -> None:
+    raw = OfflineDataset.from_arrays(arrays(), normalize=False).transitions
+    raw["next", "truncated"][-1] = False
+    data = OfflineDataset(raw, action_spec=Bounded(-1, 1, shape=(3,)))
+    assert episode_lengths(data).tolist() == [3, 4, 5]
+    assert episode_lengths(data).sum() == len(data)
+
+
+def test_figure(path: Path, tmp_path: Path) -> None:
+    plot_dataset(OfflineDataset.load(path), tmp_path / "set.png")
+    assert (tmp_path / "set.png").read_bytes().startswith(PNG)
+
+
+def test_command(path: Path, tmp_path: Path) -> None:
+    figure = tmp_path / "set.png"
+    done = subprocess.run(
+        [sys.executable, "-m", "rambo_trl.data", str(path), "--figure", str(figure)],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data set ") and done.stdout.endswith(f"{figure}\n")
+    assert figure.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("kind", ["unknown", "corrupt", "figure type", "figure folder"])
+def test_bad_input_is_one_line_and_exit_code_2(
+    kind: str, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(path)]
+    if kind == "unknown":
+        arguments = ["no such set"]
+    elif kind == "corrupt":
+        path.write_bytes(path.read_bytes()[:100])
+    elif kind == "figure type":
+        arguments += ["--figure", str(tmp_path / "set.hdf6")]
+    else:
+        arguments += ["--figure", str(tmp_path / "nowhere" / "set.png")]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1

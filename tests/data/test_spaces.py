@@ -1,0 +1,215 @@
+"""Observations of any shape, goals, images, discrete actions; the environment's fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from tensordict import TensorDict
+from torchrl.data import Bounded
+
+from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment
+
+ANY = {"low": -np.inf, "high": np.inf, "dtype": np.float64}
+ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
+GOAL_SPACE = spaces.Dict(
+    {
+        "achieved_goal": spaces.Box(shape=(2,), **ANY),
+        "desired_goal": spaces.Box(shape=(2,), **ANY),
+        "observation": spaces.Box(shape=(4,), **ANY),
+    }
+)
+
+
+def episode(observations: Any, actions: Any = None, steps: int = 4) -> EpisodeBuffer:
+    ends = np.zeros((2, steps), dtype=bool)
+    ends[1, -1] = True
+    rng = np.random.default_rng(0)
+    return EpisodeBuffer(
+        observations=observations,
+        actions=rng.uniform(-1, 1, (steps, 2)).astype(np.float32) if actions is None else actions,
+        rewards=rng.normal(size=steps),
+        terminations=ends[0],
+        truncations=ends[1],
+    )
+
+
+def store(name: str, observation_space: spaces.Space, buffer: list[EpisodeBuffer], **kw: Any):
+    with pytest.warns(UserWarning):  # Minari asks for an author and the like
+        return minari.create_dataset_from_buffers(
+            name,
+            buffer=buffer,
+            observation_space=observation_space,
+            **({"action_space": ACTIONS} | kw),
+        )
+
+
+def goal_observations(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {key: rng.normal(size=(5, *space.shape)) for key, space in GOAL_SPACE.items()}
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_boxes_of_any_shape_are_flattened() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 2, 3))
+    actions = np.random.default_rng(1).uniform(-1, 1, size=(4, 1, 2)).astype(np.float32)
+    space = spaces.Box(shape=(2, 3), **ANY)
+    bounds = spaces.Box(-1.0, 1.0, (1, 2), np.float32)
+    store("toy/matrix-v0", space, [episode(values, actions)], action_space=bounds)
+    data = OfflineDataset.load("toy/matrix-v0", normalize=False)
+    want = values.astype(np.float32).reshape(5, 6)
+    np.testing.assert_array_equal(data.transitions["observation"].numpy(), want[:-1])
+    np.testing.assert_array_equal(data.transitions["next", "observation"].numpy(), want[1:])
+    np.testing.assert_array_equal(data.transitions["action"].numpy(), actions[:, 0])
+    assert data.action_spec.shape == (2,) and data.observation_size == 6
+    assert data.observation_layout is not None
+    np.testing.assert_array_equal(data.observation_layout.flatten(values[0]), values[0].ravel())
+
+    td = TensorDict(
+        {
+            "observation": torch.from_numpy(values[:-1]),
+            "action": torch.from_numpy(actions),
+            "next": {
+                "observation": torch.from_numpy(values[1:]),
+                "reward": data.transitions["next", "reward"],
+                "terminated": data.transitions["next", "terminated"],
+                "truncated": data.transitions["next", "truncated"],
+            },
+        },
+        batch_size=[4],
+    )
+    flat = OfflineDataset(td, action_spec=Bounded(-1, 1, shape=(1, 2)), normalize=False)
+    assert (flat.transitions == data.transitions).all()
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_goal_is_joined_to_the_observation() -> None:
+    observations = goal_observations(np.random.default_rng(0))
+    store("toy/goal-v0", GOAL_SPACE, [episode(observations)])
+    data = OfflineDataset.load("toy/goal-v0", normalize=False)
+    want = np.concatenate([observations["observation"], observations["desired_goal"]], axis=1)
+    np.testing.assert_array_equal(data.transitions["observation"].numpy(), np.float32(want)[:-1])
+    layout = data.observation_layout
+    assert layout is not None and layout.keys == ("observation", "desired_goal")
+    one = {key: value[0] for key, value in observations.items()}
+    np.testing.assert_array_equal(layout.flatten(one), want[0])  # as at evaluation
+    chosen = OfflineDataset.load("toy/goal-v0", observation_keys=["desired_goal"])
+    assert chosen.observation_size == 2
+    with pytest.raises(ValueError, match=r"observation_keys=\('goal',\) must be entries"):
+        OfflineDataset.load("toy/goal-v0", observation_keys=["goal"])
+
+
+def test_ant_mazes_position_is_kept() -> None:
+    # Gymnasium-Robotics takes x and y out of "observation"; without them there is no task.
+    layout = ObservationLayout.of(GOAL_SPACE, name="x", env_id="AntMaze_UMaze-v4")
+    assert layout.keys == ("achieved_goal", "observation", "desired_goal") and layout.size == 8
+    other = ObservationLayout.of(GOAL_SPACE, name="x", env_id="PointMaze_UMaze-v3")
+    assert other.keys == ("observation", "desired_goal") and other.size == 6
+
+
+@pytest.mark.parametrize(
+    ("space", "match"),
+    [
+        (spaces.Box(0, 255, (64, 64, 3), np.uint8), "observations of shape .* are images"),
+        (
+            spaces.Dict({"observation": spaces.Box(0, 255, (8, 8, 3), np.uint8)}),
+            r"observations\['observation'\] of shape .* are images",
+        ),
+        (spaces.Discrete(4), "Discrete observations"),
+        (spaces.Tuple([spaces.Box(-1, 1)]), "Tuple observations"),
+        (spaces.Dict({"camera": spaces.Box(-1, 1)}), "give observation_keys="),
+        (spaces.Dict({"observation": spaces.Discrete(3)}), "Discrete observations"),
+    ],
+)
+def test_observations_that_are_no_real_vectors(space: spaces.Space, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        ObservationLayout.of(space, name="toy")
+    with pytest.raises(ValueError, match="leave out observation_keys"):
+        ObservationLayout.of(spaces.Box(-1, 1), name="toy", keys=["observation"])
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize(
+    ("space", "actions"),
+    [
+        (spaces.Discrete(3), np.zeros(4, np.int64)),
+        (spaces.MultiDiscrete([3, 3]), np.zeros((4, 2), np.int64)),
+        (spaces.Box(0, 5, (2,), np.int64), np.zeros((4, 2), np.int64)),
+    ],
+)
+def test_discrete_actions_are_refused(space: spaces.Space, actions: np.ndarray) -> None:
+    observations = np.random.default_rng(0).normal(size=(5, 3))
+    box = spaces.Box(shape=(3,), **ANY)
+    store("toy/discrete-v0", box, [episode(observations, actions)], action_space=space)
+    with pytest.raises(ValueError, match="toy/discrete-v0 has .*actions.* needs a"):
+        OfflineDataset.load("toy/discrete-v0")
+    td = TensorDict(
+        {
+            "observation": torch.zeros(4, 3),
+            "action": torch.from_numpy(actions),
+            "next": {
+                "observation": torch.zeros(4, 3),
+                "reward": torch.zeros(4),
+                "terminated": torch.zeros(4, dtype=torch.bool),
+            },
+        },
+        batch_size=[4],
+    )
+    with pytest.raises(ValueError, match="discrete actions"):
+        OfflineDataset(td, action_spec=Bounded(-1, 1, shape=(2,)))
+    td["observation"] = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="are images"):
+        OfflineDataset(td, action_spec=Bounded(-1, 1, shape=(2,)))
+    with pytest.raises(ValueError, match="discrete actions"):
+        OfflineDataset.from_episodes(
+            [vars(episode(observations, actions))], action_spec=Bounded(-1, 1, shape=(2,))
+        )
+
+
+def test_flatten_refuses_other_shapes() -> None:
+    layout = ObservationLayout.of(spaces.Box(shape=(2, 3), **ANY), name="toy")
+    assert layout.flatten(np.zeros((7, 5, 2, 3))).shape == (7, 5, 6)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) is expected, got \(3, 2\)"):
+        layout.flatten(np.zeros((3, 2)))
+    goal = ObservationLayout.of(GOAL_SPACE, name="toy")
+    with pytest.raises(ValueError, match="dictionary with the entries"):
+        goal.flatten({"observation": np.zeros(4)})
+
+
+@pytest.fixture
+def data() -> OfflineDataset:
+    observations = np.random.default_rng(0).normal(size=(5, 11))
+    actions = np.random.default_rng(1).uniform(-1, 1, size=(4, 3))
+    return OfflineDataset.from_episodes(
+        [vars(episode(observations, actions))], action_spec=Bounded(-1, 1, shape=(3,))
+    )
+
+
+@pytest.mark.parametrize(
+    ("env_id", "match"),
+    [
+        (None, "names no environment"),
+        ("AntMaze_Nowhere-v4", "not installed.*gymnasium-robotics"),
+        ("Nowhere-v0", "Nowhere-v0 is not installed"),
+        ("Walker2d-v5", "observations of size 11 in the data and 17 in the environment"),
+        ("Reacher-v5", "observations of size 11 in the data and 10|actions of size"),
+    ],
+)
+def test_an_environment_that_does_not_fit(
+    data: OfflineDataset, env_id: str | None, match: str
+) -> None:
+    data.env_id = env_id
+    with pytest.raises(ValueError, match=match) as caught:
+        check_environment(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_environment_that_fits(data: OfflineDataset) -> None:
+    data.env_id = "Hopper-v5"
+    check_environment(data)
+    assert "Hopper-v5" in gymnasium.registry
