@@ -8,22 +8,22 @@ https://arxiv.org/abs/2204.12581 for the algorithm.
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from command_line import check_command_line
+from omegaconf import DictConfig
+from run_start import PRETRAINING, begin_or_resume, find_pretrained, prepare
 from run_support import (
+    EndingWell,
     Evaluation,
-    check_config,
-    choose_run_dir,
+    Stopwatch,
     last_screen,
     progress_bar,
     refusing_bad_input,
+    score_text,
     summarise,
     write_policy,
 )
@@ -40,11 +40,16 @@ from rambo_trl.data import (
 from rambo_trl.envs import EnsembleModelEnv, termination
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-from rambo_trl.training.checkpoint import load_checkpoint, save_checkpoint
+from rambo_trl.training.checkpoint import Checkpoints, seed_everything
 from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.interruption import Interruption
 from rambo_trl.training.phases import AgentPhase, ModelPhase
-from rambo_trl.training.pretraining import clone_behaviour, fit_world_model
+from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
 from rambo_trl.training.run_folder import RunFolder
+
+#: rows of the data on which the model's error is followed, and how many times the error after
+#: the fit means that the model is lost
+ERROR_ROWS, ERROR_MARGIN = 1000, 100.0
 
 
 class Rambo:
@@ -128,6 +133,14 @@ class Rambo:
             compile=cfg.compile,
         )
 
+        every = max(1, len(dataset) // ERROR_ROWS)
+        self.error_rows = dataset.transitions[::every][:ERROR_ROWS].to(device)
+
+    def model_error(self) -> float:
+        """The elites' mean squared error on fixed rows of the data; no random number is drawn."""
+        error = self.adversary.model_loss.member_mse(self.error_rows)
+        return float(error[self.world_model.elites].mean())
+
     def stateful_parts(self) -> dict[str, Any]:
         """Everything that decides the run's future, for checkpoints."""
         return {
@@ -140,29 +153,42 @@ class Rambo:
         }
 
 
-class Stopwatch:
-    """Seconds per phase."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the block's duration to a phase."""
-        started = time.perf_counter()
-        yield
-        elapsed = time.perf_counter() - started
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
-
-
 def pretrain(
     rambo: Rambo,
     cfg: DictConfig,
     dataset: OfflineDataset,
     evaluation: Evaluation,
-    watch: Stopwatch,
-) -> dict[str, Any]:
+    checkpoints: Checkpoints,
+    progress: dict[str, Any],
+) -> None:
     """Line 1: the maximum-likelihood model and its elites; and the cloned actor."""
+    watch = Stopwatch(progress["seconds"])
+    if "holdout_mse" not in progress:
+        fit = fit_model(rambo, cfg, dataset, watch)
+        progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
+        checkpoints.save(progress)
+    cloned: dict[str, float | None] = {}
+    if cfg.clone_behaviour and cfg.cloning.passes:
+        total = cfg.cloning.passes * (len(dataset) // cfg.cloning.batch_size)
+        with watch("cloning"), progress_bar("clone the behaviour", total) as bar:
+            clone_behaviour(
+                rambo.actor,
+                dataset.transitions,
+                dataset.action_spec,
+                passes=cfg.cloning.passes,
+                batch_size=cfg.cloning.batch_size,
+                lr=cfg.cloning.lr,
+                compile=cfg.compile,
+                bar=bar,
+            )
+        with watch("evaluation"):
+            cloned = evaluation(0)
+        tqdm.write(f"behaviour cloning: return {cloned['return_mean']:.1f}{score_text(cloned)}")
+    progress["cloned"] = cloned
+
+
+def fit_model(rambo: Rambo, cfg: DictConfig, dataset: OfflineDataset, watch: Stopwatch) -> ModelFit:
+    """Fit the ensemble by maximum likelihood, with a bar and a line on the outcome."""
     per_pass = len(dataset) // cfg.model.batch_size
     limit = cfg.model.max_passes
     with (
@@ -185,24 +211,7 @@ def pretrain(
         f"model: {fit.passes} passes, holdout mse {min(fit.holdout_mse):.4f} to "
         f"{max(fit.holdout_mse):.4f}, elites {fit.elites}"
     )
-    cloned: dict[str, float | None] = {}
-    if cfg.clone_behaviour and cfg.cloning.passes:
-        total = cfg.cloning.passes * (len(dataset) // cfg.cloning.batch_size)
-        with watch("cloning"), progress_bar("clone the behaviour", total) as bar:
-            clone_behaviour(
-                rambo.actor,
-                dataset.transitions,
-                dataset.action_spec,
-                passes=cfg.cloning.passes,
-                batch_size=cfg.cloning.batch_size,
-                lr=cfg.cloning.lr,
-                compile=cfg.compile,
-                bar=bar,
-            )
-        with watch("evaluation"):
-            cloned = evaluation(0)
-        tqdm.write(f"behaviour cloning: return {cloned['return_mean']:.1f}" + _score(cloned))
-    return {"cloned": cloned, "holdout_mse": fit.holdout_mse, "model_passes": fit.passes}
+    return fit
 
 
 def epoch_metrics(
@@ -229,6 +238,7 @@ def epoch_metrics(
     if updates:
         with watch("model"):
             model = rambo.adversary.run(updates, bar)
+            model["error"] = rambo.model_error()
     speed = (cfg.agent_updates + updates) / (time.perf_counter() - started)
     metrics = {
         "model_transitions": rollouts.shape[0],
@@ -240,64 +250,84 @@ def epoch_metrics(
     return metrics, speed
 
 
-def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder, signals: Interruption
+) -> dict[str, Any]:
     """Algorithm 1, from the data set to an evaluated policy."""
-    rambo = Rambo(cfg, dataset)
-    evaluation = Evaluation(
-        rambo.actor,
-        dataset,
-        num_episodes=cfg.evaluation.episodes,
-        seed=cfg.seed,
-        device=cfg.device,
-    )
+    with refusing_bad_input():
+        rambo = Rambo(cfg, dataset)
+        evaluation = Evaluation(
+            rambo.actor,
+            dataset,
+            num_episodes=cfg.evaluation.episodes,
+            seed=cfg.seed,
+            device=cfg.device,
+        )
+        checkpoints = Checkpoints(
+            folder.checkpoint_dir,
+            rambo.stateful_parts(),
+            every=cfg.checkpoint_every,
+            minutes=cfg.checkpoint_minutes,
+            keep=cfg.checkpoints_kept,
+            device=cfg.device,
+        )
+        progress = begin_or_resume(checkpoints, dataset)
+        pretrained = find_pretrained(
+            cfg, progress, world_model=rambo.world_model, actor=rambo.actor
+        )
+    if "cloned" not in progress:
+        with pretrained.claimed():
+            with refusing_bad_input():
+                found = pretrained.load()
+            if found is None:
+                pretrain(rambo, cfg, dataset, evaluation, checkpoints, progress)
+                pretrained.save({k: progress[k] for k in PRETRAINING})
+            else:
+                tqdm.write(f"pretrained: {pretrained.path}")
+                progress.update(found)
+        checkpoints.save(progress)
     monitor = DivergenceMonitor(
-        float(dataset.transitions["next", "reward"].abs().max()), cfg.agent.gamma
+        float(dataset.transitions["next", "reward"].abs().max()),
+        cfg.agent.gamma,
+        max_model_error=ERROR_MARGIN * max(progress["holdout_mse"]),
     )
-    parts, checkpoint = rambo.stateful_parts(), folder.checkpoint_dir / "last.pt"
-    if checkpoint.is_file():
-        progress = load_checkpoint(checkpoint, parts, device=cfg.device)
-        tqdm.write(f"resuming after epoch {progress['epoch']}")
-    else:
-        progress = {"epoch": 0, "transitions": 0, "seconds": {}, "divergence": None}
-    watch = Stopwatch(progress["seconds"])
-    if progress["epoch"] == 0 and "cloned" not in progress:
-        progress.update(pretrain(rambo, cfg, dataset, evaluation, watch))
-        save_checkpoint(checkpoint, parts, progress)
     folder.truncate_metrics(progress["epoch"])
+    watch = Stopwatch(progress["seconds"])
 
     updates = cfg.agent_updates + (cfg.model_updates if cfg.adversarial_weight > 0 else 0)
     with progress_bar("train", cfg.epochs * updates) as bar:
         bar.update(progress["epoch"] * updates)
         bar.unpause()
         for epoch in range(progress["epoch"] + 1, cfg.epochs + 1):
-            metrics, speed = epoch_metrics(rambo, cfg, watch, bar)
-            row = {"epoch": epoch, **metrics}
-            found = monitor.check(row)
-            stop = found is not None and cfg.on_divergence == "stop"
-            score: dict[str, float | None] = dict.fromkeys(
-                ("score", "score_std", "return_mean", "return_std")
-            )
-            due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
-            if due and not stop:
-                with watch("evaluation"):
-                    score = evaluation(epoch)
-            row.update(score)
-            folder.append_metrics(row)
-            tqdm.write(f"{_epoch_line(row)} | {speed:.0f} updates/s")
-            progress["epoch"] = epoch
-            progress["transitions"] += row["model_transitions"]
-            if found and progress["divergence"] is None:
-                progress["divergence"] = {"epoch": epoch, "reason": found}
-                tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
-                shutil.copy(checkpoint, checkpoint.with_name("last_good.pt"))
-            if stop:
-                break
-            if epoch % cfg.checkpoint_every == 0 or epoch == cfg.epochs:
-                with watch("checkpoint"):
-                    save_checkpoint(checkpoint, parts, progress)
+            with signals.deferred():
+                metrics, speed = epoch_metrics(rambo, cfg, watch, bar)
+                row = {"epoch": epoch, **metrics}
+                found = monitor.check(row)
+                stop = found is not None and cfg.on_divergence == "stop"
+                score: dict[str, float | None] = dict.fromkeys(
+                    ("score", "score_std", "return_mean", "return_std")
+                )
+                due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
+                if due and not stop:
+                    with watch("evaluation"):
+                        score = evaluation(epoch)
+                row.update(score)
+                folder.append_metrics(row)
+                tqdm.write(f"{epoch_line(row)} | {speed:.0f} updates/s")
+                progress["epoch"] = epoch
+                progress["transitions"] += row["model_transitions"]
+                if found and progress["divergence"] is None:
+                    progress["divergence"] = {"epoch": epoch, "reason": found}
+                    tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
+                    checkpoints.keep_last_good()
+                if stop:
+                    break
+                if checkpoints.due(epoch) or epoch == cfg.epochs or signals.received:
+                    with watch("checkpoint"):
+                        checkpoints.save(progress)
     if progress["divergence"]:
         # the folder's policy is that of the last good checkpoint
-        load_checkpoint(checkpoint.with_name("last_good.pt"), parts, device=cfg.device)
+        checkpoints.load(checkpoints.last_good)
     write_policy(folder, rambo.actor, dataset, cfg)
     epochs = progress["epoch"]
     return summarise(
@@ -316,18 +346,16 @@ def train(cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder) -> dict[s
             "holdout_mse": progress["holdout_mse"],
             "model_passes": progress["model_passes"],
             "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
+            "checkpoint_bytes": checkpoints.size,
         },
     )
 
 
-def _score(row: dict[str, Any]) -> str:
-    return "" if row.get("score") is None else f", score {row['score']:.1f}"
-
-
-def _epoch_line(row: dict[str, Any]) -> str:
+def epoch_line(row: dict[str, Any]) -> str:
+    """What an epoch did, as a line."""
     parts = [f"epoch {row['epoch']:4d}"]
     if row["return_mean"] is not None:
-        parts.append(f"return {row['return_mean']:8.1f}{_score(row)}")
+        parts.append(f"return {row['return_mean']:8.1f}{score_text(row)}")
     parts.append(f"mean Q {row['mean_q']:8.2f}")
     if "loss_model" in row:
         parts.append(f"model loss {row['loss_model']:7.3f}")
@@ -336,52 +364,18 @@ def _epoch_line(row: dict[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def prepare(cfg: DictConfig) -> tuple[DictConfig, OfflineDataset, RunFolder]:
-    """Check the configuration, load the data, open the run folder."""
-    task = hydra.core.hydra_config.HydraConfig.get().runtime.choices["task"]
-    if cfg.resume is not None:
-        folder = RunFolder.open(cfg.resume)
-        # the run's own configuration, but for what the command line says anew
-        overrides = [
-            text
-            for text in hydra.core.hydra_config.HydraConfig.get().overrides.task
-            if text.split("=")[0] not in ("resume", "task", "schedule", "dataset", "run_dir")
-        ]
-        saved = OmegaConf.load(folder.path / "config.yaml")
-        cfg = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))
-        check_config(cfg)
-        print(f"run folder: {folder.path}", flush=True)
-        return cfg, OfflineDataset.load(cfg.dataset), folder
-    check_config(cfg)
-    path = choose_run_dir(cfg, task)
-    if path.exists():
-        RunFolder.create(path)  # refuses a folder that holds a run
-    print(f"run folder: {path}", flush=True)
-    dataset = OfflineDataset.load(cfg.dataset)
-    if dataset.env_id is None:
-        raise ValueError(f"data set {dataset.name} names no environment to evaluate in")
-    for key in ("agent.batch_size", "model.batch_size", "cloning.batch_size"):
-        if OmegaConf.select(cfg, key) > len(dataset):
-            raise ValueError(
-                f"{key}={OmegaConf.select(cfg, key)} is more than the data's "
-                f"{len(dataset)} transitions"
-            )
-    termination.rule_for(dataset.env_id)
-    folder = RunFolder.create(path)
-    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
-    return cfg, dataset, folder
-
-
 @hydra.main(version_base="1.3", config_path="config", config_name="rambo")
 def main(cfg: DictConfig) -> None:
     """Run Algorithm 1 as configured."""
-    with refusing_bad_input():
-        cfg, dataset, folder = prepare(cfg)
-    torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
-    torch.manual_seed(cfg.seed)
-    results = train(cfg, dataset, folder)
-    print(last_screen(results, folder), flush=True)
+    with EndingWell() as run:
+        with refusing_bad_input():
+            cfg, dataset, run.folder = prepare(cfg)
+        torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+        seed_everything(cfg.seed)
+        results = train(cfg, dataset, run.folder, run.signals)
+        print(last_screen(results, run.folder), flush=True)
 
 
 if __name__ == "__main__":
+    check_command_line("rambo")
     main()

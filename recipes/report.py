@@ -109,7 +109,11 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
                     curves.setdefault(epoch, []).append(score)
             shared = sorted(e for e, scores in curves.items() if len(scores) == len(members))
             means = [np.mean(curves[epoch]) for epoch in shared]
-            label = f"{method}, mean of {len(members)} seeds (thin: each)" if len(members) > 1 else method
+            label = (
+                f"{method}, mean of {len(members)} seeds (thin: each)"
+                if len(members) > 1
+                else method
+            )
             axes.plot(shared, means, color=color, linewidth=2.4, label=label)
         first = next(iter(groups.values()))
         for value, style, label in (

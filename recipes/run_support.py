@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from command_line import describe, refuse
+from omegaconf import DictConfig
 from tensordict.nn import TensorDictModuleBase
 from torchrl._utils import logger
 from tqdm import tqdm
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from rambo_trl.data import OfflineDataset
 from rambo_trl.training.evaluation import evaluate_policy
 from rambo_trl.training.figures import plot_learning_curve
+from rambo_trl.training.interruption import Interrupted, Interruption
 from rambo_trl.training.policy_file import save_policy
 from rambo_trl.training.run_folder import RunFolder, package_versions
 
@@ -32,13 +35,6 @@ logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
 EVALUATION_SEED = 1_000_000
 
 
-def refuse(error: BaseException | str) -> NoReturn:
-    """Print one line that names what to change, and exit with code 2."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(2)
-
-
 @contextmanager
 def refusing_bad_input() -> Iterator[None]:
     """Turn errors of the checks before a run into one line and exit code 2."""
@@ -48,60 +44,65 @@ def refusing_bad_input() -> Iterator[None]:
         refuse(error)
 
 
-def choose_run_dir(cfg: DictConfig, task: str) -> Path:
-    """The run's folder: ``run_dir`` where it is set, else a new one under ``runs/``."""
-    if cfg.run_dir is not None:
-        return Path(cfg.run_dir)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / f"{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
-    path, n = base, 1
-    while path.exists():
-        n += 1
-        path = base.with_name(f"{base.name}-{n}")
-    return path
+def score_text(row: Mapping[str, float | None]) -> str:
+    """``", score 12.3"`` where there is one."""
+    score = row.get("score")
+    return "" if score is None else f", score {score:.1f}"
 
 
-def check_config(cfg: DictConfig) -> None:
-    """Refuse values out of their range before any work starts.
+class Stopwatch:
+    """Seconds per phase.
+
+    Args:
+        seconds: phase to seconds so far; added to.
+    """
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the block's duration to a phase."""
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
+
+
+class EndingWell:
+    """A block whose end by a signal or a full disk says in one line how to go on.
+
+    Attributes:
+        folder: the run folder, once there is one; given free at the block's end.
+        signals: SIGINT's and SIGTERM's, see :class:`Interruption`.
 
     Raises:
-        ValueError: naming the key, what was expected and what came.
+        SystemExit: with 128 + the signal's number, or 1 where a file could not be written.
     """
-    positive = (
-        "epochs", "agent_updates", "rollout_starts", "rollout_length", "retained_epochs",
-        "checkpoint_every", "agent.batch_size", "model.batch_size", "model.num_members",
-        "evaluation.episodes", "evaluation.every", "evaluation.last",
-    )  # fmt: skip
-    for key in positive:
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key} must be a whole number of at least 1, got {value}")
-    for key, low, high in (
-        ("adversarial_weight", 0, 1e6),
-        ("agent.real_fraction", 0, 1),
-        ("agent.gamma", 0, 0.99999),
-        ("agent.tau", 0, 1),
-        ("model_updates", 0, 10**9),
-        ("cloning.passes", 0, 10**6),
-    ):
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"{key} must lie in [{low}, {high}], got {value}")
-    if cfg.model.num_elites > cfg.model.num_members:
-        raise ValueError(
-            f"model.num_elites ({cfg.model.num_elites}) must not exceed model.num_members "
-            f"({cfg.model.num_members})"
-        )
-    for key, choices in (
-        ("rollout_policy", ("current", "random")),
-        ("on_divergence", ("stop", "continue")),
-    ):
-        if OmegaConf.select(cfg, key) not in choices:
-            raise ValueError(
-                f"{key} must be one of {', '.join(choices)}, got {OmegaConf.select(cfg, key)}"
-            )
-    if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but no CUDA device is available: use device=cpu")
+
+    def __init__(self) -> None:
+        self.folder: RunFolder | None = None
+        self.signals = Interruption()
+
+    def __enter__(self) -> EndingWell:
+        self.signals.__enter__()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.signals.__exit__(kind, error, trace)
+        except Interrupted as cause:
+            error = cause
+        hint = "nothing has been learnt yet"
+        if self.folder is not None:
+            self.folder.unlock()
+            hint = f"go on with: python {sys.argv[0]} resume={self.folder.path}"
+        if isinstance(error, Interrupted):
+            print(f"stopped by {error.name}; {hint}", file=sys.stderr)
+            raise SystemExit(error.exit_code)
+        cannot_write = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+        if isinstance(error, OSError) and error.errno in cannot_write:
+            refuse(f"{describe(error)}; once that is settled, {hint}", code=1)
 
 
 def progress_bar(description: str, total: int | None) -> tqdm:
@@ -137,6 +138,8 @@ class Evaluation:
     ) -> None:
         self.policy, self.dataset, self.device = policy, dataset, device
         self.num_episodes = num_episodes
+        layout = dataset.observation_layout
+        self.flatten = np.asarray if layout is None else layout.flatten
         self.first_seed = EVALUATION_SEED + 10_000_000 * seed
 
     def __call__(self, epoch: int) -> dict[str, float | None]:
@@ -150,6 +153,7 @@ class Evaluation:
             seed=self.first_seed + epoch * self.num_episodes,
             observation_mean=self.dataset.observation_mean,
             observation_std=self.dataset.observation_std,
+            flatten=self.flatten,
             device=self.device,
         )
         row: dict[str, float | None] = {

@@ -1,9 +1,9 @@
 """The paper's Single Transition Example (sec. 6, Table 3), one row of the table a method.
 
 ``python recipes/single_transition.py`` plays Algorithm 1 on a problem small enough to look at as
-a whole, with the adversary and without it, over several seeds. It prints the table beside the
-paper's numbers and draws what the model and the critics believe of every action as training goes
-on. See ``config/single_transition.yaml`` for the keys.
+a whole, with the adversary (RAMBO), with conservative critics instead (COMBO) and with neither,
+over several seeds. It prints the table beside the paper's numbers and draws what the model and the
+critics believe of every action as training goes on. See ``config/single_transition.yaml``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rambo_trl.envs.single_transition import (
     make_single_transition_data,
 )
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.objectives import AdversarialModelLoss, COMBOLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.pretraining import fit_world_model
 from rambo_trl.training.run_folder import RunFolder, package_versions
@@ -58,18 +58,19 @@ class Method:
     Attributes:
         title: its name there.
         adversarial: whether the model plays against the agent.
-        agent_loss: the agent's loss, with SACLoss's constructor.
+        conservative: whether COMBO's term pushes the critics down off the data.
         paper: mean and standard deviation in the paper's Table 3, where it has the method.
     """
 
     title: str
     adversarial: bool
-    agent_loss: type[SACLoss] = SACLoss
+    conservative: bool = False
     paper: tuple[float, float] | None = None
 
 
 METHODS = {
     "rambo": Method("RAMBO", adversarial=True, paper=(1.49, 0.04)),
+    "combo": Method("COMBO", adversarial=False, conservative=True, paper=(1.34, 0.14)),
     "no_adversary": Method("no adversary", adversarial=False),
 }
 
@@ -130,6 +131,28 @@ def take_snapshot(epoch: int, model: EnsembleWorldModel, agent_loss: SACLoss) ->
     return Snapshot(epoch, mean.mean(dim=0), variance.sqrt(), qvalue, mode)
 
 
+def make_agent_loss(
+    cfg: DictConfig, spec: Bounded, *, conservative: bool, num_real: int
+) -> SACLoss:
+    """SAC's loss, or COMBO's on batches whose first ``num_real`` rows are the data's."""
+    parts = (
+        make_actor(1, spec, hidden_sizes=cfg.agent.hidden_sizes),
+        make_qvalue(1, 1, hidden_sizes=cfg.agent.hidden_sizes),
+    )
+    options = {
+        "loss_function": "l2",
+        "action_spec": spec,
+        "alpha_init": cfg.agent.alpha_init,
+        "target_entropy": cfg.agent.target_entropy,
+    }
+    if conservative:
+        loss = COMBOLoss(*parts, num_real=num_real, **cfg.combo, **options)
+    else:
+        loss = SACLoss(*parts, **options)
+    loss.make_value_estimator(gamma=GAMMA)
+    return loss
+
+
 def train(name: str, seed: int, cfg: DictConfig) -> Run:
     """Algorithm 1 on the example."""
     torch.set_num_threads(1)
@@ -158,15 +181,16 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
         patience=cfg.model.patience,
     )
 
-    agent_loss = method.agent_loss(
-        make_actor(1, spec, hidden_sizes=cfg.agent.hidden_sizes),
-        make_qvalue(1, 1, hidden_sizes=cfg.agent.hidden_sizes),
-        loss_function="l2",
-        action_spec=spec,
-        alpha_init=cfg.agent.alpha_init,
-        target_entropy=cfg.agent.target_entropy,
+    rollouts = make_replay_buffer(cfg.retained_epochs * cfg.rollout_starts)
+    mixed = RealModelReplayBuffer(
+        real,
+        rollouts,
+        real_fraction=cfg.agent.real_fraction,
+        batch_size=cfg.agent.batch_size,
     )
-    agent_loss.make_value_estimator(gamma=GAMMA)
+    agent_loss = make_agent_loss(
+        cfg, spec, conservative=method.conservative, num_real=mixed.num_real
+    )
     agent = AgentPhase(
         agent_loss,
         critic_lr=cfg.agent.critic_lr,
@@ -176,13 +200,6 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
     env = KnownRewardEnv(model, action_spec=spec, starts=real, termination=ends_at_once)
     collector = ModelRolloutCollector(
         env, agent_loss.actor_network, num_starts=cfg.rollout_starts, horizon=1
-    )
-    rollouts = make_replay_buffer(cfg.retained_epochs * cfg.rollout_starts)
-    mixed = RealModelReplayBuffer(
-        real,
-        rollouts,
-        real_fraction=cfg.agent.real_fraction,
-        batch_size=cfg.agent.batch_size,
     )
     model_phase = ModelPhase(
         env,

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from rambo_trl.training.run_folder import write_atomically
+from rambo_trl.training.run_folder import remove_unfinished, write_atomically
 
-__all__ = ["Stateful", "load_checkpoint", "random_state", "save_checkpoint", "set_random_state"]
+__all__ = [
+    "Checkpoints",
+    "Stateful",
+    "load_checkpoint",
+    "random_state",
+    "save_checkpoint",
+    "seed_everything",
+    "set_random_state",
+]
 
 
 class Stateful(Protocol):
@@ -27,24 +39,53 @@ class Stateful(Protocol):
         ...
 
 
+def seed_everything(seed: int) -> None:
+    """Seed torch, from which a run's own randomness is drawn, and Python's and NumPy's."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def random_state() -> dict[str, Any]:
-    """The state of torch's generators; all of a run's own randomness is drawn from them."""
+    """The states of torch's, NumPy's and Python's global generators, as tensors and numbers.
+
+    A run's own randomness is drawn from torch; the others are kept for the environments and
+    policies that a user brings along.
+    """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    version, numbers, gauss = random.getstate()
+    state["python"] = {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss}
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    state["numpy"] = {
+        "key": key,
+        "pos": int(numpy["state"]["pos"]),
+        "has_gauss": int(numpy["has_gauss"]),
+        "gauss": float(numpy["gauss"]),
+    }
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what :func:`random_state` returned."""
-    torch.set_rng_state(state["cpu"])
+    """Restore what :func:`random_state` returned; generators that it lacks stay as they are."""
+    torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if "python" in state:
+        python = state["python"]
+        random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
+    if "numpy" in state:
+        numpy = state["numpy"]
+        key = numpy["key"].cpu().numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", key, numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
 
 
 def save_checkpoint(
     path: str | os.PathLike[str], parts: Mapping[str, Stateful], progress: Mapping[str, Any]
-) -> None:
+) -> int:
     """Write the parts' states, the run's progress and the random state to one file.
 
     The file is written beside and moved into place, so an earlier one is kept until the new
@@ -54,16 +95,30 @@ def save_checkpoint(
         path: the file to write or replace.
         parts: networks, optimisers and buffers by name.
         progress: plain numbers, strings, lists and dicts of them.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        OSError: if it cannot be written, on a full disk for instance; the message names the
+            file and says whether an earlier one is kept.
     """
+    path = Path(path)
     state = {
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "progress": dict(progress),
         "random": random_state(),
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
     torch.save(state, data)
-    write_atomically(path, data.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data.getbuffer())
+    except OSError as error:
+        kept = "the one before it is kept" if path.is_file() else "there is none before it"
+        reason = f"checkpoint {path} could not be written ({error.strerror or error}): {kept}"
+        raise OSError(error.errno, reason) from error
+    return data.tell()
 
 
 def load_checkpoint(
@@ -71,6 +126,7 @@ def load_checkpoint(
     parts: Mapping[str, Stateful],
     *,
     device: torch.device | str = "cpu",
+    restore_random: bool = True,
 ) -> dict[str, Any]:
     """Restore the parts and the random state; nothing is unpickled but tensors and numbers.
 
@@ -78,6 +134,7 @@ def load_checkpoint(
         path: what :func:`save_checkpoint` wrote.
         parts: the same names as were saved.
         device: where tensors are put.
+        restore_random: False leaves the random state as it is.
 
     Returns:
         The run's progress.
@@ -97,10 +154,112 @@ def load_checkpoint(
         found = sorted(state.get("parts", ())) if isinstance(state, dict) else "none"
         raise ValueError(f"{path} holds the parts {found}, this run has {sorted(parts)}")
     for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    set_random_state({k: _to_cpu(v) for k, v in state["random"].items()})
+        try:
+            part.load_state_dict(state["parts"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{path} was saved with other settings: its {name} does not fit ({reason})"
+            ) from error
+    if restore_random:
+        set_random_state(state["random"])
     return state["progress"]
 
 
-def _to_cpu(value: Any) -> Any:
-    return [v.cpu() for v in value] if isinstance(value, list) else value.cpu()
+class Checkpoints:
+    """The checkpoints of one run: when they are due, how many are kept.
+
+    The newest is ``last.pt``. With ``keep`` above 1 the ones before it stay as
+    ``epoch-NNNNNN.pt``; the one kept by :meth:`keep_last_good` is ``last_good.pt``.
+
+    Args:
+        folder: where they lie.
+        parts: networks, optimisers and buffers by name.
+
+    Keyword Args:
+        every: epochs between two.
+        minutes: also due when the last one is that old, however few epochs ago; None for
+            epochs only.
+        keep: how many are kept.
+        device: where tensors are put when one is read.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        parts: Mapping[str, Stateful],
+        *,
+        every: int = 1,
+        minutes: float | None = None,
+        keep: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folder, self.parts, self.device = Path(folder), parts, device
+        self.every, self.minutes, self.keep = every, minutes, keep
+        self.size = 0
+        self._saved_at = time.monotonic()
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint's file."""
+        return self.folder / "last.pt"
+
+    @property
+    def last_good(self) -> Path:
+        """The file of the checkpoint kept from before a divergence."""
+        return self.folder / "last_good.pt"
+
+    def due(self, epoch: int) -> bool:
+        """Whether one is to be written after this epoch."""
+        age = time.monotonic() - self._saved_at
+        return epoch % self.every == 0 or (self.minutes is not None and age > 60 * self.minutes)
+
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Write ``last.pt``; ``progress["epoch"]`` names the epoch that it follows.
+
+        Raises:
+            OSError: as :func:`save_checkpoint`.
+        """
+        self.size = save_checkpoint(self.last, self.parts, progress)
+        self._saved_at = time.monotonic()
+        if self.keep > 1:
+            # the next one replaces last.pt, and this name keeps its content
+            _link(self.last, self.folder / f"epoch-{progress['epoch']:06d}.pt")
+            for old in sorted(self.folder.glob("epoch-*.pt"))[: -self.keep]:
+                old.unlink()
+
+    def load(self, path: Path | None = None) -> dict[str, Any] | None:
+        """Restore the newest checkpoint, or another one of the folder.
+
+        Files that a killed run left half written are removed.
+
+        Returns:
+            The progress saved with it; None if there is no checkpoint yet.
+
+        Raises:
+            ValueError: if it cannot be read, or belongs to other settings.
+        """
+        path = path or self.last
+        if self.folder.is_dir():
+            remove_unfinished(self.folder)
+        if not path.is_file():
+            return None
+        self.size = path.stat().st_size
+        return load_checkpoint(path, self.parts, device=self.device)
+
+    def keep_last_good(self) -> None:
+        """Keep the newest checkpoint as ``last_good.pt`` whatever follows."""
+        _link(self.last, self.last_good)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name in one step; a copy where the file system has no links."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -14,7 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunFolder", "package_versions", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["RunFolder", "package_versions", "remove_unfinished", "write_atomically"]
 
 _CONFIG = "config.yaml"
 _METRICS = "metrics.csv"
@@ -33,12 +38,15 @@ _VERSIONED_PACKAGES = (
 Number = float | int
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write a file so that a reader finds the old content or the new, never a part of it.
 
     Args:
         path: the file to write or replace.
         data: its whole content.
+
+    Raises:
+        OSError: if it cannot be written; an earlier file is then as it was.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -50,6 +58,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what a killed :func:`write_atomically` left in a folder.
+
+    Args:
+        folder: nobody else may be writing to it.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def package_versions() -> dict[str, str | None]:
@@ -89,6 +107,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
         self._columns: list[str] | None = None
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -141,6 +160,35 @@ class RunFolder:
     def checkpoint_dir(self) -> Path:
         """Where checkpoints go; not created here."""
         return self._path / "checkpoint"
+
+    def lock(self) -> None:
+        """Keep the folder for this process until it ends, however it ends.
+
+        File systems without locks are taken as they are.
+
+        Raises:
+            BlockingIOError: if another process is at work in the folder.
+        """
+        if fcntl is None or self._lock is not None:
+            return
+        lock = os.open(self._path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise BlockingIOError(
+                f"run folder {self._path} is in use by another process: wait for it or end it"
+            ) from None
+        except OSError:
+            os.close(lock)
+            return
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Give the folder free."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def write_config(self, text: str) -> None:
         """Write ``config.yaml``."""

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
 
 from rambo_trl.data import make_replay_buffer
-from rambo_trl.training.checkpoint import load_checkpoint, save_checkpoint
+from rambo_trl.training.checkpoint import (
+    Checkpoints,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    seed_everything,
+    set_random_state,
+)
 
 
 def parts(seed: int) -> dict:
@@ -58,8 +71,12 @@ def test_a_failed_write_keeps_the_earlier_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         save_checkpoint(path, parts(0), {"epoch": 2})
+    assert error.value.errno == 28
+    assert str(path) in str(error.value) and "the one before it is kept" in str(error.value)
+    with pytest.raises(OSError, match="there is none before it"):
+        save_checkpoint(tmp_path / "first.pt", parts(0), {"epoch": 2})
     monkeypatch.undo()
     assert load_checkpoint(path, parts(1)) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
@@ -89,3 +106,128 @@ def test_a_crafted_file_runs_no_code(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not a readable checkpoint"):
             load_checkpoint(tmp_path / name, parts(0))
     assert not (tmp_path / "ran").exists()
+
+
+def draws() -> tuple:
+    gauss = (random.gauss(0, 1), np.random.normal())  # both keep every second draw for later
+    return gauss, random.random(), float(np.random.rand()), torch.rand(3).tolist()
+
+
+def test_pythons_and_numpys_random_states_come_back_too(tmp_path: Path) -> None:
+    seed_everything(4)
+    draws()
+    save_checkpoint(tmp_path / "last.pt", parts(0), {})
+    following = draws()
+    seed_everything(5)
+    load_checkpoint(tmp_path / "last.pt", parts(1), restore_random=False)
+    assert draws() != following
+    load_checkpoint(tmp_path / "last.pt", parts(1))
+    assert draws() == following
+    seed_everything(4)
+    first = draws()
+    seed_everything(4)
+    assert draws() == first
+
+
+def test_a_random_state_of_torch_alone_leaves_the_others() -> None:
+    state = random_state()
+    following = (random.random(), np.random.rand())
+    set_random_state(state)
+    set_random_state({"cpu": state["cpu"]})
+    assert (random.random(), np.random.rand()) == following
+
+
+def test_parts_of_another_size_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 2)}, {})
+    with pytest.raises(ValueError, match=r"last.pt was saved with other settings: its net"):
+        load_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 4)})
+
+
+class TestCheckpoints:
+    def test_due_by_epochs_or_by_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 1000.0
+        monkeypatch.setattr("rambo_trl.training.checkpoint.time.monotonic", lambda: now)
+        checkpoints = Checkpoints(tmp_path, parts(0), every=3, minutes=5)
+        by_epochs = Checkpoints(tmp_path, parts(0), every=3)
+        assert [checkpoints.due(e) for e in range(1, 7)] == [False, False, True] * 2
+        now += 301
+        assert checkpoints.due(1) and not by_epochs.due(1)
+        checkpoints.save({"epoch": 1})
+        assert not checkpoints.due(2)
+
+    def test_the_newest_are_kept(self, tmp_path: Path) -> None:
+        saved = parts(0)
+        checkpoints = Checkpoints(tmp_path / "c", saved, keep=2)
+        for epoch in (0, 1, 2, 10):
+            with torch.no_grad():
+                saved["net"].weight.fill_(epoch)
+            checkpoints.save({"epoch": epoch})
+        names = ["epoch-000002.pt", "epoch-000010.pt", "last.pt"]
+        assert sorted(p.name for p in (tmp_path / "c").iterdir()) == names
+        restored = parts(1)
+        again = Checkpoints(tmp_path / "c", restored)
+        for path, epoch in ((None, 10), (tmp_path / "c/epoch-000002.pt", 2)):
+            assert again.load(path) == {"epoch": epoch}
+            assert (restored["net"].weight == epoch).all()
+        assert again.size == (tmp_path / "c/epoch-000002.pt").stat().st_size > 0
+
+    def test_one_alone_by_default(self, tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, parts(0))
+        for epoch in (0, 1):
+            checkpoints.save({"epoch": epoch})
+        assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+        assert checkpoints.size == checkpoints.last.stat().st_size
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_the_last_good_one_outlives_those_that_follow(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    ) -> None:
+        if not links:  # as on file systems that have none
+
+            def refuse(*args: object) -> None:
+                raise OSError(1, "Operation not permitted")
+
+            monkeypatch.setattr("rambo_trl.training.checkpoint.os.link", refuse)
+        checkpoints = Checkpoints(tmp_path, parts(0))
+        checkpoints.save({"epoch": 3})
+        checkpoints.keep_last_good()
+        checkpoints.save({"epoch": 4})
+        assert checkpoints.load() == {"epoch": 4}
+        assert checkpoints.load(checkpoints.last_good) == {"epoch": 3}
+
+    def test_what_a_kill_left_half_written_is_removed(self, tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, parts(0))
+        assert checkpoints.load() is None
+        checkpoints.save({"epoch": 3})
+        (tmp_path / ".last.pt.77.tmp").write_bytes(checkpoints.last.read_bytes()[:50])
+        assert checkpoints.load() == {"epoch": 3}
+        assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(small_disk: Path) -> None:
+    checkpoints = Checkpoints(small_disk, {"net": nn.Linear(100, 100)})
+    checkpoints.save({"epoch": 1})
+    (small_disk / "filler").write_bytes(bytes(190_000))
+    with pytest.raises(OSError, match=r"last\.pt could not be written \(No space left"):
+        checkpoints.save({"epoch": 2})
+    assert checkpoints.load() == {"epoch": 1}
+    assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "last.pt"]
+    (small_disk / "filler").unlink()
+    checkpoints.save({"epoch": 2})
+    assert checkpoints.load() == {"epoch": 2}

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rambo_trl.training.run_folder import RunFolder, package_versions, write_atomically
+from rambo_trl.training.run_folder import (
+    RunFolder,
+    package_versions,
+    remove_unfinished,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -53,6 +58,27 @@ class TestCreateAndOpen:
             RunFolder.open(tmp_path / "nowhere")
         with pytest.raises(FileNotFoundError, match=r"holds no run: config\.yaml is missing"):
             RunFolder.open(tmp_path)
+
+
+class TestLock:
+    def test_a_second_process_is_refused(self, folder):
+        folder.lock()
+        folder.lock()
+        with pytest.raises(BlockingIOError, match="in use by another process"):
+            RunFolder(folder.path).lock()
+        folder.unlock()
+        RunFolder(folder.path).lock()
+
+    def test_it_dies_with_its_process(self, folder):
+        code = (
+            "import os, signal, sys\n"
+            "from rambo_trl.training.run_folder import RunFolder\n"
+            "RunFolder(sys.argv[1]).lock()\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
+        folder.lock()
+        assert list(folder.path.iterdir()) == []
 
 
 class TestMetrics:
@@ -213,6 +239,13 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(path, b"long content")
     write_atomically(path, b"short")
     assert path.read_bytes() == b"short"
+
+
+def test_what_was_never_finished_is_removed(tmp_path):
+    for name in (".last.pt.12.tmp", "last.pt", ".hidden"):
+        (tmp_path / name).write_text("")
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "last.pt"]
 
 
 def test_package_versions():

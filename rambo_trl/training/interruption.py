@@ -1,0 +1,149 @@
+"""SIGTERM and SIGINT: come to an end at a point that a run can be resumed from."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interrupted", "Interruption"]
+
+
+class Interrupted(BaseException):
+    """A signal asks the run to end; like KeyboardInterrupt, no handler of errors catches it.
+
+    Attributes:
+        signum: the signal's number.
+        name: its name, such as ``"SIGTERM"``.
+        exit_code: the conventional code, 128 + number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        self.name = signal.Signals(signum).name
+        self.exit_code = 128 + signum
+        super().__init__(f"{self.name} received")
+
+
+class Interruption:
+    """Turn the first signal into :class:`Interrupted` at a good moment, obey the second at once.
+
+    Inside of a :meth:`deferred` block the exception waits for the block's end, but no longer
+    than ``grace`` seconds; outside it is raised on the spot. A second signal ends the process
+    there and then. Both are safe as long as what is on disk is always whole.
+
+    Use it as a context manager; on leaving, the earlier handlers are back. Outside of the main
+    thread, where Python delivers no signals, nothing is installed.
+
+    Args:
+        grace: seconds that a deferred block has left after a signal.
+        on_signal: called with a sentence when the first signal is deferred; by default it is
+            written to stderr.
+
+    Examples:
+        >>> with Interruption() as signals:
+        ...     for epoch in range(3):
+        ...         with signals.deferred():
+        ...             pass  # one epoch, and a checkpoint if signals.received
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(
+        self, *, grace: float = 5.0, on_signal: Callable[[str], object] | None = None
+    ) -> None:
+        self.grace = grace
+        self._on_signal = on_signal or _to_stderr
+        self._signum: int | None = None
+        self._deferring = False
+        self._timer: threading.Timer | None = None
+        self._out_of_time = False
+        self._raised = False
+        self._earlier: dict[int, Any] = {}
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has come and waits for the end of a deferred block."""
+        return self._signum is not None
+
+    def cause_of(self, error: BaseException | None) -> Interrupted | None:
+        """The signal behind an error that left the block, if there is one.
+
+        Code that is left in the middle may fail while it cleans up: what comes out then is its
+        error, not :class:`Interrupted`.
+        """
+        if isinstance(error, Interrupted):
+            return error
+        if error is not None and self._raised and self._signum is not None:
+            return Interrupted(self._signum)
+        return None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {s: signal.signal(s, self._handle) for s in self.signals}
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._stop_timer()
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        cause = self.cause_of(error)
+        if cause is not None and cause is not error:
+            raise cause from error
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block after whose end it is good to stop.
+
+        Raises:
+            Interrupted: at the block's end, if a signal came; or within it, when time is up.
+        """
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+            self._stop_timer()
+        if self._signum is not None:
+            raise Interrupted(self._signum)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._out_of_time:  # the timer's own call, not a second signal
+            self._out_of_time = False
+            if self._deferring:
+                self._raised = True
+                raise Interrupted(signum)
+            return
+        if self._signum is not None:
+            os._exit(128 + signum)
+        self._signum = signum
+        if not self._deferring:
+            self._raised = True
+            raise Interrupted(signum)
+        self._on_signal(
+            f"{signal.Signals(signum).name}: the run ends with this epoch, at the latest in "
+            f"{self.grace:g} seconds; at once on a second signal"
+        )
+        self._timer = threading.Timer(self.grace, self._time_is_up, (signum,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _time_is_up(self, signum: int) -> None:
+        self._out_of_time = True
+        _thread.interrupt_main(signal.Signals(signum))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _to_stderr(message: str) -> None:
+    sys.stderr.write(f"\n{message}\n")
+    sys.stderr.flush()

@@ -1,0 +1,194 @@
+"""The command line, composed and checked before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from run_settings import check_config, leaf_keys
+
+CONFIG_DIR = Path(__file__).parent / "config"
+
+
+def describe(error: BaseException | str) -> str:
+    """An error as one line."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(message).split())
+
+
+def refuse(error: BaseException | str, code: int = 2) -> NoReturn:
+    """Print one line that names what to change, and exit."""
+    print(f"error: {describe(error)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def check_command_line(
+    config_name: str,
+    check: Callable[[DictConfig], None] = check_config,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Compose every job that the command line asks for and refuse what cannot run.
+
+    To be called before Hydra's own main function, which reports such errors at length and
+    after the jobs before.
+
+    Args:
+        config_name: file in ``config/``, without its extension.
+        check: looks at one composed configuration, raises ValueError.
+        argv: the command line's words; the process's own where None.
+
+    Raises:
+        SystemExit: with code 2 after one line on what to change.
+    """
+    args = get_args_parser().parse_args(argv)
+    if args.help or args.hydra_help or args.info or args.shell_completion:
+        return
+    try:
+        compose_jobs(config_name, args.overrides, multirun=args.multirun, check=check)
+    except ValueError as error:
+        refuse(error)
+
+
+def compose_jobs(
+    config_name: str,
+    overrides: Iterable[str],
+    *,
+    multirun: bool = False,
+    check: Callable[[DictConfig], None] = check_config,
+) -> list[DictConfig]:
+    """Compose and check the configuration of each job.
+
+    Args:
+        config_name: file in ``config/``, without its extension.
+        overrides: as on the command line.
+        multirun: whether values such as ``0,1,2`` make a job each.
+        check: looks at one composed configuration, raises ValueError.
+
+    Raises:
+        ValueError: one line that names the setting.
+    """
+    parsed = [_parse(text) for text in overrides]
+    jobs = [parsed]
+    sweeps = [o for o in parsed if o.is_sweep_override()]
+    if sweeps and not multirun:
+        raise ValueError(f"{sweeps[0].input_line} names several values: add -m to run each of them")
+    if sweeps:
+        try:
+            (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        except HydraException as error:
+            raise ValueError(_first_line(error)) from error
+        jobs = [[_parse(text) for text in job] for job in batch]
+    configs = []
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        for job in jobs:
+            configs.append(_compose_one(config_name, job))
+            check(configs[-1])
+    folders = [cfg.get("run_dir") for cfg in configs if cfg.get("run_dir")]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(
+                f"run_dir={folder} is the same for {folders.count(folder)} runs: name what "
+                "differs, as in 'run_dir=runs/mine-${seed}'"
+            )
+    return configs
+
+
+def keys_set(overrides: Iterable[str]) -> list[str]:
+    """The keys that a command line's words set; groups given as ``{...}`` are opened."""
+    return [
+        name
+        for override in map(_parse, overrides)
+        for name in _named(override.key_or_group, override.value())
+    ]
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``": did you mean 'x'?"`` where something similar is known, else nothing."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1, 0.6)
+    if not near:  # the right name without its group, or in another one
+        tails = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+        near = [
+            tails[t] for t in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, 1, 0.75)
+        ]
+    return f": did you mean {near[0]!r}?" if near else ""
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = f"cannot read {text!r} ({_first_line(error)})" if "=" in text else ""
+        raise ValueError(reason or f"cannot read {text!r}: settings are given as key=value") from (
+            error
+        )
+
+
+def _compose_one(config_name: str, job: Sequence[Override]) -> DictConfig:
+    groups = {p.name: [f.stem for f in sorted(p.glob("*.yaml"))] for p in CONFIG_DIR.iterdir()}
+    groups = {name: choices for name, choices in groups.items() if choices}
+    chosen = []
+    for override in job:
+        key, value = override.key_or_group, override.value()
+        if key in groups:
+            if value not in groups[key]:
+                raise ValueError(
+                    f"{key}={value}: there is no such {key}{suggestion(str(value), groups[key])} "
+                    f"({key} is one of {', '.join(groups[key])})"
+                )
+            chosen.append(f"{key}={value}")
+    base = compose(config_name, chosen)
+    known = leaf_keys(base)
+    inner = {key.rsplit(".", 1)[0] for key in known if "." in key}
+    for override in job:
+        key, text = override.key_or_group, override.input_line or ""
+        if key in groups or key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        for name in _named(key, None if override.is_delete() else override.value()):
+            if name not in known and name not in inner:
+                raise ValueError(
+                    f"no setting is called {name!r}{suggestion(name, [*known, *groups])}"
+                )
+        if override.is_delete():
+            raise ValueError(f"{key} cannot be left out: set it with {key}=VALUE")
+        if key in inner and not isinstance(override.value(), dict):
+            members = ", ".join(k for k in known if k.startswith(f"{key}."))
+            raise ValueError(f"{key} is a group of settings: set one of {members}")
+        if override.is_add() and not override.is_force_add():
+            raise ValueError(f"{key} is there already: write {text.lstrip('+')}, without the +")
+    try:
+        cfg = compose(config_name, [override.input_line or "" for override in job])
+        OmegaConf.to_container(cfg, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_first_line(error)) from error
+    found = set(leaf_keys(cfg))
+    for key in found - set(known):
+        raise ValueError(f"no setting is called {key!r}{suggestion(key, known)}")
+    for key in set(known) - found:
+        raise ValueError(f"{key} cannot be left out: set it with {key}=VALUE")
+    return cfg
+
+
+def _named(key: str, value: object) -> list[str]:
+    """The keys that an override sets: its own, or those of a group given as ``{...}``."""
+    if not isinstance(value, dict):
+        return [key]
+    return [name for k, v in value.items() for name in _named(f"{key}.{k}", v)]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

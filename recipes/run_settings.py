@@ -1,0 +1,232 @@
+"""What every setting of the recipes may be, checked before any work starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from ``low`` to ``high``; ``optional`` allows null."""
+
+    low: int = 1
+    high: int | None = None
+    optional: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        if value is None:
+            return self.optional
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and self.low <= value and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        bound = f"of at least {self.low}" if self.high is None else f"in [{self.low}, {self.high}]"
+        return f"a whole number {bound}" + (" or null" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number from ``low`` to ``high``; ``above`` leaves ``low`` itself out."""
+
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False
+    optional: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (
+            math.isfinite(value)
+            and self.low <= value <= self.high
+            and not (self.above and value == self.low)
+        )
+
+    def __str__(self) -> str:
+        if math.isfinite(self.high):
+            bound = f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        else:
+            bound = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        return f"a finite number {bound}" + (" or null" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        return value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or false."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Some text; ``optional`` allows null."""
+
+    optional: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        return (value is None and self.optional) or (isinstance(value, str) and bool(value))
+
+    def __str__(self) -> str:
+        return "a text" + (" or null" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A list of layer sizes."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        values = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+        return isinstance(values, list) and bool(values) and all(map(Whole().accepts, values))
+
+    def __str__(self) -> str:
+        return "a list of whole numbers of at least 1, such as [256,256]"
+
+
+Rule = Whole | Number | Choice | Flag | Text | Sizes
+
+#: what every key may be; a key that a recipe does not have is passed over
+RULES: Mapping[str, Rule] = {
+    "seed": Whole(0, 2**31 - 1),
+    "device": Text(),
+    "compile": Flag(),
+    "threads": Whole(optional=True),
+    "resume": Text(optional=True),
+    "run_dir": Text(optional=True),
+    "schedule_name": Text(),
+    "dataset": Text(),
+    "env_id": Text(optional=True),
+    "pretrained": Text(optional=True),
+    "cache_dir": Text(),
+    "on_divergence": Choice(("stop", "continue")),
+    "checkpoint_every": Whole(),
+    "checkpoint_minutes": Number(above=True, optional=True),
+    "checkpoints_kept": Whole(),
+    "epochs": Whole(),
+    "agent_updates": Whole(),
+    "model_updates": Whole(0),
+    "rollout_starts": Whole(),
+    "rollout_length": Whole(),
+    "rollout_policy": Choice(("current", "random")),
+    "retained_epochs": Whole(),
+    "adversarial_weight": Number(),
+    "clone_behaviour": Flag(),
+    "agent.hidden_sizes": Sizes(),
+    "agent.batch_size": Whole(),
+    "agent.real_fraction": Number(0, 1),
+    "agent.gamma": Number(0, 0.99999),
+    "agent.tau": Number(0, 1, above=True),
+    "agent.critic_lr": Number(above=True),
+    "agent.actor_lr": Number(above=True),
+    "agent.alpha_lr": Number(above=True),
+    "agent.alpha_init": Number(above=True),
+    "model.num_members": Whole(),
+    "model.num_elites": Whole(),
+    "model.hidden_sizes": Sizes(),
+    "model.batch_size": Whole(),
+    "model.lr": Number(above=True),
+    "model.adversarial_lr": Number(above=True),
+    "model.patience": Whole(),
+    "model.min_improvement": Number(0, 1),
+    "model.max_passes": Whole(optional=True),
+    "cloning.passes": Whole(0),
+    "cloning.batch_size": Whole(),
+    "cloning.lr": Number(above=True),
+    "evaluation.episodes": Whole(),
+    "evaluation.every": Whole(),
+    "evaluation.last": Whole(),
+}
+
+
+def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
+    """Refuse values of a wrong type or out of their range before any work starts.
+
+    Args:
+        cfg: the configuration.
+        rules: key to what it may be; keys that the configuration lacks are passed over.
+
+    Raises:
+        ValueError: naming the key, what was expected and what came.
+    """
+    present = set(leaf_keys(cfg))
+    for key, rule in rules.items():
+        if key in present and not rule.accepts(value := OmegaConf.select(cfg, key)):
+            raise ValueError(f"{key} must be {rule}, got {_shown(value)}")
+    members, elites = (OmegaConf.select(cfg, f"model.num_{k}") for k in ("members", "elites"))
+    if members is not None and elites is not None and elites > members:
+        raise ValueError(
+            f"model.num_elites ({elites}) must not exceed model.num_members ({members})"
+        )
+    if "device" in present:
+        check_device(cfg.device)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: saying which there are.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or count == 0:
+            raise ValueError(f"device={name}, but no CUDA device is available: use device=cpu")
+        if device.index is not None and device.index >= count:
+            raise ValueError(
+                f"device={name}, but there are only {count}: cuda:0 to cuda:{count - 1}"
+            )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "an empty text" if value == "" else str(value)
+
+
+def leaf_keys(cfg: DictConfig) -> list[str]:
+    """All keys of a configuration, dotted, without those that only group others."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [key for k, v in node.items() for key in walk(v, f"{prefix}.{k}" if prefix else k)]
+
+    return walk(OmegaConf.to_container(cfg, resolve=False), "")

@@ -1,0 +1,228 @@
+"""How a run begins: its folder, its data, what it goes on from."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from command_line import keys_set
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from run_settings import check_config, leaf_keys
+from tqdm import tqdm
+
+from rambo_trl.data import OfflineDataset, check_environment
+from rambo_trl.envs import termination
+from rambo_trl.training.checkpoint import Checkpoints, Stateful
+from rambo_trl.training.pretrained import Pretrained, dataset_digest
+from rambo_trl.training.run_folder import RunFolder, package_versions
+
+
+def choose_run_dir(cfg: DictConfig, task: str) -> Path:
+    """The run's folder: ``run_dir`` where it is set, else a new one under ``runs/``."""
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
+    path, n = base, 1
+    while path.exists():
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a run folder that could not be made or written to.
+
+    Raises:
+        OSError: naming the folder that is in the way.
+    """
+    existing = path.absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"run folder {path} cannot be made: {existing} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"run folder {path} cannot be made: {existing} is not writable")
+
+
+def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = True) -> None:
+    """Refuse data that the configuration cannot train on, before any long work.
+
+    Args:
+        cfg: the configuration.
+        dataset: the data.
+        model_based: whether the environment needs a termination rule.
+
+    Raises:
+        ValueError: if a batch is larger than the data, or the environment to evaluate in is
+            not known, not installed, or has other sizes than the data.
+        KeyError: if the environment has no termination rule.
+    """
+    check_environment(dataset)
+    if model_based:
+        termination.rule_for(dataset.env_id or "")
+    present = leaf_keys(cfg)
+    for key in ("agent.batch_size", "model.batch_size", "cloning.batch_size"):
+        if key in present and OmegaConf.select(cfg, key) > len(dataset):
+            raise ValueError(
+                f"{key}={OmegaConf.select(cfg, key)} is more than the data's "
+                f"{len(dataset)} transitions"
+            )
+
+
+#: settings that may differ when a run is resumed: none of them touches what was learnt so far
+RESUME_MAY_CHANGE = (
+    "epochs", "device", "compile", "threads", "on_divergence", "evaluation.episodes",
+    "evaluation.every", "evaluation.last", "checkpoint_every", "checkpoint_minutes",
+    "checkpoints_kept", "pretrained", "cache_dir",
+)  # fmt: skip
+
+
+def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run to be resumed: its own, but for what the command line may change.
+
+    Args:
+        cfg: composed from the command line.
+        saved: the run folder's.
+        overrides: the command line's words.
+
+    Raises:
+        ValueError: if one of them differs from the run's own and may not.
+    """
+    # a task is known by its data, a schedule by its name
+    choices = {"task": "dataset", "schedule": "schedule_name"}
+    given_keys = {choices.get(key, key) for key in keys_set(overrides)}
+    merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert isinstance(merged, DictConfig)
+    merged.merge_with(saved)
+    for key in leaf_keys(cfg):
+        if key not in given_keys:
+            continue
+        given, own = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
+        if key in RESUME_MAY_CHANGE:
+            OmegaConf.update(merged, key, given)
+        elif given != own and key not in ("resume", "run_dir"):
+            raise ValueError(
+                f"a resumed run keeps its {key}={own}, got {given}: leave it out, or start a "
+                "new run"
+            )
+    return merged
+
+
+def prepare(
+    cfg: DictConfig, *, model_based: bool = True
+) -> tuple[DictConfig, OfflineDataset, RunFolder]:
+    """Check the configuration, load the data, open or make the run folder and keep it.
+
+    Args:
+        cfg: composed by Hydra from the command line.
+        model_based: whether the environment needs a termination rule.
+
+    Returns:
+        The run's configuration (a resumed run's own), its data and its folder.
+
+    Raises:
+        ValueError, KeyError, TypeError, OSError: one line on what to change. Nothing is written
+            before everything has been checked.
+    """
+    hydra = HydraConfig.get()
+    if cfg.resume is not None:
+        folder = RunFolder.open(cfg.resume)
+        folder.lock()
+        saved = OmegaConf.load(folder.path / "config.yaml")
+        assert isinstance(saved, DictConfig)
+        cfg = resumed_config(cfg, saved, hydra.overrides.task)
+        check_config(cfg)
+        print(f"run folder: {folder.path}", flush=True)
+        dataset = OfflineDataset.load(cfg.dataset, env_id=cfg.env_id)
+        check_data(cfg, dataset, model_based=model_based)
+        if cfg != saved:
+            folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+        return cfg, dataset, folder
+    check_config(cfg)
+    task = hydra.runtime.choices["task"]
+    path = choose_run_dir(cfg, task)
+    check_writable(path)
+    if path.exists():
+        RunFolder.create(path)  # refuses a folder that holds a run
+    if cfg.pretrained not in (None, "auto") and not Path(cfg.pretrained).is_file():
+        raise FileNotFoundError(f"pretrained={cfg.pretrained}: there is no such file")
+    print(f"run folder: {path}", flush=True)
+    dataset = OfflineDataset.load(cfg.dataset, env_id=cfg.env_id)
+    check_data(cfg, dataset, model_based=model_based)
+    family = re.match(r"[A-Za-z0-9]*", (dataset.env_id or "").split("/")[-1])
+    if family and family[0].lower() not in task.split("-"):
+        print(
+            f"note: {dataset.name} is from {dataset.env_id}; its rollout length and adversarial "
+            f"weight are those of task={task}",
+            file=sys.stderr,
+        )
+    folder = RunFolder.create(path)
+    folder.lock()
+    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    return cfg, dataset, folder
+
+
+def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[str, Any]:
+    """Restore the newest checkpoint, or begin.
+
+    Returns:
+        The run's progress: numbers, strings, lists and dicts of them.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or was made with other settings or data.
+    """
+    digest = dataset_digest(dataset)
+    progress = checkpoints.load()
+    if progress is None:
+        return {
+            "epoch": 0,
+            "transitions": 0,
+            "seconds": {},
+            "divergence": None,
+            "dataset_digest": digest,
+        }
+    if progress.get("dataset_digest", digest) != digest:
+        raise ValueError(f"data set {dataset.name} is no longer what this run began with")
+    tqdm.write(f"resuming after epoch {progress['epoch']}")
+    return progress
+
+
+#: what pretraining adds to a run's progress
+PRETRAINING = ("holdout_mse", "model_passes", "cloned")
+
+
+def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
+    """The run's place in the cache of pretrained parts.
+
+    Args:
+        cfg: the configuration.
+        progress: the run's.
+        parts: what pretraining changes, by name.
+    """
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(model, dict)
+    model.pop("adversarial_lr", None)  # of the game
+    # all that decides what pretraining leaves behind, the random state included: the agent's
+    # networks are drawn before it, and threads decide in which order sums are taken
+    settings = {
+        **{key: OmegaConf.select(cfg, key) for key in ("seed", "device", "compile")},
+        "threads": torch.get_num_threads(),
+        "dataset_digest": progress.get("dataset_digest"),
+        "agent.hidden_sizes": list(cfg.agent.hidden_sizes),
+        "model": model,
+        "cloning": OmegaConf.to_container(cfg.cloning, resolve=True),
+        "clone_behaviour": cfg.clone_behaviour,
+        "evaluation.episodes": cfg.evaluation.episodes,
+        "versions": package_versions(),
+    }
+    return Pretrained(
+        cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
+    )

@@ -1,0 +1,251 @@
+"""Bad settings and bad data: one line that names what to change, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_start
+import torch
+from command_line import check_command_line, compose_jobs, describe
+from omegaconf import OmegaConf
+from run_settings import RULES, check_device, leaf_keys
+from run_start import check_data, check_writable, resumed_config
+from torchrl.data import Bounded
+
+from rambo_trl.data import OfflineDataset
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def dataset(env_id: str | None, *, observation_size: int = 9, rows: int = 300) -> OfflineDataset:
+    episode = {
+        "observations": np.random.default_rng(0).normal(size=(rows + 1, observation_size)),
+        "actions": np.zeros((rows, 1)),
+        "rewards": np.ones(rows),
+        "terminations": np.zeros(rows, dtype=bool),
+        "truncations": np.zeros(rows, dtype=bool),
+    }
+    return OfflineDataset.from_episodes(
+        [episode], action_spec=Bounded(-1, 1, shape=(1,)), name="mine", env_id=env_id
+    )
+
+
+BAD_SETTINGS = [
+    # misspelt
+    ("sed=1", "no setting is called 'sed': did you mean 'seed'?"),
+    ("agent.batch_siz=3", "did you mean 'agent.batch_size'?"),
+    ("real_fraction=0.5", "did you mean 'agent.real_fraction'?"),
+    ("lambda_weight=1", "no setting is called 'lambda_weight'"),
+    ("+epoch=3", "did you mean 'epochs'?"),
+    ("++epoch=3", "did you mean 'epochs'?"),
+    ("+seed=3", "write seed=3, without the +"),
+    ("taks=hopper-medium-replay", "did you mean 'task'?"),
+    ("task=hoper-medium-replay", "did you mean 'hopper-medium-replay'?"),
+    ("task=[hopper-medium-replay]", "there is no such task"),
+    ("schedule=quik", "did you mean 'quick'? (schedule is one of paper, quick, smoke)"),
+    ("on_divergence=ignore", "on_divergence must be one of stop, continue, got ignore"),
+    ("rollout_policy=uniform", "rollout_policy must be one of current, random, got uniform"),
+    # not settings at all
+    ("seed", "settings are given as key=value"),
+    ("seed=[1", "cannot read 'seed=[1'"),
+    ("~seed", "seed cannot be left out"),
+    ("agent=3", "agent is a group of settings: set one of agent."),
+    ("agent={batch_siz: 3}", "batch_siz"),
+    ("dataset=${nothing}", "nothing"),
+    ("seed=0,1", "add -m to run each of them"),
+    # of a wrong type
+    ("seed=", "seed must be a whole number in [0, 2147483647], got an empty text"),
+    ("seed=one", "seed must be a whole number"),
+    ("epochs=2.5", "epochs must be a whole number of at least 1, got 2.5"),
+    ("epochs=true", "epochs must be a whole number of at least 1, got true"),
+    ("epochs=null", "epochs must be a whole number of at least 1, got null"),
+    ("compile=maybe", "compile must be true or false, got maybe"),
+    ("adversarial_weight=abc", "adversarial_weight must be a finite number"),
+    ("agent.hidden_sizes=256", "agent.hidden_sizes must be a list of whole numbers"),
+    ("model.hidden_sizes=[200,0]", "model.hidden_sizes must be a list of whole numbers"),
+    ("model.hidden_sizes=[]", "model.hidden_sizes must be a list of whole numbers"),
+    ("dataset=null", "dataset must be a text, got null"),
+    # out of range
+    ("seed=-1", "seed must be"),
+    ("rollout_length=0", "rollout_length must be a whole number of at least 1, got 0"),
+    ("rollout_starts=0", "rollout_starts must be"),
+    ("epochs=0", "epochs must be"),
+    ("agent_updates=0", "agent_updates must be"),
+    ("model_updates=-1", "model_updates must be"),
+    ("agent.real_fraction=1.5", "agent.real_fraction must be a finite number in [0, 1], got 1.5"),
+    ("agent.real_fraction=-0.1", "agent.real_fraction must be"),
+    ("adversarial_weight=-1", "adversarial_weight must be a finite number of at least 0, got -1"),
+    ("adversarial_weight=inf", "adversarial_weight must be a finite number"),
+    ("adversarial_weight=nan", "adversarial_weight must be a finite number"),
+    ("agent.gamma=1", "agent.gamma must be"),
+    ("agent.tau=0", "agent.tau must be"),
+    ("agent.critic_lr=0", "agent.critic_lr must be a finite number above 0, got 0"),
+    ("model.num_elites=9", "model.num_elites (9) must not exceed model.num_members (7)"),
+    ("model.num_members=0", "model.num_members must be"),
+    ("evaluation.episodes=0", "evaluation.episodes must be"),
+    ("checkpoint_every=0", "checkpoint_every must be"),
+    ("checkpoint_minutes=0", "checkpoint_minutes must be"),
+    ("checkpoints_kept=0", "checkpoints_kept must be"),
+    ("threads=0", "threads must be"),
+    # not there
+    ("device=gpu", "device must be cpu, cuda or cuda:N, got gpu"),
+    ("device=mps", "device must be cpu, cuda or cuda:N, got mps"),
+    ("hydra/launcher=nowhere", "hydra/launcher"),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), BAD_SETTINGS)
+def test_a_bad_setting_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        compose_jobs("rambo", ["schedule=smoke", override])
+    assert words in describe(error.value) and "\n" not in describe(error.value)
+
+
+def test_the_command_line_ends_with_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        check_command_line("rambo", argv=["sed=1"])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == "error: no setting is called 'sed': did you mean 'seed'?\n"
+    assert list(tmp_path.iterdir()) == []
+    check_command_line("rambo", argv=["seed=1", "schedule=smoke"])  # a good one passes
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_sweep_is_checked_as_a_whole() -> None:
+    jobs = compose_jobs("rambo", ["seed=0,1", "adversarial_weight=0,3e-4"], multirun=True)
+    assert [(c.seed, c.adversarial_weight) for c in jobs] == [
+        (0, 0), (0, 3e-4), (1, 0), (1, 3e-4),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="adversarial_weight must be"):
+        compose_jobs("rambo", ["seed=0,1", "adversarial_weight=3e-4,-1"], multirun=True)
+    with pytest.raises(ValueError, match="run_dir=mine is the same for 2 runs"):
+        compose_jobs("rambo", ["seed=0,1", "run_dir=mine"], multirun=True)
+    compose_jobs("rambo", ["seed=0,1", "run_dir=mine-${seed}"], multirun=True)
+
+
+@pytest.mark.parametrize("schedule", ["smoke", "quick", "paper"])
+def test_every_setting_has_a_rule_and_the_shipped_ones_pass(schedule: str) -> None:
+    (cfg,) = compose_jobs("rambo", [f"schedule={schedule}"])
+    assert set(leaf_keys(cfg)) == set(RULES)
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="device=cuda, but no CUDA device is available"):
+        check_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(ValueError, match="device=cuda:2, but there are only 2: cuda:0 to cuda:1"):
+        check_device("cuda:2")
+
+
+@pytest.mark.parametrize("key", ["agent.batch_size", "model.batch_size", "cloning.batch_size"])
+def test_a_batch_larger_than_the_data(key: str) -> None:
+    (cfg,) = compose_jobs("rambo", ["schedule=smoke", f"{key}=301"])
+    with pytest.raises(ValueError, match=f"{key}=301 is more than the data's 300 transitions"):
+        check_data(cfg, dataset("InvertedDoublePendulum-v5"))
+    OmegaConf.update(cfg, key, 300)
+    check_data(cfg, dataset("InvertedDoublePendulum-v5"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "size", "words"),
+    [
+        (None, 9, "names no environment"),
+        ("NoSuchEnv-v0", 9, "NoSuchEnv-v0"),
+        ("InvertedDoublePendulum-v5", 7, "does not fit"),
+        ("MountainCarContinuous-v0", 2, "no termination rule"),
+    ],
+)
+def test_data_that_no_environment_fits(env_id: str | None, size: int, words: str) -> None:
+    (cfg,) = compose_jobs("rambo", ["schedule=smoke"])
+    with pytest.raises((ValueError, KeyError), match=words):
+        check_data(cfg, dataset(env_id, observation_size=size))
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"file/run cannot be made: .*file is no folder"):
+        check_writable(tmp_path / "file/run")
+    check_writable(tmp_path / "a/b/c")
+    monkeypatch.setattr(run_start.os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match=r"a/b/c cannot be made: .* is not writable"):
+        check_writable(tmp_path / "a/b/c")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_system_errors_are_told_without_numbers() -> None:
+    assert describe(OSError(errno.EACCES, os.strerror(errno.EACCES), "x")) == (
+        "Permission denied: x"
+    )
+    assert describe(KeyError("no such rule")) == "no such rule"
+
+
+class TestResumedSettings:
+    saved = OmegaConf.create(
+        OmegaConf.to_yaml(compose_jobs("rambo", ["schedule=smoke", "seed=3"])[0])
+    )
+
+    def resume(self, *overrides: str):
+        (cfg,) = compose_jobs("rambo", [*overrides, "resume=there"])
+        return resumed_config(cfg, self.saved, [*overrides, "resume=there"])
+
+    def test_are_the_runs_own(self) -> None:
+        cfg = self.resume()
+        assert {k: OmegaConf.select(cfg, k) for k in leaf_keys(cfg)} == {
+            k: OmegaConf.select(self.saved, k) for k in leaf_keys(self.saved)
+        }
+
+    def test_may_be_repeated_and_operation_may_change(self) -> None:
+        cfg = self.resume("schedule=smoke", "seed=3", "epochs=7", "evaluation.last=2")
+        assert (cfg.seed, cfg.epochs, cfg.evaluation.last) == (3, 7, 2)
+        assert cfg.agent.hidden_sizes == [32, 32]
+
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            ("seed=4", "keeps its seed=3, got 4"),
+            ("schedule=paper", "keeps its schedule_name=smoke, got paper"),
+            ("task=walker2d-medium-replay", "keeps its dataset="),
+            ("agent={critic_lr: 0.1}", "keeps its agent.critic_lr="),
+            ("model.hidden_sizes=[8]", r"keeps its model.hidden_sizes=\[32, 32\], got \[8\]"),
+        ],
+    )
+    def test_what_was_learnt_from_stays(self, override: str, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            self.resume(override)
+
+    def test_settings_newer_than_the_run_take_their_defaults(self) -> None:
+        (cfg,) = compose_jobs("rambo", ["resume=there"])
+        older = OmegaConf.masked_copy(self.saved, [k for k in self.saved if k != "pretrained"])
+        assert resumed_config(cfg, older, ["resume=there"]).pretrained is None
+
+
+def test_the_program_itself(tmp_path: Path) -> None:
+    """The checks are in front of Hydra, and nothing of Hydra's is left in the folder."""
+    for words, message in (
+        (["-m", "seed=0,1", "task=hoper"], "error: task=hoper: there is no such task"),
+        (["pretrained=nowhere.pt"], "error: pretrained=nowhere.pt: there is no such file"),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(RECIPES / "rambo.py"), *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,149 @@
+"""Runs that were ended on the way, by a signal or a kill, and runs that share their pretraining."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from run_support import EndingWell
+
+from rambo_trl.training.run_folder import RunFolder
+
+TESTS = Path(__file__).parents[1]
+RECIPE = TESTS.parent / "recipes" / "rambo.py"
+SETTINGS = (
+    "task=inverteddoublependulum-medium-replay", "schedule=smoke", "dataset=test/idp/tiny-v0",
+    "seed=3", "epochs=5", "checkpoint_every=4",
+)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("tiny_dataset")
+
+
+def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(RECIPE), *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(run: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == code, err
+    return out, err
+
+
+def wait_for(run: subprocess.Popen[str], path: Path, lines: int = 0) -> None:
+    deadline = time.monotonic() + 200
+    while not path.is_file() or (lines and len(path.read_text().splitlines()) < lines):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def outcome(folder: Path) -> tuple[str, bytes]:
+    return (folder / "metrics.csv").read_text(), (folder / "policy.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: None) -> Path:
+    """An undisturbed run."""
+    cwd = tmp_path_factory.mktemp("whole")
+    finish(start(cwd, *SETTINGS, "run_dir=run"))
+    return cwd / "run"
+
+
+def test_a_signal_in_an_epoch_leaves_a_checkpoint_of_it(tmp_path: Path, whole: Path) -> None:
+    run = start(tmp_path, *SETTINGS, "run_dir=run")
+    wait_for(run, tmp_path / "run/metrics.csv", lines=3)
+    signalled = time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    _, err = finish(run, code=128 + signal.SIGTERM)
+    assert time.monotonic() - signalled < 30
+    assert "Traceback" not in err
+    assert f"stopped by SIGTERM; go on with: python {RECIPE} resume=run" in err
+    out, err = finish(start(tmp_path, "resume=run"))
+    assert "resuming after epoch 3" in out + err  # the epoch that the signal came in
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_signal_in_pretraining_ends_the_run_at_once(tmp_path: Path, whole: Path) -> None:
+    run = start(tmp_path, *SETTINGS, "run_dir=run")
+    wait_for(run, tmp_path / "run/config.yaml")
+    run.send_signal(signal.SIGINT)
+    _, err = finish(run, code=128 + signal.SIGINT)
+    assert "Traceback" not in err and "stopped by SIGINT; go on with" in err
+    assert not (tmp_path / "run/metrics.csv").exists()
+    finish(start(tmp_path, "resume=run"))
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_kill_while_the_behaviour_is_cloned(tmp_path: Path, whole: Path) -> None:
+    run = start(tmp_path, *SETTINGS, "run_dir=run")
+    wait_for(run, tmp_path / "run/checkpoint/last.pt")
+    run.kill()
+    finish(run, code=-signal.SIGKILL)
+    assert not (tmp_path / "run/metrics.csv").exists()
+    # what a kill in the middle of a write would have left
+    (tmp_path / "run/checkpoint/.last.pt.1.tmp").write_bytes(b"half")
+    _, err = finish(start(tmp_path, "resume=run", "checkpoints_kept=2"))
+    assert "fit the model" not in err
+    assert outcome(tmp_path / "run") == outcome(whole)
+    names = sorted(p.name for p in (tmp_path / "run/checkpoint").iterdir())
+    assert names == ["epoch-000004.pt", "epoch-000005.pt", "last.pt"]
+
+
+def test_shared_pretraining_changes_no_number(tmp_path: Path, whole: Path) -> None:
+    finish(start(tmp_path, *SETTINGS, "pretrained=auto", "run_dir=first"))
+    out, err = finish(start(tmp_path, *SETTINGS, "pretrained=auto", "run_dir=second"))
+    assert "pretrained: runs/pretrained/" in out + err and "fit the model" not in err
+    assert outcome(tmp_path / "first") == outcome(tmp_path / "second") == outcome(whole)
+    results = [json.loads((p / "results.json").read_text()) for p in (whole, tmp_path / "second")]
+    for key in ("cloned_score", "holdout_mse", "model_passes", "score"):
+        assert results[0][key] == results[1][key]
+    assert results[0]["checkpoint_bytes"] > 0 and results[0]["seconds"]["checkpoint"] > 0
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "checkpoint last.pt could not be written (No space left on device): the one before"
+    with pytest.raises(SystemExit) as end, EndingWell() as run:
+        run.folder = RunFolder.create(tmp_path / "run")
+        run.folder.lock()
+        raise OSError(errno.ENOSPC, reason)
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {reason}; once that is settled, go on with: python ")
+    assert err.endswith(f" resume={tmp_path / 'run'}\n") and err.count("\n") == 1
+    RunFolder(tmp_path / "run").lock()  # it was given free
+
+
+def test_other_errors_are_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="mine"), EndingWell():
+        raise OSError(errno.ENOENT, "mine")
+    with pytest.raises(ZeroDivisionError), EndingWell():
+        raise ZeroDivisionError
+
+
+def kill_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kill_and_resume", TESTS / "kill_and_resume.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = int(os.environ.get("KILL_SEED", "0"))
+    words = ("dataset=test/idp/tiny-v0",)
+    assert kill_script().kill_and_resume(3, seed, tmp_path, words) == 0
+    assert "3 of 3 resumed runs equal the undisturbed one" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""The Single Transition Example's recipe, small: its methods, what sets them apart, its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import single_transition
+from omegaconf import DictConfig, OmegaConf
+from torchrl.data import Bounded
+from torchrl.objectives import SACLoss
+
+from rambo_trl.objectives import COMBOLoss
+
+CONFIG = Path(__file__).parents[2] / "recipes" / "config" / "single_transition.yaml"
+
+
+def tiny() -> DictConfig:
+    return OmegaConf.merge(
+        OmegaConf.load(CONFIG),
+        {
+            "num_transitions": 200,
+            "epochs": 2,
+            "agent_updates": 3,
+            "model_updates": 3,
+            "rollout_starts": 50,
+            "agent": {"hidden_sizes": [8], "batch_size": 16},
+            "model": {"hidden_sizes": [8], "batch_size": 32, "patience": 1},
+            "figure": {"epochs": [1, 2]},
+        },
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The name target_")  # an annotation that TorchRL lacks
+def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
+    cfg = tiny()
+    assert set(cfg.methods) == set(single_transition.METHODS)
+    runs = [single_transition.train(name, 0, cfg) for name in cfg.methods]
+    assert [[s.epoch for s in run.snapshots] for run in runs] == [[1, 2]] * 3
+    again = single_transition.train("combo", 0, cfg)
+    assert again.mode == runs[list(cfg.methods).index("combo")].mode
+    assert len({run.mode for run in runs}) == 3, "the methods differ"
+    single_transition.draw(runs, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    table = single_transition.format_table(single_transition.summarise(runs))
+    assert "RAMBO" in table
+    assert "1.49 +- 0.04" in table
+    assert "COMBO" in table
+    assert "1.34 +- 0.14" in table
+
+
+@pytest.mark.filterwarnings("ignore:The name target_")
+def test_combo_is_told_how_many_rows_of_its_batches_are_real(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = []
+
+    def make(*args, num_real: int, **kwargs) -> SACLoss:
+        told.append(num_real)
+        return original(*args, num_real=num_real, **kwargs)
+
+    original = single_transition.make_agent_loss
+    monkeypatch.setattr(single_transition, "make_agent_loss", make)
+    cfg = OmegaConf.merge(tiny(), {"epochs": 1, "agent": {"real_fraction": 0.25}})
+    single_transition.train("combo", 0, cfg)
+    assert told == [4]
+
+
+def test_only_combo_is_conservative_and_only_rambo_adversarial() -> None:
+    methods = single_transition.METHODS
+    assert [name for name, m in methods.items() if m.conservative] == ["combo"]
+    assert [name for name, m in methods.items() if m.adversarial] == ["rambo"]
+
+
+def test_combo_s_loss_is_configured_and_knows_the_real_rows() -> None:
+    cfg, spec = tiny(), Bounded(-1.0, 1.0, (1,))
+    loss = single_transition.make_agent_loss(cfg, spec, conservative=True, num_real=5)
+    assert isinstance(loss, COMBOLoss)
+    assert loss.num_real == 5
+    assert loss.conservative_weight == cfg.combo.conservative_weight
+    assert loss.penalized_actions == cfg.combo.penalized_actions
+    loss = single_transition.make_agent_loss(cfg, spec, conservative=False, num_real=5)
+    assert type(loss) is SACLoss

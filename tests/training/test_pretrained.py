@@ -1,0 +1,126 @@
+"""The cache of pretrained parts: the same as pretraining, for the same data and settings only."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchrl.data import Bounded
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.training.pretrained import Pretrained, dataset_digest
+
+
+def dataset(reward: float = 1.0, *, env_id: str | None = None, bound: float = 1) -> OfflineDataset:
+    episode = {
+        "observations": np.linspace(0, 1, 12).reshape(6, 2),
+        "actions": np.zeros((5, 1)),
+        "rewards": np.array([1, 1, 1, 1, reward]),
+        "terminations": np.zeros(5, dtype=bool),
+        "truncations": np.zeros(5, dtype=bool),
+    }
+    spec = Bounded(-bound, bound, shape=(1,))
+    return OfflineDataset.from_episodes([episode], action_spec=spec, env_id=env_id)
+
+
+def test_the_digest_changes_with_the_data() -> None:
+    digests = {
+        dataset_digest(d)
+        for d in (dataset(), dataset(2.0), dataset(bound=2), dataset(env_id="Hopper-v5"))
+    }
+    assert len(digests) == 4
+    assert dataset_digest(dataset()) == dataset_digest(dataset())
+
+
+SETTINGS = {"dataset_digest": "d", "seed": 0, "model": {"lr": 1e-3}}
+
+
+def pretrained(where: str | None, folder: Path, net: nn.Module, **settings: object) -> Pretrained:
+    return Pretrained(where, {"net": net}, settings={**SETTINGS, **settings}, folder=folder)
+
+
+def made(folder: Path) -> tuple[nn.Module, torch.Tensor, Path]:
+    """A pretrained network in the cache, what is drawn next, and the file."""
+    torch.manual_seed(5)
+    net = nn.Linear(3, 2)
+    store = pretrained("auto", folder, net)
+    with store.claimed():
+        assert store.load() is None
+        store.save({"cloned": {"score": 3.5}, "passes": 4})
+    assert store.path is not None
+    return net, torch.rand(4), store.path
+
+
+def test_parts_measures_and_random_state_come_back(tmp_path: Path) -> None:
+    net, draws, _ = made(tmp_path / "cache")
+    torch.manual_seed(6)
+    other = nn.Linear(3, 2)
+    assert pretrained("auto", tmp_path / "cache", other).load() == {
+        "cloned": {"score": 3.5},
+        "passes": 4,
+    }
+    assert torch.equal(torch.rand(4), draws)
+    assert torch.equal(net.weight, other.weight)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model": {"lr": 2e-3}}, {"dataset_digest": "e"}])
+def test_other_settings_are_another_file(tmp_path: Path, change: dict) -> None:
+    made(tmp_path)
+    assert pretrained("auto", tmp_path, nn.Linear(3, 2), **change).load() is None
+
+
+def test_without_a_cache_nothing_is_read_or_written(tmp_path: Path) -> None:
+    made(tmp_path / "cache")
+    store = pretrained(None, tmp_path / "cache", nn.Linear(3, 2))
+    with store.claimed():
+        assert store.load() is None
+        store.save({})
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 1
+
+
+def test_a_named_file_of_another_seed_leaves_the_random_state(tmp_path: Path) -> None:
+    net, _, path = made(tmp_path)
+    other = nn.Linear(3, 2)
+    torch.manual_seed(9)
+    draws = torch.rand(3)
+    torch.manual_seed(9)
+    assert pretrained(str(path), tmp_path, other, seed=9).load() is not None
+    assert torch.equal(torch.rand(3), draws) and torch.equal(net.weight, other.weight)
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    _, _, path = made(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"pretrained=.*nowhere.pt"):
+        pretrained(str(tmp_path / "nowhere.pt"), tmp_path, nn.Linear(3, 2)).load()
+    with pytest.raises(ValueError, match="pretrained on other data"):
+        pretrained(str(path), tmp_path, nn.Linear(3, 2), dataset_digest="e").load()
+    with pytest.raises(ValueError, match="saved with other settings: its net does not fit"):
+        pretrained(str(path), tmp_path, nn.Linear(3, 4)).load()
+    path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        pretrained("auto", tmp_path, nn.Linear(3, 2)).load()
+
+
+def test_of_several_runs_one_pretrains(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def pretrain() -> None:
+        store = pretrained("auto", tmp_path / "cache", nn.Linear(3, 2))
+        with store.claimed():
+            if store.load() is None:
+                time.sleep(0.2)
+                store.save({"passes": 1})
+                made.append(threading.current_thread().name)
+
+    # the lock is that of an open file: threads wait for each other as processes do
+    runs = [threading.Thread(target=pretrain) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert len(made) == 1
