@@ -25,9 +25,7 @@ from rambo_trl.training.interruption import Interrupted, Interruption
 from rambo_trl.training.policy_file import save_policy
 from rambo_trl.training.run_folder import RunFolder, package_versions
 
-# TorchRL's losses warn of annotations of their own, and tensordict reads a flag that torch has
-# retired: nothing that a user of the recipes could change.
-warnings.filterwarnings("ignore", message="The name target_.* wasn't part of the annotations")
+# tensordict reads a flag that torch has retired: nothing that a user of the recipes could change
 warnings.filterwarnings("ignore", message=".*inline_inbuilt_nn_modules is deprecated")
 logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
 

@@ -13,6 +13,7 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules.compiling import compile_like_eager
 
 __all__ = ["ModelRolloutCollector"]
 
@@ -114,14 +115,9 @@ class ModelRolloutCollector:
         return tuple(torch.stack(x) for x in zip(*steps, strict=True))
 
     def _chunk(self, observation: Tensor) -> tuple[Tensor, ...]:
-        run = self._run
-        if run is None:
-            run = self._rollout_chunk
-            if self.compile:
-                # eager's random numbers inside the graph: compiled or not, the same rollouts
-                run = torch.compile(run, dynamic=False, options={"fallback_random": True})
-            self._run = run
-        return run(observation)
+        if self._run is None:
+            self._run = compile_like_eager(self._rollout_chunk, self.compile)
+        return self._run(observation)
 
     @torch.no_grad()
     def collect(self) -> TensorDictBase:

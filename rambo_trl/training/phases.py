@@ -12,6 +12,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules.compiling import compile_like_eager
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
 
@@ -116,11 +117,7 @@ class ModelPhase:
         self._members = model.num_elites if model_loss.members == "elites" else model.num_members
         self.optimizer = adam(model.parameters(), lr)
         self._step = GradientStep(self._losses, self.optimizer, compile=compile)
-        self._imagine = (
-            torch.compile(self._imagine_step, dynamic=False, options={"fallback_random": True})
-            if compile
-            else self._imagine_step
-        )
+        self._imagine = compile_like_eager(self._imagine_step, compile)
 
     def _losses(self, imagined: TensorDictBase, real: TensorDictBase) -> TensorDictBase:
         return self.adversarial_loss(imagined).update(self.model_loss(real))

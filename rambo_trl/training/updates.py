@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from rambo_trl.modules.compiling import compile_like_eager
+
 __all__ = ["GradientStep", "MetricMeans", "ProgressBar", "adam"]
 
 
@@ -66,11 +68,7 @@ class GradientStep:
             total = torch.stack([v for k, v in terms.items() if k.startswith("loss_")]).sum()
             return total, {k: v.detach() for k, v in terms.items() if v.ndim == 0}
 
-        self._objective = (
-            torch.compile(objective, dynamic=False, options={"fallback_random": True})
-            if compile
-            else objective
-        )
+        self._objective = compile_like_eager(objective, compile)
         self.optimizer = optimizer
 
     def __call__(self, *batches: TensorDictBase) -> dict[str, Tensor]:
