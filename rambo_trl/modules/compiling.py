@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+import inspect
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch._dynamo
+from torch._dynamo.exc import TorchDynamoException
 
 __all__ = ["compile_like_eager"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
+#: what an installed library defines at import, and what of it is a mode that a caller may set
+_OF_A_LIBRARY = re.compile(r"G\['__import_(torch|torchrl|tensordict)_dot_")
+_MODE = re.compile(r"\b_?(mode|state|enabled)\b")
+
+#: functions made from the same lines of code each have graphs of their own, where torch can
+_OWN_GRAPHS: dict[str, Any] = (
+    {"isolate_recompiles": True}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    else {}
+)
+
+_warned = False
+
+
+def _worth_checking(guards: Sequence[Any]) -> list[bool]:
+    """Which guards to check before each call.
+
+    Thousands of guards would ask at every call whether a function or class of PyTorch, TorchRL
+    or TensorDict is still the one that was compiled, for longer than some graphs run; one asks
+    for the size of a cache that grows while the program starts, and compiles all anew. Those
+    are left out; shapes, own attributes and the libraries' modes (exploration type) stay.
+    """
+    return [not _OF_A_LIBRARY.search(g.name) or bool(_MODE.search(g.name)) for g in guards]
+
+
+def _one_graph() -> AbstractContextManager[Any]:
+    """Gradients taken inside a function belong to its graph.
+
+    Nothing is then saved between a forward and a backward graph, and what both need is
+    computed once.
+    """
+    config = torch._dynamo.config
+    if not hasattr(config, "trace_autograd_ops"):
+        return nullcontext()
+    context: AbstractContextManager[Any] = config.patch(trace_autograd_ops=True)
+    return context
+
 
 def compile_like_eager(function: Callable[P, R], enabled: bool = True) -> Callable[P, R]:
     """Compile a function for fixed shapes, with eager's random numbers inside the graph.
 
-    Compiled or not, the same seed then gives the same results, up to rounding.
+    Compiled or not, the same seed then gives the same results, up to rounding. Where it can't
+    be compiled (no C++ compiler, for instance), the function runs as it is from then on, with
+    one warning for all such functions.
 
     Args:
         function: what is called often with inputs of the same shapes.
@@ -24,4 +74,46 @@ def compile_like_eager(function: Callable[P, R], enabled: bool = True) -> Callab
     """
     if not enabled:
         return function
-    return torch.compile(function, dynamic=False, options={"fallback_random": True})
+    name = function.__qualname__.replace(".<locals>", "")
+    compiled: Callable[P, R] | None = torch.compile(
+        function,
+        dynamic=False,
+        options={"fallback_random": True, "guard_filter_fn": _worth_checking},
+        **_OWN_GRAPHS,
+    )
+    started = False
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal compiled, started
+        if compiled is None:
+            return function(*args, **kwargs)
+        begin = time.perf_counter()
+        try:
+            with _one_graph():
+                out = compiled(*args, **kwargs)
+        except TorchDynamoException as error:
+            out = function(*args, **kwargs)  # which raises what is its own fault
+            compiled = None
+            _warn(name, error)
+            return out
+        if not started:
+            started = True
+            log.debug("compiled %s in %.1f s", name, time.perf_counter() - begin)
+        return out
+
+    return call
+
+
+def _warn(name: str, error: Exception) -> None:
+    global _warned
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if _warned:
+        log.info("%s is not compiled either: %s", name, reason)
+        return
+    _warned = True
+    warnings.warn(
+        f"{name} can't be compiled and runs uncompiled, slower but with the same results "
+        f"(compile=false says so from the start): {reason}",
+        stacklevel=3,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -121,6 +122,9 @@ class EnsembleWorldModel(TensorDictModuleBase):
         self.register_buffer("elites", torch.arange(num_elites, device=device))
         self.register_buffer("input_mean", torch.zeros(input_size, device=device))
         self.register_buffer("input_std", torch.ones(input_size, device=device))
+        # the elites' own copy while they are trained, see elites_apart(); no state of the module
+        self.__dict__["_apart"] = None
+        self.__dict__["_is_apart"] = False
 
     def fit_input_statistics(self, observation: Tensor, action: Tensor) -> None:
         """Set the inputs' standardisation from the training rows.
@@ -150,6 +154,62 @@ class EnsembleWorldModel(TensorDictModuleBase):
             )
         self.elites.copy_(holdout_error.argsort()[: self.num_elites])
 
+    def layers(self, members: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """The layers' weights and biases of some members.
+
+        Args:
+            members: indices [M] of the members, or :attr:`elites`; all of them by default.
+
+        Returns:
+            Weights [M, fan_in, fan_out] and biases [M, 1, fan_out], one of each a layer.
+
+        Raises:
+            RuntimeError: inside :meth:`elites_apart`, if others than the elites are asked for.
+        """
+        if self._is_apart:
+            if members is not self.elites:
+                raise RuntimeError("inside elites_apart() only members=world_model.elites exist")
+            half = len(self._apart) // 2
+            return self._apart[:half], self._apart[half:]
+        if members is None:
+            return list(self.weights), list(self.biases)
+        return [w[members] for w in self.weights], [b[members] for b in self.biases]
+
+    def elite_parameters(self) -> list[nn.Parameter]:
+        """What :meth:`elites_apart` trains: the elites' own weights and biases, the bounds.
+
+        The same tensors at every call; they hold the elites' values inside
+        :meth:`elites_apart` only.
+        """
+        if self._apart is None:
+            self.__dict__["_apart"] = [
+                nn.Parameter(p.detach()[: self.num_elites].clone())
+                for p in (*self.weights, *self.biases)
+            ]
+        return [*self._apart, self.min_log_var, self.max_log_var]
+
+    @contextmanager
+    def elites_apart(self) -> Iterator[None]:
+        """Take the elites out of the ensemble, to train them without touching the others.
+
+        In here the elites' weights are tensors of their own (:meth:`elite_parameters`): no
+        update copies them out of the stack of all members and scatters their gradient back
+        into it. They are written back at the end.
+        """
+        self.elite_parameters()
+        stacked = [*self.weights, *self.biases]
+        with torch.no_grad():
+            for own, all_members in zip(self._apart, stacked, strict=True):
+                own.copy_(all_members[self.elites])
+        self.__dict__["_is_apart"] = True
+        try:
+            yield
+        finally:
+            self.__dict__["_is_apart"] = False
+            with torch.no_grad():
+                for own, all_members in zip(self._apart, stacked, strict=True):
+                    all_members[self.elites] = own
+
     def predict(
         self, observation: Tensor, action: Tensor, members: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -164,13 +224,13 @@ class EnsembleWorldModel(TensorDictModuleBase):
         Returns:
             Mean and log-variance, each [M, B, observation_size + 1], the reward last.
         """
-        weights = [w if members is None else w[members] for w in self.weights]
-        biases = [b if members is None else b[members] for b in self.biases]
+        weights, biases = self.layers(members)
         x = (torch.cat([observation, action], dim=-1) - self.input_mean) / self.input_std
         if x.ndim == 2:
             x = x.expand(weights[0].shape[0], *x.shape)
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+            # a sum of its own is fused into the activation when compiled, baddbmm's copy is not
+            x = torch.bmm(x, weight) + bias
             if i < len(weights) - 1:
                 x = nn.functional.silu(x)
         delta, log_var = x.chunk(2, dim=-1)

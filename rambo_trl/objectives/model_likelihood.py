@@ -171,7 +171,7 @@ class EnsembleModelLoss(LossModule):
             nll = nll.mean(dim=-1).sum()
         elif self.reduction == "sum":
             nll = nll.sum()
-        weights = [w[model.elites] if elites_only else w for w in model.weights]
+        weights, _ = model.layers(model.elites if elites_only else None)
         bounds = functional.log_var_bound_penalty(model.min_log_var, model.max_log_var)
         out = TensorDict(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -115,7 +116,10 @@ class ModelPhase:
         self.horizon = horizon
         model = env.world_model
         self._members = model.num_elites if model_loss.members == "elites" else model.num_members
-        self.optimizer = adam(model.parameters(), lr)
+        # where the likelihood term leaves the other members alone, so does everything here
+        self._apart = model_loss.members == "elites"
+        trained = model.elite_parameters() if self._apart else model.parameters()
+        self.optimizer = adam(trained, lr)
         self._step = GradientStep(self._losses, self.optimizer, compile=compile)
         self._imagine = compile_like_eager(self._imagine_step, compile)
 
@@ -144,6 +148,10 @@ class ModelPhase:
 
     def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
         """Take ``num_updates`` updates; returns the mean metrics."""
+        with self.env.world_model.elites_apart() if self._apart else nullcontext():
+            return self._run(num_updates, bar)
+
+    def _run(self, num_updates: int, bar: ProgressBar | None) -> dict[str, float]:
         means = MetricMeans()
         observation = torch.empty(0)
         for i in range(num_updates):

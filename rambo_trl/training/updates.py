@@ -43,6 +43,13 @@ class MetricMeans:
         return {name: float(total) / self._count for name, total in self._sums.items()}
 
 
+def _laid_out_like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
+    # the fused optimisers walk both by memory: a transposed gradient would go to the wrong weights
+    if grad is None or grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
+
+
 class GradientStep:
     """One optimisation step on the sum of a loss module's ``loss_*`` terms.
 
@@ -52,7 +59,7 @@ class GradientStep:
         optimizer: owns the parameters that are to change.
 
     Keyword Args:
-        compile: compile the losses' forward and backward.
+        compile: compile the losses and their gradients as one graph.
     """
 
     def __init__(
@@ -62,19 +69,26 @@ class GradientStep:
         *,
         compile: bool = False,
     ) -> None:
-        def objective(*batches: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-            out = losses(*batches)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+        def gradients(
+            *batches: TensorDictBase,
+        ) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+            # losses may write into their input: copies keep that out of the graph
+            out = losses(*(b.copy() if isinstance(b, TensorDictBase) else b for b in batches))
             terms = {str(k): v for k, v in out.items() if isinstance(v, Tensor)}
             total = torch.stack([v for k, v in terms.items() if k.startswith("loss_")]).sum()
-            return total, {k: v.detach() for k, v in terms.items() if v.ndim == 0}
+            grads = torch.autograd.grad(total, self._parameters, allow_unused=True)
+            return {k: v.detach() for k, v in terms.items() if v.ndim == 0}, grads
 
-        self._objective = compile_like_eager(objective, compile)
+        self._gradients = compile_like_eager(gradients, compile)
         self.optimizer = optimizer
 
     def __call__(self, *batches: TensorDictBase) -> dict[str, Tensor]:
         """Take the step; returns the detached scalar terms and metrics."""
-        total, metrics = self._objective(*batches)
-        total.backward()
+        metrics, grads = self._gradients(*batches)
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            parameter.grad = _laid_out_like(grad, parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return metrics

@@ -302,6 +302,45 @@ def test_set_elites_refuses_what_is_not_one_finite_error_per_member(error: Tenso
         random_model().set_elites(error)
 
 
+def test_elites_trained_apart_are_the_same_members_and_are_written_back() -> None:
+    model = random_model(num_members=4, num_elites=2)
+    model.elites.copy_(torch.tensor([3, 1]))
+    before = [p.detach().clone() for p in (*model.weights, *model.biases)]
+    batch = transitions(6)
+    inside = (batch["observation"], batch["action"], model.elites)
+    want = model.predict(*inside)
+    with model.elites_apart():
+        torch.testing.assert_close(model.predict(*inside), want, rtol=0, atol=0)
+        for parameter in model.elite_parameters()[:-2]:
+            with torch.no_grad():
+                parameter.add_(1.0)
+        moved = model.predict(*inside)
+    torch.testing.assert_close(model.predict(*inside), moved, rtol=0, atol=0)
+    for old, new in zip(before, (*model.weights, *model.biases), strict=True):
+        assert torch.equal(new[[0, 2]], old[[0, 2]])
+        assert torch.equal(new[[1, 3]], old[[1, 3]] + 1)
+    assert "_apart" not in "".join(model.state_dict())
+    assert len(list(model.parameters())) == len(before) + 2
+
+
+def test_elites_trained_apart_come_back_after_an_error() -> None:
+    model = random_model(num_members=3, num_elites=2)
+    batch = transitions(4)
+    with pytest.raises(KeyboardInterrupt), model.elites_apart():
+        with torch.no_grad():
+            model.elite_parameters()[0].fill_(7.0)
+        raise KeyboardInterrupt
+    assert (model.weights[0][model.elites] == 7).all()
+    model.predict(batch["observation"], batch["action"])
+
+
+def test_only_elites_exist_while_they_are_apart() -> None:
+    model = random_model(num_members=3, num_elites=2)
+    batch = transitions(4)
+    with model.elites_apart(), pytest.raises(RuntimeError, match="elites_apart"):
+        model.predict(batch["observation"], batch["action"])
+
+
 def test_elites_and_statistics_survive_a_state_dict() -> None:
     model = random_model(num_elites=3)
     model.set_elites(torch.tensor([0.7, 0.2, 0.9, 0.1, 0.8, 0.3, 0.6]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -14,7 +16,7 @@ from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
-from rambo_trl.training.updates import GradientStep, MetricMeans
+from rambo_trl.training.updates import GradientStep, MetricMeans, adam
 
 SPEC = Bounded(-1, 1, shape=(1,))
 
@@ -43,6 +45,32 @@ def test_gradient_step_sums_exactly_the_loss_terms() -> None:
     assert not any(v.requires_grad for v in metrics.values())
     step(torch.tensor(0.0))
     assert parameter.item() == pytest.approx(10 - 0.1 * 11 - 0.1 * 3)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("compile", [False, True])
+def test_gradient_step_takes_gradients_of_any_layout(compile: bool) -> None:
+    # a linear layer's weight has a transposed gradient, a sum's an expanded one
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    twin = deepcopy(layers)
+    scale = nn.Parameter(torch.ones(4, 2))
+    twin_scale = nn.Parameter(scale.detach().clone())
+
+    def losses(batch: Tensor) -> TensorDict:
+        return TensorDict({"loss_sum": layers(batch).square().sum() + scale.sum()})
+
+    ours = adam([*layers.parameters(), scale], 0.1)
+    theirs = torch.optim.Adam([*twin.parameters(), twin_scale], lr=0.1, fused=False)
+    step = GradientStep(losses, ours, compile=compile)
+    for _ in range(3):
+        batch = torch.randn(16, 3)
+        step(batch)
+        theirs.zero_grad()
+        (twin(batch).square().sum() + twin_scale.sum()).backward()
+        theirs.step()
+    torch.testing.assert_close(list(layers.parameters()), list(twin.parameters()))
+    torch.testing.assert_close(scale, twin_scale)
 
 
 def test_metric_means_survive_values_that_are_overwritten() -> None:

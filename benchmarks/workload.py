@@ -1,0 +1,162 @@
+"""The work that the benchmarks time: the paper's parts and sizes on made-up data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import Bounded, ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
+from torchrl.objectives import SACLoss
+
+from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
+from rambo_trl.envs import EnsembleModelEnv, termination
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.training.phases import AgentPhase, ModelPhase
+
+__all__ = ["Workload", "hopper_like"]
+
+
+def hopper_like(num_rows: int, observation_size: int = 11, action_size: int = 3) -> TensorDict:
+    """Transitions [num_rows] of Hopper's sizes, small steps of a state in its healthy range.
+
+    They are noise: what is timed does not depend on what the numbers mean, but rows that
+    terminate at once would leave less to do.
+    """
+    observation = 0.1 * torch.randn(num_rows, observation_size)
+    observation[:, 0] = 1.25
+    terminated = torch.zeros(num_rows, 1, dtype=torch.bool)
+    return TensorDict(
+        {
+            "observation": observation,
+            "action": 2 * torch.rand(num_rows, action_size) - 1,
+            "next": {
+                "observation": observation + 0.001 * torch.randn_like(observation),
+                "reward": torch.randn(num_rows, 1),
+                "terminated": terminated,
+                "done": terminated.clone(),
+            },
+        },
+        [num_rows],
+    )
+
+
+@dataclass
+class Workload:
+    """Algorithm 1's parts with the published settings, fresh and untrained.
+
+    The world model's last layer is shrunk, so that its steps stay in Hopper's healthy range and
+    rollouts run their whole length, as they do after a fit.
+
+    Attributes:
+        compile: compile what the recipes compile.
+        device: where everything lives.
+    """
+
+    compile: bool = False
+    device: str = "cpu"
+    observation_size: int = 11
+    action_size: int = 3
+    num_rows: int = 100_000
+    num_members: int = 7
+    num_elites: int = 5
+    hidden_sizes: tuple[int, ...] = (200, 200, 200, 200)
+    agent_hidden_sizes: tuple[int, ...] = (256, 256)
+    num_starts: int = 50_000
+    horizon: int = 5
+    retained_epochs: int = 5
+    batch_size: int = 256
+    real_fraction: float = 0.5
+    adversarial_weight: float = 3e-4
+    seed: int = 0
+    world_model: EnsembleWorldModel = field(init=False)
+    env: EnsembleModelEnv = field(init=False)
+    collector: ModelRolloutCollector = field(init=False)
+    agent: AgentPhase = field(init=False)
+    model: ModelPhase = field(init=False)
+    mixed: RealModelReplayBuffer = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        sizes = (self.observation_size, self.action_size)
+        spec = Bounded(-1, 1, shape=(self.action_size,), device=self.device)
+        self.action_spec = spec
+        self.data = hopper_like(self.num_rows, *sizes).to(self.device)
+        self.world_model = EnsembleWorldModel(
+            *sizes,
+            num_members=self.num_members,
+            num_elites=self.num_elites,
+            hidden_sizes=self.hidden_sizes,
+            device=self.device,
+        )
+        with torch.no_grad():
+            self.world_model.weights[-1].mul_(0.01)
+            self.world_model.biases[-1][..., self.world_model.output_size :] = -9.0
+        self.actor = make_actor(
+            self.observation_size, spec, hidden_sizes=self.agent_hidden_sizes, device=self.device
+        )
+        sac = SACLoss(
+            self.actor,
+            make_qvalue(*sizes, hidden_sizes=self.agent_hidden_sizes, device=self.device),
+            loss_function="l2",
+            action_spec=spec,
+        )
+        sac.make_value_estimator(gamma=0.99)
+        self.agent = AgentPhase(sac, compile=self.compile)
+        real = TensorDictReplayBuffer(
+            storage=TensorStorage(self.data), writer=ImmutableDatasetWriter()
+        )
+        rule = termination.rule_for("Hopper-v5") if self.observation_size == 11 else None
+        self.env = EnsembleModelEnv(
+            self.world_model, action_spec=spec, starts=real, termination=rule
+        )
+        self.collector = ModelRolloutCollector(
+            self.env,
+            self.actor,
+            num_starts=self.num_starts,
+            horizon=self.horizon,
+            compile=self.compile,
+        )
+        self.model_buffer = make_replay_buffer(
+            self.retained_epochs * self.num_starts * self.horizon, self.device
+        )
+        self.mixed = RealModelReplayBuffer(
+            real,
+            self.model_buffer,
+            real_fraction=self.real_fraction,
+            batch_size=self.batch_size,
+        )
+        self.model_loss = EnsembleModelLoss(self.world_model, members="elites")
+        self.model = ModelPhase(
+            self.env,
+            AdversarialModelLoss.from_loss(
+                self.world_model, sac, adversarial_weight=self.adversarial_weight, gamma=0.99
+            ),
+            self.model_loss,
+            real,
+            batch_size=self.batch_size,
+            horizon=self.horizon,
+            compile=self.compile,
+        )
+
+    def rollouts(self) -> int:
+        """Collect once and store; returns the number of transitions."""
+        flat = self.collector.collect()
+        self.model_buffer.extend(flat.select(*self.mixed.keys))
+        return flat.shape[0]
+
+    def agent_updates(self, num: int) -> dict[str, float]:
+        """Take SAC updates; the model buffer must not be empty."""
+        return self.agent.run(self.mixed.batches(num))
+
+    def model_updates(self, num: int) -> dict[str, float]:
+        """Take adversarial updates."""
+        return self.model.run(num)
+
+    def member_batch(self, members: int) -> TensorDict:
+        """A real batch for each member, [members, batch_size]."""
+        rows: Tensor = torch.randint(self.num_rows, (members, self.batch_size))
+        return self.data[rows.to(self.device)]

@@ -1,0 +1,141 @@
+"""What compiling promises: eager's numbers, no second compilation, a way on without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.testing import CompileCounter
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+
+from rambo_trl.modules import compiling
+from rambo_trl.modules.compiling import compile_like_eager
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def noisy_gradient(weight: Tensor, x: Tensor) -> Tensor:
+    value = x @ weight
+    loss = (torch.randn_like(value) + value).relu().square().sum()
+    return torch.autograd.grad(loss, weight)[0]
+
+
+def test_random_numbers_and_gradients_are_eagers() -> None:
+    weight, x = nn.Parameter(torch.randn(3, 4)), torch.randn(5, 3)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        results.append(compile_like_eager(noisy_gradient, enabled)(weight, x))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_not_enabled_is_the_function_itself() -> None:
+    assert compile_like_eager(noisy_gradient, enabled=False) is noisy_gradient
+
+
+def test_many_functions_of_the_same_lines_do_not_exhaust_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # a sweep in one process builds the same parts again and again
+    counter = CompileCounter()
+    original = torch.compile
+
+    def counting(function, *, options, **kwargs):
+        return original(function, backend=counter, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    limit = torch._dynamo.config.recompile_limit
+
+    def build(number: int):
+        return compile_like_eager(lambda x: x + number)
+
+    for number in range(limit + 3):
+        assert build(number)(torch.zeros(())) == number
+    assert counter.frame_count == limit + 3
+
+
+def test_modes_are_checked_and_library_internals_are_not() -> None:
+    class Guard:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    probabilistic = "G['__import_tensordict_dot_nn_dot_probabilistic']._interaction_type._mode"
+    keep = ["L['batch']", "L['self'].horizon", "", probabilistic]
+    drop = [
+        "len(G['__import_tensordict_dot_utils']._TENSORCLASS_MEMO)",
+        "type(G['__import_torch_dot_distributions_dot_transforms'].Transform).__mro__[0]",
+        "G['__import_torchrl_dot_objectives_dot_common'].AUTO_LOSS_MASK_KEYS[0]",
+    ]
+    kept = compiling._worth_checking([Guard(name) for name in [*keep, *drop]])
+    assert kept == [True] * len(keep) + [False] * len(drop)
+
+
+def test_exploration_type_is_still_seen() -> None:
+    def answer(x: Tensor) -> Tensor:
+        return x + (1 if exploration_type() == ExplorationType.RANDOM else 0)
+
+    run = compile_like_eager(answer)
+    with set_exploration_type(ExplorationType.RANDOM):
+        assert run(torch.zeros(())) == 1
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert run(torch.zeros(())) == 0
+
+
+def test_without_a_compiler_it_runs_eagerly_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "_warned", False)
+
+    def broken(function, **kwargs):
+        def call(*args):
+            raise BackendCompilerFailed("no compiler here", RuntimeError("g++ not found"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    double, triple = compile_like_eager(lambda x: 2 * x), compile_like_eager(lambda x: 3 * x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert double(4) == 8
+        assert double(5) == 10
+        assert triple(2) == 6
+    assert len(caught) == 1
+    assert "runs uncompiled" in str(caught[0].message)
+
+
+def test_errors_of_the_function_itself_are_raised() -> None:
+    def refuses(x: Tensor) -> Tensor:
+        return x.reshape(7)
+
+    with pytest.raises(RuntimeError, match=r"shape|reshape"):
+        compile_like_eager(refuses)(torch.zeros(3))
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_survived() -> None:
+    script = (
+        "import torch\n"
+        "from rambo_trl.modules.compiling import compile_like_eager\n"
+        "f = compile_like_eager(lambda x: (x.sin() + x.cos()).exp())\n"
+        "x = torch.randn(100)\n"
+        "assert torch.equal(f(x), (x.sin() + x.cos()).exp())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            "CXX": "/no/such/compiler",
+            "PATH": "/nowhere",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("runs uncompiled") == 1
