@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
-from torchrl.objectives import SACLoss
+from torchrl.objectives import BCLoss, SACLoss
 
 from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
@@ -16,6 +19,7 @@ from rambo_trl.envs import EnsembleModelEnv, termination
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
+from rambo_trl.training.updates import GradientStep, adam
 
 __all__ = ["Workload", "hopper_like"]
 
@@ -156,7 +160,24 @@ class Workload:
         """Take adversarial updates."""
         return self.model.run(num)
 
-    def member_batch(self, members: int) -> TensorDict:
-        """A real batch for each member, [members, batch_size]."""
-        rows: Tensor = torch.randint(self.num_rows, (members, self.batch_size))
-        return self.data[rows.to(self.device)]
+    def likelihood_step(self) -> Callable[[], Any]:
+        """A step of the maximum-likelihood fit: every member on a batch of its own."""
+        step = GradientStep(
+            EnsembleModelLoss(self.world_model),
+            adam(self.world_model.parameters(), 3e-4),
+            compile=self.compile,
+        )
+        shape = (self.num_members, self.batch_size)
+        return lambda: step(self.data[self._rows(shape)])
+
+    def cloning_step(self) -> Callable[[], Any]:
+        """A step of behaviour cloning."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The name target_actor_network_params")
+            loss = BCLoss(self.actor)
+        step = GradientStep(loss, adam(loss.parameters(), 1e-4), compile=self.compile)
+        data = self.data.select("observation", "action")
+        return lambda: step(data[self._rows((self.batch_size,))])
+
+    def _rows(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(self.num_rows, shape, device=self.device)

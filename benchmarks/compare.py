@@ -1,0 +1,249 @@
+"""Side by side with OfflineRL-Kit: python benchmarks/compare.py --peer PATH.
+
+PATH is a checkout of https://github.com/yihaosun1124/OfflineRL-Kit; nothing of it is installed or
+changed. Both do the same work in one process, by turns, with the published sizes and settings on
+Hopper's 11 + 3 entries: imagined rollouts, the SAC update, the adversarial update, the likelihood
+step, and an iteration (one rollout of 50,000 x 5 and 1,000 updates of each player). The figures
+are the medians over rounds, and of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import (
+    COLORS,
+    arguments,
+    finish_figure,
+    machine,
+    make_figure,
+    measure_in_turns,
+    save_figure,
+    set_up,
+    write_json,
+)
+from workload import Workload, hopper_like
+
+NAMES = {
+    "rollouts": "imagined rollouts",
+    "sac": "SAC update",
+    "adversarial": "adversarial update",
+    "likelihood": "likelihood step",
+    "iteration": "one iteration",
+}
+STARTS, HORIZON, BATCH = 50_000, 5, 256
+
+
+class Peer:
+    """OfflineRL-Kit's RAMBO, put together as its own example does."""
+
+    def __init__(self, path: Path, num_rows: int) -> None:
+        if not (path / "offlinerlkit").is_dir():
+            raise SystemExit(
+                f"--peer {path} holds no folder offlinerlkit: clone "
+                "https://github.com/yihaosun1124/OfflineRL-Kit and give its path"
+            )
+        sys.path.insert(0, str(path))
+        # imported at the top of its files, used for nothing that is measured here
+        for name in ("gym", "d4rl"):
+            sys.modules.setdefault(name, types.ModuleType(name))
+        gym: Any = sys.modules["gym"]
+        gym.Env = getattr(gym, "Env", object)
+        from offlinerlkit.buffer import ReplayBuffer
+        from offlinerlkit.dynamics import EnsembleDynamics
+        from offlinerlkit.modules import ActorProb, Critic, EnsembleDynamicsModel, TanhDiagGaussian
+        from offlinerlkit.nets import MLP
+        from offlinerlkit.policy import RAMBOPolicy
+        from offlinerlkit.utils.scaler import StandardScaler
+        from offlinerlkit.utils.termination_fns import get_termination_fn, obs_unnormalization
+
+        rows = hopper_like(num_rows)
+        data = {
+            "observations": rows["observation"].numpy(),
+            "next_observations": rows["next", "observation"].numpy(),
+            "actions": rows["action"].numpy(),
+            "rewards": rows["next", "reward"].numpy(),
+            "terminals": rows["next", "terminated"].numpy(),
+        }
+        sizes = {"obs_shape": (11,), "obs_dtype": np.float32, "action_dim": 3}
+        self.real = ReplayBuffer(num_rows, **sizes, action_dtype=np.float32)
+        self.real.load_dataset(data)
+        self.imagined = ReplayBuffer(5 * STARTS * HORIZON, **sizes, action_dtype=np.float32)
+        model = EnsembleDynamicsModel(
+            11, 3, [200] * 4, 7, 5, weight_decays=[2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
+        )
+        with torch.no_grad():  # small steps, as after a fit: rows live for all k steps
+            model.output_layer.weight.mul_(0.01)
+            model.output_layer.bias[..., 12:] = -9.0
+        model.set_elites(list(range(5)))
+        scaler = StandardScaler()
+        scaler.fit(np.concatenate([data["observations"], data["actions"]], axis=-1))
+        ends = obs_unnormalization(
+            get_termination_fn(task="hopper-medium-v2"), np.float32(0), np.float32(1)
+        )
+        adam = torch.optim.Adam
+        self.dynamics = EnsembleDynamics(model, adam(model.parameters(), lr=3e-4), scaler, ends)
+        backbone = MLP(input_dim=11, hidden_dims=[256, 256])
+        dist = TanhDiagGaussian(
+            latent_dim=backbone.output_dim, output_dim=3, unbounded=True, conditioned_sigma=True
+        )
+        actor = ActorProb(backbone, dist)
+        critics = [Critic(MLP(input_dim=14, hidden_dims=[256, 256])) for _ in range(2)]
+        log_alpha = torch.zeros(1, requires_grad=True)
+        self.policy = RAMBOPolicy(
+            self.dynamics,
+            actor,
+            *critics,
+            adam(actor.parameters(), lr=1e-4),
+            *(adam(critic.parameters(), lr=3e-4) for critic in critics),
+            adam(model.parameters(), lr=3e-4),
+            alpha=(-3, log_alpha, adam([log_alpha], lr=1e-4)),
+            adv_weight=3e-4,
+            adv_rollout_length=HORIZON,
+            adv_rollout_batch_size=BATCH,
+        )
+        self.policy.train()
+        self.inputs = scaler.transform(
+            np.concatenate([data["observations"], data["actions"]], axis=-1)
+        )
+        self.targets = np.concatenate(
+            [data["next_observations"] - data["observations"], data["rewards"]], axis=-1
+        )
+
+    def rollouts(self) -> None:
+        """Collect once and store."""
+        starts = self.real.sample(STARTS)["observations"].numpy()
+        transitions, info = self.policy.rollout(starts, HORIZON)
+        if info["num_transitions"] < 0.99 * STARTS * HORIZON:
+            raise RuntimeError("the peer's rollouts ended early: the comparison would not be fair")
+        self.imagined.add_batch(**transitions)
+
+    def agent_updates(self, num: int) -> None:
+        """Take SAC updates."""
+        for _ in range(num):
+            real, imagined = self.real.sample(BATCH // 2), self.imagined.sample(BATCH // 2)
+            self.policy.learn({"real": real, "fake": imagined})
+
+    def model_updates(self, num: int) -> None:
+        """Take adversarial updates."""
+        self.policy._adv_train_steps = num
+        self.policy.update_dynamics(self.real)
+
+    def likelihood_steps(self, num: int) -> None:
+        """Take steps of the maximum-likelihood fit."""
+        rows = np.random.randint(len(self.inputs), size=(7, num * BATCH))
+        self.dynamics.learn(self.inputs[rows], self.targets[rows], BATCH, 0.001)
+
+
+def commit(path: Path) -> str | None:
+    """The peer's commit, where the folder is a git checkout."""
+    result = subprocess.run(
+        ["git", "-C", str(path), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None
+
+
+def main() -> None:
+    """Compare, print, write the JSON file and the figure."""
+    parser = arguments("Measure against a checkout of OfflineRL-Kit.")
+    parser.add_argument("--peer", type=Path, required=True, help="the checkout's folder")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
+    args = parser.parse_args()
+    if args.device != "cpu":
+        raise SystemExit("the comparison is made on the CPU")
+    set_up(args)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    rounds = 1 if args.quick else args.rounds
+    peer = Peer(args.peer, 100_000)
+    ours = Workload(compile=True, num_starts=STARTS, horizon=HORIZON)
+    likelihood = ours.likelihood_step()
+    num = 2 if args.quick else 50
+    whole = 2 if args.quick else 1000
+
+    def iteration(side: Any) -> Callable[[], None]:
+        def run() -> None:
+            side.rollouts()
+            side.agent_updates(whole)
+            side.model_updates(whole)
+
+        return run
+
+    peer.rollouts()
+    ours.rollouts()
+    jobs: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {
+        "rollouts": (ours.rollouts, peer.rollouts, STARTS * HORIZON),
+        "sac": (lambda: ours.agent_updates(num), lambda: peer.agent_updates(num), num),
+        "adversarial": (lambda: ours.model_updates(num), lambda: peer.model_updates(num), num),
+        "likelihood": (
+            lambda: [likelihood() for _ in range(num)],
+            lambda: peer.likelihood_steps(num),
+            num,
+        ),
+        "iteration": (iteration(ours), iteration(peer), 1),
+    }
+    print(f"{'':20}        ours OfflineRL-Kit   ratio")
+    results: dict[str, dict[str, Any]] = {}
+    for name, (our_work, peer_work, units) in jobs.items():
+        once = name == "iteration"
+        our_seconds, peer_seconds = measure_in_turns(
+            [our_work, peer_work],
+            rounds=min(rounds, 3) if once else rounds,
+            warmups=0 if once else 1,
+            least=0.01 if once or args.quick else 1.0,
+        )
+        ratios = [p / o for o, p in zip(our_seconds, peer_seconds, strict=True)]
+        results[name] = {
+            "units": units,
+            "ours_seconds": [x / units for x in our_seconds],
+            "peer_seconds": [x / units for x in peer_seconds],
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+        }
+        a, b = (statistics.median(results[name][f"{x}_seconds"]) for x in ("ours", "peer"))
+        shown = {
+            "rollouts": f"{1 / a:10,.0f}/s {1 / b:11,.0f}/s",
+            "iteration": f"{a:10.1f} s {b:11.1f} s",
+        }.get(name, f"{1e3 * a:9.2f} ms {1e3 * b:10.2f} ms")
+        print(f"{NAMES[name]:20} {shown} {results[name]['ratio']:6.1f}x", flush=True)
+    content = {
+        "machine": machine("cpu"),
+        "peer_commit": commit(args.peer),
+        "rounds": rounds,
+        "results": results,
+    }
+    write_json(args.out / "compare.json", content)
+    draw(results, args.out / "compare.png")
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """How many times faster, a bar for each kind of work."""
+    figure, (ax,) = make_figure(height=3)
+    ratios = [results[name]["ratio"] for name in NAMES]
+    bars = ax.barh(range(len(NAMES)), ratios, color=COLORS[0], height=0.6)
+    ax.bar_label(bars, fmt=" %.1f x", fontsize=9)
+    ax.axvline(1, color="#666666", lw=1)
+    ax.set_xscale("log")
+    ax.set_xlim(0.9, 1.5 * max(ratios))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    ax.xaxis.set_minor_formatter(lambda x, _: "")
+    ax.set_yticks(range(len(NAMES)), list(NAMES.values()))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    finish_figure(ax, "Times faster than OfflineRL-Kit, same work, same run", "ratio (log)", "")
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Imagined transitions per second: python benchmarks/rollout_throughput.py.
+
+The world model and the policy have the published sizes on Hopper's 11 + 3 entries. Beside the
+rates stands the share of the machine's own matrix-product rate that they reach.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from measuring import (
+    COLORS,
+    arguments,
+    finish_figure,
+    machine,
+    make_figure,
+    matmul_rate,
+    measure,
+    save_figure,
+    set_up,
+    write_json,
+)
+from workload import Workload
+
+from rambo_trl.collectors import ModelRolloutCollector
+
+
+def products_of_a_transition(work: Workload) -> int:
+    """FLOP of the matrix products of one transition: a member of the model and the policy."""
+    model = [work.observation_size + work.action_size, *work.hidden_sizes]
+    model.append(2 * (work.observation_size + 1))
+    policy = [work.observation_size, *work.agent_hidden_sizes, 2 * work.action_size]
+    return 2 * sum(m * n for sizes in (model, policy) for m, n in itertools.pairwise(sizes))
+
+
+def run(
+    work: Workload, *, rows: int, horizon: int, compile: bool, repeats: int, least: float
+) -> float:
+    """Transitions per second."""
+    collector = ModelRolloutCollector(
+        work.env, work.actor, num_starts=rows, horizon=horizon, compile=compile
+    )
+    seconds = measure(collector.collect, device=work.device, repeats=repeats, least=least)
+    return rows * horizon / seconds
+
+
+def main() -> None:
+    """Measure, print, write the JSON file and the figure."""
+    parser = arguments((__doc__ or "").partition(":")[0])
+    args = parser.parse_args()
+    set_up(args)
+    torch.manual_seed(0)
+    row_counts = [1000, 4000] if args.quick else [1000, 2000, 5000, 10_000, 20_000, 50_000]
+    horizons = [2] if args.quick else [1, 2, 5]
+    elite_counts = [5] if args.quick else [1, 2, 5, 7]
+    settings: dict[str, Any] = {
+        "repeats": 2 if args.quick else 5,
+        "least": 0.1 if args.quick else 0.5,
+    }
+    rate = matmul_rate(args.device)
+    print(f"large matrix products: {rate / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    print("   rows   k  elites  compiled  transitions/s  share of the products' rate")
+    results: list[dict[str, Any]] = []
+    jobs = [(rows, k, 5) for k in horizons for rows in row_counts]
+    jobs += [(row_counts[-1], horizons[-1], elites) for elites in elite_counts if elites != 5]
+    for compile in (True, False):
+        for rows, k, elites in jobs:
+            work = Workload(device=args.device, num_elites=elites)
+            per_second = run(work, rows=rows, horizon=k, compile=compile, **settings)
+            share = per_second * products_of_a_transition(work) / rate
+            results.append(
+                {
+                    "rows": rows,
+                    "horizon": k,
+                    "elites": elites,
+                    "compiled": compile,
+                    "transitions_per_second": per_second,
+                    "share_of_matmul_rate": share,
+                }
+            )
+            print(
+                f"{rows:7,} {k:3} {elites:7}  {'yes' if compile else 'no':>8} "
+                f"{per_second:14,.0f}  {share:.0%}",
+                flush=True,
+            )
+    write_json(
+        args.out / "rollout_throughput.json",
+        {"machine": machine(args.device), "matmul_flop_per_second": rate, "results": results},
+    )
+    draw(results, args.out / "rollout_throughput.png")
+
+
+def draw(results: list[dict[str, Any]], path: Any) -> None:
+    """Rate against rows, a line for each horizon, compiled drawn whole and eager broken."""
+    figure, (ax,) = make_figure()
+    horizons = sorted({r["horizon"] for r in results})
+    for color, k in zip(COLORS, horizons, strict=False):
+        for compiled, style in ((True, "o-"), (False, "o--")):
+            points = [
+                (r["rows"], r["transitions_per_second"])
+                for r in results
+                if (r["horizon"], r["compiled"], r["elites"]) == (k, compiled, 5)
+            ]
+            label = f"k = {k}, {'compiled' if compiled else 'eager'}"
+            ax.plot(*zip(*sorted(points), strict=True), style, color=color, label=label, ms=4)
+    ax.set_xscale("log")
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y / 1000:.0f} k")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.legend(frameon=False, ncols=max(1, len(horizons)), loc="lower right")
+    best = max(r["transitions_per_second"] for r in results)
+    finish_figure(
+        ax,
+        f"Imagined rollouts: up to {best / 1000:.0f} thousand transitions a second",
+        "rollouts at once",
+        "transitions / s",
+    )
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    main()

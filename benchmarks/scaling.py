@@ -1,0 +1,130 @@
+"""Cost against size, and memory over time: python benchmarks/scaling.py.
+
+Rollouts against rows, horizon, ensemble size and observation size on logarithmic axes, with the
+slope of a straight line through the points (1 is linear); then the memory that the process holds
+over iterations of rollouts and updates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from measuring import (
+    COLORS,
+    arguments,
+    finish_figure,
+    machine,
+    make_figure,
+    measure,
+    resident_memory,
+    save_figure,
+    set_up,
+    write_json,
+)
+from workload import Workload
+
+from rambo_trl.collectors import ModelRolloutCollector
+
+
+def seconds_of(work: Workload, rows: int, horizon: int, repeats: int, least: float) -> float:
+    """Median seconds of a collection."""
+    collector = ModelRolloutCollector(
+        work.env, work.actor, num_starts=rows, horizon=horizon, compile=work.compile
+    )
+    return measure(collector.collect, device=work.device, repeats=repeats, least=least)
+
+
+def slope(sizes: list[float], seconds: list[float]) -> float:
+    """Least-squares slope in logarithms."""
+    x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return above / sum((a - mean_x) ** 2 for a in x)
+
+
+def main() -> None:
+    """Measure, print, write the JSON file and the figure."""
+    parser = arguments((__doc__ or "").partition(":")[0])
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    args = parser.parse_args()
+    set_up(args)
+    torch.manual_seed(0)
+    quick = args.quick
+    timing: dict[str, Any] = {"repeats": 2 if quick else 5, "least": 0.05 if quick else 0.3}
+    base = {"compile": not args.eager, "device": args.device}
+    rows, horizon = (2000, 2) if quick else (10_000, 5)
+    sizes: dict[str, list[int]] = {
+        "rows": [1000, 2000] if quick else [2000, 5000, 10_000, 20_000, 50_000, 100_000],
+        "horizon": [1, 2] if quick else [1, 2, 5, 10, 20],
+        "elites": [1, 5] if quick else [1, 2, 5, 10, 20],
+        "observation size": [5, 11] if quick else [5, 11, 17, 50, 111, 300],
+    }
+    results: dict[str, Any] = {}
+    for name, values in sizes.items():
+        seconds = []
+        for value in values:
+            if name == "elites":
+                work = Workload(num_members=value, num_elites=value, **base)
+            elif name == "observation size":
+                work = Workload(observation_size=value, **base)
+            else:
+                work = Workload(**base)
+            seconds.append(
+                seconds_of(
+                    work,
+                    value if name == "rows" else rows,
+                    value if name == "horizon" else horizon,
+                    **timing,
+                )
+            )
+            print(f"{name:16} {value:7,}  {seconds[-1]:8.4f} s", flush=True)
+        results[name] = {
+            "sizes": values,
+            "seconds": seconds,
+            "slope": slope([float(v) for v in values], seconds),
+        }
+        print(f"{name:16} slope {results[name]['slope']:.2f}")
+    memory = memory_over(Workload(num_starts=2000, **base), 5 if quick else 50)
+    growth = memory[-1] - memory[min(len(memory) - 1, 10)]
+    print(f"memory after {len(memory)} iterations: {memory[-1]:.0f} MB")
+    print(f"since the 10th: {growth:+.1f} MB")
+    content = {"machine": machine(args.device), "results": results, "memory_mb": memory}
+    write_json(args.out / "scaling.json", content)
+    draw(content, args.out / "scaling.png")
+
+
+def memory_over(work: Workload, iterations: int) -> list[float]:
+    """Megabytes held after each of some iterations, the buffer full from the fifth on."""
+    held = []
+    for _ in range(iterations):
+        work.rollouts()
+        work.agent_updates(20)
+        work.model_updates(20)
+        held.append(resident_memory())
+    return held
+
+
+def draw(content: dict[str, Any], path: Any) -> None:
+    """Cost on logarithmic axes on the left, memory on the right."""
+    figure, (left, right) = make_figure(2, width=10)
+    for color, (name, result) in zip(COLORS, content["results"].items(), strict=False):
+        relative = [s / result["sizes"][0] for s in result["sizes"]]
+        cost = [s / result["seconds"][0] for s in result["seconds"]]
+        left.plot(relative, cost, "o-", color=color, ms=4, label=f"{name}: {result['slope']:.2f}")
+    top = max(s[-1] / s[0] for s in (r["sizes"] for r in content["results"].values()))
+    left.plot([1, top], [1, top], ":", color="#666666", label="linear: 1.00")
+    left.set_xscale("log")
+    left.set_yscale("log")
+    left.legend(frameon=False, title="slope", title_fontsize=9)
+    finish_figure(left, "Cost of rollouts", "size, relative to the smallest", "time, relative")
+    memory = content["memory_mb"]
+    right.plot(range(1, len(memory) + 1), memory, color=COLORS[0])
+    right.set_ylim(0, 1.15 * max(memory))
+    finish_figure(right, "Memory over iterations", "iteration", "megabytes held")
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    main()
