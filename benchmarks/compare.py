@@ -9,13 +9,14 @@ are the medians over rounds, and of the ratio within a round.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
@@ -53,10 +54,14 @@ class Peer:
             )
         sys.path.insert(0, str(path))
         # imported at the top of its files, used for nothing that is measured here
-        for name in ("gym", "d4rl"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-        gym: Any = sys.modules["gym"]
-        gym.Env = getattr(gym, "Env", object)
+        for package, modules in {
+            "gym": ("gym", "gym.envs", "gym.envs.mujoco"),
+            "d4rl": ("d4rl",),
+            "pandas": ("pandas",),
+            "tensorboard": ("torch.utils.tensorboard",),
+        }.items():
+            if importlib.util.find_spec(package) is None:
+                sys.modules.update((name, MagicMock()) for name in modules)
         from offlinerlkit.buffer import ReplayBuffer
         from offlinerlkit.dynamics import EnsembleDynamics
         from offlinerlkit.modules import ActorProb, Critic, EnsembleDynamicsModel, TanhDiagGaussian

@@ -31,7 +31,7 @@ def hopper_like(num_rows: int, observation_size: int = 11, action_size: int = 3)
     terminate at once would leave less to do.
     """
     observation = 0.1 * torch.randn(num_rows, observation_size)
-    observation[:, 0] = 1.25
+    observation[:, 0], observation[:, 1] = 1.25, 0.0  # height and angle
     terminated = torch.zeros(num_rows, 1, dtype=torch.bool)
     return TensorDict(
         {

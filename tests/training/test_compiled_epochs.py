@@ -1,0 +1,93 @@
+"""Compiled epochs: eager's numbers on odd sizes, no second compilation, flat memory."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from workload import Workload
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # the compiler's own
+]
+
+#: rows that neither the elites nor the chunks divide
+SIZES: dict[str, Any] = {
+    "num_rows": 211,
+    "num_members": 4,
+    "num_elites": 3,
+    "hidden_sizes": (16, 16),
+    "agent_hidden_sizes": (16, 16),
+    "num_starts": 47,
+    "horizon": 3,
+    "batch_size": 14,
+    "adversarial_weight": 0.1,
+}
+
+
+def build(compile: bool) -> Workload:
+    work = Workload(compile=compile, **SIZES)
+    work.collector.chunk_size = 20
+    return work
+
+
+def epoch(work: Workload, num: int = 4) -> dict[str, float]:
+    work.rollouts()
+    agent = work.agent_updates(num)
+    return {**agent, **work.model_updates(num)}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Workload:
+    return build(compile=True)
+
+
+def state(work: Workload) -> dict[str, Tensor]:
+    modules = {"model": work.world_model, "agent": work.agent.loss}
+    parts = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+    rows = work.model_buffer[:]
+    parts["imagined"] = torch.cat([rows["observation"], rows["next", "reward"]], dim=-1)
+    return {k: v.detach().clone() for k, v in parts.items() if isinstance(v, Tensor)}
+
+
+def test_compiled_epochs_equal_eager_ones(compiled: Workload) -> None:
+    eager = build(compile=False)
+    metrics = []
+    for work in (eager, compiled):
+        torch.manual_seed(3)
+        metrics.append(epoch(work))
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-3, abs=1e-4)
+    wanted, got = state(eager), state(compiled)
+    assert wanted.keys() == got.keys()
+    for name in wanted:
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_nothing_is_compiled_after_the_first_epoch(compiled: Workload) -> None:
+    epoch(compiled)
+    # as where a program imports or uses other parts between epochs
+    from torchrl.envs import CatTensors  # noqa: F401
+
+    before = {name: dict(counters[name]) for name in ("stats", "frames")}
+    assert before["frames"]["ok"] > 0
+    for _ in range(3):
+        epoch(compiled)
+    assert {name: dict(counters[name]) for name in ("stats", "frames")} == before
+
+
+def test_no_tensors_are_left_behind_by_an_epoch(compiled: Workload) -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(x, Tensor) for x in gc.get_objects())
+
+    for _ in range(2):
+        epoch(compiled)
+    before = tensors()
+    for _ in range(5):
+        epoch(compiled)
+    assert tensors() <= before + 5
