@@ -116,7 +116,9 @@ class ModelRolloutCollector:
 
     def _chunk(self, observation: Tensor) -> tuple[Tensor, ...]:
         if self._run is None:
-            self._run = compile_like_eager(self._rollout_chunk, self.compile)
+            self._run = compile_like_eager(
+                self._rollout_chunk, self.compile, name="the imagined rollouts"
+            )
         return self._run(observation)
 
     @torch.no_grad()

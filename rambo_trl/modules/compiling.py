@@ -61,7 +61,9 @@ def _one_graph() -> AbstractContextManager[Any]:
     return context
 
 
-def compile_like_eager(function: Callable[P, R], enabled: bool = True) -> Callable[P, R]:
+def compile_like_eager(
+    function: Callable[P, R], enabled: bool = True, *, name: str | None = None
+) -> Callable[P, R]:
     """Compile a function for fixed shapes, with eager's random numbers inside the graph.
 
     Compiled or not, the same seed then gives the same results, up to rounding. Where it can't
@@ -71,10 +73,13 @@ def compile_like_eager(function: Callable[P, R], enabled: bool = True) -> Callab
     Args:
         function: what is called often with inputs of the same shapes.
         enabled: with False the function is returned as it is.
+
+    Keyword Args:
+        name: what to call it in the log, which says when it is compiled.
     """
     if not enabled:
         return function
-    name = function.__qualname__.replace(".<locals>", "")
+    name = name or function.__qualname__.replace(".<locals>", "")
     compiled: Callable[P, R] | None = torch.compile(
         function,
         dynamic=False,
@@ -88,6 +93,8 @@ def compile_like_eager(function: Callable[P, R], enabled: bool = True) -> Callab
         nonlocal compiled, started
         if compiled is None:
             return function(*args, **kwargs)
+        if not started:
+            log.info("compiling %s", name)
         begin = time.perf_counter()
         try:
             with _one_graph():
@@ -99,7 +106,7 @@ def compile_like_eager(function: Callable[P, R], enabled: bool = True) -> Callab
             return out
         if not started:
             started = True
-            log.debug("compiled %s in %.1f s", name, time.perf_counter() - begin)
+            log.info("compiled %s in %.0f s", name, time.perf_counter() - begin)
         return out
 
     return call

@@ -81,7 +81,10 @@ class GradientStep:
             grads = torch.autograd.grad(total, self._parameters, allow_unused=True)
             return {k: v.detach() for k, v in terms.items() if v.ndim == 0}, grads
 
-        self._gradients = compile_like_eager(gradients, compile)
+        owner = getattr(losses, "__self__", losses)
+        self._gradients = compile_like_eager(
+            gradients, compile, name=f"the update of {type(owner).__name__}"
+        )
         self.optimizer = optimizer
 
     def __call__(self, *batches: TensorDictBase) -> dict[str, Tensor]:

@@ -1,0 +1,156 @@
+"""Put measured figures into the documentation: python benchmarks/page.py.
+
+Reads the JSON files that the benchmarks wrote with ``--out docs/benchmarks`` and writes them as
+tables between the ``<!-- benchmark:NAME -->`` markers of ``docs/benchmarks.md`` and ``README.md``.
+No figure of these pages is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compare import NAMES as COMPARED
+from update_throughput import NAMES as UPDATES
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured_on(machine: dict[str, Any]) -> str:
+    """The line above a table."""
+    where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{where}, {threads}, PyTorch {machine['torch']}."
+
+
+def compare(content: dict[str, Any]) -> str:
+    """Ours beside the peer."""
+    rows = []
+    for name, title in COMPARED.items():
+        result = content["results"][name]
+        ours, peer = (statistics.median(result[f"{x}_seconds"]) for x in ("ours", "peer"))
+        cells = {
+            "rollouts": lambda s: f"{1 / s:,.0f} transitions/s",
+            "iteration": lambda s: f"{s:.1f} s",
+        }.get(name, lambda s: f"{1e3 * s:.1f} ms")
+        rows.append([title, cells(peer), cells(ours), f"{result['ratio']:.1f} x"])
+    peer = "OfflineRL-Kit"
+    if content["peer_commit"]:
+        peer += f" ({content['peer_commit']})"
+    return f"{measured_on(content['machine'])}\n\n" + table(
+        ["work", peer, "rambo_trl", "faster"], rows
+    )
+
+
+def rollout_throughput(content: dict[str, Any]) -> str:
+    """Rates by rows and horizon, compiled and eager."""
+    rows = [
+        [
+            f"{r['rows']:,} x {r['horizon']}, {r['elites']} elites",
+            "compiled" if r["compiled"] else "eager",
+            f"{r['transitions_per_second']:,.0f}",
+            f"{r['share_of_matmul_rate']:.0%}",
+        ]
+        for r in content["results"]
+        if r["rows"] in (1000, 10_000, 50_000) and r["horizon"] in (1, 5)
+    ]
+    rate = content["matmul_flop_per_second"] / 1e9
+    return (
+        f"{measured_on(content['machine'])} Large matrix products reach {rate:.0f} GFLOP/s.\n\n"
+        + table(["rollouts", "", "transitions/s", "share of the products' rate"], rows)
+    )
+
+
+def update_throughput(content: dict[str, Any]) -> str:
+    """Updates a second."""
+    rate = {(r["update"], r["compiled"]): r["updates_per_second"] for r in content["results"]}
+    rows = [
+        [
+            title,
+            f"{rate[name, False]:.0f}",
+            f"{rate[name, True]:.0f}",
+            f"{rate[name, True] / rate[name, False]:.1f} x",
+        ]
+        for name, title in UPDATES.items()
+    ]
+    return f"{measured_on(content['machine'])}\n\n" + table(
+        ["update", "eager, per s", "compiled, per s", "faster"], rows
+    )
+
+
+def iteration(content: dict[str, Any]) -> str:
+    """Seconds by phase."""
+    whole = content["iteration_seconds"]
+    rows = [[name, f"{s:.1f} s", f"{s / whole:.0%}"] for name, s in content["seconds"].items()]
+    rows.append(["**an iteration**", f"**{whole:.1f} s**", ""])
+    return (
+        f"{measured_on(content['machine'])}\n\n{table(['phase', 'time', 'share'], rows)}\n\n"
+        f"The paper's whole run of 2,000 iterations, projected: {content['whole_run_hours']:.0f} "
+        f"hours without evaluations. First calls, compiling included: "
+        f"{content['first_calls_seconds']:.0f} s. Peak memory: "
+        f"{content['peak_memory_mb'] / 1000:.1f} GB."
+    )
+
+
+def scaling(content: dict[str, Any]) -> str:
+    """Slopes, and the growth of memory."""
+    rows = [
+        [name, f"{r['sizes'][0]:,} to {r['sizes'][-1]:,}", f"{r['slope']:.2f}"]
+        for name, r in content["results"].items()
+    ]
+    memory = content["memory_mb"]
+    tenth = memory[min(len(memory) - 1, 9)]
+    return (
+        f"{measured_on(content['machine'])}\n\n{table(['size', 'range', 'slope'], rows)}\n\n"
+        f"Memory after {len(memory)} iterations: {memory[-1]:,.0f} MB, "
+        f"{memory[-1] - tenth:+.0f} MB since the tenth."
+    )
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "compare": compare,
+    "rollout_throughput": rollout_throughput,
+    "update_throughput": update_throughput,
+    "iteration": iteration,
+    "scaling": scaling,
+}
+
+
+def put_in(text: str, folder: Path) -> str:
+    """Fill every pair of markers whose JSON file is there."""
+    for name, part in PARTS.items():
+        start, end = f"<!-- benchmark:{name} -->", f"<!-- end of benchmark:{name} -->"
+        path = folder / f"{name}.json"
+        if start in text and end in text and path.is_file():
+            head, rest = text.split(start, 1)
+            tail = rest.split(end, 1)[1]
+            text = f"{head}{start}\n{part(json.loads(path.read_text()))}\n{end}{tail}"
+    return text
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    parser = argparse.ArgumentParser(description="Put measured figures into the documentation.")
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument(
+        "pages", nargs="*", type=Path, default=[Path("docs/benchmarks.md"), Path("README.md")]
+    )
+    args = parser.parse_args()
+    for page in args.pages:
+        before = page.read_text()
+        after = put_in(before, args.folder)
+        if after != before:
+            page.write_text(after)
+            print(f"written: {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The benchmarks run, and what they compute from their measurements is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from measuring import measure, measure_in_turns
+from page import put_in
+from rollout_throughput import products_of_a_transition
+from scaling import slope
+from workload import Workload, hopper_like
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *options],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def test_slope_of_a_power_is_its_exponent() -> None:
+    sizes = [1.0, 3.0, 10.0, 40.0]
+    assert slope(sizes, [2 * s**1.5 for s in sizes]) == pytest.approx(1.5)
+
+
+def test_measured_seconds_are_those_of_a_call() -> None:
+    assert measure(lambda: time.sleep(0.01), repeats=3, least=0.03) == pytest.approx(0.01, rel=0.5)
+    short, long = measure_in_turns(
+        [lambda: time.sleep(0.002), lambda: time.sleep(0.01)], rounds=3, least=0.02
+    )
+    assert len(short) == len(long) == 3
+    assert all(a < b for a, b in zip(short, long, strict=True))
+
+
+def test_products_are_those_of_one_member_and_the_policy() -> None:
+    work = Workload(
+        num_rows=10, hidden_sizes=(20, 30), agent_hidden_sizes=(40,), num_members=3, num_elites=2
+    )
+    model = 14 * 20 + 20 * 30 + 30 * 24
+    policy = 11 * 40 + 40 * 6
+    assert products_of_a_transition(work) == 2 * (model + policy)
+    of_members = sum(w[0].numel() for w in work.world_model.weights)
+    assert model == of_members
+
+
+def test_made_up_rows_live_through_a_rollout() -> None:
+    # rows that ended at once would leave less to do than there is in a real run
+    work = Workload(num_rows=500, num_starts=300)
+    assert work.rollouts() > 0.99 * 300 * work.horizon
+    assert hopper_like(7)["next", "reward"].shape == (7, 1)
+
+
+def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
+    text = (
+        "before\n<!-- benchmark:scaling -->\nold\n<!-- end of benchmark:scaling -->\nafter\n"
+        "<!-- benchmark:iteration -->\nkept\n<!-- end of benchmark:iteration -->\n"
+    )
+    content = {
+        "machine": {"cpu": "a CPU", "device": "cpu", "threads": 2, "torch": "9.9"},
+        "results": {"rows": {"sizes": [10, 1000], "seconds": [1, 100], "slope": 1.0}},
+        "memory_mb": [float(x) for x in range(100, 120)],
+    }
+    (tmp_path / "scaling.json").write_text(json.dumps(content))
+    filled = put_in(text, tmp_path)
+    assert "| rows | 10 to 1,000 | 1.00 |" in filled
+    assert "119 MB, +10 MB since the tenth" in filled
+    assert "a CPU, 2 threads, PyTorch 9.9." in filled
+    assert "old" not in filled and "kept" in filled and filled.startswith("before\n")
+    assert put_in(filled, tmp_path) == filled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("rollout_throughput.py", []),
+        ("update_throughput.py", []),
+        ("iteration.py", ["--eager"]),
+        ("scaling.py", ["--eager"]),
+    ],
+)
+def test_scripts_run_and_write_what_they_measured(
+    script: str, options: list[str], tmp_path: Path
+) -> None:
+    result = run(script, "--quick", "--threads", "1", "--out", str(tmp_path), *options)
+    assert result.returncode == 0, result.stderr
+    name = script.removesuffix(".py")
+    content = json.loads((tmp_path / f"{name}.json").read_text())
+    assert content["machine"]["threads"] == 1
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    text = f"<!-- benchmark:{name} -->\n<!-- end of benchmark:{name} -->"
+    assert "| --- |" in put_in(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("compare.py", ["--peer", "/nowhere"], "--peer /nowhere holds no folder offlinerlkit"),
+        ("iteration.py", ["--threads", "0"], "--threads must be at least 1, got 0"),
+        ("iteration.py", ["--device", "tpu9"], "--device tpu9 can't be used"),
+    ],
+)
+def test_bad_options_are_named(script: str, options: list[str], message: str) -> None:
+    result = run(script, *options)
+    assert result.returncode != 0
+    assert message in result.stderr and "Traceback" not in result.stderr
