@@ -16,6 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.objectives import functional
+from rambo_trl.objectives.density import check_density, next_key, transition_log_prob
 
 __all__ = ["AdversarialModelLoss"]
 
@@ -68,7 +69,8 @@ class AdversarialModelLoss(LossModule):
 
     Args:
         world_model: any module with ``log_prob(tensordict)`` [*B], the log-density of the
-            recorded ``("next", ...)`` entries.
+            recorded ``("next", ...)`` entries, such as a TorchRL probabilistic module, or with
+            ``get_dist(tensordict)`` over (next observation, reward).
         actor_network: writes the action; evaluated at its mode.
         qvalue_network: writes the state-action value [*B, 1]; a single critic, a sequence of
             them, or a module that writes an ensemble's values stacked in front, [K, *B, 1].
@@ -78,6 +80,8 @@ class AdversarialModelLoss(LossModule):
             experiments). A buffer: it can be assigned to and scheduled.
         gamma: discount factor.
         normalize_advantage: standardise the advantage over the batch (published).
+        advantage_clip: largest magnitude of the (standardised) advantage, so that no single
+            row drives an update; None, the default, leaves it as it is.
         baseline: subtract Q(s, a); without it the gradient has the same mean and more
             variance (paper sec. 4.2).
         entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
@@ -146,22 +150,21 @@ class AdversarialModelLoss(LossModule):
         adversarial_weight: float = 3e-4,
         gamma: float = 0.99,
         normalize_advantage: bool = True,
+        advantage_clip: float | None = None,
         baseline: bool = True,
         entropy_coeff: float = 0.0,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__()
-        if not callable(getattr(world_model, "log_prob", None)):
-            raise TypeError(
-                f"world_model must have a method log_prob(tensordict), "
-                f"{type(world_model).__name__} has none"
-            )
+        check_density(world_model)
         if not (math.isfinite(adversarial_weight) and adversarial_weight >= 0):
             raise ValueError(
                 f"adversarial_weight must be finite and not negative, got {adversarial_weight}"
             )
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        if advantage_clip is not None and not advantage_clip > 0:
+            raise ValueError(f"advantage_clip must be positive or None, got {advantage_clip}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
         self.world_model = world_model
@@ -172,6 +175,7 @@ class AdversarialModelLoss(LossModule):
         self.__dict__["actor_network"] = actor_network
         self.__dict__["qvalue_networks"] = critics
         self.normalize_advantage = normalize_advantage
+        self.advantage_clip = advantage_clip
         self.baseline = baseline
         self.reduction = reduction
         self.register_coeff_buffer("adversarial_weight", float(adversarial_weight))
@@ -258,9 +262,9 @@ class AdversarialModelLoss(LossModule):
         if self._in_keys is None:
             observations = self.actor_network.in_keys
             keys = [*observations, self.tensor_keys.action]
-            keys += [_join("next", key) for key in observations]
-            keys += [_join("next", self.tensor_keys.reward)]
-            keys += [_join("next", self.tensor_keys.terminated)]
+            keys += [next_key(key) for key in observations]
+            keys += [next_key(self.tensor_keys.reward)]
+            keys += [next_key(self.tensor_keys.terminated)]
             self._in_keys = keys
         return self._in_keys
 
@@ -311,11 +315,17 @@ class AdversarialModelLoss(LossModule):
             )
         return advantage, next_value, qvalue
 
+    def _log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        keys = [next_key(key) for key in (*self.actor_network.in_keys, self.tensor_keys.reward)]
+        return transition_log_prob(self.world_model, tensordict, keys)
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the loss of an imagined batch [*B]; the input is left unchanged."""
         advantage, next_value, qvalue = self.advantage(tensordict)
         weight = functional.standardize(advantage) if self.normalize_advantage else advantage
-        log_prob = self.world_model.log_prob(tensordict.copy())
+        if self.advantage_clip is not None:
+            weight = weight.clamp(-self.advantage_clip, self.advantage_clip)
+        log_prob = self._log_prob(tensordict)
         loss = self._reduce_loss(self.adversarial_weight * weight * log_prob, tensordict=tensordict)
         metrics = {
             "advantage_mean": advantage.mean(),
@@ -327,10 +337,6 @@ class AdversarialModelLoss(LossModule):
         out = TensorDict({"loss_adversarial": loss, **metrics})
         self._clear_weakrefs(tensordict, out)
         return out
-
-
-def _join(prefix: str, key: NestedKey) -> NestedKey:
-    return (prefix, key) if isinstance(key, str) else (prefix, *key)
 
 
 # TorchRL's metaclass turns every public attribute whose name ends in "loss" into an instance

@@ -7,8 +7,10 @@ from torch import Tensor
 
 __all__ = [
     "ensemble_nll",
+    "kl_estimate",
     "log_var_bound_penalty",
     "model_advantage",
+    "squared_total_variation_estimate",
     "standardize",
     "weight_decay_penalty",
 ]
@@ -78,3 +80,40 @@ def weight_decay_penalty(weights: list[Tensor], coefficients: list[float]) -> Te
     """``sum_layers 0.5 * coefficient * sum(weight ** 2)``."""
     terms = [0.5 * c * w.square().sum() for w, c in zip(weights, coefficients, strict=True)]
     return torch.stack(terms).sum()
+
+
+def kl_estimate(log_ratio: Tensor) -> Tensor:
+    r"""Unbiased, never negative estimates of :math:`KL(p \| q)` from draws of p.
+
+    :math:`q/p - 1 - \log(q/p)`: the plain :math:`-\log(q/p)` plus a term whose mean is zero and
+    which takes out most of its variance where the two are close.
+
+    Args:
+        log_ratio: :math:`\log q(x) - \log p(x)` of draws x from p [*].
+
+    Returns:
+        [*]
+    """
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def squared_total_variation_estimate(log_ratio: Tensor) -> Tensor:
+    r"""Unbiased estimate of :math:`TV(p, q)^2` from K draws of p (the distance of paper Eq. 8).
+
+    :math:`TV = E_p[(1 - q/p)_+]`. The square of the draws' mean would be too large by its
+    variance; the mean product of two different draws is not.
+
+    Args:
+        log_ratio: :math:`\log q(x) - \log p(x)` [K, *], K at least 2.
+
+    Returns:
+        [*]
+
+    Raises:
+        ValueError: if there are fewer than two draws.
+    """
+    draws = log_ratio.shape[0]
+    if draws < 2:
+        raise ValueError(f"squared total variation needs at least 2 draws, got {draws}")
+    missing = -torch.expm1(log_ratio.clamp(max=0.0))
+    return (missing.sum(dim=0).square() - missing.square().sum(dim=0)) / (draws * (draws - 1))

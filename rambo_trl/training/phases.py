@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
@@ -14,7 +14,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules.compiling import compile_like_eager
-from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
 
 __all__ = ["AgentPhase", "ModelPhase"]
@@ -86,7 +86,7 @@ class ModelPhase:
     Args:
         env: the world model's environment.
         adversarial_loss: Eq. 5.
-        model_loss: the likelihood term.
+        model_loss: the likelihood term, or the distance to the fitted model in its place.
         real_buffer: the data.
 
     Keyword Args:
@@ -94,21 +94,25 @@ class ModelPhase:
         horizon: steps k of a trajectory.
         lr: Adam's learning rate; the optimiser is this phase's own.
         compile: compile the losses.
+        after_update: called with every update's detached metrics, such as a
+            :class:`~rambo_trl.objectives.LikelihoodBudget`'s step on one of them.
     """
 
     def __init__(
         self,
         env: EnsembleModelEnv,
         adversarial_loss: AdversarialModelLoss,
-        model_loss: EnsembleModelLoss,
+        model_loss: EnsembleModelLoss | ModelTrustLoss,
         real_buffer: ReplayBuffer,
         *,
         batch_size: int = 256,
         horizon: int = 5,
         lr: float = 3e-4,
         compile: bool = False,
+        after_update: Callable[[dict[str, Tensor]], object] | None = None,
     ) -> None:
         self.env = env
+        self.after_update = after_update
         self.adversarial_loss = adversarial_loss
         self.model_loss = model_loss
         self.real_buffer = real_buffer
@@ -121,7 +125,9 @@ class ModelPhase:
         trained = model.elite_parameters() if self._apart else model.parameters()
         self.optimizer = adam(trained, lr)
         self._step = GradientStep(self._losses, self.optimizer, compile=compile)
-        self._imagine = compile_like_eager(self._imagine_step, compile)
+        self._imagine = compile_like_eager(
+            self._imagine_step, compile, name="the adversary's imagined step"
+        )
 
     def _losses(self, imagined: TensorDictBase, real: TensorDictBase) -> TensorDictBase:
         return self.adversarial_loss(imagined).update(self.model_loss(real))
@@ -161,7 +167,10 @@ class ModelPhase:
                 imagined = self._imagine(observation)
             real = self.real_buffer.sample(self._members * self.batch_size)
             real = real.select(*self.model_loss.in_keys).reshape(self._members, self.batch_size)
-            means.add(self._step(imagined, real))
+            metrics = self._step(imagined, real)
+            means.add(metrics)
+            if self.after_update is not None:
+                self.after_update(metrics)
             following = imagined["next"]
             observation = torch.where(
                 following["terminated"],

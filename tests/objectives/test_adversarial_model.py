@@ -13,19 +13,21 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import MLP
+from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import (
     CQLLoss,
     DDPGLoss,
+    IQLLoss,
     LossModule,
     REDQLoss,
     SACLoss,
     SoftUpdate,
+    TD3BCLoss,
     TD3Loss,
 )
 
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss, adversarial_model
+from rambo_trl.objectives import AdversarialModelLoss, COMBOLoss, adversarial_model
 
 SPEC = Bounded(-1, 1, shape=(1,))
 METRICS = ["advantage_mean", "advantage_std", "model_log_prob", "value", "qvalue"]
@@ -63,6 +65,26 @@ AGENTS: dict[str, Callable[[], LossModule]] = {
         make_actor(3, SPEC, hidden_sizes=(8,)),
         make_qvalue(3, 1, hidden_sizes=(8,)),
         action_spec=SPEC,
+    ),
+    "SAC with five critics": lambda: SACLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+        num_qvalue_nets=5,
+    ),
+    "TD3+BC": lambda: TD3BCLoss(
+        deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,)), action_spec=SPEC
+    ),
+    "IQL": lambda: IQLLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        ValueOperator(MLP(in_features=3, out_features=1, num_cells=[8])),
+    ),
+    "COMBO": lambda: COMBOLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+        num_real=4,
     ),
 }
 
@@ -177,6 +199,17 @@ def test_loss_and_metrics_by_hand() -> None:
     assert out["loss_adversarial"].item() == pytest.approx(want)
 
 
+def test_advantages_are_clipped_after_they_are_standardised() -> None:
+    standard = (HAND_ADVANTAGE - HAND_ADVANTAGE.mean()) / HAND_ADVANTAGE.std(correction=0)
+    assert standard.abs().max() > 1.5
+    out = hand_loss(advantage_clip=0.5)(hand_batch())
+    want = 0.25 * (standard.clamp(-0.5, 0.5) * HAND_LOG_PROB).mean().item()
+    assert out["loss_adversarial"].item() == pytest.approx(want)
+    assert out["advantage_mean"].item() == pytest.approx(-4.25 / 4)  # as it is, unclipped
+    loose = hand_loss(advantage_clip=100.0)(hand_batch())["loss_adversarial"]
+    torch.testing.assert_close(loose, hand_loss()(hand_batch())["loss_adversarial"])
+
+
 def test_gradient_step_makes_lucky_successors_less_likely() -> None:
     loss = hand_loss()
     loss(hand_batch())["loss_adversarial"].backward()
@@ -256,6 +289,27 @@ def test_takes_actor_and_critics_live_from_a_torchrl_loss(agent: str) -> None:
         changed = {m for m in ("value", "qvalue") if not torch.isclose(after[m], out[m])}
         assert changed == changes, network
         out = after
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_the_smallest_of_all_critics_counts(number: int) -> None:
+    agent = SACLoss(
+        make_actor(3, SPEC, hidden_sizes=(8,)),
+        make_qvalue(3, 1, hidden_sizes=(8,)),
+        action_spec=SPEC,
+        num_qvalue_nets=number,
+    )
+    model = make_model()
+    batch = imagined(model)
+    _, _, qvalue = AdversarialModelLoss.from_loss(model, agent).advantage(batch)
+    values = []
+    for i in range(number):
+        with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
+            td = agent.qvalue_network(batch.select("observation", "action"))
+            values.append(td["state_action_value"].squeeze(-1))
+    torch.testing.assert_close(qvalue, torch.stack(values).min(dim=0).values)
+    # every critic is the smallest somewhere, so none of them is passed over unnoticed
+    assert len(torch.stack(values).argmin(dim=0).unique()) > (number > 1)
 
 
 def test_critics_and_mode_are_those_of_sac() -> None:
@@ -497,6 +551,8 @@ def test_agents_without_actor_or_critic_are_refused() -> None:
         ({"adversarial_weight": math.nan}, "adversarial_weight"),
         ({"gamma": 1.5}, "gamma"),
         ({"reduction": "max"}, "reduction"),
+        ({"advantage_clip": 0.0}, "advantage_clip"),
+        ({"advantage_clip": math.nan}, "advantage_clip"),
     ],
 )
 def test_settings_are_checked(kwargs: dict, match: str) -> None:

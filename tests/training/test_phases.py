@@ -397,3 +397,30 @@ def test_compiled_phases_equal_eager() -> None:
         results.append((metrics, [p.detach().clone() for p in model.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-3, abs=1e-4)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_update_is_reported_and_the_next_sees_what_came_of_it(compiled: bool) -> None:
+    agent, model = make_agent(), EnsembleWorldModel(3, 1, hidden_sizes=(8,))
+    buffer = make_buffer(transitions(50))
+    adversarial = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=1.0)
+    seen: list[tuple[float, float]] = []
+
+    def after_update(metrics: dict[str, Tensor]) -> None:
+        assert not any(value.requires_grad for value in metrics.values())
+        seen.append((metrics["loss_adversarial"].item(), metrics["loss_model"].item()))
+        adversarial.adversarial_weight.copy_(torch.tensor(0.0 if len(seen) % 2 else 1.0))
+
+    phase = ModelPhase(
+        EnsembleModelEnv(model, action_spec=SPEC, starts=buffer),
+        adversarial,
+        EnsembleModelLoss(model, members="elites"),
+        buffer,
+        batch_size=16,
+        compile=compiled,
+        after_update=after_update,
+    )
+    metrics = phase.run(4)
+    assert [abs(loss) > 0 for loss, _ in seen] == [True, False, True, False]
+    assert metrics["loss_model"] == pytest.approx(sum(x for _, x in seen) / 4)

@@ -1,0 +1,102 @@
+"""Imagined rollouts that lead into states of the data instead of away from them."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from rambo_trl.collectors.model_rollout import ModelRolloutCollector
+
+__all__ = ["ReverseRolloutCollector", "reverse_transitions"]
+
+
+def reverse_transitions(transitions: TensorDictBase) -> TensorDictBase:
+    """Transitions read backwards: from the next state and the action to the state and reward.
+
+    Args:
+        transitions: [*B] with observation, action, and under ``"next"`` observation and reward.
+
+    Returns:
+        [*B] with the two observations exchanged, sharing memory with the input. A world model
+        fitted to it is a reverse model p(s, r | s', a), an actor cloned on it a reverse policy
+        pi(a | s'), and an env whose ``starts`` it is begins in the data's next states. There are
+        no flags: what ends where is a matter of the forward direction.
+    """
+    following = transitions.get("next")
+    return TensorDict(
+        {
+            "observation": following.get("observation"),
+            "action": transitions.get("action"),
+            "next": TensorDict(
+                {
+                    "observation": transitions.get("observation"),
+                    "reward": following.get("reward"),
+                },
+                transitions.batch_size,
+            ),
+        },
+        transitions.batch_size,
+    )
+
+
+class ReverseRolloutCollector(ModelRolloutCollector):
+    r"""Iterate over flat TensorDicts of imagined transitions that end in states of the data.
+
+    ROMI's reverse imagination: from a state s' of the data an action a is drawn from a reverse
+    policy, then the predecessor s and the reward from a reverse model p(s, r | s', a), and on
+    from s. Read forwards these rollouts join the data from outside, so an agent that follows them
+    arrives where there is data; forward rollouts leave it. RAMBO's authors name them as the
+    remedy for AntMaze (sec. 6).
+
+    Rollouts stop at predecessors in which an episode would have ended, because nothing follows
+    those; such rows are left out. The other arguments are
+    :class:`~rambo_trl.collectors.ModelRolloutCollector`'s.
+
+    Args:
+        env: the env of a reverse model, an
+            :class:`~rambo_trl.modules.EnsembleWorldModel` fitted to :func:`reverse_transitions`
+            of the data, which are its ``starts`` too; with the forward env's termination rule,
+            which must judge by the next observation, as those of
+            :mod:`rambo_trl.envs.termination` do.
+        policy: a reverse policy, reading s' as ``"observation"``, such as an actor cloned on the
+            reversed data; None for uniformly random actions.
+
+    The items' entries are those of forward rollouts, in the forward direction; ``terminated``
+    comes from the rule, ``truncated`` is false.
+
+    Reference: Wang et al. 2021, https://arxiv.org/abs/2110.00188, whose reverse policy is a
+    conditional variational autoencoder.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> from rambo_trl.collectors import ReverseRolloutCollector, reverse_transitions
+        >>> from rambo_trl.envs import EnsembleModelEnv
+        >>> from rambo_trl.modules import EnsembleWorldModel
+        >>> data = TensorDict(
+        ...     observation=torch.randn(100, 3), action=torch.rand(100, 1),
+        ...     next=TensorDict(observation=torch.randn(100, 3), reward=torch.randn(100, 1),
+        ...                     batch_size=[100]),
+        ...     batch_size=[100])
+        >>> reverse_env = EnsembleModelEnv(
+        ...     EnsembleWorldModel(3, 1), starts=reverse_transitions(data),
+        ...     action_spec=Bounded(-1, 1, shape=(1,)))
+        >>> ReverseRolloutCollector(reverse_env, num_starts=10, horizon=3).collect().shape
+        torch.Size([30])
+    """
+
+    @torch.no_grad()
+    def collect(self) -> TensorDictBase:
+        """Roll back once from ``num_starts`` next states; flat TensorDict [valid transitions]."""
+        backwards = super().collect()
+        # the rule, applied backwards, marks predecessors in which the episode was over
+        backwards = backwards[~backwards["next", "terminated"].squeeze(-1)]
+        out = reverse_transitions(backwards)
+        terminated = self.env.is_terminal(
+            out["observation"], out["action"], out["next", "observation"]
+        )
+        out["next", "terminated"] = terminated
+        out["next", "truncated"] = torch.zeros_like(terminated)
+        out["next", "done"] = terminated.clone()
+        return out

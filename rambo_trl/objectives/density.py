@@ -1,0 +1,67 @@
+"""The log-density of a recorded transition under any world model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+__all__ = ["check_density", "next_key", "transition_log_prob"]
+
+
+def next_key(key: NestedKey) -> NestedKey:
+    """The key of the same entry of the successor, under ``"next"``."""
+    return ("next", key) if isinstance(key, str) else ("next", *key)
+
+
+def check_density(world_model: object) -> None:
+    """Refuse what has no density.
+
+    Raises:
+        TypeError: if the module has neither ``log_prob`` nor ``get_dist``.
+    """
+    if not any(callable(getattr(world_model, name, None)) for name in ("log_prob", "get_dist")):
+        raise TypeError(
+            "world_model must have a method log_prob(tensordict) or get_dist(tensordict), "
+            f"{type(world_model).__name__} has neither"
+        )
+
+
+def transition_log_prob(
+    world_model: TensorDictModuleBase, tensordict: TensorDictBase, value_keys: Sequence[NestedKey]
+) -> Tensor:
+    r"""The joint log-density :math:`\log T(s', r | s, a)` of each recorded transition.
+
+    Args:
+        world_model: a module with ``log_prob(tensordict)``, which returns a tensor, or, as
+            TorchRL's composite distributions do, a TensorDict of the parts' log-densities;
+            or with ``get_dist(tensordict)`` alone, a distribution over the concatenated
+            ``value_keys``. Whatever stands in dimensions behind the batch's, or in several
+            entries, is taken as independent and summed.
+        tensordict: the transitions [*B]; left unchanged.
+        value_keys: the entries of the successor, the reward last.
+
+    Returns:
+        [*B]
+
+    Raises:
+        ValueError: if the density's leading shape is not [*B], because broadcasting would
+            silently mix rows.
+    """
+    if callable(getattr(world_model, "log_prob", None)):
+        found = world_model.log_prob(tensordict.copy())
+    else:
+        value = torch.cat([tensordict.get(key) for key in value_keys], dim=-1)
+        found = world_model.get_dist(tensordict.copy()).log_prob(value)
+    shape = tensordict.batch_size
+    parts = list(found.values(True, True)) if isinstance(found, TensorDictBase) else [found]
+    for part in parts:
+        if part.shape[: len(shape)] != shape:
+            raise ValueError(
+                f"the world model's log-density has shape {list(part.shape)}, expected "
+                f"{list(shape)}, one value for each transition"
+            )
+    return torch.stack([part.reshape(*shape, -1).sum(dim=-1) for part in parts]).sum(dim=0)
