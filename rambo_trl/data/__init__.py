@@ -1,7 +1,8 @@
 """Offline data: from a data set to normalised TensorDict transitions and mixed batches."""
 
 from rambo_trl.data.bundled import bundled_names, ensure_bundled
-from rambo_trl.data.environment import check_environment
+from rambo_trl.data.environment import make_environment
+from rambo_trl.data.environment_check import check_environment
 from rambo_trl.data.mixing import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.scores import D4RL_REFERENCE_SCORES, normalized_score, reference_scores_for
@@ -16,6 +17,7 @@ __all__ = [
     "bundled_names",
     "check_environment",
     "ensure_bundled",
+    "make_environment",
     "make_real_buffer",
     "make_replay_buffer",
     "mujoco_messages_logged",

@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="bundled name, Minari id or folder, or D4RL-format HDF5 file")
     parser.add_argument("--env-id", help="environment, where the data set names none")
     parser.add_argument("--figure", type=Path, help="draw the data set into this image file")
+    parser.add_argument(
+        "--memmap", type=Path, help="write the data set to this folder, to train from the disk"
+    )
     options = parser.parse_args(arguments)
     level = torchrl_logger.level
     torchrl_logger.setLevel("ERROR")  # warnings stand in the report
@@ -31,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.figure is not None:
             plot_dataset(dataset, options.figure)
             report += f"\n\nfigure       {options.figure}"
+        if options.memmap is not None:
+            dataset.memmap(options.memmap)
+            report += f"\n\nwritten to   {options.memmap}"
     except (ValueError, OSError) as error:
         sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
         return 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,18 @@ import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
 from safetensors import safe_open
-from tensordict import TensorDict
-from torchrl.data import Bounded
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torch import nn
+from torchrl.modules import MLP, NormalParamExtractor, TanhNormal
 
-from rambo_trl.modules.actor_critic import make_actor
+from rambo_trl.data.environment import make_environment
+from rambo_trl.data.spaces import ObservationLayout
 
 __all__ = ["PolicyBundle", "collect_episodes", "uniform_random_actions"]
 
 Act = Callable[[np.ndarray], np.ndarray]
+
+# Where the layers stand in the actor that recipes/behaviour.py trains.
+_ACTOR_PREFIX = "module.0.module."
 
 
 class PolicyBundle:
@@ -76,23 +80,27 @@ class PolicyBundle:
             [B, action_size]; its noise comes from torch's global generator.
         """
         low, high = (torch.from_numpy(np.array(v)) for v in (action_space.low, action_space.high))
-        spec = Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32)
-        actor = make_actor(observation_size, spec, hidden_sizes=self.header["hidden_sizes"])
-        prefix = f"{index:02d}/"
+        network = nn.Sequential(
+            MLP(
+                in_features=observation_size,
+                out_features=2 * low.shape[-1],
+                num_cells=list(self.header["hidden_sizes"]),
+                activation_class=nn.ReLU,
+            ),
+            NormalParamExtractor(),
+        )
+        prefix = f"{index:02d}/{_ACTOR_PREFIX}"
         weights = {
             k.removeprefix(prefix): v for k, v in self._weights.items() if k.startswith(prefix)
         }
-        if set(weights) != {name for name, _ in actor.named_parameters()}:
+        if set(weights) != {name for name, _ in network.named_parameters()}:
             raise ValueError(f"snapshot {index} of {self.env_id} does not fit the actor's layers")
-        actor.load_state_dict(weights, strict=False)
+        network.load_state_dict(weights, strict=False)
 
         def act(observation: np.ndarray) -> np.ndarray:
-            td = TensorDict(
-                {"observation": torch.as_tensor(observation, dtype=torch.float32)},
-                batch_size=[len(observation)],
-            )
-            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-                return actor(td)["action"].numpy()
+            with torch.no_grad():
+                loc, scale = network(torch.as_tensor(observation, dtype=torch.float32))
+                return TanhNormal(loc, scale, low=low, high=high, tanh_loc=False).rsample().numpy()
 
         return act
 
@@ -112,7 +120,7 @@ class _Recording:
     """One episode while it is played."""
 
     seed: int
-    observations: list[np.ndarray]
+    observations: list[Any]
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     terminated: bool = False
@@ -124,7 +132,11 @@ class _Recording:
         ends[:, -1] = self.terminated, self.truncated
         return EpisodeBuffer(
             seed=self.seed,
-            observations=np.stack(self.observations),
+            observations=(
+                {k: np.stack([o[k] for o in self.observations]) for k in self.observations[0]}
+                if isinstance(self.observations[0], Mapping)
+                else np.stack(self.observations)
+            ),
             actions=np.stack(self.actions),
             rewards=np.array(self.rewards),
             terminations=ends[0],
@@ -148,7 +160,8 @@ def collect_episodes(
     as if one copy had played them in turn. Keeping the first to end would favour short ones.
 
     Args:
-        act: maps observations [B, obs] to actions [B, act].
+        act: maps observations [B, obs] to actions [B, act]; a goal environment's dictionaries are
+            joined for it (:meth:`~rambo_trl.data.ObservationLayout.of`) and recorded as they are.
         env_id: a registered Gymnasium id; its time limit truncates.
         num_steps: least number of steps, exceeded by less than one episode.
         seed: seed of the first episode; the following episodes take the following seeds.
@@ -158,29 +171,36 @@ def collect_episodes(
     Returns:
         The episodes in the order of their seeds.
     """
-    limit = gymnasium.spec(env_id).max_episode_steps
-    if limit is not None:  # full-length episodes then leave nothing to throw away
-        num_copies = max(1, min(num_copies, num_steps // limit))
     started: list[_Recording] = []
     total = 0
     with ExitStack() as stack:
-        playing: list[tuple[gymnasium.Env, _Recording]] = []
+
+        def make() -> gymnasium.Env:
+            env = make_environment(env_id)
+            stack.callback(env.close)
+            return env
+
+        envs = [make()]
+        layout = ObservationLayout.of(envs[0].observation_space, name=env_id, env_id=env_id)
+        limit = envs[0].spec.max_episode_steps if envs[0].spec is not None else None
+        if limit is not None:  # full-length episodes then leave nothing to throw away
+            num_copies = max(1, min(num_copies, num_steps // limit))
+        envs += [make() for _ in range(num_copies - 1)]
 
         def start(env: gymnasium.Env) -> tuple[gymnasium.Env, _Recording]:
             episode_seed = seed + len(started)
             observation, _ = env.reset(seed=episode_seed)
-            started.append(_Recording(episode_seed, [np.array(observation)]))
+            started.append(_Recording(episode_seed, [copy.deepcopy(observation)]))
             return env, started[-1]
 
-        for _ in range(num_copies):
-            env = gymnasium.make(env_id, disable_env_checker=True)
-            stack.callback(env.close)
-            playing.append(start(env))
+        playing = [start(env) for env in envs]
         while playing:
-            actions = act(np.stack([episode.observations[-1] for _, episode in playing]))
+            actions = act(
+                np.stack([layout.flatten(episode.observations[-1]) for _, episode in playing])
+            )
             for (env, episode), action in zip(playing, actions, strict=True):
                 observation, reward, episode.terminated, episode.truncated, _ = env.step(action)
-                episode.observations.append(np.array(observation))
+                episode.observations.append(copy.deepcopy(observation))
                 episode.actions.append(action)
                 episode.rewards.append(float(reward))
             total += len(playing)

@@ -1,4 +1,4 @@
-"""Default data that needs no network: Minari sets built from bundled behaviour policies."""
+"""Default data that needs no network: Minari sets built from bundled or scripted policies."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import gymnasium
 import minari
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
@@ -23,6 +24,8 @@ from torchrl._utils import logger as torchrl_logger
 from tqdm import tqdm
 
 from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, uniform_random_actions
+from rambo_trl.data.environment import environment_spaces, make_environment
+from rambo_trl.data.maze import PointMazeWaypoints
 from rambo_trl.data.scores import reference_scores_for
 from rambo_trl.data.simulator import mujoco_messages_logged
 
@@ -31,13 +34,17 @@ __all__ = ["BUNDLED_PREFIX", "build_bundled", "bundled_names", "bundled_path", "
 BUNDLED_PREFIX = "bundled/"
 
 _POLICIES_DIR = Path(__file__).parent.parent / "policies"
-_ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set
-    "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000),
-    "hopper": ("Hopper-v5", 200_000),
-    "halfcheetah": ("HalfCheetah-v5", 200_000),
-    "walker2d": ("Walker2d-v5", 200_000),
+_SCRIPTED = {"random": "uniform random", "waypoint": "waypoint controller"}  # need no policies
+_KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert", "waypoint")
+_ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set, kinds of sets
+    "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, _KINDS[:5]),
+    "hopper": ("Hopper-v5", 200_000, _KINDS[:5]),
+    "halfcheetah": ("HalfCheetah-v5", 200_000, _KINDS[:5]),
+    "walker2d": ("Walker2d-v5", 200_000, _KINDS[:5]),
+    "pointmaze-umaze": ("PointMaze_UMaze-v3", 20_000, ("random", "waypoint")),
+    # No policy of the package can walk an ant: this set shows that the way is open, no more.
+    "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",)),
 }
-_KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 
 # Episode seeds: one block for every kind, all below the evaluation's, which start at 1,000,000.
 _SEED_BLOCK = 100_000
@@ -57,7 +64,11 @@ class _Part:
 
 def bundled_names() -> list[str]:
     """Return the names of all bundled data sets."""
-    return [f"{BUNDLED_PREFIX}{env}/{kind}-v0" for env in _ENVIRONMENTS for kind in _KINDS]
+    return [
+        f"{BUNDLED_PREFIX}{env}/{kind}-v0"
+        for env, (_, _, kinds) in _ENVIRONMENTS.items()
+        for kind in kinds
+    ]
 
 
 def bundled_path(name: str) -> Path:
@@ -122,13 +133,13 @@ def build_bundled(
             build.
     """
     env_name, kind = _parse(name)
-    env_id, default_steps = _ENVIRONMENTS[env_name]
+    env_id, default_steps, _ = _ENVIRONMENTS[env_name]
     if bundled_path(name).exists() and not overwrite:
         raise ValueError(f"{name} exists at {bundled_path(name)}: set overwrite to build it anew")
     bundle_path = (policies_dir or _POLICIES_DIR) / f"{env_id}.safetensors"
     reference = reference_scores_for(env_id)
     bundle = None
-    if kind != "random" or reference is None:
+    if kind not in _SCRIPTED or reference is None:
         bundle = PolicyBundle(bundle_path)
     seed = _SEED_BLOCK * (1 + _KINDS.index(kind))
     root = bundled_path("")
@@ -147,12 +158,13 @@ def build_bundled(
         with _minari_root(scratch), warnings.catch_warnings():
             # Minari asks for an e-mail address and a link to code, which there are not.
             warnings.simplefilter("ignore", UserWarning)
+            spec = _spec(env_id)
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
                 buffer=episodes,
-                env=env_id,
-                eval_env=env_id,
-                algorithm_name="uniform random" if kind == "random" else "SAC",
+                env=spec,
+                eval_env=spec,
+                algorithm_name=_SCRIPTED.get(kind, "SAC"),
                 author="rambo-trl",
                 description=f"{env_id}, {kind}: " + ", ".join(part.label for part in parts),
                 ref_min_score=reference[0],
@@ -197,10 +209,15 @@ def _parts(
     weights: Sequence[float] | None,
 ) -> list[_Part]:
     """Divide a set's steps among its policies."""
-    observation_size, action_space = _sizes(env_id)
-    if kind == "random" or bundle is None:
-        policies = [("uniform random", uniform_random_actions(action_space))]
+    policies: list[tuple[str, Act]]
+    if kind == "waypoint":
+        policies = [(_SCRIPTED[kind], PointMazeWaypoints(env_id))]
+    elif kind == "random" or bundle is None:
+        policies = [(_SCRIPTED["random"], uniform_random_actions(_actions(env_id)))]
     else:
+        observation_space, action_space = environment_spaces(env_id)
+        assert isinstance(observation_space, gymnasium.spaces.Box)
+        assert isinstance(action_space, gymnasium.spaces.Box)
         indices = {
             "medium": [bundle.medium],
             "medium-replay": list(range(len(bundle))),
@@ -210,7 +227,7 @@ def _parts(
         policies = [
             (
                 f"snapshot at step {bundle.snapshots[i]['step']:.0f}",
-                bundle.act(i, observation_size, action_space),
+                bundle.act(i, observation_space.shape[0], action_space),
             )
             for i in indices
         ]
@@ -253,7 +270,7 @@ def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float
     assert bundle is not None
     torch.manual_seed(_REFERENCE_SEED)
     episodes = collect_episodes(
-        uniform_random_actions(_sizes(env_id)[1]),
+        uniform_random_actions(_actions(env_id)),
         env_id,
         num_steps=_REFERENCE_STEPS,
         seed=_REFERENCE_SEED,
@@ -262,14 +279,19 @@ def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float
     return random_return, float(bundle.snapshots[bundle.expert]["return_mean"])
 
 
-def _sizes(env_id: str) -> tuple[int, gymnasium.spaces.Box]:
-    """Return an environment's number of observation entries and its actions."""
-    env = gymnasium.make(env_id)
-    observation_space, action_space = env.observation_space, env.action_space
+def _actions(env_id: str) -> gymnasium.spaces.Box:
+    """Return an environment's action space."""
+    space = environment_spaces(env_id)[1]
+    assert isinstance(space, gymnasium.spaces.Box)
+    return space
+
+
+def _spec(env_id: str) -> EnvSpec:
+    """Return the specification of the environment as it is played."""
+    env = make_environment(env_id)
     env.close()
-    assert isinstance(observation_space, gymnasium.spaces.Box)
-    assert isinstance(action_space, gymnasium.spaces.Box)
-    return observation_space.shape[0], action_space
+    assert env.spec is not None
+    return env.spec
 
 
 @contextmanager

@@ -28,6 +28,7 @@ UnknownTerminalStates = Literal["hold", "drop"]
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
+_ROWS_AT_ONCE = 65_536
 _SUFFIXES = (".hdf5", ".h5")
 
 
@@ -72,7 +73,7 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             names = list(file)
             for key in _REQUIRED + _OPTIONAL:
                 if isinstance(file.get(key), h5py.Dataset):
-                    arrays[key] = file[key][()]
+                    arrays[key] = _read(file[key])
     except Exception as error:  # h5py's errors are of many types
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -87,6 +88,18 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"{path} lacks {', '.join(missing)}: a D4RL file needs {', '.join(_REQUIRED)}; {hint}"
         )
     return arrays
+
+
+def _read(stored: h5py.Dataset) -> np.ndarray:
+    """Read an array; wide rows in double precision become float32 bit by bit, to save memory."""
+    if stored.ndim < 2 or stored.dtype != np.float64:
+        return stored[()]
+    array = np.empty(stored.shape, np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is found and located later
+        for start in range(0, len(array), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            array[part] = stored[part]
+    return array
 
 
 def episode_ends(
@@ -214,8 +227,6 @@ def flat_source(
         return FlatSource(flat_columns(*columns), returns, ())
 
     remarks = []
-    following = np.concatenate([observations[1:], observations[-1:]])
-    following[terminals] = observations[terminals]
     left_out = truncated.copy() if unknown_terminal_states == "hold" else ends
     if left_out.any():
         kind = "truncated episodes" if unknown_terminal_states == "hold" else "episodes"
@@ -235,8 +246,13 @@ def flat_source(
             f"{name} is empty without its episodes' last rows, of which no next observation is "
             "known: add next_observations"
         )
-    columns = (observations, actions, following, rewards, terminals, truncated)
-    transitions = flat_columns(*(column[keep] for column in columns))
+    rows = np.flatnonzero(keep)
+    following = observations[rows + ~terminals[rows]]  # a terminal row's own stands in
+    observations, actions, rewards, terminals, truncated = (
+        column if len(rows) == len(keep) else column[rows]
+        for column in (observations, actions, rewards, terminals, truncated)
+    )
+    transitions = flat_columns(observations, actions, following, rewards, terminals, truncated)
     return FlatSource(transitions, returns, tuple(remarks))
 
 

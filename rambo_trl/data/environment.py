@@ -2,83 +2,120 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import importlib
+import io
+import re
 import warnings
-from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from torchrl.data import Bounded
 
 from rambo_trl.data.simulator import mujoco_messages_logged
-from rambo_trl.data.spaces import ObservationLayout
 
-if TYPE_CHECKING:
-    from rambo_trl.data.offline_dataset import OfflineDataset
+__all__ = [
+    "action_bounds",
+    "environment_id",
+    "environment_spaces",
+    "is_maze",
+    "is_scored_by_success",
+    "make_environment",
+]
 
-__all__ = ["action_bounds", "check_environment", "environment_spaces"]
+_MAZE = re.compile(r"(?:Ant|Point)Maze_\w+?(Dense)?-v\d+")
 
 
-def environment_spaces(env_id: str) -> tuple[spaces.Space, spaces.Space]:
+def is_maze(env_id: str | None) -> bool:
+    """Whether an id is one of gymnasium-robotics' AntMaze or PointMaze environments."""
+    return _MAZE.fullmatch(_bare(env_id)) is not None
+
+
+def is_scored_by_success(env_id: str | None) -> bool:
+    """Whether an episode's score is 100 where the goal was reached, else 0.
+
+    So it is for AntMaze and PointMaze with their sparse rewards, as in D4RL.
+    """
+    match = _MAZE.fullmatch(_bare(env_id))
+    return match is not None and match.group(1) is None
+
+
+def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
+    """Make the environment in which policies for a data set are played.
+
+    AntMaze and PointMaze with sparse rewards end where the goal is reached, so that the return
+    of an episode is 1 for success and else 0 (D4RL's score); by themselves they would go on and
+    count the steps at the goal.
+
+    Args:
+        environment: a Gymnasium id or specification.
+
+    Raises:
+        ValueError: if it is not installed; the message says what to install.
+    """
+    env_id = environment_id(environment)
+    try:
+        with mujoco_messages_logged(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an older version than the newest is what was asked
+            if is_maze(env_id):
+                _register_mazes()
+            if is_scored_by_success(env_id):
+                spec = copy.deepcopy(
+                    gymnasium.spec(environment) if isinstance(environment, str) else environment
+                )
+                spec.kwargs["continuing_task"] = False
+                return gymnasium.make(spec, disable_env_checker=True)
+            return gymnasium.make(environment, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        install = "the package that registers it"
+        if is_maze(env_id):
+            install = 'gymnasium-robotics (pip install "rambo_trl[maze]")'
+        raise ValueError(
+            f"environment {env_id} is not installed ({lines[0] if lines else error!r}): install "
+            f"{install}, or give the env_id of one that is"
+        ) from None
+
+
+def environment_id(environment: str | EnvSpec) -> str:
+    """Return the id of an environment given by id or specification."""
+    return environment if isinstance(environment, str) else environment.id
+
+
+def environment_spaces(environment: str | EnvSpec) -> tuple[spaces.Space, spaces.Space]:
     """Make an environment and return its observation and action space.
 
     Raises:
         ValueError: if it is not installed; the message says what to install.
     """
-    try:
-        with mujoco_messages_logged(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an older version than the newest is what was asked
-            env = gymnasium.make(env_id, disable_env_checker=True)
-            env.close()
-    except (gymnasium.error.Error, ImportError) as error:
-        lines = str(error).strip().splitlines()
-        package = "gymnasium-robotics" if "Maze" in env_id else "the package that registers it"
-        raise ValueError(
-            f"environment {env_id} is not installed ({lines[0] if lines else error!r}): install "
-            f"{package}, or give the env_id of one that is"
-        ) from None
+    env = make_environment(environment)
+    env.close()
     return env.observation_space, env.action_space
 
 
 def action_bounds(env_id: str | None, size: int) -> Bounded:
     """Return the environment's action bounds where it is installed and fits, else [-1, 1]."""
     low, high = -torch.ones(size), torch.ones(size)
-    if env_id in gymnasium.registry:
+    if env_id is not None:
         try:
             space = environment_spaces(env_id)[1]
         except ValueError:
-            space = spaces.Space()  # registered, but what it needs is not installed
+            space = spaces.Space()  # not registered, or what it needs is not installed
         if isinstance(space, spaces.Box) and np.prod(space.shape) == size:
             low, high = (torch.from_numpy(v.reshape(-1).copy()) for v in (space.low, space.high))
     return Bounded(low=low.float(), high=high.float(), shape=low.shape, dtype=torch.float32)
 
 
-def check_environment(dataset: OfflineDataset) -> None:
-    """Check that a data set's environment is installed and fits its data, before any long work.
+def _bare(env_id: str | None) -> str:
+    """Strip the module and namespace of an id."""
+    return re.split(r"[:/]", env_id or "")[-1]
 
-    Raises:
-        ValueError: if the data set names no environment, the environment is not installed, or
-            observations or actions have other sizes there than in the data.
-    """
-    if dataset.env_id is None:
-        raise ValueError(f"data set {dataset.name} names no environment to evaluate in")
-    observation_space, action_space = environment_spaces(dataset.env_id)
-    layout = dataset.observation_layout or ObservationLayout.of(
-        observation_space, name=dataset.env_id, env_id=dataset.env_id
-    )
-    try:
-        size = layout.flatten(observation_space.sample()).shape[-1]
-    except ValueError as error:
-        raise ValueError(
-            f"data set {dataset.name} does not fit {dataset.env_id}: {error}; give another env_id"
-        ) from None
-    for kind, in_env, in_data in (
-        ("observations", size, dataset.observation_size),
-        ("actions", getattr(action_space, "shape", None), tuple(dataset.action_spec.shape)),
-    ):
-        if in_env != in_data:
-            raise ValueError(
-                f"data set {dataset.name} does not fit {dataset.env_id}: {kind} of size {in_data} "
-                f"in the data and {in_env} in the environment; give the env_id they come from"
-            )
+
+def _register_mazes() -> None:
+    """Import gymnasium-robotics, which registers its environments when it is imported."""
+    with contextlib.redirect_stderr(io.StringIO()):  # it tells of changes to other environments
+        importlib.import_module("gymnasium_robotics")

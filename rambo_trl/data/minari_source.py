@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import minari
 import torch
+from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_dataset import DATASET_ID_RE
 from torchrl.data import Bounded
 
@@ -22,6 +23,7 @@ from rambo_trl.data.bundled import (
     bundled_path,
     ensure_bundled,
 )
+from rambo_trl.data.environment import is_scored_by_success
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
 
 __all__ = ["MinariSource", "open_minari"]
@@ -33,6 +35,7 @@ class MinariSource:
 
     name: str
     env_id: str | None
+    env_spec: EnvSpec | None
     action_spec: Bounded
     reference_scores: tuple[float, float] | None
     observation_layout: ObservationLayout
@@ -138,8 +141,11 @@ def _describe(
     observation_keys: Sequence[str] | None,
 ) -> MinariSource:
     """Check the spaces and gather the metadata."""
+    env_spec = None
     if env_id is None and dataset.env_spec is not None:
-        env_id = dataset.env_spec.id
+        # The environment to evaluate in may differ from the recorded one, as by a fixed goal.
+        env_spec = getattr(dataset, "_eval_env_spec", None) or dataset.env_spec
+        env_id = env_spec.id
     layout = ObservationLayout.of(
         dataset.observation_space, name=name, env_id=env_id, keys=observation_keys
     )
@@ -147,9 +153,12 @@ def _describe(
     check_action_space(action_space, name)
     metadata = dataset.storage.metadata
     reference = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if is_scored_by_success(env_id):
+        reference = None, None  # a Minari set's own count the steps at the goal
     return MinariSource(
         name=name,
         env_id=env_id,
+        env_spec=env_spec,
         action_spec=Bounded(
             low=torch.as_tensor(action_space.low, dtype=torch.float32),
             high=torch.as_tensor(action_space.high, dtype=torch.float32),

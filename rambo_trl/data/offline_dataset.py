@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDict
 from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
@@ -23,8 +25,9 @@ from rambo_trl.data.d4rl_source import (
     is_d4rl_file,
     read_d4rl_file,
 )
-from rambo_trl.data.environment import action_bounds
+from rambo_trl.data.environment import action_bounds, is_scored_by_success
 from rambo_trl.data.episodes import flatten_episodes
+from rambo_trl.data.memmap import is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.transitions import (
@@ -59,13 +62,17 @@ class OfflineDataset:
         action_spec: bounds of the actions, of shape [act].
         name: how messages and reports call the data set.
         env_id: Gymnasium id of the environment that the data comes from, if any.
+        env_spec: its full specification, where the data set holds one.
         reference_scores: (minimum, maximum) returns of the score; D4RL's constants for the
             environment where None.
         behaviour_returns: undiscounted return of each episode; summed up between ends where
-            None.
+            None. For AntMaze and PointMaze with sparse rewards any positive return becomes 1:
+            the goal was reached, which is all that the score counts.
         observation_layout: how the environment's observations became these vectors.
         remarks: what is to be told about where the transitions come from.
         normalize: False keeps raw observations (mean 0 and standard deviation 1).
+        reward_shift: added to every reward of the transitions (-1 for AntMaze in the paper's
+            experiments); returns and scores stay in the environment's units.
         copy: False lets normalisation write into the given tensors, which saves their memory.
 
     Attributes:
@@ -75,8 +82,10 @@ class OfflineDataset:
         observation_mean: [obs], float32.
         observation_std: [obs], float32, positive.
         action_spec: ``Bounded`` of shape [act], float32.
+        has_simulator: set it to False where :attr:`environment` cannot be played in.
         behaviour_returns: float64 array with one undiscounted return per episode.
-        env_id, name, reference_scores, observation_layout: as given or looked up.
+        env_id, env_spec, name, reference_scores, observation_layout, reward_shift: as given or
+            looked up.
         remarks: what is odd about the data without making it unusable (rewards all equal,
             duplicate episodes, rows left out), one sentence each; logged as warnings too.
 
@@ -106,15 +115,23 @@ class OfflineDataset:
         action_spec: Bounded,
         name: str = "unnamed",
         env_id: str | None = None,
+        env_spec: EnvSpec | None = None,
         reference_scores: tuple[float, float] | None = None,
         behaviour_returns: np.ndarray | None = None,
         observation_layout: ObservationLayout | None = None,
         remarks: Sequence[str] = (),
         normalize: bool = True,
+        reward_shift: float = 0.0,
         copy: bool = True,
     ) -> None:
+        if not math.isfinite(reward_shift):
+            raise ValueError(f"reward_shift must be a finite number, got {reward_shift}")
         self.name = name
         self.env_id = env_id
+        self.env_spec = env_spec
+        self.has_simulator = True
+        self.reward_shift = float(reward_shift)
+        self.normalized = normalize
         self.observation_layout = observation_layout
         self.action_spec = flat_action_spec(action_spec)
         self.reference_scores = reference_scores or reference_scores_for(env_id)
@@ -123,11 +140,16 @@ class OfflineDataset:
         if behaviour_returns is None:
             behaviour_returns = returns_between_ends(self.transitions)
         self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
+        if is_scored_by_success(env_id) and reference_scores is None:
+            self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
 
         self.remarks = (*remarks, *oddities(self.transitions))
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
 
+        if reward_shift:
+            reward = self.transitions["next", "reward"]
+            self.transitions["next", "reward"] = reward + reward_shift
         observation = self.transitions["observation"]
         if normalize:
             self.observation_mean, self.observation_std = observation_statistics(observation)
@@ -152,12 +174,14 @@ class OfflineDataset:
         max_episode_steps: int | None = None,
         unknown_terminal_states: UnknownTerminalStates = "hold",
         normalize: bool = True,
+        reward_shift: float = 0.0,
         progress: bool = True,
     ) -> OfflineDataset:
         """Load a data set by name or from a file.
 
         Args:
-            name_or_path: a bundled name such as ``"bundled/hopper/medium-replay-v0"`` (built on
+            name_or_path: a folder written by :meth:`memmap`, a bundled name such as
+                ``"bundled/hopper/medium-replay-v0"`` (built on
                 first use, found in Minari's root from then on), the id of a Minari data set
                 (local, else Minari's own downloader is tried) or the folder of one, or a
                 D4RL-format HDF5 file (see :meth:`from_arrays` for its rules).
@@ -173,6 +197,7 @@ class OfflineDataset:
             unknown_terminal_states: for D4RL files without ``next_observations``; see
                 :meth:`from_arrays`.
             normalize: whether observations are normalised.
+            reward_shift: added to every reward of the transitions.
             progress: whether a build shows its progress bar.
 
         Returns:
@@ -183,6 +208,8 @@ class OfflineDataset:
                 what to do instead.
         """
         name, path = os.fspath(name_or_path), Path(name_or_path)
+        if is_memmap_folder(path):
+            return cls._open_memmap(path, env_id=env_id, reward_shift=reward_shift)
         if is_d4rl_file(path):
             if observation_keys is not None:
                 raise ValueError(f"{name} has plain observations: leave out observation_keys")
@@ -201,6 +228,7 @@ class OfflineDataset:
                 max_episode_steps=max_episode_steps,
                 unknown_terminal_states=unknown_terminal_states,
                 normalize=normalize,
+                reward_shift=reward_shift,
                 copy=False,
             )
         if max_episode_steps is not None:
@@ -215,9 +243,11 @@ class OfflineDataset:
             action_spec=action_spec or source.action_spec,
             name=name,
             env_id=source.env_id,
+            env_spec=source.env_spec,
             reference_scores=reference_scores or source.reference_scores,
             observation_layout=source.observation_layout,
             normalize=normalize,
+            reward_shift=reward_shift,
         )
 
     @classmethod
@@ -232,6 +262,7 @@ class OfflineDataset:
         max_episode_steps: int | None = None,
         unknown_terminal_states: UnknownTerminalStates = "hold",
         normalize: bool = True,
+        reward_shift: float = 0.0,
         copy: bool = True,
     ) -> OfflineDataset:
         """Build the data set from flat arrays in D4RL's layout.
@@ -255,6 +286,7 @@ class OfflineDataset:
             max_episode_steps: the time limit; the registered one of ``env_id`` where None.
             unknown_terminal_states: ``"drop"`` leaves terminal rows without a known successor out.
             normalize: whether observations are normalised.
+            reward_shift: added to every reward of the transitions.
             copy: False lets normalisation write into the given arrays.
 
         Returns:
@@ -282,6 +314,7 @@ class OfflineDataset:
             behaviour_returns=source.returns,
             remarks=source.remarks,
             normalize=normalize,
+            reward_shift=reward_shift,
             copy=copy,
         )
 
@@ -296,6 +329,8 @@ class OfflineDataset:
         reference_scores: tuple[float, float] | None = None,
         observation_layout: ObservationLayout | None = None,
         normalize: bool = True,
+        reward_shift: float = 0.0,
+        env_spec: EnvSpec | None = None,
     ) -> OfflineDataset:
         """Build the data set from whole episodes, each in Minari's layout.
 
@@ -308,7 +343,9 @@ class OfflineDataset:
             env_id: Gymnasium id of the environment, if any.
             reference_scores: (minimum, maximum) returns of the score.
             observation_layout: how the environment's observations became these.
+            env_spec: the environment's full specification, if any.
             normalize: whether observations are normalised.
+            reward_shift: added to every reward of the transitions.
 
         Returns:
             The checked data set.
@@ -323,12 +360,50 @@ class OfflineDataset:
             action_spec=action_spec,
             name=name,
             env_id=env_id,
+            env_spec=env_spec,
             reference_scores=reference_scores,
             behaviour_returns=returns,
             observation_layout=observation_layout,
             normalize=normalize,
+            reward_shift=reward_shift,
             copy=False,  # the episodes were copied when they were joined
         )
+
+    @classmethod
+    def _open_memmap(
+        cls, folder: Path, *, env_id: str | None, reward_shift: float
+    ) -> OfflineDataset:
+        """Open a folder written by :meth:`memmap`; what it was made with stays."""
+        dataset = cls.__new__(cls)
+        vars(dataset).update(read_memmap(folder))
+        dataset.has_simulator = True
+        for key, wanted in (("env_id", env_id), ("reward_shift", reward_shift)):
+            own = getattr(dataset, key)
+            if wanted and wanted != own:
+                raise ValueError(
+                    f"{folder} was made with {key}={own}: leave out {key}={wanted}, or make the "
+                    "folder anew with it"
+                )
+        return dataset
+
+    def memmap(self, folder: str | os.PathLike[str]) -> OfflineDataset:
+        """Write the data set to a folder of memory-mapped files and open it from there.
+
+        :meth:`load` opens the folder at once, however large it is: the transitions, checked and
+        normalised, are read from the disk as batches are drawn.
+
+        Args:
+            folder: a place where there is nothing yet; it appears when it is complete.
+
+        Returns:
+            The data set with its transitions on the disk.
+
+        Raises:
+            ValueError: if there is something already.
+            OSError: if it cannot be written; nothing is left of it.
+        """
+        write_memmap(Path(folder), vars(self))
+        return self.load(folder)
 
     def __len__(self) -> int:
         """Return the number of transitions."""
@@ -340,6 +415,14 @@ class OfflineDataset:
             f"transitions={len(self)}, episodes={self.num_episodes}, "
             f"observation_size={self.observation_size}, action_size={self.action_size})"
         )
+
+    @property
+    def environment(self) -> str | EnvSpec | None:
+        """What policies are evaluated in: the specification or else the id; None without one."""
+        if not self.has_simulator or self.env_id is None:
+            return None
+        fits = self.env_spec is not None and self.env_spec.id == self.env_id
+        return self.env_spec if fits else self.env_id
 
     @property
     def num_episodes(self) -> int:

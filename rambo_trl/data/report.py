@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rambo_trl.data.environment import check_environment
+from rambo_trl.data.environment_check import check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
 
 __all__ = ["describe_dataset", "plot_dataset"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from rambo_trl.data.environment import is_scored_by_success
+
 __all__ = ["D4RL_REFERENCE_SCORES", "normalized_score", "reference_scores_for"]
 
 #: Returns of D4RL's random and expert policies by environment family, whatever its version
@@ -22,17 +24,17 @@ def reference_scores_for(env_id: str | None) -> tuple[float, float] | None:
     """Look up D4RL's (minimum, maximum) reference return of an environment.
 
     Args:
-        env_id: a Gymnasium id such as ``"Hopper-v5"``; namespace and version do not matter,
-            and every AntMaze layout is one family.
+        env_id: a Gymnasium id such as ``"Hopper-v5"``; namespace and version do not matter.
+            Every sparse AntMaze is one family; a sparse PointMaze is scored like it.
 
     Returns:
         The two returns, or None where D4RL has none.
     """
     if env_id is None:
         return None
+    if is_scored_by_success(env_id):
+        return D4RL_REFERENCE_SCORES["antmaze"]
     family = re.sub(r"-v\d+$", "", env_id.rsplit("/", 1)[-1]).lower()
-    if family.startswith("antmaze"):
-        family = "antmaze"
     return D4RL_REFERENCE_SCORES.get(family)
 
 

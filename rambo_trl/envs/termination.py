@@ -1,4 +1,4 @@
-"""Termination rules of the Gymnasium environments, each written once.
+"""Termination rules: those of the Gymnasium environments, each written once, and a user's own.
 
 A rule is a plain function of (observation, action, next_observation) [*, size] in the
 environment's own units, not normalised, and returns a boolean [*]: whether the next
@@ -7,15 +7,24 @@ observation ends the episode.
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl._utils import logger as torchrl_logger
 
 __all__ = [
     "TerminationRule",
     "ant",
+    "check_rule",
+    "choose_rule",
     "hopper",
+    "import_rule",
     "inverted_double_pendulum",
     "never",
     "rule_for",
@@ -80,8 +89,14 @@ _RULES: dict[str, TerminationRule] = {
 }
 
 
+_MAZES = ("AntMaze", "PointMaze")
+
+
 def rule_for(env_id: str) -> TerminationRule:
-    """Look up the rule of a Gymnasium MuJoCo environment by its id, of any version.
+    """Look up the rule of an environment by its id, of any version.
+
+    MuJoCo's environments of Gymnasium have their own. In AntMaze and PointMaze nothing ends an
+    episode in the model, as in the paper's experiments.
 
     Args:
         env_id: such as ``"Hopper-v5"``, the ``env.spec.id``.
@@ -90,11 +105,154 @@ def rule_for(env_id: str) -> TerminationRule:
         KeyError: if no rule is known; the message says how to give one.
     """
     family = env_id.split("/")[-1].rsplit("-v", 1)[0]
+    if family.startswith(_MAZES):
+        return never
     try:
         return _RULES[family]
     except KeyError:
         raise KeyError(
-            f"no termination rule is known for {env_id!r} (known: {', '.join(_RULES)}); pass "
-            "termination=, a function of (observation, action, next_observation), or "
-            "rambo_trl.envs.termination.never"
+            f"no termination rule is known for {env_id!r} (known: {', '.join(_RULES)}, mazes); "
+            "choose termination=none, learned or MODULE:FUNCTION, or pass a function of "
+            "(observation, action, next_observation)"
         ) from None
+
+
+def choose_rule(
+    choice: str | TerminationRule = "auto",
+    *,
+    env_id: str | None,
+    terminated: Tensor,
+) -> TerminationRule | Literal["learned"]:
+    """Turn a user's choice into a rule, safely: no end that the data have gets lost unasked.
+
+    Args:
+        choice: ``"auto"``, the environment's known rule, or no ends where the data have none
+            either; ``"none"``, no ends; ``"learned"``, see
+            :func:`~rambo_trl.envs.fit_termination`; ``"MODULE:FUNCTION"``, a rule to import, also
+            from the working folder; or a rule.
+        env_id: the environment, if any.
+        terminated: boolean [N] or [N, 1], the data's ends.
+
+    Returns:
+        The rule, or the word ``"learned"`` where it is to be fitted.
+
+    Raises:
+        ValueError: if the data have terminal rows but no rule is known, or a rule cannot be
+            imported.
+    """
+    if callable(choice):
+        return choice
+    if choice == "learned":
+        return "learned"
+    if choice == "none":
+        return never
+    if choice != "auto":
+        return import_rule(choice)
+    try:
+        return rule_for(env_id or "")
+    except KeyError:
+        ends = int(terminated.sum())
+        place = f"environment {env_id}" if env_id else "data that name no environment"
+        if ends:
+            raise ValueError(
+                f"no termination rule is known for {place}, but {ends} of {len(terminated)} "
+                "transitions are terminal: choose termination=learned, "
+                "termination=MODULE:FUNCTION, or termination=none if the model may go on past "
+                "such states"
+            ) from None
+        torchrl_logger.info(
+            f"no termination rule is known for {place} and no transition is terminal: nothing "
+            "ends an episode in the model"
+        )
+        return never
+
+
+def import_rule(path: str) -> TerminationRule:
+    """Import a rule by ``"MODULE:FUNCTION"``; the working folder is looked in first.
+
+    Raises:
+        ValueError: if the module or the function is not there.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ValueError(
+            f"termination={path} must be auto, none, learned or MODULE:FUNCTION, such as "
+            "my_rules:fell_over"
+        )
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        rule = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"termination={path} cannot be imported ({error}); modules are looked for in {folder} "
+            "and in the installed packages"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    if not callable(rule):
+        raise ValueError(f"termination={path} is no function but {type(rule).__name__}")
+    return rule
+
+
+def check_rule(
+    rule: TerminationRule,
+    transitions: TensorDictBase,
+    *,
+    observation_mean: Tensor,
+    observation_std: Tensor,
+    max_rows: int = 10_000,
+) -> tuple[float | None, float | None]:
+    """Try a rule on rows of the data and compare it with their ends.
+
+    Args:
+        rule: see above.
+        transitions: the data [N], normalised.
+        observation_mean: the data's mean [observation_size].
+        observation_std: the data's standard deviation [observation_size].
+        max_rows: rows tried at most of the terminal ones, and of the others.
+
+    Returns:
+        The share of terminal rows that the rule ends, and the share of the other rows that it
+        ends; None where there are no such rows.
+
+    Raises:
+        ValueError: if the rule fails or does not return a boolean for each row.
+    """
+    terminated = transitions["next", "terminated"].reshape(-1)
+    shares: list[float | None] = []
+    for kind in (terminated, ~terminated):
+        rows = kind.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            shares.append(None)
+            continue
+        some = rows[:: -(-len(rows) // max_rows)]
+        batch = transitions[some]
+        before, after = (
+            batch[key] * observation_std + observation_mean
+            for key in ("observation", ("next", "observation"))
+        )
+        name = getattr(rule, "__name__", type(rule).__name__)
+        try:
+            ended = rule(before, batch["action"], after)
+        except Exception as error:  # anything may go wrong in a user's function
+            raise ValueError(
+                f"the termination rule {name} fails on the data "
+                f"({type(error).__name__}: {' '.join(str(error).split())})"
+            ) from error
+        if (
+            not isinstance(ended, Tensor)
+            or ended.dtype != torch.bool
+            or ended.shape not in ((len(some),), (len(some), 1))
+        ):
+            got = (
+                f"{ended.dtype} {tuple(ended.shape)}"
+                if isinstance(ended, Tensor)
+                else type(ended).__name__
+            )
+            raise ValueError(
+                f"the termination rule {name} must return a boolean tensor [{len(some)}] for "
+                f"{len(some)} rows, got {got}"
+            )
+        shares.append(float(ended.float().mean()))
+    return shares[0], shares[1]

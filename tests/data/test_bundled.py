@@ -106,7 +106,7 @@ def test_found_the_second_time(policies_dir: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("minari_root")
 def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundled, "_POLICIES_DIR", policies_dir)
-    monkeypatch.setitem(bundled._ENVIRONMENTS, "inverteddoublependulum", (ENV, 200))
+    monkeypatch.setitem(bundled._ENVIRONMENTS, "inverteddoublependulum", (ENV, 200, ("expert",)))
     data = OfflineDataset.load(NAME.format("expert"), progress=False)
     assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()
 
@@ -210,8 +210,9 @@ def test_missing_policies_are_named(minari_root: Path, tmp_path: Path) -> None:
 
 def test_names() -> None:
     names = bundled_names()
-    assert len(names) == len(set(names)) == 20
+    assert len(names) == len(set(names)) == 23
     assert "bundled/hopper/medium-replay-v0" in names
+    assert "bundled/pointmaze-umaze/waypoint-v0" in names
 
 
 class Walk(gymnasium.Env):

@@ -24,7 +24,7 @@ def blocks() -> list[tuple[str, str]]:
 def test_errors_of_the_docs_are_tested() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", text))
-    sources = "".join(path.read_text() for path in (ROOT / "tests" / "data").glob("test_*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 15
     assert not {name for name in named if f"def {name}(" not in sources}
 

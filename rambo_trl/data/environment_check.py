@@ -1,0 +1,41 @@
+"""Whether a data set and the environment that it names fit together."""
+
+from __future__ import annotations
+
+from rambo_trl.data.environment import environment_id, environment_spaces
+from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.spaces import ObservationLayout
+
+__all__ = ["check_environment"]
+
+
+def check_environment(dataset: OfflineDataset) -> None:
+    """Check that a data set's environment is installed and fits its data, before any long work.
+
+    Raises:
+        ValueError: if the data set names no environment, the environment is not installed, or
+            observations or actions have other sizes there than in the data.
+    """
+    environment = dataset.environment
+    if environment is None:
+        raise ValueError(f"data set {dataset.name} names no environment to evaluate in")
+    env_id = environment_id(environment)
+    observation_space, action_space = environment_spaces(environment)
+    layout = dataset.observation_layout or ObservationLayout.of(
+        observation_space, name=env_id, env_id=env_id
+    )
+    try:
+        size = layout.flatten(observation_space.sample()).shape[-1]
+    except ValueError as error:
+        raise ValueError(
+            f"data set {dataset.name} does not fit {env_id}: {error}; give another env_id"
+        ) from None
+    for kind, in_env, in_data in (
+        ("observations", size, dataset.observation_size),
+        ("actions", getattr(action_space, "shape", None), tuple(dataset.action_spec.shape)),
+    ):
+        if in_env != in_data:
+            raise ValueError(
+                f"data set {dataset.name} does not fit {env_id}: {kind} of size {in_data} "
+                f"in the data and {in_env} in the environment; give the env_id they come from"
+            )

@@ -1,0 +1,120 @@
+"""Data sets in memory-mapped files, for more transitions than fit into memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from tensordict import TensorDict
+from torchrl.data import Bounded
+
+from rambo_trl.data.spaces import ObservationLayout
+
+__all__ = ["is_memmap_folder", "read_memmap", "write_memmap"]
+
+_FORMAT = 1
+_DESCRIPTION = "rambo_trl_dataset.json"
+_PLAIN = ("name", "env_id", "reference_scores", "remarks", "reward_shift", "normalized")
+
+
+def is_memmap_folder(path: Path) -> bool:
+    """Whether a folder was written by :func:`write_memmap`."""
+    return (path / _DESCRIPTION).is_file()
+
+
+def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """Write a data set, checked and normalised, to a new folder of memory-mapped files.
+
+    The folder appears when it is complete; a write that fails leaves nothing behind.
+
+    Args:
+        folder: a place where there is nothing yet.
+        attributes: a data set's, by name.
+
+    Raises:
+        ValueError: if there is something already.
+        OSError: if it cannot be written.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: choose another place or delete it")
+    transitions, layout = attributes["transitions"], attributes["observation_layout"]
+    spec, bounds = attributes["env_spec"], attributes["action_spec"].space
+    description: dict[str, Any] = {
+        "format": _FORMAT,
+        "transitions": len(transitions),
+        **{key: attributes[key] for key in _PLAIN},
+        "env_spec": None if spec is None else spec.to_json(),
+        "observation_layout": None
+        if layout is None
+        else {"shapes": layout.shapes, "keys": layout.keys},
+    }
+    arrays = {
+        "observation_mean": attributes["observation_mean"].numpy(),
+        "observation_std": attributes["observation_std"].numpy(),
+        "action_low": bounds.low.numpy(),
+        "action_high": bounds.high.numpy(),
+        "behaviour_returns": attributes["behaviour_returns"],
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    try:
+        transitions.memmap(scratch / "transitions", copy_existing=True)
+        np.savez(scratch / "arrays.npz", **arrays)
+        (scratch / _DESCRIPTION).write_text(json.dumps(description, indent=2))
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def read_memmap(folder: Path) -> dict[str, Any]:
+    """Open what :func:`write_memmap` wrote; the transitions stay on the disk.
+
+    Returns:
+        A data set's attributes by name.
+
+    Raises:
+        ValueError: if the folder is incomplete or of another version.
+    """
+    try:
+        found = json.loads((folder / _DESCRIPTION).read_text())
+        version = found.pop("format")
+        if version == _FORMAT:
+            with np.load(folder / "arrays.npz") as file:
+                arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+            transitions = TensorDict.load_memmap(folder / "transitions", allow_pickle=False)
+            if transitions.batch_size != (found.pop("transitions"),):
+                raise ValueError(f"it has {tuple(transitions.batch_size)} transitions")
+    except Exception as error:  # of many types: JSON, NumPy's, tensordict's
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} is incomplete or damaged ({reason}): make it anew") from error
+    if version != _FORMAT:
+        raise ValueError(f"{folder} was written by another version of rambo_trl: make it anew")
+    layout, spec, scores = (
+        found[key] for key in ("observation_layout", "env_spec", "reference_scores")
+    )
+    low, high = arrays.pop("action_low"), arrays.pop("action_high")
+    return {
+        **found,
+        **arrays,
+        "transitions": transitions,
+        "behaviour_returns": arrays["behaviour_returns"].numpy(),
+        "action_spec": Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32),
+        "env_spec": None if spec is None else EnvSpec.from_json(spec),
+        "reference_scores": None if scores is None else tuple(scores),
+        "remarks": tuple(found["remarks"]),
+        "observation_layout": None
+        if layout is None
+        else ObservationLayout(
+            tuple(tuple(shape) for shape in layout["shapes"]),
+            None if layout["keys"] is None else tuple(layout["keys"]),
+        ),
+    }

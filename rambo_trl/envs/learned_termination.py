@@ -1,0 +1,246 @@
+"""A termination rule learnt from the data, for environments without a known one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+__all__ = ["LearnedTermination", "TerminationFit", "fit_termination"]
+
+
+@dataclass(frozen=True)
+class TerminationFit:
+    """How the learnt rule does on rows that it was not fitted on.
+
+    Attributes:
+        terminal_rows: terminal rows among those held out.
+        rows: rows held out.
+        recall: share of the terminal rows that the rule ends; None without any.
+        precision: share of the rows that the rule ends that are terminal; None without any.
+        false_ends: share of the other rows that the rule ends.
+        updates: gradient steps of the fit.
+    """
+
+    terminal_rows: int
+    rows: int
+    recall: float | None
+    precision: float | None
+    false_ends: float
+    updates: int
+
+    def __str__(self) -> str:
+        def share(x: float | None) -> str:
+            return "-" if x is None else f"{100 * x:.1f} %"
+
+        return (
+            f"on {self.rows} held-out rows, {self.terminal_rows} of them terminal: recall "
+            f"{share(self.recall)}, precision {share(self.precision)}, false ends "
+            f"{share(self.false_ends)}"
+        )
+
+
+class LearnedTermination(nn.Module):
+    """A termination rule given by an ensemble of classifiers of (state, action, next state).
+
+    The probability of an end is the members' mean; a step ends the episode where it exceeds
+    ``threshold``. With the default of one half this is the most likely outcome. Called like any
+    rule of :mod:`rambo_trl.envs.termination`, in the environment's own units.
+
+    Args:
+        observation_mean: mean [observation_size] that normalises observations; a buffer.
+        observation_std: standard deviation [observation_size], a buffer.
+        action_size: number of action entries.
+        num_members: number of classifiers.
+        hidden_sizes: widths of their SiLU layers.
+        threshold: probability above which a step ends the episode.
+
+    Raises:
+        ValueError: if the threshold does not lie between 0 and 1.
+
+    Examples:
+        >>> import torch
+        >>> from rambo_trl.envs import LearnedTermination
+        >>> rule = LearnedTermination(torch.zeros(3), torch.ones(3), action_size=1)
+        >>> rule(torch.zeros(5, 3), torch.zeros(5, 1), torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(
+        self,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        *,
+        action_size: int,
+        num_members: int = 3,
+        hidden_sizes: Sequence[int] = (64, 64),
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+        self.threshold = threshold
+        self.register_buffer("observation_mean", observation_mean.clone())
+        self.register_buffer("observation_std", observation_std.clone())
+        # the step as such, next to where it leads: ends often depend on either alone
+        sizes = [2 * len(observation_mean) + action_size, *hidden_sizes, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in pairwise(sizes):
+            bound = fan_in**-0.5  # as in nn.Linear
+            for parameters, shape in (
+                (self.weights, (num_members, fan_in, fan_out)),
+                (self.biases, (num_members, 1, fan_out)),
+            ):
+                parameters.append(nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+
+    def logits(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        """Score steps between normalised observations [*, observation_size].
+
+        Returns:
+            log-odds of an end for each member, [num_members, *].
+        """
+        inputs = torch.cat([observation, action, next_observation], dim=-1)
+        hidden = inputs.reshape(-1, inputs.shape[-1]).expand(len(self.weights[0]), -1, -1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.baddbmm(bias, nn.functional.silu(hidden) if i else hidden, weight)
+        return hidden.reshape(-1, *inputs.shape[:-1])
+
+    def probability(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        """Return the probability of an end [*] for steps in the environment's own units."""
+        before, after = (
+            (x - self.observation_mean) / self.observation_std
+            for x in (observation, next_observation)
+        )
+        return self.logits(before, action, after).sigmoid().mean(dim=0)
+
+    def forward(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        """Return whether each step ends the episode, boolean [*].
+
+        A next observation that is not finite ends it.
+        """
+        probability = self.probability(observation, action, next_observation)
+        return ~(probability <= self.threshold)
+
+
+def fit_termination(
+    transitions: TensorDictBase,
+    *,
+    observation_mean: Tensor,
+    observation_std: Tensor,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    holdout_fraction: float = 0.1,
+    max_holdout: int = 10_000,
+    max_updates: int = 20_000,
+    patience: int = 5,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[LearnedTermination, TerminationFit]:
+    """Learn when episodes end from the data's ``("next", "terminated")`` by maximum likelihood.
+
+    Terminal rows are rare, so half of each batch is terminal; the other rows' odds are corrected
+    for that by a constant, and the probabilities are those of the data. Truncated rows count as
+    going on. The generator of the caller is left as it was.
+
+    Args:
+        transitions: the data [N], normalised.
+
+    Keyword Args:
+        observation_mean: the data's mean [observation_size].
+        observation_std: the data's standard deviation [observation_size].
+        batch_size: rows per update.
+        lr: Adam's learning rate.
+        holdout_fraction: share of the terminal and of the other rows that is held out.
+        max_holdout: rows held out at most.
+        max_updates: updates at most.
+        patience: stop after so many looks at the held-out rows (each after 200 updates) without
+            improvement; the best weights are kept.
+        seed: of initialisation and batches.
+        device: where the fit runs and the rule lives.
+
+    Returns:
+        The rule, and how it does on held-out rows.
+
+    Raises:
+        ValueError: if fewer than 2 rows are terminal or fewer than 2 are not.
+    """
+    terminated = transitions["next", "terminated"].reshape(-1)
+    classes = [terminated.nonzero().squeeze(-1), (~terminated).nonzero().squeeze(-1)]
+    for rows, word in zip(classes, ("terminal", "other"), strict=True):
+        if len(rows) < 2:
+            raise ValueError(
+                f"a learnt termination rule needs at least 2 {word} transitions, the data have "
+                f"{len(rows)}: choose termination=none or a rule of your own"
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        rule = LearnedTermination(
+            observation_mean, observation_std, action_size=transitions["action"].shape[-1]
+        )
+    rule.to(device)
+    held, kept = [], []
+    for rows in classes:
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        limit = max(1, round(max_holdout * len(rows) / len(terminated)))
+        cut = max(1, min(int(holdout_fraction * len(rows)), limit))
+        held.append(rows[:cut])
+        kept.append(rows[cut:])
+
+    columns = [transitions[key] for key in ("observation", "action", ("next", "observation"))]
+
+    def inputs(rows: Tensor) -> list[Tensor]:
+        return [column[rows].to(device) for column in columns]
+
+    holdout = torch.cat(held)
+    held_inputs, held_ends = inputs(holdout), terminated[holdout].to(device)
+    # log-odds in a balanced batch minus those in the data
+    correction = float(torch.tensor(len(kept[1]) / len(kept[0])).log())
+    optimizer = torch.optim.Adam(rule.parameters(), lr=lr, fused=True)
+    loss_of = nn.BCEWithLogitsLoss()
+    half = max(1, min(batch_size // 2, 4 * len(kept[0])))
+    targets = torch.cat([torch.ones(half), torch.zeros(half)]).to(device)
+    members = len(rule.weights[0])
+    targets = targets.expand(members, -1)
+    best, best_error, waited, updates = _copy(rule), float("inf"), 0, 0
+    while updates < max_updates and waited < patience:
+        for _ in range(200):
+            rows = torch.cat([r[torch.randint(len(r), (half,), generator=generator)] for r in kept])
+            logits = rule.logits(*inputs(rows))
+            loss = loss_of(logits + correction, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        updates += 200
+        with torch.no_grad():
+            logits = rule.logits(*held_inputs)
+            error = float(loss_of(logits, held_ends.float().expand(members, -1)))
+        if error < best_error:
+            best, best_error, waited = _copy(rule), error, 0
+        else:
+            waited += 1
+    rule.load_state_dict(best)
+    rule.requires_grad_(False)
+    with torch.no_grad():
+        ends = rule.logits(*held_inputs).sigmoid().mean(dim=0) > rule.threshold
+    found, wrong = int((ends & held_ends).sum()), int((ends & ~held_ends).sum())
+    terminal = int(held_ends.sum())
+    return rule, TerminationFit(
+        terminal_rows=terminal,
+        rows=len(holdout),
+        recall=found / terminal if terminal else None,
+        precision=found / (found + wrong) if found + wrong else None,
+        false_ends=wrong / (len(holdout) - terminal),
+        updates=updates,
+    )
+
+
+def _copy(rule: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in rule.state_dict().items()}
