@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -81,6 +81,9 @@ def compose_jobs(
         ValueError: one line that names the setting.
     """
     parsed = [_parse(text) for text in overrides]
+    if any(o.key_or_group == "hydra/sweeper" for o in parsed):
+        # other sweepers draw from intervals, whose ends are checked here
+        parsed = [_parse(_ends(o)) if o.is_interval_sweep() else o for o in parsed]
     jobs = [parsed]
     sweeps = [o for o in parsed if o.is_sweep_override()]
     if sweeps and not multirun:
@@ -135,6 +138,13 @@ def _parse(text: str) -> Override:
         raise ValueError(reason or f"cannot read {text!r}: settings are given as key=value") from (
             error
         )
+
+
+def _ends(override: Override) -> str:
+    """An interval's override, as one with its two ends."""
+    interval = override.value()
+    assert isinstance(interval, IntervalSweep)
+    return f"{override.key_or_group}={interval.start},{interval.end}"
 
 
 def _compose_one(config_name: str, job: Sequence[Override]) -> DictConfig:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ class Sizes:
 
 Rule = Whole | Number | Choice | Flag | Text | Sizes
 
-#: what every key may be; a key that a recipe does not have is passed over
+#: what every key of RAMBO's recipe may be
 RULES: Mapping[str, Rule] = {
+    "method": Text(),
     "seed": Whole(0, 2**31 - 1),
     "device": Text(),
     "compile": Flag(),
@@ -126,12 +127,17 @@ RULES: Mapping[str, Rule] = {
     "schedule_name": Text(),
     "dataset": Text(),
     "env_id": Text(optional=True),
+    "termination": Text(),
+    "reward_shift": Number(-1e6, 1e6),
     "pretrained": Text(optional=True),
     "cache_dir": Text(),
     "on_divergence": Choice(("stop", "continue")),
     "checkpoint_every": Whole(),
     "checkpoint_minutes": Number(above=True, optional=True),
     "checkpoints_kept": Whole(),
+    "logger": Choice(("csv", "tensorboard", "wandb", "mlflow", "trackio")),
+    "video": Choice(("none", "gif", "mp4")),
+    "retries": Whole(0),
     "epochs": Whole(),
     "agent_updates": Whole(),
     "model_updates": Whole(0),
@@ -140,6 +146,12 @@ RULES: Mapping[str, Rule] = {
     "rollout_policy": Choice(("current", "random")),
     "retained_epochs": Whole(),
     "adversarial_weight": Number(),
+    "num_critics": Whole(),
+    "advantage_clip": Number(above=True, optional=True),
+    "model_updates_every": Whole(),
+    "model_term": Choice(("likelihood", "kl", "total_variation")),
+    "likelihood_budget": Number(above=True, optional=True),
+    "budget_lr": Number(above=True),
     "clone_behaviour": Flag(),
     "agent.hidden_sizes": Sizes(),
     "agent.batch_size": Whole(),
@@ -167,8 +179,55 @@ RULES: Mapping[str, Rule] = {
     "evaluation.last": Whole(),
 }
 
+#: and what further ones of the other methods may be
+ALL_RULES: Mapping[str, Rule] = {
+    **RULES,
+    "penalty_coefficient": Number(),
+    "halting.num_stds": Number(optional=True),
+    "halting.penalty": Number(),
+    "conservative_weight": Number(),
+    "penalized_actions": Choice(("rollout", "policy", "logsumexp")),
+    "agent.conservative_weight": Number(),
+    "agent.num_actions": Whole(),
+    "agent.expectile": Number(0.5, 0.99999),
+    "agent.temperature": Number(above=True),
+    "agent.scale_rewards": Flag(),
+    "agent.value_lr": Number(above=True),
+    "agent.bc_alpha": Number(above=True),
+    "agent.policy_noise": Number(),
+    "agent.noise_clip": Number(),
+    "agent.actor_every": Whole(),
+}
 
-def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
+
+def rules_for(name: str, optional: Iterable[str] = ()) -> Mapping[str, Rule]:
+    """The rules of one method's command line.
+
+    Args:
+        name: the method's, which its key ``method`` keeps.
+        optional: numbers that may be null there, and are filled in with published values.
+    """
+    filled_in = {
+        key: replace(rule, optional=True)
+        for key in optional
+        if isinstance(rule := ALL_RULES[key], Whole | Number)
+    }
+    return {**ALL_RULES, "method": Choice((name,)), **filled_in}
+
+
+def without(cfg: DictConfig, unused: Sequence[str]) -> DictConfig:
+    """A configuration without some keys, or groups of keys, that it need not have."""
+    kept = cfg.copy()
+    for key in unused:
+        group, _, name = key.rpartition(".")
+        node = OmegaConf.select(kept, group) if group else kept
+        if node is not None:
+            with open_dict(node):
+                node.pop(name, None)
+    return kept
+
+
+def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = ALL_RULES) -> None:
     """Refuse values of a wrong type or out of their range before any work starts.
 
     Args:
@@ -186,6 +245,11 @@ def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
     if members is not None and elites is not None and elites > members:
         raise ValueError(
             f"model.num_elites ({elites}) must not exceed model.num_members ({members})"
+        )
+    if OmegaConf.select(cfg, "likelihood_budget") and not cfg.adversarial_weight:
+        raise ValueError(
+            "likelihood_budget needs an adversarial_weight above 0 to start from, got 0: give one, "
+            "or leave the budget out"
         )
     if "device" in present:
         check_device(cfg.device)

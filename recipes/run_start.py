@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from run_settings import check_config, leaf_keys
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset, check_environment
-from rambo_trl.envs import termination
+from rambo_trl.envs.termination import check_rule, choose_rule, never
 from rambo_trl.training.checkpoint import Checkpoints, Stateful
 from rambo_trl.training.pretrained import Pretrained, dataset_digest
 from rambo_trl.training.run_folder import RunFolder, package_versions
+from rambo_trl.training.tracking import check_tracker
 
 
 def choose_run_dir(cfg: DictConfig, task: str) -> Path:
@@ -29,7 +30,8 @@ def choose_run_dir(cfg: DictConfig, task: str) -> Path:
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / f"{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
+    method = "" if cfg.method == "rambo" else f"{cfg.method}-"
+    base = Path("runs") / f"{method}{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
     path, n = base, 1
     while path.exists():
         n += 1
@@ -61,13 +63,18 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
         model_based: whether the environment needs a termination rule.
 
     Raises:
-        ValueError: if a batch is larger than the data, or the environment to evaluate in is
-            not known, not installed, or has other sizes than the data.
-        KeyError: if the environment has no termination rule.
+        ValueError: if a batch is larger than the data, the environment to evaluate in is not
+            installed or has other sizes than the data, or there is no termination rule.
     """
-    check_environment(dataset)
+    if dataset.environment is None:
+        print(
+            f"note: {dataset.name} without an environment: the policy is not evaluated",
+            file=sys.stderr,
+        )
+    else:
+        check_environment(dataset)
     if model_based:
-        termination.rule_for(dataset.env_id or "")
+        check_termination(cfg, dataset)
     present = leaf_keys(cfg)
     for key in ("agent.batch_size", "model.batch_size", "cloning.batch_size"):
         if key in present and OmegaConf.select(cfg, key) > len(dataset):
@@ -77,11 +84,50 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
             )
 
 
+def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
+    """Refuse a termination rule that is not there or cannot be used; tell if it misses ends.
+
+    Raises:
+        ValueError: saying what to choose instead.
+    """
+    terminated = dataset.transitions["next", "terminated"]
+    rule = choose_rule(cfg.termination, env_id=dataset.env_id, terminated=terminated)
+    if isinstance(rule, str):
+        if int(terminated.sum()) < 2:
+            raise ValueError("termination=learned, but hardly any transition is terminal: use none")
+        return
+    if rule is never:
+        return
+    found, false = check_rule(
+        rule,
+        dataset.transitions,
+        observation_mean=dataset.observation_mean,
+        observation_std=dataset.observation_std,
+    )
+    if (found is not None and found < 0.99) or (false is not None and false > 0.01):
+        parts = [
+            f"{100 * share:.1f} % of {which}"
+            for share, which in ((found, "the data's ends"), (false, "the other transitions"))
+            if share is not None
+        ]
+        print(f"note: the termination rule ends {' and '.join(parts)}", file=sys.stderr)
+
+
+def load_data(cfg: DictConfig) -> OfflineDataset:
+    """Load the data; with ``env_id=none`` no environment is looked for."""
+    no_environment = cfg.env_id == "none"
+    env_id = None if no_environment else cfg.env_id
+    dataset = OfflineDataset.load(cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift)
+    if no_environment:
+        dataset.has_simulator = False
+    return dataset
+
+
 #: settings that may differ when a run is resumed: none of them touches what was learnt so far
 RESUME_MAY_CHANGE = (
     "epochs", "device", "compile", "threads", "on_divergence", "evaluation.episodes",
     "evaluation.every", "evaluation.last", "checkpoint_every", "checkpoint_minutes",
-    "checkpoints_kept", "pretrained", "cache_dir",
+    "checkpoints_kept", "pretrained", "cache_dir", "logger", "video", "retries",
 )  # fmt: skip
 
 
@@ -102,6 +148,12 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(merged, DictConfig)
     merged.merge_with(saved)
+    method = saved.get("method", "rambo")  # runs older than the other methods do not name it
+    if method != cfg.method:
+        raise ValueError(
+            f"{cfg.resume} is a run of method={method}, not {cfg.method}: resume it with "
+            f"recipes/{method}.py"
+        )
     for key in leaf_keys(cfg):
         if key not in given_keys:
             continue
@@ -117,13 +169,17 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
 
 
 def prepare(
-    cfg: DictConfig, *, model_based: bool = True
+    cfg: DictConfig,
+    *,
+    model_based: bool = True,
+    published: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> tuple[DictConfig, OfflineDataset, RunFolder]:
     """Check the configuration, load the data, open or make the run folder and keep it.
 
     Args:
         cfg: composed by Hydra from the command line.
         model_based: whether the environment needs a termination rule.
+        published: a task's name to the values of settings that are null.
 
     Returns:
         The run's configuration (a resumed run's own), its data and its folder.
@@ -140,28 +196,34 @@ def prepare(
         assert isinstance(saved, DictConfig)
         cfg = resumed_config(cfg, saved, hydra.overrides.task)
         check_config(cfg)
+        check_tracker(cfg.logger)
         print(f"run folder: {folder.path}", flush=True)
-        dataset = OfflineDataset.load(cfg.dataset, env_id=cfg.env_id)
+        dataset = load_data(cfg)
         check_data(cfg, dataset, model_based=model_based)
         if cfg != saved:
             folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
         return cfg, dataset, folder
-    check_config(cfg)
     task = hydra.runtime.choices["task"]
+    for key, value in (published(task) if published else {}).items():
+        if OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, value)
+    check_config(cfg)
+    check_tracker(cfg.logger)
     path = choose_run_dir(cfg, task)
     check_writable(path)
     if path.exists():
         RunFolder.create(path)  # refuses a folder that holds a run
-    if cfg.pretrained not in (None, "auto") and not Path(cfg.pretrained).is_file():
-        raise FileNotFoundError(f"pretrained={cfg.pretrained}: there is no such file")
+    pretrained = cfg.get("pretrained")
+    if pretrained not in (None, "auto") and not Path(pretrained).is_file():
+        raise FileNotFoundError(f"pretrained={pretrained}: there is no such file")
     print(f"run folder: {path}", flush=True)
-    dataset = OfflineDataset.load(cfg.dataset, env_id=cfg.env_id)
+    dataset = load_data(cfg)
     check_data(cfg, dataset, model_based=model_based)
     family = re.match(r"[A-Za-z0-9]*", (dataset.env_id or "").split("/")[-1])
     if family and family[0].lower() not in task.split("-"):
+        whose = "rollout length and adversarial weight" if cfg.method == "rambo" else "settings"
         print(
-            f"note: {dataset.name} is from {dataset.env_id}; its rollout length and adversarial "
-            f"weight are those of task={task}",
+            f"note: {dataset.name} is from {dataset.env_id}; its {whose} are those of task={task}",
             file=sys.stderr,
         )
     folder = RunFolder.create(path)

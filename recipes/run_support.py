@@ -6,7 +6,7 @@ import errno
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,10 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.training.evaluation import evaluate_policy
 from rambo_trl.training.figures import plot_learning_curve
 from rambo_trl.training.interruption import Interrupted, Interruption
-from rambo_trl.training.policy_file import save_policy
+from rambo_trl.training.policy_file import load_policy, save_policy
 from rambo_trl.training.run_folder import RunFolder, package_versions
+from rambo_trl.training.tracking import Tracker
+from rambo_trl.training.video import record_video
 
 # tensordict reads a flag that torch has retired: nothing that a user of the recipes could change
 warnings.filterwarnings("ignore", message=".*inline_inbuilt_nn_modules is deprecated")
@@ -142,11 +144,12 @@ class Evaluation:
 
     def __call__(self, epoch: int) -> dict[str, float | None]:
         """Evaluate after an epoch: ``score``, ``score_std``, ``return_mean``, ``return_std``."""
-        env_id = self.dataset.env_id
-        assert env_id is not None
+        environment = self.dataset.environment
+        if environment is None:
+            return dict.fromkeys(("score", "score_std", "return_mean", "return_std"))
         result = evaluate_policy(
             self.policy,
-            env_id,
+            environment,
             num_episodes=self.num_episodes,
             seed=self.first_seed + epoch * self.num_episodes,
             observation_mean=self.dataset.observation_mean,
@@ -180,6 +183,29 @@ def write_policy(folder: RunFolder, actor: Any, dataset: OfflineDataset, cfg: Di
     )
 
 
+def finish_tracking(
+    tracker: Tracker, video: str, *, flatten: Callable[[Any], np.ndarray] = np.asarray
+) -> None:
+    """Record the trained policy if asked to, and send the run's figure and video on.
+
+    Args:
+        tracker: closed here.
+        video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
+        flatten: makes a vector of an observation.
+    """
+    files = [tracker.folder / "learning_curve.png"]
+    if video != "none":
+        try:
+            path = tracker.folder / f"policy.{video}"
+            record_video(load_policy(path.with_name("policy.safetensors")), path, flatten=flatten)
+            files.append(path)
+        except RuntimeError as error:  # a run that has ended well is not spoilt by it
+            print(f"no video: {error}", file=sys.stderr)
+    for path in files:
+        tracker.log_file(path)
+    tracker.close()
+
+
 def summarise(
     folder: RunFolder,
     dataset: OfflineDataset,
@@ -200,8 +226,8 @@ def summarise(
     last = evaluated[-cfg.evaluation.last :]
 
     def mean(key: str) -> float | None:
-        values = [row[key] for row in last if row.get(key) is not None]
-        return float(sum(values) / len(values)) if values else None
+        values = [float(v) for row in last if (v := row.get(key)) is not None]
+        return sum(values) / len(values) if values else None
 
     behaviour = dataset.behaviour_returns
     results = {
@@ -223,6 +249,7 @@ def summarise(
         "dataset": dataset.name,
         "dataset_transitions": len(dataset),
         "env": dataset.env_id,
+        "evaluated": dataset.environment is not None,
         "schedule": cfg.schedule_name,
         "epochs": int(rows[-1]["epoch"] or 0) if rows else 0,
         **extra,
@@ -230,15 +257,15 @@ def summarise(
         "versions": package_versions(),
     }
     folder.write_results(results)
-    score = dataset.normalized_score(float(behaviour.max()))
-    scored = score is not None
+    mean_score, best = dataset.behaviour_score, dataset.normalized_score(float(behaviour.max()))
+    scored = mean_score is not None and best is not None
     plot_learning_curve(
         [r if scored else {**r, "score": r["return_mean"], "score_std": r["return_std"]}
          for r in rows],
         folder.path / "learning_curve.png",
         title=f"{method} on {dataset.name}",
-        behaviour_mean=dataset.behaviour_score if scored else float(behaviour.mean()),
-        behaviour_best=score if scored else float(behaviour.max()),
+        behaviour_mean=float(behaviour.mean()) if mean_score is None else mean_score,
+        behaviour_best=float(behaviour.max()) if best is None else best,
         cloned=cloned.get("score" if scored else "return_mean"),
         y_label="normalised score" if scored else "return",
         policy_label=method,
@@ -272,6 +299,8 @@ def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
         )
     label = f"{method}, mean of last {count}" if count > 1 else f"{method}, last evaluation"
     lines.append(line(label, results["return_mean"], results["score"]))
+    if not results["evaluated"]:
+        lines.append("  not evaluated: there is no environment")
     if results["diverged"]:
         found = results["divergence"]
         lines.append(f"  DIVERGED at epoch {found['epoch']}: {found['reason']}; scored 0")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -139,14 +140,15 @@ def make_agent_loss(
         make_actor(1, spec, hidden_sizes=cfg.agent.hidden_sizes),
         make_qvalue(1, 1, hidden_sizes=cfg.agent.hidden_sizes),
     )
-    options = {
+    options: dict[str, Any] = {
         "loss_function": "l2",
         "action_spec": spec,
         "alpha_init": cfg.agent.alpha_init,
         "target_entropy": cfg.agent.target_entropy,
     }
     if conservative:
-        loss = COMBOLoss(*parts, num_real=num_real, **cfg.combo, **options)
+        options.update(cfg.combo, num_real=num_real)
+        loss = COMBOLoss(*parts, **options)
     else:
         loss = SACLoss(*parts, **options)
     loss.make_value_estimator(gamma=GAMMA)
@@ -282,7 +284,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, dict[str, object]]:
     return summary
 
 
-def format_table(summary: Mapping[str, Mapping[str, object]]) -> str:
+def format_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """The table: true reward of the final policies, beside the paper's."""
 
     def spread(mean: object, std: object) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rambo_trl.data import mujoco_messages_logged
+from rambo_trl.data import make_environment, mujoco_messages_logged
 
 __all__ = ["EvaluationResult", "rollout_episodes", "evaluate_policy"]
 
@@ -38,7 +38,7 @@ class EvaluationResult:
 
 def rollout_episodes(
     act: Callable[[np.ndarray], np.ndarray],
-    env_id: str,
+    environment: str | EnvSpec,
     *,
     num_episodes: int,
     seed: int,
@@ -49,7 +49,7 @@ def rollout_episodes(
     Args:
         act: maps observations [num_episodes, observation_size] to actions
             [num_episodes, action_size].
-        env_id: a registered Gymnasium id.
+        environment: a registered Gymnasium id, or a specification.
         num_episodes: number of episodes, all started together.
         seed: seed of the first copy; the following copies take the following seeds.
         flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``.
@@ -58,7 +58,7 @@ def rollout_episodes(
         The episodes' returns and lengths. Copies that have ended wait for the others.
     """
     with mujoco_messages_logged():
-        envs = [gymnasium.make(env_id) for _ in range(num_episodes)]
+        envs = [make_environment(environment) for _ in range(num_episodes)]
     try:
         observation = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
         returns = np.zeros(num_episodes)
@@ -80,7 +80,7 @@ def rollout_episodes(
 
 def evaluate_policy(
     policy: TensorDictModuleBase,
-    env_id: str,
+    environment: str | EnvSpec,
     *,
     num_episodes: int = 10,
     seed: int = 0,
@@ -93,7 +93,7 @@ def evaluate_policy(
 
     Args:
         policy: reads ``"observation"`` and writes ``"action"``.
-        env_id: a registered Gymnasium id.
+        environment: a registered Gymnasium id, or a specification.
         num_episodes: number of episodes.
         seed: seed of the first episode.
         observation_mean: the data's mean per dimension; with ``observation_std`` the
@@ -116,4 +116,6 @@ def evaluate_policy(
         return td.get("action").cpu().numpy()
 
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        return rollout_episodes(act, env_id, num_episodes=num_episodes, seed=seed, flatten=flatten)
+        return rollout_episodes(
+            act, environment, num_episodes=num_episodes, seed=seed, flatten=flatten
+        )

@@ -1,13 +1,18 @@
-"""A small data set, shared by the tests that run the recipes as programs."""
+"""What the recipes' tests share: a small data set, and run folders that are made up."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import minari
 import pytest
 from minari.data_collector import EpisodeBuffer
+
+from rambo_trl.training.run_folder import RunFolder
 
 ENV_ID = "InvertedDoublePendulum-v5"
 
@@ -43,3 +48,60 @@ def tiny_dataset() -> None:
         warnings.simplefilter("ignore", UserWarning)  # Minari asks for an author and a permalink
         minari.create_dataset_from_buffers("test/idp/tiny-v0", buffer=episodes, env=env)
     env.close()
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., str]:
+    """Makes a run folder up, for tests of what reads them."""
+    return _make_run
+
+
+def _make_run(
+    path: Path,
+    *,
+    seed: int = 0,
+    score: float | None = 50.0,
+    mean_q: Sequence[float] | None = (100.0,) * 20,
+    dataset: str = "bundled/hopper/medium-replay-v0",
+    diverged: bool = False,
+    ended: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    **results: Any,
+) -> str:
+    """A run folder with an evaluation every fifth epoch.
+
+    Args:
+        path: the folder.
+        seed: its seed.
+        score: of every evaluation; None for data without reference scores.
+        mean_q: by epoch; None for a method without critics.
+        dataset: its data set.
+        diverged: whether it diverged in its last epoch.
+        ended: whether there is a results.json.
+        settings: of config.yaml.
+        **results: of results.json.
+    """
+    folder = RunFolder.create(path)
+    settings = {"seed": seed, "run_dir": str(path), **(settings or {})}
+    folder.write_config("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    epochs = 20 if mean_q is None else len(mean_q)
+    for epoch in range(1, epochs + 1):
+        row: dict[str, Any] = {"epoch": epoch, "loss_actor": 1.0}
+        if mean_q is not None:
+            row["mean_q"] = mean_q[epoch - 1]
+        at = epoch % 5 == 0 and not (diverged and epoch == epochs)
+        row["score"] = score if at else None
+        row["return_mean"] = 30.0 * (score or 1.0) if at else None
+        folder.append_metrics(row)
+    if ended:
+        folder.write_results(
+            {
+                "method": "RAMBO", "dataset": dataset, "schedule": "quick", "seed": seed,
+                "epochs": epochs, "agent_updates": 1000 * epochs, "model_updates": 10 * epochs,
+                "behaviour_score": 10.0, "behaviour_score_best": 98.0, "cloned_score": 9.0,
+                "score": score, "return_mean": 30.0 * (score or 1.0), "diverged": diverged,
+                "divergence": {"epoch": epochs, "reason": "mean Q is beyond"} if diverged else None,
+                "seconds": {"agent": 60.0, "model": 30.0}, **results,
+            }
+        )  # fmt: skip
+    return str(path)

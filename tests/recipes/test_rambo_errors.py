@@ -163,10 +163,8 @@ def test_a_batch_larger_than_the_data(key: str) -> None:
 @pytest.mark.parametrize(
     ("env_id", "size", "words"),
     [
-        (None, 9, "names no environment"),
         ("NoSuchEnv-v0", 9, "NoSuchEnv-v0"),
         ("InvertedDoublePendulum-v5", 7, "does not fit"),
-        ("MountainCarContinuous-v0", 2, "no termination rule"),
     ],
 )
 def test_data_that_no_environment_fits(env_id: str | None, size: int, words: str) -> None:

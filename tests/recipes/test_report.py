@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import report
+from paper_results import published, table_dataset
+from report_figures import achieved, mean_curve
+from run_reading import Record, configurations, find_runs
+from run_statistics import interquartile_mean, iqm_interval
 
-from rambo_trl.training.run_folder import RunFolder
-
-
-def make_run(path: Path, *, seed: int, score: float, diverged: bool = False) -> str:
-    folder = RunFolder.create(path)
-    folder.write_config("seed: 0\n")
-    for epoch in (1, 2, 3):
-        folder.append_metrics({"epoch": epoch, "score": score * epoch / 3 if epoch > 1 else None})
-    folder.write_results(
-        {
-            "method": "RAMBO", "dataset": "bundled/hopper/medium-replay-v0", "schedule": "quick",
-            "seed": seed, "epochs": 3, "agent_updates": 30, "model_updates": 3,
-            "behaviour_score": 10.0, "behaviour_score_best": 98.0, "cloned_score": 9.0,
-            "score": 0.0 if diverged else score, "return_mean": 1.0, "diverged": diverged,
-            "seconds": {"agent": 60.0, "model": 30.0},
-        }
-    )  # fmt: skip
-    return str(path)
+MakeRun = Callable[..., str]
+RECIPES = Path(report.__file__).parent
 
 
-def test_table_averages_over_seeds(tmp_path: Path) -> None:
+def made_report(tmp_path: Path, runs: list[str]) -> tuple[str, list[dict[str, str]]]:
+    """The report's table as text and as rows."""
+    out = tmp_path / "out"
+    assert report.main([*runs, "--out", str(out)]) == 0
+    for name in ("learning_curves.png", "q_and_return.png"):
+        assert (out / name).stat().st_size > 10_000
+    with (out / "table.csv").open() as file:
+        return (out / "table.md").read_text(), list(csv.DictReader(file))
+
+
+def test_table_averages_over_seeds(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"r{s}", seed=s, score=x) for s, x in ((1, 40.0), (0, 20.0))]
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- results:quick -->\nold\n<!-- end of results:quick -->\nb\n")
@@ -40,25 +42,207 @@ def test_table_averages_over_seeds(tmp_path: Path) -> None:
     assert text.startswith("a\n<!-- results:quick -->\n") and text.endswith("-->\nb\n")
     assert table in text and "old" not in text
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
-    assert [row["seed"] for row in rows] == ["1", "0"] and rows[0]["minutes"] == "1.5"
-    assert (out / "learning_curves.png").stat().st_size > 10_000
+    assert [row["seed"] for row in rows] == ["0", "1"] and rows[0]["minutes"] == "1.5"
 
 
-def test_a_diverged_run_counts_as_zero_and_is_named(tmp_path: Path) -> None:
+def test_a_diverged_run_counts_as_zero_and_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    # its own results.json says 90: the report does not believe it
     runs = [
         make_run(tmp_path / "a", seed=0, score=40.0),
         make_run(tmp_path / "b", seed=1, score=90.0, diverged=True),
     ]
-    assert report.main([*runs, "--out", str(tmp_path / "out")]) == 0
-    table = (tmp_path / "out/table.md").read_text()
+    table, (row,) = made_report(tmp_path, runs)
     assert "**20.0 +- 20.0**" in table and "1 of 2 runs diverged" in table
+    assert row["diverged"] == "1" and float(row["score_mean"]) == 20.0
 
 
-def test_bad_input_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+def test_a_diverged_run_is_a_zero_in_the_curves_too(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", score=90.0, diverged=True, settings={"epochs": 30})
+    (run,), _ = find_runs([tmp_path / "a"])
+    assert achieved(run) == ([5e3, 10e3, 15e3, 20e3, 30e3], [90.0, 90.0, 90.0, 0.0, 0.0])
+
+
+def test_methods_and_settings_are_rows_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / f"{k}{s}", seed=s, score=score, method=method, settings=settings)
+        for k, (method, score, settings) in enumerate(
+            (
+                ("RAMBO", 50.0, {"adversarial_weight": 3e-4, "agent": "{tau: 0.1}"}),
+                ("RAMBO", 60.0, {"adversarial_weight": 3e-3, "agent": "{tau: 0.1}"}),
+                ("MOPO", 30.0, {"agent": "{tau: 0.2}"}),
+            )
+        )
+        for s in range(2)
+    ]
+    table, rows = made_report(tmp_path, runs)
+    assert [(r["method"], r["settings"], float(r["score_mean"])) for r in rows] == [
+        ("RAMBO", "adversarial_weight=0.0003", 50.0),
+        ("RAMBO", "adversarial_weight=0.003", 60.0),
+        ("MOPO", "", 30.0),
+    ]
+    assert "| RAMBO (adversarial_weight=0.0003), `quick` | 2 |" in table
+
+
+def test_runs_without_a_label_are_rambo_s(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", method="RAMBO", adversarial_weight=0.0)
+    make_run(tmp_path / "b", adversarial_weight=3e-4)
+    results = tmp_path / "b/results.json"
+    results.write_text(results.read_text().replace('"method": "RAMBO",', ""))
+    runs, _ = find_runs([tmp_path])
+    assert [run.method for run in runs] == ["RAMBO, lambda = 0", "RAMBO"]
+
+
+def test_the_paper_s_numbers_stand_beside_ours(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", dataset="d4rl/hopper_medium_replay-v2.hdf5"),
+        make_run(tmp_path / "b", dataset="bundled/hopper/medium-replay-v0"),
+        make_run(tmp_path / "c", dataset="d4rl/hopper_medium_replay-v2.hdf5", method="MOReL (SAC)"),
+        make_run(tmp_path / "d", dataset="my/own/data-v0"),
+    ]
+    table, rows = made_report(tmp_path, runs)
+    assert [r["paper_same_data"] for r in rows] == ["False", "True", "True", ""]
+    assert "99.5 +- 4.8 (other data)" in table and "| 99.5 +- 4.8 |" in table
+    assert "| 93.6 |" in table and "do not compare" in table
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("data/halfcheetah_medium_expert-v2.hdf5", ("halfcheetah-medium-expert-v2", True)),
+        ("walker2d_medium-v2", ("walker2d-medium-v2", True)),
+        ("hopper_medium-v0.hdf5", ("hopper-medium-v2", False)),
+        ("mujoco/hopper/medium-v0", ("hopper-medium-v2", False)),
+        ("antmaze-large-diverse-v0.hdf5", ("antmaze-large-diverse-v0", True)),
+        ("antmaze-umaze-v2.hdf5", ("antmaze-umaze-v0", False)),
+        ("bundled/antmaze-umaze/random-v0", None),
+        ("bundled/hopper/expert-v0", None),
+        ("bundled/inverteddoublependulum/medium-v0", None),
+    ],
+)
+def test_data_sets_of_the_paper(name: str, expected: tuple[str, bool] | None) -> None:
+    assert table_dataset(name) == expected
+
+
+def test_the_paper_s_totals() -> None:
+    # the totals are printed in the paper's text, the cells come from its table
+    names = [
+        f"{env}_{kind}-v2.hdf5"
+        for env in ("halfcheetah", "hopper", "walker2d")
+        for kind in ("random", "medium", "medium_replay", "medium_expert")
+    ]
+    for method, total in (("RAMBO", 812.4), ("COMBO", 769.7), ("MOPO", 413.4), ("BC", 300.8)):
+        numbers = [published(method, name) for name in names]
+        assert sum(n.score for n in numbers if n) == pytest.approx(total)
+    assert published("IQL", names[0]) is None
+
+
+def test_totals_are_over_the_data_sets_that_all_have(make_run: MakeRun, tmp_path: Path) -> None:
+    hopper, cheetah = "hopper_medium-v2.hdf5", "halfcheetah_medium-v2.hdf5"
+    runs = [
+        make_run(tmp_path / f"{method}{k}{s}", seed=s, score=score + 2 * s, dataset=dataset,
+                 method=method)
+        for method, tasks in (
+            ("RAMBO", ((hopper, 10.0), (cheetah, 20.0), ("walker2d_medium-v2.hdf5", 99.0))),
+            ("MOPO", ((hopper, 30.0), (cheetah, 40.0))),
+        )
+        for k, (dataset, score) in enumerate(tasks)
+        for s in (0, 1)
+    ]  # fmt: skip
+    table, _ = made_report(tmp_path, runs)
+    # each task deviates by 1, two of them by the root of 2
+    assert "| RAMBO, `quick` | 4 | **32.0 +- 1.4** |" in table
+    assert "| MOPO, `quick` | 4 | **72.0 +- 1.4** |" in table
+    assert "| 164.9 |" in table and "| 117.5 |" in table  # 87.0 + 77.9, 48.0 + 69.5
+
+
+class TestStatistics:
+    def test_interquartile_mean(self) -> None:
+        assert interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 1000])) == 3.5
+        assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3.0
+
+    def test_interval_against_every_sample(self) -> None:
+        # two runs, mean of both: a quarter of the samples at each end, half in the middle
+        assert iqm_interval([[0.0, 10.0]]) == (0.0, 10.0)
+        # with 40 % the ends lie in the middle half
+        assert iqm_interval([[0.0, 10.0]], level=0.4) == (5.0, 5.0)
+
+    def test_samples_stay_within_their_task(self) -> None:
+        # tasks a hundred apart without a spread: unstratified samples would mix them
+        assert iqm_interval([[0.0, 0.0], [100.0, 100.0]]) == (50.0, 50.0)
+        low, high = iqm_interval([[0.0, 2.0, 4.0], [100.0, 102.0, 104.0, 106.0]]) or (0, 0)
+        assert 35 < low < high < 75
+
+    def test_coverage(self) -> None:
+        rng = np.random.default_rng(0)
+        held = 0
+        for k in range(100):
+            low, high = iqm_interval([rng.normal(size=12).tolist()], seed=k) or (0, 0)
+            held += low < 0 < high
+        assert 83 <= held <= 99
+
+    def test_one_run_has_no_interval(self) -> None:
+        assert iqm_interval([[1.0]]) is None and iqm_interval([[1.0, 2.0], [3.0]]) is None
+        assert iqm_interval([]) is None
+
+    def test_mean_of_curves_of_different_lengths_and_points(self) -> None:
+        x, mean, std = mean_curve([([1, 3, 5], [0.0, 2.0, 4.0]), ([2, 3], [3.0, 4.0]), ([], [])])
+        assert x.tolist() == [2, 3] and mean.tolist() == [2, 3] and std.tolist() == [1, 1]
+        assert mean_curve([([1], [0.0]), ([2], [0.0])])[0].size == 0
+
+
+def test_what_is_missing_is_left_out_and_said(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs/short", seed=0, mean_q=(1.0,) * 10)
+    make_run(tmp_path / "runs/long", seed=1)
+    make_run(tmp_path / "runs/unended", seed=2, ended=False)
+    make_run(tmp_path / "runs/bc", seed=0, mean_q=None, method="BC")
+    (tmp_path / "runs/bc/metrics.csv").unlink()
+    make_run(
+        tmp_path / "runs/unscored", score=None, dataset="my/own/data-v0", behaviour_score=None,
+        behaviour_score_best=None, cloned_score=None,
+    )  # fmt: skip
+    table, rows = made_report(tmp_path, [str(tmp_path / "runs"), str(tmp_path / "runs/long")])
+    assert "10 to 20" in table and "| return 30.0 |" in table and "(one seed)" in table
+    assert [r["seeds"] for r in rows] == ["2", "1", "1"]
+    assert "left out, not ended" in (err := capsys.readouterr().err) and "unended" in err
+
+
+def test_bad_input_writes_nothing(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert report.main([str(tmp_path / "none"), *out]) == 2
     run = make_run(tmp_path / "a", seed=0, score=1.0)
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n")
-    assert report.main([run, "--out", str(tmp_path / "out"), "--readme", str(readme)]) == 2
+    assert report.main([run, *out, "--readme", str(readme)]) == 2
+    assert report.main([make_run(tmp_path / "b", ended=False), *out]) == 2
+    (tmp_path / "a/results.json").write_text("{")
+    assert report.main([run, *out]) == 2
+    (tmp_path / "a/results.json").write_text("{}")
+    assert report.main([run, *out]) == 2
     assert not (tmp_path / "out").exists() and readme.read_text() == "no markers\n"
-    assert capsys.readouterr().err.count("error:") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5 and all(line.startswith("error:") for line in lines)
+
+
+def test_a_seed_that_occurs_twice_is_told(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, seed=0) for name in "ab"]
+    assert "A seed occurs more than once: RAMBO on" in made_report(tmp_path, runs)[0]
+
+
+def test_older_runs_without_a_newer_setting_belong_together() -> None:
+    def record(**settings: Any) -> Record:
+        results = {"dataset": "d", "schedule": "s", "seed": 0, "method": "RAMBO", "diverged": False}
+        return Record(Path("r"), results, [], settings)
+
+    assert len(configurations([record(tau=1), record(tau=1, num_critics=2)])) == 1
+    assert len(configurations([record(tau=1), record(tau=2)])) == 2
+    assert len(configurations([record(seed=1, threads=2), record(seed=2, threads=1)])) == 1
+
+
+def test_no_program_hides_a_module_of_python() -> None:
+    # next to a program called select.py no other one could start: subprocess imports select
+    names = {path.stem for path in RECIPES.glob("*.py")}
+    assert not names & set(sys.stdlib_module_names)

@@ -1,0 +1,219 @@
+"""A trained policy for other runtimes: ``python -m rambo_trl.export RUN --format onnx``.
+
+The exported file reads raw observations and holds the normalisation, so that whoever runs it needs
+neither this library nor TorchRL: ``pt2`` is :func:`torch.export.save`'s format, ``onnx`` runs in
+ONNX Runtime and the like. Both take any number of observations at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rambo_trl.training.policy_file import Policy, load_policy
+from rambo_trl.training.run_folder import write_atomically
+
+__all__ = ["ExportFormat", "PolicyModule", "export_policy"]
+
+ExportFormat = Literal["pt2", "onnx"]
+
+#: the exported file is compared with the policy on so many states, up to this share of the
+#: largest action that the policy takes in them
+CHECKED_STATES, TOLERANCE = 1000, 1e-5
+
+
+class PolicyModule(nn.Module):
+    """A policy's mode with its normalisation as a plain module, for exporters and tracers.
+
+    Args:
+        policy: read and left as it is; its tensors are shared.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.data import Bounded
+        >>> from rambo_trl.modules import make_actor
+        >>> from rambo_trl.training.policy_file import Policy
+        >>> actor = make_actor(3, Bounded(low=-torch.ones(2), high=torch.ones(2)))
+        >>> policy = Policy(
+        ...     actor,
+        ...     observation_mean=torch.zeros(3),
+        ...     observation_std=torch.ones(3),
+        ...     env_id="Hopper-v5",
+        ... )
+        >>> PolicyModule(policy)(torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    observation_mean: torch.Tensor
+    observation_std: torch.Tensor
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.actor = policy.actor
+        self.register_buffer("observation_mean", policy.observation_mean)
+        self.register_buffer("observation_std", policy.observation_std)
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        """Actions [B, action_size] in raw observations [B, observation_size], float32."""
+        x = (observation - self.observation_mean) / self.observation_std
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            return self.actor.select_out_keys("action")(observation=x)
+
+
+def export_policy(
+    policy: Policy, path: str | os.PathLike[str], *, format: ExportFormat = "pt2"
+) -> float:
+    """Write a policy in a format that runs without this library, and check what was written.
+
+    The file has one input, ``observation`` [B, observation_size] as the environment gives it, and
+    one output, ``action`` [B, action_size], both float32; B is free. It runs on a CPU. The
+    environment's id and the sizes are in its metadata (``rambo_trl``).
+
+    Args:
+        policy: as :func:`rambo_trl.load_policy` returns it.
+        path: the file to write.
+        format: ``"pt2"`` for :func:`torch.export.load`, ``"onnx"`` for ONNX runtimes (needs the
+            extra ``export``).
+
+    Returns:
+        The largest difference between an exported action and the policy's own over 1,000 states
+        drawn around the data's mean.
+
+    Raises:
+        FileExistsError: if there is such a file.
+        ImportError: if a package of the extra ``export`` is missing.
+        ValueError: for an unknown format.
+        RuntimeError: if the exported actions differ from the policy's; nothing is written.
+    """
+    if format not in get_args(ExportFormat):
+        raise ValueError(f"format must be one of {', '.join(get_args(ExportFormat))}, got {format}")
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: name another file")
+    module = copy.deepcopy(PolicyModule(policy)).to("cpu").eval()
+    data, run = {"pt2": _to_pt2, "onnx": _to_onnx}[format](module, _describe(policy))
+    difference = _largest_difference(module, run)
+    write_atomically(path, data)
+    return difference
+
+
+def _describe(policy: Policy) -> dict[str, Any]:
+    """What a reader of the exported file should know about it."""
+    return {
+        "env_id": policy.env_id,
+        "observation_size": policy.observation_mean.shape[-1],
+        "input": "raw observations: the normalisation is inside",
+    }
+
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def _to_pt2(module: PolicyModule, about: dict[str, Any]) -> tuple[bytes, Run]:
+    exported = torch.export.export(
+        module, (_example(module),), dynamic_shapes={"observation": {0: torch.export.Dim("batch")}}
+    )
+    file = io.BytesIO()
+    torch.export.save(exported, file, extra_files={"rambo_trl": json.dumps(about)})
+    loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+    return file.getvalue(), lambda x: loaded(torch.as_tensor(x)).detach().numpy()
+
+
+def _to_onnx(module: PolicyModule, about: dict[str, Any]) -> tuple[bytes, Run]:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"format=onnx needs {name}: pip install 'rambo_trl[export]'")
+    import onnxruntime
+
+    with _quiet_converter():
+        program = torch.onnx.export(
+            module,
+            (_example(module),),
+            dynamo=True,
+            dynamic_shapes={"observation": {0: "batch"}},
+            input_names=["observation"],
+            output_names=["action"],
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["rambo_trl"] = json.dumps(about)
+    data = program.model_proto.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return data, lambda x: session.run(None, {"observation": x})[0]
+
+
+@contextmanager
+def _quiet_converter() -> Iterator[None]:
+    """Without the converter's reports on itself and on every optional package it does without."""
+    converter = logging.getLogger("torch.onnx")
+    level = converter.level
+    converter.setLevel("ERROR")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        converter.setLevel(level)
+
+
+def _example(module: PolicyModule) -> torch.Tensor:
+    """Two observations: exporters take a size of one for a constant."""
+    return module.observation_mean.expand(2, -1).clone()
+
+
+def _largest_difference(module: PolicyModule, run: Run) -> float:
+    """Compare an exported policy with its origin, on a batch and on a single state."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(CHECKED_STATES, len(module.observation_mean), generator=generator)
+    x = module.observation_mean + 3 * noise * module.observation_std
+    with torch.no_grad():
+        expected = module(x).numpy()
+    got = np.concatenate([run(x[:1].numpy()), run(x[1:].numpy())])
+    difference = float(np.abs(got - expected).max())
+    # written so that a NaN is refused
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise RuntimeError(f"exported actions differ from the policy's by up to {difference:.2g}")
+    return difference
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export a run's policy; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rambo_trl.export", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder, or a policy file")
+    parser.add_argument("--format", choices=get_args(ExportFormat), default="pt2")
+    parser.add_argument("--out", type=Path, help="file to write; policy.FORMAT beside the policy")
+    options = parser.parse_args(arguments)
+    source = options.run / "policy.safetensors" if options.run.is_dir() else options.run
+    out = options.out or source.with_suffix(f".{options.format}")
+    try:
+        difference = export_policy(load_policy(source), out, format=options.format)
+    except (OSError, ValueError, ImportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except RuntimeError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    sys.stdout.write(f"{out}: {CHECKED_STATES} actions agree with {source} to {difference:.1e}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

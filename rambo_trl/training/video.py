@@ -1,0 +1,107 @@
+"""A policy's episode as a video file, drawn without a screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import imageio.v3 as imageio
+import numpy as np
+
+from rambo_trl.data import mujoco_messages_logged
+from rambo_trl.training.policy_file import Policy
+from rambo_trl.training.run_folder import write_atomically
+
+__all__ = ["record_video"]
+
+
+def record_video(
+    policy: Policy,
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    fps: int = 25,
+    max_frames: int = 500,
+    size: int = 240,
+    flatten: Callable[[Any], np.ndarray] = np.asarray,
+) -> float:
+    """Play one episode with the policy's mode and keep it as a video at the simulator's speed.
+
+    MuJoCo draws without a screen through EGL or OSMesa: the environment variable ``MUJOCO_GL``
+    chooses; without it and without a screen EGL is taken.
+
+    Args:
+        policy: as :func:`rambo_trl.load_policy` returns it.
+        path: ``*.gif``, or ``*.mp4`` (needs the extra ``video``). Replaced if there.
+        seed: the episode's.
+        fps: frames per second of the video, at most; steps in between are not drawn.
+        max_frames: the video ends there; the episode is played on.
+        size: the least height and width in pixels; what the environment draws is thinned to it.
+        flatten: makes a vector of an observation, as for
+            :func:`~rambo_trl.training.evaluation.rollout_episodes`.
+
+    Returns:
+        The episode's return.
+
+    Raises:
+        ValueError: for another kind of file.
+        RuntimeError: if nothing can be drawn, or the video cannot be encoded, on this machine.
+    """
+    path = Path(path)
+    if path.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"a video is a .gif or .mp4 file, got {path.name}")
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        # without a screen MuJoCo's first choice, GLFW, cannot work, and a failed one may crash
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        with mujoco_messages_logged():
+            env = gymnasium.make(policy.env_id, render_mode="rgb_array")
+            observation, total, step, ended = flatten(env.reset(seed=seed)[0]), 0.0, 0, False
+            frames = [_frame(env, size)]
+    except Exception as error:  # what a machine without a renderer raises differs by the library
+        raise RuntimeError(
+            "nothing can be drawn here: install EGL or OSMesa and set MUJOCO_GL=egl or "
+            f"MUJOCO_GL=osmesa ({_first_line(error)})"
+        ) from error
+    try:
+        steps_per_second = float(env.metadata.get("render_fps", fps))
+        every = max(1, round(steps_per_second / fps))
+        while not ended:
+            following, reward, terminated, truncated, _ = env.step(policy(observation))
+            observation, total, step = flatten(following), total + float(reward), step + 1
+            ended = terminated or truncated
+            if step % every == 0 and len(frames) < max_frames:
+                frames.append(_frame(env, size))
+    finally:
+        env.close()
+    write_atomically(path, _encode(np.stack(frames), path.suffix, steps_per_second / every))
+    return total
+
+
+def _frame(env: gymnasium.Env, size: int) -> np.ndarray:
+    """What the environment draws, made smaller by a whole factor."""
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    every = max(1, min(frame.shape[:2]) // size)
+    return frame[::every, ::every]
+
+
+def _encode(frames: np.ndarray, suffix: str, fps: float) -> bytes:
+    if suffix == ".gif":
+        return imageio.imwrite(
+            "<bytes>", frames, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0
+        )
+    try:
+        return imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps)
+    except (ImportError, OSError) as error:
+        raise RuntimeError(
+            f"an mp4 needs ffmpeg: pip install 'rambo_trl[video]' ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

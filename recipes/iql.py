@@ -1,0 +1,85 @@
+"""IQL on an offline data set: expectile values, and a policy cloned by its advantages.
+
+``python recipes/iql.py task=... schedule=...``; see ``config/iql.yaml`` for the keys and
+https://arxiv.org/abs/2110.06169 for the method.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, adam, train_model_free
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import IQLLoss, SoftUpdate
+from training_run import Run, launch
+
+from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
+from rambo_trl.training.pretraining import clip_actions
+
+
+class IQL(ModelFree):
+    """Implicit Q-learning on the data alone."""
+
+    label = "IQL"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        cfg = run.cfg.agent
+        values = MLP(
+            in_features=run.dataset.observation_size,
+            out_features=1,
+            num_cells=list(cfg.hidden_sizes),
+            activation_class=nn.ReLU,
+            device=self.device,
+        )
+        self.loss = loss = IQLLoss(
+            self.actor,
+            self.make_qvalue(),
+            ValueOperator(values, in_keys=["observation"]),
+            loss_function="l2",
+            temperature=cfg.temperature,
+            expectile=cfg.expectile,
+        )
+        loss.make_value_estimator(gamma=cfg.gamma)
+        optimizer = adam(
+            (loss.actor_network_params.parameters(), cfg.actor_lr),
+            (loss.qvalue_network_params.parameters(), cfg.critic_lr),
+            (loss.value_network_params.parameters(), cfg.value_lr),
+        )
+        decay = cosine_decay(run.cfg.epochs * run.cfg.agent_updates)
+        player = Player(loss, optimizer, lr_factor=[decay, _constant, _constant])
+        target_update = SoftUpdate(loss, tau=cfg.tau)
+        self.phase = OfflinePhase([player], target_update, compile=run.cfg.compile)
+
+    def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
+        """Scale the rewards by the episodes' returns; move actions off the tanh's bounds."""
+        dataset = self.run.dataset
+        transitions["action"] = clip_actions(transitions["action"], dataset.action_spec)
+        if self.run.cfg.agent.scale_rewards:
+            transitions["next", "reward"] = transitions["next", "reward"] * self.reward_scale()
+        return transitions
+
+    def reward_scale(self) -> float:
+        """1000 over the range of the episodes' returns.
+
+        Raises:
+            ValueError: if all episodes have the same return.
+        """
+        returns = self.run.dataset.behaviour_returns
+        if returns.max() == returns.min():
+            raise ValueError(
+                "all episodes of the data have the same return, by whose range rewards are "
+                "scaled: set agent.scale_rewards=false"
+            )
+        return 1000 / float(returns.max() - returns.min())
+
+
+def _constant(update: int) -> float:
+    return 1.0
+
+
+if __name__ == "__main__":
+    train = partial(train_model_free, make_method=IQL)
+    launch("iql", train, unused=[*MODEL_ONLY, *TEMPERATURE_ONLY], model_based=False)

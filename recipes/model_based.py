@@ -1,0 +1,267 @@
+"""What the model-based methods share: the fitted model, rollouts in it, SAC on mixed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from run_start import PRETRAINING, find_pretrained
+from run_support import progress_bar, refusing_bad_input, score_text
+from torchrl.objectives import SACLoss
+from tqdm import tqdm
+from training_run import Metrics, Run
+
+from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.data import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
+from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
+from rambo_trl.envs.termination import TerminationRule, choose_rule
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.training.checkpoint import Stateful
+from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.phases import AgentPhase
+from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
+
+#: settings of the tasks and schedules that only the adversary of RAMBO has
+ADVERSARY_ONLY = ("adversarial_weight", "model_updates", "model.adversarial_lr")
+
+
+class ModelBased:
+    """World model, actor, critics, rollouts and mixed batches, put together as configured.
+
+    Args:
+        run: its configuration and data.
+    """
+
+    label = ""
+
+    def __init__(self, run: Run) -> None:
+        cfg, dataset = run.cfg, run.dataset
+        self.run = run
+        device = torch.device(cfg.device)
+        sizes = (dataset.observation_size, dataset.action_size)
+        self.world_model = EnsembleWorldModel(
+            *sizes,
+            num_members=cfg.model.num_members,
+            num_elites=cfg.model.num_elites,
+            hidden_sizes=cfg.model.hidden_sizes,
+            device=device,
+        )
+        self.actor = make_actor(
+            dataset.observation_size,
+            dataset.action_spec,
+            hidden_sizes=cfg.agent.hidden_sizes,
+            device=device,
+        )
+        self.real = make_real_buffer(dataset, device)
+        self.model_buffer = make_replay_buffer(
+            cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, device
+        )
+        self.mixed = RealModelReplayBuffer(
+            self.real,
+            self.model_buffer,
+            real_fraction=cfg.agent.real_fraction,
+            batch_size=cfg.agent.batch_size,
+        )
+        self.loss = self.make_loss(
+            self.actor,
+            make_qvalue(*sizes, hidden_sizes=cfg.agent.hidden_sizes, device=device),
+            loss_function="l2",
+            alpha_init=cfg.agent.alpha_init,
+            action_spec=dataset.action_spec,
+        )
+        self.loss.make_value_estimator(gamma=cfg.agent.gamma)
+        self.agent = AgentPhase(
+            self.loss,
+            critic_lr=cfg.agent.critic_lr,
+            actor_lr=cfg.agent.actor_lr,
+            alpha_lr=cfg.agent.alpha_lr,
+            tau=cfg.agent.tau,
+            compile=cfg.compile,
+        )
+        self.termination = self._termination_rule()
+        self.env = self.make_env(
+            self.world_model,
+            action_spec=dataset.action_spec,
+            starts=self.real,
+            termination=self.termination,
+            observation_mean=dataset.observation_mean,
+            observation_std=dataset.observation_std,
+        )
+        self.collector = ModelRolloutCollector(
+            self.env,
+            self.actor if cfg.rollout_policy == "current" else None,
+            num_starts=cfg.rollout_starts,
+            horizon=cfg.rollout_length,
+            compile=cfg.compile,
+        )
+
+    def make_loss(self, *networks: Any, **settings: Any) -> SACLoss:
+        """The agent's loss."""
+        return SACLoss(*networks, **settings)
+
+    def make_env(self, world_model: EnsembleWorldModel, **settings: Any) -> EnsembleModelEnv:
+        """The environment that the rollouts are taken in."""
+        return EnsembleModelEnv(world_model, **settings)
+
+    def _termination_rule(self) -> TerminationRule:
+        """The rule as chosen; a learnt one is fitted here, alike for a resumed run."""
+        cfg, dataset = self.run.cfg, self.run.dataset
+        rule = choose_rule(
+            cfg.termination,
+            env_id=dataset.env_id,
+            terminated=dataset.transitions["next", "terminated"],
+        )
+        if not isinstance(rule, str):
+            return rule
+        learnt, fit = fit_termination(
+            dataset.transitions,
+            observation_mean=dataset.observation_mean,
+            observation_std=dataset.observation_std,
+            seed=cfg.seed,
+            device=cfg.device,
+        )
+        tqdm.write(f"termination rule: {fit}")
+        return learnt
+
+    def on_fitted(self) -> None:
+        """What depends on the fitted model; called before the first epoch, resumed or not."""
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps of an epoch."""
+        return self.run.cfg.agent_updates
+
+    def stateful_parts(self) -> dict[str, Stateful]:
+        """Everything that decides the run's future, for checkpoints."""
+        learnt = isinstance(self.termination, LearnedTermination)
+        return {
+            **({"termination": self.termination} if learnt else {}),
+            "world_model": self.world_model,
+            "agent_loss": self.agent.loss,
+            "agent_optimizer": self.agent.optimizer,
+            "model_buffer": self.model_buffer,
+            "collector": self.collector,
+        }
+
+    def max_abs_reward(self) -> float:
+        """The largest absolute reward that the agent may be given."""
+        return float(self.run.dataset.transitions["next", "reward"].abs().max())
+
+    def monitor(self) -> DivergenceMonitor:
+        """Says when the critics leave what the rewards allow."""
+        return DivergenceMonitor(self.max_abs_reward(), self.run.cfg.agent.gamma)
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` says of a model-based method only."""
+        progress = self.run.progress
+        return {
+            "rollout_length": self.run.cfg.rollout_length,
+            "model_transitions": progress["transitions"],
+            "holdout_mse": progress["holdout_mse"],
+            "model_passes": progress["model_passes"],
+        }
+
+    def pretrain(self) -> None:
+        """The maximum-likelihood model and its elites, and the cloned actor; or a shared file."""
+        run = self.run
+        with refusing_bad_input():
+            pretrained = find_pretrained(
+                run.cfg, run.progress, world_model=self.world_model, actor=self.actor
+            )
+        if "cloned" not in run.progress:
+            with pretrained.claimed():
+                with refusing_bad_input():
+                    found = pretrained.load()
+                if found is None:
+                    self._pretrain()
+                    pretrained.save({k: run.progress[k] for k in PRETRAINING})
+                else:
+                    tqdm.write(f"pretrained: {pretrained.path}")
+                    run.progress.update(found)
+            run.checkpoints.save(run.progress)
+        self.on_fitted()
+
+    def _pretrain(self) -> None:
+        run, cfg = self.run, self.run.cfg
+        if "holdout_mse" not in run.progress:
+            fit = self._fit_model()
+            run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
+            run.checkpoints.save(run.progress)
+        cloned: dict[str, float | None] = {}
+        if cfg.clone_behaviour and cfg.cloning.passes:
+            total = cfg.cloning.passes * (len(run.dataset) // cfg.cloning.batch_size)
+            with run.watch("cloning"), progress_bar("clone the behaviour", total) as bar:
+                clone_behaviour(
+                    self.actor,
+                    run.dataset.transitions,
+                    run.dataset.action_spec,
+                    passes=cfg.cloning.passes,
+                    batch_size=cfg.cloning.batch_size,
+                    lr=cfg.cloning.lr,
+                    compile=cfg.compile,
+                    bar=bar,
+                )
+            with run.watch("evaluation"):
+                cloned = run.evaluation(0)
+            if cloned["return_mean"] is not None:
+                tqdm.write(
+                    f"behaviour cloning: return {cloned['return_mean']:.1f}{score_text(cloned)}"
+                )
+        run.progress["cloned"] = cloned
+
+    def _fit_model(self) -> ModelFit:
+        """Fit the ensemble by maximum likelihood, with a bar and a line on the outcome."""
+        run, cfg = self.run, self.run.cfg
+        per_pass = len(run.dataset) // cfg.model.batch_size
+        limit = cfg.model.max_passes
+        with (
+            run.watch("model_fit"),
+            progress_bar("fit the model", limit and limit * per_pass) as bar,
+        ):
+            fit = fit_world_model(
+                self.world_model,
+                run.dataset.transitions,
+                batch_size=cfg.model.batch_size,
+                lr=cfg.model.lr,
+                patience=cfg.model.patience,
+                min_improvement=cfg.model.min_improvement,
+                max_passes=limit,
+                compile=cfg.compile,
+                on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
+                bar=bar,
+            )
+        tqdm.write(
+            f"model: {fit.passes} passes, holdout mse {min(fit.holdout_mse):.4f} to "
+            f"{max(fit.holdout_mse):.4f}, elites {fit.elites}"
+        )
+        return fit
+
+    def roll_out(self) -> Metrics:
+        """Fill the model buffer with k-step rollouts from states of the data."""
+        with self.run.watch("rollouts"):
+            rollouts = self.collector.collect()
+            self.model_buffer.extend(rollouts.select(*self.mixed.keys))
+        return {
+            "model_transitions": rollouts.shape[0],
+            "model_reward": float(rollouts["next", "reward"].mean()),
+            "model_terminated": float(rollouts["next", "terminated"].float().mean()),
+        }
+
+    def improve_agent(self) -> Metrics:
+        """Update the agent on real and imagined transitions."""
+        with self.run.watch("agent"):
+            return self.agent.run(self.mixed.batches(self.run.cfg.agent_updates), self.run.bar)
+
+
+def train_model_based(run: Run, make_method: Callable[[Run], ModelBased]) -> dict[str, Any]:
+    """Fit a model once, then roll out and improve the agent in it, epoch by epoch."""
+    with refusing_bad_input():
+        method = make_method(run)
+        run.begin(method)
+    method.pretrain()
+    for row in run.epochs():
+        with run.epoch(row):
+            row.update(method.roll_out())
+            row.update(method.improve_agent())
+    return run.finish()

@@ -1,0 +1,132 @@
+"""What the model-free methods share: an actor, critics and batches of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from run_support import refusing_bad_input
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ValueOperator
+from torchrl.objectives import LossModule
+from training_run import Metrics, Run
+
+from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
+from rambo_trl.modules import make_actor, make_qvalue
+from rambo_trl.training.checkpoint import Stateful
+from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.offline import OfflinePhase
+
+#: settings of the tasks and schedules that only the model-based methods have
+MODEL_ONLY = (
+    "adversarial_weight", "model", "model_updates", "rollout_starts", "rollout_length",
+    "rollout_policy", "retained_epochs", "cloning", "clone_behaviour", "pretrained", "cache_dir",
+    "agent.real_fraction", "termination",
+)  # fmt: skip
+#: and those of SAC's temperature
+TEMPERATURE_ONLY = ("agent.alpha_lr", "agent.alpha_init")
+#: rows of the data on which the critics are followed
+VALUE_ROWS = 1000
+
+
+class ModelFree:
+    """A policy, and a loss with its optimisers that trains it on the data.
+
+    A method makes :attr:`loss` and :attr:`phase` in its constructor.
+
+    Args:
+        run: its configuration and data.
+    """
+
+    label = ""
+    loss: LossModule
+    phase: OfflinePhase
+
+    def __init__(self, run: Run) -> None:
+        cfg, dataset = run.cfg, run.dataset
+        self.run = run
+        self.device = torch.device(cfg.device)
+        self.actor = make_actor(
+            dataset.observation_size,
+            dataset.action_spec,
+            hidden_sizes=cfg.agent.hidden_sizes,
+            device=self.device,
+        )
+        self.updates: int = cfg.agent_updates
+        self.transitions = self.prepare(dataset.transitions.copy())
+        real = TensorDictReplayBuffer(
+            storage=TensorStorage(self.transitions.to(self.device)),
+            writer=ImmutableDatasetWriter(),
+        )
+        self.data = RealModelReplayBuffer(
+            real, make_replay_buffer(1), real_fraction=1.0, batch_size=cfg.agent.batch_size
+        )
+        every = max(1, len(dataset) // VALUE_ROWS)
+        self.value_rows = dataset.transitions["observation"][::every][:VALUE_ROWS].to(self.device)
+
+    def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
+        """What the method changes about the data; entries may be replaced, not written into."""
+        return transitions
+
+    def make_qvalue(self) -> ValueOperator:
+        """A critic, which the loss makes two of."""
+        dataset = self.run.dataset
+        return make_qvalue(
+            dataset.observation_size,
+            dataset.action_size,
+            hidden_sizes=self.run.cfg.agent.hidden_sizes,
+            device=self.device,
+        )
+
+    def stateful_parts(self) -> dict[str, Stateful]:
+        """Everything that decides the run's future, for checkpoints."""
+        return {"loss": self.loss, "phase": self.phase}
+
+    def monitor(self) -> DivergenceMonitor:
+        """Says when the critics leave what the rewards allow."""
+        largest = float(self.transitions["next", "reward"].abs().max())
+        return DivergenceMonitor(largest, self.run.cfg.agent.get("gamma", 0.0))
+
+    def results(self) -> dict[str, Any]:
+        """Nothing besides what every run says."""
+        return {}
+
+    @torch.no_grad()
+    def mean_q(self) -> float:
+        """The lower critic's mean value of the policy's mode on fixed rows of the data."""
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            rows = self.actor(
+                TensorDict(observation=self.value_rows, batch_size=[len(self.value_rows)])
+            )
+        values = []
+        for params in self.loss.qvalue_network_params.data.unbind(0):
+            with params.to_module(self.loss.qvalue_network, preserve_module_state=False):
+                values.append(self.loss.qvalue_network(rows.copy())["state_action_value"])
+        return float(torch.stack(values).min(dim=0).values.mean())
+
+    def improve(self) -> Metrics:
+        """Update the agent on the data."""
+        with self.run.watch("agent"):
+            metrics = self.phase.run(self.data.batches(self.updates), self.run.bar)
+        if hasattr(self.loss, "qvalue_network"):
+            metrics["mean_q"] = self.mean_q()
+        return metrics
+
+
+def adam(*groups: tuple[Any, float]) -> torch.optim.Adam:
+    """Adam over (parameters, learning rate) groups, as one fused kernel a step."""
+    return torch.optim.Adam([{"params": list(p), "lr": lr} for p, lr in groups], fused=True)
+
+
+def train_model_free(run: Run, make_method: Callable[[Run], ModelFree]) -> dict[str, Any]:
+    """Improve the agent on the data, epoch by epoch."""
+    with refusing_bad_input():
+        method = make_method(run)
+        run.begin(method)
+    for row in run.epochs():
+        with run.epoch(row):
+            row.update(method.improve())
+    return run.finish()

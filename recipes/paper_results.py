@@ -1,0 +1,90 @@
+"""The paper's Table 1, and which of its data sets one of ours corresponds to."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+TABLE = Path(__file__).with_name("paper_table1.csv")
+SOURCE = "Table 1 of the paper's submission (arXiv 2204.12581; 5 seeds, D4RL's data)"
+
+#: label of a method here -> its column there
+_COLUMNS = {
+    "RAMBO": "rambo", "COMBO": "combo", "MOPO": "mopo", "MOReL (SAC)": "morel", "CQL": "cql",
+    "IQL": "iql", "TD3+BC": "td3_bc", "BC": "bc",
+}  # fmt: skip
+_MUJOCO = re.compile(
+    r"(halfcheetah|hopper|walker2d)[-_/](random|medium[-_]replay|medium[-_]expert|medium)"
+    r"(?:[-_](v\d+))?"
+)
+_ANTMAZE = re.compile(
+    r"ant[-_]?maze[-_/](umaze|medium|large)(?:[-_](play|diverse))?(?:[-_](v\d+))?"
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of the paper's table.
+
+    Attributes:
+        score: D4RL's normalised score.
+        std: over seeds; None where the table has none.
+        same_data: whether it was measured on the same data set, not on one of the same kind.
+    """
+
+    score: float
+    std: float | None
+    same_data: bool
+
+
+@cache
+def _table() -> dict[str, dict[str, str]]:
+    lines = TABLE.read_text().splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return {row["dataset"]: row for row in rows}
+
+
+def table_dataset(name: str) -> tuple[str, bool] | None:
+    """The data set of the table that is a data set here, or is of its kind.
+
+    Args:
+        name: as in ``results.json``: a Minari id, or the path of D4RL's file.
+
+    Returns:
+        Its name there, and whether the data are the same; None where there is none of its kind.
+    """
+    # D4RL's files have no folder between environment and kind; Minari's ids do
+    text = name.lower().removesuffix(".hdf5")
+    for pattern, version in ((_MUJOCO, "v2"), (_ANTMAZE, "v0")):
+        match = re.search(rf"(?:^|/){pattern.pattern}$", text)
+        if match:
+            environment, kind, found = match.groups()
+            kind = (kind or "").replace("_", "-")
+            family = environment if pattern is _MUJOCO else f"antmaze-{environment}"
+            key = "-".join(part for part in (family, kind, version) if part)
+            if key not in _table():
+                return None
+            d4rl = not re.search(rf"{environment}/", text)
+            return key, d4rl and found == version
+    return None
+
+
+def published(method: str, dataset: str) -> Published | None:
+    """The paper's number for a method on a data set or on its counterpart.
+
+    Args:
+        method: label of the method here.
+        dataset: name of the data set here.
+    """
+    found, column = table_dataset(dataset), _COLUMNS.get(method)
+    if found is None or column is None:
+        return None
+    key, same = found
+    row = _table()[key]
+    if not row[column]:
+        return None
+    std = row.get(f"{column}_std")
+    return Published(float(row[column]), float(std) if std else None, same)

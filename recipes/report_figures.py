@@ -1,0 +1,245 @@
+"""Figures over many runs: learning curves, and what critics believe against what is achieved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from run_reading import Configuration, Record
+
+# Okabe and Ito's palette, told apart with every common colour blindness; then other line styles
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
+_GREY = "#666666"
+
+
+def achieved(run: Record) -> tuple[list[float], list[float]]:
+    """A run's evaluations by updates: scores, or returns where there are none.
+
+    A run that diverged goes on with the 0 that it is scored.
+    """
+    x, y = run.series("score")
+    if not x and run.score is None:
+        x, y = run.series("return_mean")
+    if run.results["diverged"]:
+        at = diverged_at(run)
+        end = run.updates_per_epoch * float(run.settings.get("epochs") or run.results["epochs"])
+        kept = [(a, b) for a, b in zip(x, y, strict=True) if a < at]
+        kept += [(at, 0.0), (end, 0.0)] if end > at else [(at, 0.0)]
+        x, y = [a for a, _ in kept], [b for _, b in kept]
+    return x, y
+
+
+def diverged_at(run: Record) -> float:
+    """The update at which a run was seen to have diverged."""
+    found = run.results.get("divergence") or {}
+    return run.updates_per_epoch * float(found.get("epoch") or run.results["epochs"])
+
+
+def mean_curve(
+    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard deviation over curves, where all of them have values.
+
+    Curves may be measured at different points: between its own a curve is a straight line.
+
+    Returns:
+        Points, mean and standard deviation; empty where the curves have no range in common.
+    """
+    curves = [curve for curve in curves if len(curve[0])]
+    if not curves:
+        return np.empty(0), np.empty(0), np.empty(0)
+    first, last = max(min(x) for x, _ in curves), min(max(x) for x, _ in curves)
+    points = np.unique(np.concatenate([np.asarray(x, dtype=float) for x, _ in curves]))
+    points = points[(points >= first) & (points <= last)]
+    values = np.stack([np.interp(points, x, y) for x, y in curves])
+    return points, values.mean(axis=0), values.std(axis=0)
+
+
+def draw_learning_curves(found: Sequence[Configuration], path: Path) -> None:
+    """One panel a data set: each configuration's mean over seeds, a deviation to both sides.
+
+    Args:
+        found: the configurations.
+        path: the PNG to write.
+    """
+    datasets = sorted({c.dataset for c in found})
+    figure, (panels,) = _panels(len(datasets), 1)
+    styles = _styles(found)
+    for axes, dataset in zip(panels, datasets, strict=True):
+        members = [c for c in found if c.dataset == dataset]
+        _draw_achieved(axes, members, styles)
+        _draw_data(axes, members)
+        axes.set_title(dataset, loc="left", fontsize=11)
+        axes.set_xlabel("agent updates")
+        _finish(axes)
+    _save(figure, panels, path)
+
+
+def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
+    """One column a data set: above what the policies achieve, below what their critics believe.
+
+    Args:
+        found: the configurations.
+        path: the PNG to write.
+    """
+    datasets = sorted({c.dataset for c in found})
+    figure, (upper, lower) = _panels(len(datasets), 2)
+    styles = _styles(found)
+    for top, bottom, dataset in zip(upper, lower, datasets, strict=True):
+        members = [c for c in found if c.dataset == dataset]
+        _draw_achieved(top, members, styles)
+        top.set_title(f"{dataset}: achieved", loc="left", fontsize=11)
+        _draw_mean_q(bottom, members, styles)
+        bottom.set_title("believed by the critics", loc="left", fontsize=11)
+        bottom.set_xlabel("agent updates")
+        bottom.set_xlim(0, max(top.get_xlim()[1], bottom.get_xlim()[1]))
+        top.set_xlim(bottom.get_xlim())
+        for axes in (top, bottom):
+            _finish(axes)
+    _save(figure, [*upper, *lower], path)
+
+
+def _panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of so many columns of panels, at most three beside each other.
+
+    Returns:
+        The figure, and for each of the rows of a column the panels.
+    """
+    width = min(count, 3)
+    blocks = -(-count // width)
+    size = (max(7.2, 5.6 * width), (1.0 + 3.2 * rows) * blocks + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows * blocks, width, squeeze=False)
+    ordered = [
+        [axes[rows * block + row, column] for block in range(blocks) for column in range(width)]
+        for row in range(rows)
+    ]
+    for unused in (panel for row in ordered for panel in row[count:]):
+        unused.set_visible(False)
+    return figure, [row[:count] for row in ordered]
+
+
+def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
+    """One legend below all panels, then the file."""
+    handles: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()),
+        list(handles.keys()),
+        loc="outside lower left",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        title="line and band: mean and standard deviation over seeds; thin: each run; "
+        "X: diverged, scored 0",
+        title_fontsize=9,
+        alignment="left",
+    )
+    figure.savefig(path, dpi=120)
+
+
+Styles = dict[str, dict[str, Any]]
+
+
+def _name(configuration: Configuration) -> str:
+    return f"{configuration.label}, {configuration.schedule}"
+
+
+def _styles(found: Sequence[Configuration]) -> Styles:
+    """Colour and line of each configuration, the same in every panel."""
+    pairs = ({"color": c, "linestyle": s} for s, c in cycle(product(_STYLES, _COLORS)))
+    return dict(zip(dict.fromkeys(map(_name, found)), pairs, strict=False))
+
+
+def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles) -> None:
+    for configuration in members:
+        style = styles[_name(configuration)]
+        _draw_band(axes, [achieved(run) for run in configuration.runs], style, _name(configuration))
+        for run in configuration.runs:
+            if run.results["diverged"]:
+                axes.plot(diverged_at(run), 0.0, "X", color=style["color"], markersize=9, zorder=5)
+    scored = any(run.score is not None for c in members for run in c.runs)
+    axes.set_ylabel("normalised score" if scored else "return")
+
+
+def _draw_band(
+    axes: Axes,
+    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
+    style: dict[str, Any],
+    label: str,
+) -> None:
+    points, mean, std = mean_curve(curves)
+    for x, y in curves if len(curves) > 1 else ():
+        axes.plot(x, y, color=style["color"], alpha=0.35, linewidth=0.8)
+    if not len(points):
+        axes.plot([], [], **style, linewidth=2.4, label=label)
+        return
+    axes.fill_between(points, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+    marker = "o" if len(points) == 1 else None
+    axes.plot(points, mean, **style, linewidth=2.4, marker=marker, label=label)
+
+
+def _draw_data(axes: Axes, members: Sequence[Configuration]) -> None:
+    """The data's best and mean episode, and its cloned policy, as horizontal lines."""
+    results = [run.results for c in members for run in c.runs]
+    scored = any(run.score is not None for c in members for run in c.runs)
+    best, mean, cloned = (
+        ("behaviour_score_best", "behaviour_score", "cloned_score")
+        if scored
+        else ("behaviour_return_best", "behaviour_return_mean", "cloned_return_mean")
+    )
+    for key, style, label in (
+        (best, (0, (1, 1.5)), "data's best episode"),
+        (mean, (0, (5, 2)), "data's mean episode"),
+        (cloned, (0, (5, 2, 1, 2)), "behaviour cloning alone"),
+    ):
+        values = [result[key] for result in results if result.get(key) is not None]
+        if values:
+            value = float(np.mean(values))
+            axes.axhline(value, color=_GREY, linestyle=style, linewidth=1.3, label=label, zorder=1)
+
+
+def _draw_mean_q(axes: Axes, members: Sequence[Configuration], styles: Styles) -> None:
+    """Mean Q; runs that diverged are thin lines, outside of the means, that leave the panel."""
+    largest, bounds = [], set()
+    for configuration in members:
+        style = styles[_name(configuration)]
+        curves = []
+        for run in configuration.runs:
+            x, y = run.series("mean_q")
+            if run.results["diverged"]:
+                axes.plot(x, y, color=style["color"], linewidth=1.2, alpha=0.7)
+            elif x:
+                curves.append((x, y))
+                largest.append((min(y), max(y)))
+            bounds |= {run.results["q_bound"]} if run.results.get("q_bound") else set()
+        _draw_band(axes, curves, style, _name(configuration))
+    axes.set_ylabel("mean Q in training")
+    if not largest:
+        return
+    low, high = min(0.0, *(a for a, _ in largest)), max(0.0, *(b for _, b in largest))
+    room = 0.15 * (high - low) or 1.0
+    axes.set_ylim(low - room if low < 0 else -0.3 * room, high + 2 * room)
+    for bound in bounds:
+        axes.axhline(
+            bound, color=_GREY, linestyle=(0, (1, 1.5)), linewidth=1.3,
+            label="mean Q at which a run counts as diverged" if bound < high + 2 * room else None,
+        )  # fmt: skip
+
+
+def _finish(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)

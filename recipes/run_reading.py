@@ -1,0 +1,181 @@
+"""Run folders as records, gathered into configurations: what reports and selection work on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rambo_trl.training.run_folder import RunFolder
+
+Row = Mapping[str, float | int | None]
+
+#: what the environment says; everything else in ``metrics.csv`` comes from training alone
+EVALUATION_COLUMNS = frozenset({"score", "score_std", "return_mean", "return_std"})
+
+#: settings, or groups of them, in which runs of one configuration may differ
+_NOT_CONFIGURATION = frozenset(
+    (
+        "seed", "run_dir", "resume", "device", "compile", "threads", "on_divergence", "evaluation",
+        "pretrained", "cache_dir", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
+        "logger", "video", "retries", "hydra", "dataset", "method", "schedule_name",
+    )
+)  # fmt: skip
+_NEEDED = ("score", "seed", "dataset", "schedule", "epochs", "diverged")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run that has ended.
+
+    Attributes:
+        path: its folder.
+        results: its ``results.json``.
+        metrics: the rows of its ``metrics.csv``; none where there is no such file.
+        settings: its ``config.yaml``, dotted keys.
+    """
+
+    path: Path
+    results: Mapping[str, Any]
+    metrics: Sequence[Row]
+    settings: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method's label; runs from before there were several are RAMBO's."""
+        label = self.results.get("method", "RAMBO")
+        if label == "RAMBO" and self.results.get("adversarial_weight") == 0:
+            return "RAMBO, lambda = 0"
+        return label
+
+    @property
+    def score(self) -> float | None:
+        """The score; 0 for a run that diverged, as in the paper (Table 2)."""
+        return 0.0 if self.results["diverged"] else self.results["score"]
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Gradient steps of the agent in an epoch; 1 where they are not recorded."""
+        epochs = self.results["epochs"]
+        return self.results.get("agent_updates", epochs) / epochs if epochs else 1.0
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """A column by the agent's updates; rows without it are left out.
+
+        Returns:
+            Updates and values, of one length.
+        """
+        points = [
+            (self.updates_per_epoch * float(row["epoch"] or 0), float(value))
+            for row in self.metrics
+            if (value := row.get(key)) is not None
+        ]
+        return [x for x, _ in points], [y for _, y in points]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        dataset: name of the data set.
+        method: label of the method.
+        schedule: name of the schedule.
+        differs: settings in which it differs from the others of the same three.
+        runs: ordered by seed.
+    """
+
+    dataset: str
+    method: str
+    schedule: str
+    differs: Mapping[str, Any]
+    runs: Sequence[Record]
+
+    @property
+    def label(self) -> str:
+        """Method and what it differs in."""
+        changes = ", ".join(f"{key}={value}" for key, value in self.differs.items())
+        return f"{self.method} ({changes})" if changes else self.method
+
+
+def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Path]]:
+    """Read run folders.
+
+    Args:
+        paths: run folders, or folders of sweeps: these stand for the runs below them. A folder
+            named twice counts once.
+
+    Returns:
+        The runs that have ended, and the folders of those that have not.
+
+    Raises:
+        FileNotFoundError: for a folder that holds no run, or if none of the runs has ended.
+        ValueError: for one whose files cannot be read.
+    """
+    folders: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        below = [] if (path / "config.yaml").is_file() else sorted(path.glob("*/config.yaml"))
+        for folder in [config.parent for config in below] or [path]:
+            folders.setdefault(folder.resolve(), folder)
+    opened = [RunFolder.open(folder) for folder in folders.values()]
+    ended = [folder for folder in opened if (folder.path / "results.json").is_file()]
+    unfinished = [folder.path for folder in opened if folder not in ended]
+    if not ended:
+        raise FileNotFoundError(
+            f"none of these runs has ended: {', '.join(map(str, unfinished))}; resume them first"
+        )
+    return [_read(folder) for folder in ended], unfinished
+
+
+def _read(folder: RunFolder) -> Record:
+    try:
+        results = folder.read_results()
+        metrics = folder.read_metrics()
+        config = OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml"), resolve=True)
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"run folder {folder.path} cannot be read: {error}") from error
+    missing = [key for key in _NEEDED if key not in results]
+    if missing:
+        raise ValueError(f"{folder.path / 'results.json'} lacks {', '.join(missing)}")
+    return Record(folder.path, results, metrics, dict(_leaves(config)))
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def configurations(runs: Iterable[Record]) -> list[Configuration]:
+    """Gather runs by data set, method, schedule and the settings in which they differ.
+
+    A setting that some runs do not have, because they are older than it, tells runs apart only
+    where others have several values of it.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for run in sorted(runs, key=lambda run: (run.results["dataset"], run.results["seed"])):
+        key = (run.results["dataset"], run.method, run.results["schedule"])
+        groups.setdefault(key, []).append(run)
+    found: list[Configuration] = []
+    for (dataset, method, schedule), members in groups.items():
+        keys = [
+            key
+            for key in dict.fromkeys(key for run in members for key in run.settings)
+            if key.split(".")[0] not in _NOT_CONFIGURATION
+            and len({repr(run.settings[key]) for run in members if key in run.settings}) > 1
+        ]
+        parts: dict[str, list[Record]] = {}
+        for run in members:
+            parts.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
+        for part in parts.values():
+            differs = {key: part[0].settings.get(key, "unset") for key in keys}
+            found.append(Configuration(dataset, method, schedule, differs, part))
+    # RAMBO before the others
+    found.sort(key=lambda c: (c.dataset, not c.method.startswith("RAMBO"), c.label, c.schedule))
+    return found

@@ -1,0 +1,146 @@
+"""Sweeps: each job of ``-m`` in a process of its own, resumed where it was killed.
+
+A job that fails takes no other with it, whichever Hydra launcher runs it. Give the sweep's folder
+again (``hydra.sweep.dir=FOLDER``) and finished jobs are passed over, the others go on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+# nothing else is imported: a worker only waits for the program that does the work
+
+BAD_INPUT = 2  # the exit code that no second try changes
+SECONDS_TO_END = 8  # more than a run takes at most from a signal to its end
+_PR_SET_PDEATHSIG = 1
+
+
+def sweep_job(script: str) -> Callable[[DictConfig], float | None]:
+    """What Hydra runs as a job, here or on another machine.
+
+    Args:
+        script: the recipe.
+    """
+    recipe, folder, cwd = str(Path(script).resolve()), str(Path(__file__).parent), os.getcwd()
+
+    # Workers are sent this function by value: all that it needs is named in it.
+    def job(cfg: DictConfig) -> float | None:
+        import sys
+
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        from sweep import run_job
+
+        return run_job(cfg, recipe, cwd)
+
+    return job
+
+
+def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
+    """Run one job of a sweep to its end, again if it is killed.
+
+    Args:
+        cfg: the job's configuration, composed by Hydra.
+        recipe: the program to run.
+        cwd: where the sweep was started; its folder counts from there.
+
+    Returns:
+        The run's score, or its mean return where its data have no reference scores.
+
+    Raises:
+        RuntimeError: if the job failed ``1 + retries`` times, or its settings are refused.
+    """
+    hydra = HydraConfig.get()
+    name = f"{hydra.job.num:03d}-{cfg.method}-{hydra.runtime.choices['task']}-seed{cfg.seed}"
+    path = Path(cwd, cfg.run_dir or Path(hydra.sweep.dir) / name)
+    # one job after the other speaks for itself; jobs side by side write a file each
+    log = None
+    if hydra.runtime.choices["hydra/launcher"] != "basic":
+        log = path.with_name(f"{path.name}.log")
+    settings = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
+    code = 0
+    for attempt in range(1 + cfg.retries):
+        if (path / "results.json").is_file():
+            break
+        begun = (path / "config.yaml").is_file()
+        where = f"{'resume' if begun else 'run_dir'}={_quoted(str(path))}"
+        print(f"job {hydra.job.num}: {where}{f', log: {log}' if log else ''}", flush=True)
+        code = _run([sys.executable, recipe, *settings, where], cwd, log)
+        if code == BAD_INPUT:
+            break
+        if code:
+            again = ", once more" if attempt < cfg.retries else ""
+            print(f"job {hydra.job.num} ended with {_cause(code)}{again}", flush=True)
+    if not (path / "results.json").is_file():
+        raise RuntimeError(
+            f"job {hydra.job.num} ({' '.join(settings)}) failed with {_cause(code)}: see "
+            f"{log or 'above'}; the other jobs are not touched by it"
+        )
+    results = json.loads((path / "results.json").read_text())
+    return results["return_mean"] if results["score"] is None else results["score"]
+
+
+def _run(command: Sequence[str], cwd: str, log: Path | None) -> int:
+    """The exit code of a program that ends when this process does."""
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def die_with_parent() -> None:
+        # else a killed worker's job would keep its folder, and the next try be refused
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    file = log.open("ab") if log is not None else None
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file and subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+        earlier = None
+        if threading.current_thread() is threading.main_thread():
+            earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        try:
+            return process.wait()
+        except BaseException as error:
+            # it writes its checkpoint before it goes; a terminal and a scheduler have told it, and
+            # a second signal would end it at once
+            try:
+                process.wait(timeout=SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+            if isinstance(error, KeyboardInterrupt):
+                raise SystemExit(128 + signal.SIGINT) from None
+            raise
+        finally:
+            if earlier is not None:
+                signal.signal(signal.SIGTERM, earlier)
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _cause(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra reads it back."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"

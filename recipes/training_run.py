@@ -1,0 +1,267 @@
+"""What happens around a training, whatever the method: start, epochs, evaluation, results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import hydra
+import torch
+from command_line import CONFIG_DIR, check_command_line, keys_set, refuse
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+from run_settings import check_config, rules_for, without
+from run_start import begin_or_resume, prepare
+from run_support import (
+    EndingWell,
+    Evaluation,
+    Stopwatch,
+    finish_tracking,
+    last_screen,
+    progress_bar,
+    refusing_bad_input,
+    score_text,
+    summarise,
+    write_policy,
+)
+from sweep import sweep_job
+from tensordict.nn import TensorDictModuleBase
+from tqdm import tqdm
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.training.checkpoint import Checkpoints, Stateful, seed_everything
+from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.interruption import Interruption
+from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.training.tracking import Tracker
+
+Metrics = dict[str, Any]
+
+
+class Method(Protocol):
+    """What a run needs of the method that it trains.
+
+    Attributes:
+        label: the method's name in results and reports.
+        actor: the policy.
+    """
+
+    label: str
+    actor: TensorDictModuleBase
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps of an epoch."""
+        ...
+
+    def stateful_parts(self) -> dict[str, Stateful]:
+        """Everything that decides the run's future, for checkpoints."""
+        ...
+
+    def monitor(self) -> DivergenceMonitor:
+        """What says that the run has diverged; asked once pretraining is over."""
+        ...
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` says of this method only."""
+        ...
+
+
+class Run:
+    """One training: its data, its folder, how far it is, and what happens around each epoch.
+
+    Args:
+        cfg: the configuration.
+        dataset: the offline data.
+        folder: the run folder.
+        signals: SIGINT and SIGTERM wait for an epoch's end.
+
+    Attributes:
+        progress: numbers, strings, lists and dicts of them; saved with every checkpoint.
+        watch: seconds per phase.
+        bar: progress in gradient steps.
+    """
+
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    progress: dict[str, Any]
+    watch: Stopwatch
+    bar: tqdm
+
+    def __init__(
+        self, cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder, signals: Interruption
+    ) -> None:
+        self.cfg, self.dataset, self.folder, self.signals = cfg, dataset, folder, signals
+        self.stopped = False
+
+    def begin(self, method: Method) -> None:
+        """Begin, or go on from the newest checkpoint."""
+        cfg = self.cfg
+        self.method = method
+        self.evaluation = Evaluation(
+            method.actor,
+            self.dataset,
+            num_episodes=cfg.evaluation.episodes,
+            seed=cfg.seed,
+            device=cfg.device,
+        )
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoint_dir,
+            method.stateful_parts(),
+            every=cfg.checkpoint_every,
+            minutes=cfg.checkpoint_minutes,
+            keep=cfg.checkpoints_kept,
+            device=cfg.device,
+        )
+        self.progress = begin_or_resume(self.checkpoints, self.dataset)
+        self.watch = Stopwatch(self.progress["seconds"])
+        settings = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(settings, dict)
+        self.tracker = Tracker(cfg.logger, self.folder.path, settings=settings)
+
+    def epochs(self) -> Iterator[Metrics]:
+        """The epochs still to come, each as the row that its metrics go into."""
+        self.folder.truncate_metrics(self.progress["epoch"])
+        self.monitor = self.method.monitor()
+        updates, done = self.method.updates, self.progress["epoch"]
+        with progress_bar("train", self.cfg.epochs * updates) as self.bar:
+            self.bar.update(done * updates)
+            self.bar.unpause()
+            for epoch in range(done + 1, self.cfg.epochs + 1):
+                yield {"epoch": epoch}
+                if self.stopped:
+                    break
+
+    @contextmanager
+    def epoch(self, row: Metrics) -> Iterator[None]:
+        """An epoch's work; then its evaluation, its line in ``metrics.csv``, its checkpoint."""
+        cfg, progress, epoch = self.cfg, self.progress, row["epoch"]
+        with self.signals.deferred():
+            before = self._updating_seconds()
+            yield
+            speed = self.method.updates / (self._updating_seconds() - before)
+            found = self.monitor.check(row)
+            self.stopped = found is not None and cfg.on_divergence == "stop"
+            score: dict[str, float | None] = dict.fromkeys(
+                ("score", "score_std", "return_mean", "return_std")
+            )
+            due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
+            if due and not self.stopped:
+                with self.watch("evaluation"):
+                    score = self.evaluation(epoch)
+            row.update(score)
+            self.folder.append_metrics(row)
+            self.tracker.log_metrics(row)
+            tqdm.write(f"{epoch_line(row)} | {speed:.0f} updates/s")
+            progress["epoch"] = epoch
+            progress["transitions"] += row.get("model_transitions", 0)
+            if found and progress["divergence"] is None:
+                progress["divergence"] = {"epoch": epoch, "reason": found}
+                tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
+                self.checkpoints.keep_last_good()
+            if self.stopped:
+                return
+            if self.checkpoints.due(epoch) or epoch == cfg.epochs or self.signals.received:
+                with self.watch("checkpoint"):
+                    self.checkpoints.save(progress)
+
+    def _updating_seconds(self) -> float:
+        return sum(self.watch.seconds.get(phase, 0.0) for phase in ("agent", "model"))
+
+    def finish(self) -> dict[str, Any]:
+        """Write the policy, ``results.json`` and the learning curve; returns the results."""
+        progress = self.progress
+        if progress["divergence"]:
+            # the folder's policy is that of the last good checkpoint
+            self.checkpoints.load(self.checkpoints.last_good)
+        write_policy(self.folder, self.method.actor, self.dataset, self.cfg)
+        results = summarise(
+            self.folder,
+            self.dataset,
+            self.cfg,
+            method=self.method.label,
+            cloned=progress.get("cloned", {}),
+            divergence=progress["divergence"],
+            extra={
+                "agent_updates": progress["epoch"] * self.cfg.agent_updates,
+                **self.method.results(),
+                "q_bound": self.monitor.q_bound,
+                "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
+                "checkpoint_bytes": self.checkpoints.size,
+            },
+        )
+        finish_tracking(self.tracker, self.cfg.video, flatten=self.evaluation.flatten)
+        return results
+
+
+def epoch_line(row: Mapping[str, Any]) -> str:
+    """What an epoch did, as a line."""
+    parts = [f"epoch {row['epoch']:4d}"]
+    if row["return_mean"] is not None:
+        parts.append(f"return {row['return_mean']:8.1f}{score_text(row)}")
+    if "mean_q" in row:
+        parts.append(f"mean Q {row['mean_q']:8.2f}")
+    if "loss_model" in row:
+        parts.append(f"model loss {row['loss_model']:7.3f}")
+        mean, std = row["model_advantage_mean"], row["model_advantage_std"]
+        parts.append(f"advantage {mean:6.2f} +- {std:.2f}")
+    return " | ".join(parts)
+
+
+def refuse_unused(name: str, unused: Sequence[str], argv: Sequence[str] | None = None) -> None:
+    """Refuse settings on the command line that a method would pass over in silence.
+
+    Args:
+        name: the method's.
+        unused: keys, or groups of keys, that it does not have.
+        argv: the command line's words; the process's own where None.
+
+    Raises:
+        SystemExit: with code 2 after one line that names the setting.
+    """
+    for key in keys_set(get_args_parser().parse_args(argv).overrides):
+        if any(key == group or key.startswith(f"{group}.") for group in unused):
+            refuse(f"{name} has no setting {key!r}: leave it out")
+
+
+def launch(
+    name: str,
+    train: Callable[[Run], dict[str, Any]],
+    *,
+    unused: Sequence[str] = (),
+    published: Callable[[str], Mapping[str, Any]] | None = None,
+    model_based: bool = True,
+) -> None:
+    """A recipe as a program: check the command line, compose, train, tell what came of it.
+
+    Args:
+        name: the method's, and of its file in ``config/``.
+        train: trains a run and returns its results.
+
+    Keyword Args:
+        unused: settings of the tasks and schedules that the method does not have: keys, or the
+            groups that hold them.
+        published: a task's name to the published values of settings that may be null.
+        model_based: whether the environment needs a termination rule.
+    """
+    optional = published("") if published else {}
+    check_command_line(name, partial(check_config, rules=rules_for(name, optional)))
+    refuse_unused(name, unused)
+
+    def main(cfg: DictConfig) -> None:
+        with EndingWell() as ending:
+            with refusing_bad_input():
+                cfg, dataset, ending.folder = prepare(
+                    without(cfg, unused), model_based=model_based, published=published
+                )
+            torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+            seed_everything(cfg.seed)
+            results = train(Run(cfg, dataset, ending.folder, ending.signals))
+            print(last_screen(results, ending.folder), flush=True)
+
+    job = sweep_job(sys.argv[0]) if get_args_parser().parse_args().multirun else main
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()

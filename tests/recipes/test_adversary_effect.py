@@ -1,0 +1,256 @@
+"""What is said of the adversary is measured right: against models changed by a known amount."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import adversary_effect
+import pytest
+import torch
+from adversary_effect import (
+    credible_steps,
+    discounted,
+    imagined_rewards,
+    off_the_data,
+    one_step,
+    read_fitted,
+)
+from safetensors.torch import save_file
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import Bounded
+from torchrl.objectives import SACLoss
+
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.objectives import AdversarialModelLoss
+
+MakeRun = Callable[..., str]
+GAMMA = 0.9
+SPEC = Bounded(-1, 1, shape=(1,))
+REWARD = 2  # entry of the model's output, after the two of the state
+
+
+def crosses(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
+    """A termination rule: the first entry of the next state is above 5."""
+    return following[..., 0] > 5
+
+
+@pytest.fixture
+def parts() -> tuple[EnsembleWorldModel, EnsembleModelEnv, AdversarialModelLoss]:
+    """A linear model, its env and a critic, all as drawn."""
+    model = EnsembleWorldModel(2, 1, num_members=3, num_elites=2, hidden_sizes=())
+    rows = TensorDict({"observation": torch.randn(64, 2)}, [64])
+    env = EnsembleModelEnv(model, action_spec=SPEC, starts=rows, termination=crosses)
+    agent = SACLoss(make_actor(2, SPEC), make_qvalue(2, 1), action_spec=SPEC)
+    return model, env, AdversarialModelLoss.from_loss(model, agent, gamma=GAMMA)
+
+
+def lowered(
+    model: EnsembleWorldModel, *, by: float = 0.0, by_action: float = 0.0
+) -> EnsembleWorldModel:
+    """The model with a reward that is lower by ``by + by_action * action``."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.biases[-1][..., REWARD] -= by
+        other.weights[-1][:, 2, REWARD] -= by_action
+    return other
+
+
+def data(rows: int = 50) -> TensorDict:
+    """Rows whose action is 0."""
+    return TensorDict({"observation": torch.randn(rows, 2), "action": torch.zeros(rows, 1)}, [rows])
+
+
+def test_a_step_s_promise_by_hand(parts: tuple[Any, Any, Any]) -> None:
+    model, env, loss = parts
+    observation, action = 3 * torch.randn(200, 2), torch.rand(200, 1)
+    reward, value = one_step(model, env, loss, observation, action)
+    rewards, values = [], []
+    for member in model.elites:
+        w, b = model.weights[0][member], model.biases[0][member]
+        out = (torch.cat([observation, action], dim=-1) @ w + b)[:, :3]
+        following = observation + out[:, :2]
+        state = TensorDict({"next": {"observation": following}}, [200])
+        goes_on = (following[:, 0] <= 5).float()
+        rewards.append(out[:, REWARD])
+        values.append(out[:, REWARD] + GAMMA * goes_on * loss._next_value(state))
+    torch.testing.assert_close(reward, torch.stack(rewards).mean(dim=0))
+    torch.testing.assert_close(value, torch.stack(values).mean(dim=0), rtol=1e-4, atol=1e-4)
+    assert 0 < (observation[:, 0] > 5).sum() < 200  # the rule matters
+
+
+def test_the_change_is_found_where_it_was_made(parts: tuple[Any, Any, Any]) -> None:
+    model, env, loss = parts
+    rows, target = data(), torch.ones(50, 1)
+    change = off_the_data((model, lowered(model, by_action=2.0)), env, loss, rows, target)
+    # nothing at the data's action, twice the way off it
+    for key in ("reward", "value", "value_low", "value_high"):
+        expected = [-2 * share for share in change["share"]]
+        assert change[key] == pytest.approx(expected, abs=1e-4), key
+    everywhere = off_the_data((model, lowered(model, by=0.5)), env, loss, rows, target)
+    assert everywhere["value"] == pytest.approx([-0.5] * len(everywhere["share"]), abs=1e-4)
+
+
+def test_a_changed_successor_is_seen_through_the_critic(parts: tuple[Any, Any, Any]) -> None:
+    model, env, loss = parts
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.biases[-1][..., 0] += 100.0  # every successor is terminal: V(s') is gone
+    rows = data()
+    reward, before = one_step(model, env, loss, rows["observation"], rows["action"])
+    same, after = one_step(other, env, loss, rows["observation"], rows["action"])
+    torch.testing.assert_close(reward, same)
+    torch.testing.assert_close(after, same, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(before, reward, atol=1e-3)
+
+
+def test_imagined_rewards_stop_at_a_predicted_end(parts: tuple[Any, Any, Any]) -> None:
+    model, env, _ = parts
+    with torch.no_grad():
+        model.weights[0].zero_()
+        model.biases[0].zero_()
+        model.biases[0][..., 0] = 2.0  # two up each step
+        model.biases[0][..., REWARD] = 1.0
+        model.biases[0][..., 3:] = -50.0  # hardly any noise
+        model.min_log_var.fill_(-50.0)
+    start = torch.tensor([[0.0, 0.0], [-4.0, 0.0], [4.0, 0.0]])
+    rewards = imagined_rewards(model, env, lambda x: torch.zeros(len(x), 1), start, 4)
+    expected = [[1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 1, 0]]
+    torch.testing.assert_close(rewards, torch.tensor(expected).float(), atol=1e-3, rtol=0)
+
+
+def test_discounted_returns_and_their_error() -> None:
+    # two start states, each twice: the error is over start states, not over rollouts
+    rewards = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 0.0, 2.0]])
+    curve = discounted(rewards, 0.5, groups=2)
+    assert curve["mean"] == pytest.approx([2.5, 3.0])
+    # means by start state: (1 + 3) / 2 and (2 + 4) / 2, then 2 and 4
+    assert curve["standard_error"] == pytest.approx([0.5, 1.0])
+
+
+def test_rollouts_that_explode_are_not_compared() -> None:
+    fine, exploding = torch.full((5, 4), -1.0), torch.full((5, 4), 0.5)
+    exploding[3, 0] = 1e9  # one of four is enough, and what follows is lost
+    assert credible_steps((fine, fine), 0.5) == 5 == credible_steps((fine, fine), 1.0)
+    assert credible_steps((fine, exploding), 1.0) == 3
+    assert credible_steps((fine, exploding), 0.4) == 1  # there is always a step to show
+
+
+class TestFittedModel:
+    def test_is_read(self, parts: tuple[Any, Any, Any], tmp_path: Path) -> None:
+        model, _, _ = parts
+        save_file(dict(model.state_dict()), tmp_path / "a.safetensors")
+        after = lowered(model, by=1.0)
+        found = read_fitted(tmp_path / "a.safetensors", after)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(found.state_dict()[name], value)
+        assert not torch.equal(after.biases[-1], found.biases[-1])
+
+    def test_of_another_fit_is_refused(self, parts: tuple[Any, Any, Any], tmp_path: Path) -> None:
+        model, _, _ = parts
+        other = copy.deepcopy(model)
+        other.elites.copy_(torch.tensor([2, 1]))
+        save_file(dict(other.state_dict()), tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=r"of another fit than this run's: its elites differ"):
+            read_fitted(tmp_path / "a.safetensors", model)
+        save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
+        (tmp_path / "c.safetensors").write_text("no")
+        (tmp_path / "d.pt").write_text("no")
+        for name in ("b.safetensors", "c.safetensors", "d.pt"):
+            with pytest.raises(ValueError, match=name):
+                read_fitted(tmp_path / name, model)
+
+
+def made_up(real: float, adversarial: float) -> dict[str, Any]:
+    """What was measured, as far as the figure needs it."""
+    share = [k / 10 for k in range(11)]
+
+    def change(size: float) -> dict[str, list[float]]:
+        value = [-size * x for x in share]
+        spread = {"value_low": [2 * v for v in value], "value_high": [0.5 * v for v in value]}
+        return {"share": share, "reward": value, "value": value, **spread}
+
+    curves = {"real": real, "fitted": 50.0, "adversarial": adversarial}
+    return {
+        "dataset": "bundled/hopper/medium-replay-v0", "seed": 0, "epoch": 20,
+        "adversarial_weight": 3e-4, "gamma": 0.99, "horizon": 30, "horizon_asked": 30, "rows": 100,
+        "model_error": {"fitted": 0.01, "adversarial": 0.011},
+        "policy_actions": change(2.0), "random_actions": change(8.0),
+        "returns": {
+            name: {"mean": [end * k / 30 for k in range(1, 31)], "standard_error": [1.0] * 30}
+            for name, end in curves.items()
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("adversarial", "expected"),
+    [(30.0, "is a lower bound on"), (39.0, "is within two standard"), (60.0, "is above")],
+)
+def test_what_is_said(adversarial: float, expected: str) -> None:
+    text = "\n".join(adversary_effect.verdict(made_up(40.0, adversarial)))
+    assert expected in text and "0.01 before the game, 0.011 after" in text
+    assert "-0 at the data's actions, -2 at the policy's, -8 at random ones" in text
+
+
+def test_the_figure_is_drawn_with_and_without_what_may_be_missing(tmp_path: Path) -> None:
+    found = made_up(40.0, 30.0)
+    rows = [{"epoch": e, "mean_q": 10.0 * e, "score": None, "return_mean": 3.0} for e in (1, 2, 3)]
+    adversary_effect.draw(found, rows, tmp_path / "a.png")
+    found["horizon_asked"] = 50
+    assert "from step 31 on" in "".join(adversary_effect.verdict(found))
+    found["horizon_asked"] = 30
+    del found["returns"]["real"]
+    adversary_effect.draw(found, [{"epoch": 1}], tmp_path / "b.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 20_000 for name in "ab")
+    assert len(adversary_effect.verdict(found)) == 3
+
+
+def test_bad_input_is_one_line(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, expected in (
+        ([str(tmp_path / "none")], "does not exist"),
+        ([make_run(tmp_path / "a", settings={"method": "mopo"})], "only RAMBO's"),
+        ([make_run(tmp_path / "b", settings={"adversarial_weight": 0.0})], "adversarial_weight=0"),
+        ([make_run(tmp_path / "c", settings={"adversarial_weight": 1e-3})], "--pretrained"),
+        ([str(tmp_path / "c"), "--horizon", "0"], "--horizon"),
+    ):
+        assert adversary_effect.main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and expected in line
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_dataset")
+def test_a_run_from_its_start_to_its_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(adversary_effect.__file__).with_name("rambo.py")
+    run = tmp_path / "run"
+    subprocess.run(
+        [
+            sys.executable, str(recipe), "schedule=smoke",
+            "task=inverteddoublependulum-medium-replay",
+            "dataset=test/idp/tiny-v0", "adversarial_weight=0.1", f"run_dir={run}",
+        ],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    assert adversary_effect.main([str(run), "--horizon", "5", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out/adversary_effect.json").read_text())
+    assert found["epoch"] == 2 and set(found["returns"]) == {"real", "fitted", "adversarial"}
+    assert len(found["returns"]["real"]["mean"]) == 5
+    # the game has moved the model
+    assert found["model_error"]["fitted"] != found["model_error"]["adversarial"]
+    assert (tmp_path / "out/adversary_effect.png").stat().st_size > 20_000
+    assert not (run / "adversary_effect.json").exists()
+    assert "error on" in capsys.readouterr().out
+    # and select_run's bound is recorded
+    assert json.loads((run / "results.json").read_text())["q_bound"] > 0

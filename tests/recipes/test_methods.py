@@ -1,0 +1,304 @@
+"""The other methods' recipes: whole runs, resumed ones, refusals, settings, and what they learn."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import compose_jobs
+from model_based import train_model_based
+from model_free import MODEL_ONLY, train_model_free
+from omegaconf import OmegaConf
+from run_settings import ALL_RULES, check_config, leaf_keys, rules_for, without
+from run_start import resumed_config
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from training_run import Run
+
+from rambo_trl import load_policy
+from rambo_trl.data import OfflineDataset
+from rambo_trl.training.interruption import Interruption
+from rambo_trl.training.run_folder import RunFolder
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+#: recipe to its class, its label, and a metric that shows the method's own part at work
+MODEL_BASED = {
+    "mopo": ("MOPO", "MOPO", "model_reward"),
+    "morel": ("MOReL", "MOReL (SAC)", "model_terminated"),
+    "combo": ("COMBO", "COMBO", "loss_conservative"),
+}
+MODEL_FREE = {
+    "cql": ("CQL", "CQL", "loss_cql"),
+    "iql": ("IQL", "IQL", "loss_value"),
+    "td3_bc": ("TD3BC", "TD3+BC", "cloning_error"),
+    "bc": ("BC", "BC", "loss_bc"),
+}
+METHODS = {**MODEL_BASED, **MODEL_FREE}
+TINY = (
+    "task=inverteddoublependulum-medium-replay", "schedule=smoke", "dataset=test/idp/tiny-v0",
+)  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A recipe as a user runs it, in this process: its run folder, under ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *words: str) -> Path:
+        path = str(RECIPES / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        runpy.run_path(path, run_name="__main__")
+        return tmp_path / "run"
+
+    return run
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("tiny_dataset")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_and_its_resumption(name: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    folder = recipe(name, *TINY, "agent_updates=5", "run_dir=run", "checkpoints_kept=2")
+    _, label, metric = METHODS[name]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["method"] == label and results["schedule"] == "smoke"
+    assert results["diverged"] is False and results["epochs"] == 2
+    assert results["agent_updates"] == 10 and "model_updates" not in results
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == ["1", "2"]
+    numbers = [float(x) for row in found for key, x in row.items() if not key.startswith("score")]
+    assert np.isfinite(numbers).all()  # this data has no reference scores
+    assert metric in found[0] and found[0][metric] != found[1][metric]
+    assert ("mean_q" in found[0]) is (name != "bc")
+    assert results["return_mean"] == pytest.approx(float(found[-1]["return_mean"]))
+    action = load_policy(folder / "policy.safetensors")(np.zeros((3, 9)))
+    assert action.shape == (3, 1) and np.abs(action).max() <= 1
+    assert (folder / "learning_curve.png").stat().st_size > 0
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert cfg.method == name and ("model" in cfg) is (name in MODEL_BASED)
+
+    # as a kill in the second epoch would have left it
+    shutil.copytree(folder, tmp_path / "whole")
+    shutil.copy(folder / "checkpoint/epoch-000001.pt", folder / "checkpoint/last.pt")
+    (folder / "results.json").unlink()
+    recipe(name, "resume=run")
+    for file in ("metrics.csv", "policy.safetensors"):
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    # and the other epoch was not learnt again
+    again = json.loads((folder / "results.json").read_text())
+    assert {**again, "seconds": 0} == {**results, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("cql", ["rollout_length=3"], "cql has no setting 'rollout_length'"),
+        ("iql", ["model.lr=1e-3"], "iql has no setting 'model.lr'"),
+        ("iql", ["agent={alpha_lr: 1e-3}"], "iql has no setting 'agent.alpha_lr'"),
+        ("bc", ["agent.gamma=0.9"], "bc has no setting 'agent.gamma'"),
+        ("mopo", ["adversarial_weight=1e-3"], "mopo has no setting 'adversarial_weight'"),
+        ("mopo", ["penalty_coefficient=-1"], "penalty_coefficient must be a finite number"),
+        ("mopo", ["penalty=1"], "no setting is called 'penalty'"),
+        ("mopo", ["method=combo"], "method must be one of mopo, got combo"),
+        ("combo", ["penalized_actions=all"], "penalized_actions must be one of rollout"),
+        ("morel", ["halting.penalty=-1"], "halting.penalty must be a finite number"),
+        ("td3_bc", ["agent.actor_every=0"], "agent.actor_every must be a whole number"),
+        ("iql", ["agent.expectile=0.4"], "agent.expectile must be a finite number in [0.5"),
+        ("cql", ["schedule=fast"], "schedule=fast: there is no such schedule"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    name: str,
+    words: list[str],
+    message: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        recipe(name, *TINY, *words)
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_resumed_by_its_own_recipe() -> None:
+    (saved,) = compose_jobs("morel", ["schedule=smoke"])
+    (cfg,) = compose_jobs("rambo", ["resume=there"])
+    with pytest.raises(ValueError, match=r"there is a run of method=morel, not rambo: .*morel\.py"):
+        resumed_config(cfg, saved, ["resume=there"])
+
+
+@pytest.mark.parametrize("schedule", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_has_a_rule_and_the_shipped_ones_pass(name: str, schedule: str) -> None:
+    published = getattr(importlib.import_module(name), "published", None)
+    filled_in = published("") if published else {}
+    (cfg,) = compose_jobs(
+        name,
+        [f"schedule={schedule}"],
+        check=partial(check_config, rules=rules_for(name, filled_in)),
+    )
+    assert set(leaf_keys(cfg)) <= set(ALL_RULES)
+    (rambo,) = compose_jobs("rambo", [f"schedule={schedule}"])
+    for key in ("epochs", "agent_updates", "evaluation", "agent.hidden_sizes"):
+        assert OmegaConf.select(cfg, key) == OmegaConf.select(rambo, key)
+    # the method's own settings hold whatever the schedule
+    assert cfg.agent.tau == 0.005 or name in ("morel", "bc")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "settings"),
+    [
+        ("mopo", "hopper-medium-replay", (5, 1.0)),
+        ("mopo", "d4rl-walker2d-medium-expert", (1, 2.0)),
+        ("mopo", "inverteddoublependulum-medium-replay", (5, 1.0)),
+        ("combo", "d4rl-walker2d-medium", (1, 5.0)),
+        ("combo", "d4rl-hopper-random", (5, 0.5)),
+    ],
+)
+def test_published_settings_follow_the_task(
+    name: str, task: str, settings: tuple[int, float]
+) -> None:
+    assert tuple(importlib.import_module(name).published(task).values()) == settings
+
+
+@pytest.mark.parametrize("name", ["mopo", "combo"])
+def test_every_published_row_is_a_task(name: str) -> None:
+    tasks = {path.stem for path in (RECIPES / "config/task").glob("*.yaml")}
+    assert {f"d4rl-{row}" for row in importlib.import_module(name).PUBLISHED} <= tasks
+
+
+# --- what they learn: one step, its reward 1 - (a - best(s))^2; the data's actions are noisy and
+# 0.3 too low. Cloning takes the noise out; the other methods move towards the best action.
+
+NOISE, SHIFT = 0.4, 0.3
+
+
+def best(observation: torch.Tensor) -> torch.Tensor:
+    return 0.4 * observation
+
+
+def worth(observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    return 1 - (action - best(observation)).square()
+
+
+def one_step_data(rows: int = 2000, high: float = 1.0) -> OfflineDataset:
+    observation = 2 * torch.rand(rows, 1) - 1
+    action = best(observation) - SHIFT + NOISE * torch.randn(rows, 1)
+    action = action.clamp(-1, 1)
+    return OfflineDataset(
+        TensorDict(
+            observation=observation,
+            action=action,
+            next=TensorDict(
+                observation=torch.zeros(rows, 1),
+                reward=worth(observation, action),
+                terminated=torch.ones(rows, 1, dtype=torch.bool),
+                batch_size=[rows],
+            ),
+            batch_size=[rows],
+        ),
+        action_spec=Bounded(-1, high, shape=(1,)),
+        name="one-step",
+    )
+
+
+#: larger steps than published ones, because the runs are short; one step has no future
+FAST = [
+    "schedule=smoke", "epochs=2", "agent.gamma=0", "agent.batch_size=128", "agent.actor_lr=3e-3",
+    "agent.critic_lr=3e-3", "agent_updates=250",
+]  # fmt: skip
+MODEL_SETTINGS = [
+    "termination=none", "rollout_length=1", "rollout_starts=2000", "clone_behaviour=true",
+    "cloning.passes=5", "cloning.lr=3e-3", "model.max_passes=15", "model.lr=3e-3",
+    "model.patience=5", "agent.alpha_init=0.01",
+]  # fmt: skip
+LEARNT: dict[str, tuple[list[str], float]] = {
+    "mopo": ([*MODEL_SETTINGS, "penalty_coefficient=0.5"], 0.97),
+    "morel": (MODEL_SETTINGS, 0.97),
+    "combo": ([*MODEL_SETTINGS, "conservative_weight=0.1"], 0.96),
+    "cql": (["agent.conservative_weight=0.1", "agent.alpha_init=0.01"], 0.96),
+    "iql": (["agent.scale_rewards=false", "agent.value_lr=3e-3", "agent.temperature=10"], 0.96),
+    "td3_bc": ([], 0.96),
+    "bc": ([], 0.81),
+}
+
+
+def make_run(name: str, data: OfflineDataset, folder: Path, *words: str) -> Run:
+    module = importlib.import_module(name)
+    published = getattr(module, "published", None)
+    filled_in = published("") if published else {}
+    (cfg,) = compose_jobs(name, words, check=lambda cfg: None)
+    for key, value in filled_in.items():
+        if OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, value)
+    if name in MODEL_FREE:
+        cfg = without(cfg, MODEL_ONLY)
+    return Run(cfg, data, RunFolder.create(folder), Interruption())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_beats_the_datas_mean(name: str, tmp_path: Path) -> None:
+    data = one_step_data()
+    words, threshold = LEARNT[name]
+    run = make_run(name, data, tmp_path / "run", *FAST, *words)
+    method = getattr(importlib.import_module(name), METHODS[name][0])
+    train = train_model_based if name in MODEL_BASED else train_model_free
+    results = train(run, method)
+    assert results["diverged"] is False
+    policy = load_policy(tmp_path / "run/policy.safetensors")
+    observation = torch.linspace(-0.9, 0.9, 100).unsqueeze(-1)
+    learnt = worth(observation, policy(observation)).mean().item()
+    # 0.76 in the mean; what a noiseless clone is worth: 0.91
+    assert data.transitions["next", "reward"].mean() < 0.8
+    assert learnt > threshold
+    if name == "bc":
+        assert learnt < 0.92  # nothing tells it what is better
+
+
+def test_td3_bc_refuses_actions_of_another_scale(tmp_path: Path) -> None:
+    run = make_run("td3_bc", one_step_data(high=2.0), tmp_path / "run", *FAST)
+    with pytest.raises(ValueError, match=r"one-step has actions in \[-1, 2\]"):
+        importlib.import_module("td3_bc").TD3BC(run)
+
+
+def test_iql_scales_rewards_by_the_returns(tmp_path: Path) -> None:
+    data = one_step_data(rows=300)
+    run = make_run("iql", data, tmp_path / "run", *FAST)
+    method = importlib.import_module("iql").IQL(run)
+    reward = method.transitions["next", "reward"]
+    assert float(reward.max() - reward.min()) == pytest.approx(1000, rel=1e-4)
+    # a copy: the data set itself is untouched
+    assert data.transitions["next", "reward"].max() <= 1
+    data.behaviour_returns = np.ones(300)
+    with pytest.raises(ValueError, match=r"set agent\.scale_rewards=false"):
+        importlib.import_module("iql").IQL(run)
+
+
+def test_a_smaller_threshold_halts_morel_sooner(tmp_path: Path) -> None:
+    data = one_step_data(rows=500)
+    words = [*FAST, *MODEL_SETTINGS, "agent_updates=2", "model.max_passes=2", "epochs=1"]
+    found = {}
+    for stds in ("0", "null"):
+        run = make_run("morel", data, tmp_path / stds, *words, f"halting.num_stds={stds}")
+        results = train_model_based(run, importlib.import_module("morel").MOReL)
+        found[stds] = float(rows(tmp_path / stds)[0]["model_terminated"])
+        assert results["halting"]["reward"] == pytest.approx(
+            float(data.transitions["next", "reward"].min())
+        )
+    assert found["0"] > found["null"] + 0.2

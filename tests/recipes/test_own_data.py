@@ -1,0 +1,189 @@
+"""The recipe on data of a user's own: without a simulator, with rules of termination, in mazes."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from command_line import compose_jobs
+from run_start import check_data, load_data
+from run_support import refusing_bad_input
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMOKE = ("schedule=smoke", "agent_updates=5", "model_updates=5", "rollout_starts=100")
+needs_mazes = pytest.mark.skipif(
+    importlib.util.find_spec("gymnasium_robotics") is None, reason="needs gymnasium-robotics"
+)
+
+
+def make_arrays(rows: int = 600, *, ends: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
+    """Steps of a machine that no package simulates; it ends where entry 0 leaves [-1.5, 1.5]."""
+    rng = np.random.default_rng(seed)
+    observations, following = rng.normal(size=(2, rows, 4)).astype(np.float32)
+    terminals = np.abs(following[:, 0]) > 1.5 if ends else np.zeros(rows, bool)
+    return {
+        "observations": observations,
+        "next_observations": following,
+        "actions": rng.uniform(-1, 1, size=(rows, 2)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "terminals": terminals,
+        "timeouts": np.arange(rows) % 50 == 49,
+    }
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    with h5py.File(path, "w") as file:
+        for key, value in arrays.items():
+            file[key] = value
+    return path
+
+
+def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RECIPES / "rambo.py"), *SMOKE, "run_dir=run", *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "log.hdf5", make_arrays())
+    done = run("dataset=log.hdf5", "termination=learned", "rollout_length=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "log.hdf5 without an environment: the policy is not evaluated" in done.stderr
+    assert "held-out rows" in done.stdout + done.stderr  # how the learnt rule does
+    assert "not evaluated" in done.stdout
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["evaluated"] is False and results["env"] is None
+    assert results["score"] is None and results["return_mean"] is None
+    assert all(error > 0 for error in results["holdout_mse"])
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
+    assert all(row["mean_q"] and row["model_error"] and not row["score"] for row in rows)
+    assert float(rows[-1]["model_terminated"]) > 0  # the learnt rule is at work
+    assert (tmp_path / "run/policy.safetensors").is_file()
+
+
+class Check:
+    """Load and check as the recipe does, in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *overrides: str) -> tuple[int, str]:
+        """Return the exit code, 0 where all is well, and what stderr says."""
+        self.capsys.readouterr()
+        code = 0
+        try:
+            with refusing_bad_input():
+                (cfg,) = compose_jobs("rambo", [*SMOKE, *overrides])
+                check_data(cfg, load_data(cfg))
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return code, self.capsys.readouterr().err.strip()
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    return Check(capsys)
+
+
+def refused(outcome: tuple[int, str]) -> str:
+    code, text = outcome
+    assert code == 2, text
+    lines = text.splitlines()
+    assert lines[-1].startswith("error: ") and sum("error:" in line for line in lines) == 1
+    return lines[-1]
+
+
+class TestTermination:
+    def test_ends_without_a_rule_are_refused(self, tmp_path: Path, check: Check) -> None:
+        path = write(tmp_path / "log.hdf5", make_arrays())
+        line = refused(check(f"dataset={path}"))
+        assert "of 600 transitions are terminal: choose termination=learned" in line
+
+    def test_no_ends_need_no_rule(self, tmp_path: Path, check: Check) -> None:
+        path = write(tmp_path / "log.hdf5", make_arrays(ends=False))
+        assert check(f"dataset={path}")[0] == 0
+        assert "hardly any" in refused(check(f"dataset={path}", "termination=learned"))
+
+    def test_a_rule_by_its_import_path(
+        self, tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "log.hdf5", make_arrays())
+        (tmp_path / "own_data_rules.py").write_text(
+            "def out(observation, action, next_observation):\n"
+            "    return next_observation[..., 0].abs() > 1.5\n"
+            "def half(observation, action, next_observation):\n"
+            "    return next_observation[..., 0] > 1.5\n"
+            "def broken(observation, action, next_observation):\n"
+            "    return next_observation[..., 0]\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        code, text = check(f"dataset={path}", "termination=own_data_rules:out")
+        assert code == 0 and "rule ends" not in text
+        code, text = check(f"dataset={path}", "termination=own_data_rules:half")
+        assert code == 0 and "% of the data's ends and 0.0 % of the other" in text
+        line = refused(check(f"dataset={path}", "termination=own_data_rules:broken"))
+        assert "must return a boolean tensor" in line
+        line = refused(check(f"dataset={path}", "termination=own_data_rules:missing"))
+        assert "cannot be imported" in line
+
+
+def test_env_id_none_leaves_the_simulator_out(tmp_path: Path, check: Check) -> None:
+    path = write(tmp_path / "hopper_medium-v2.hdf5", make_arrays(ends=False))
+    assert "does not fit Hopper-v5" in refused(check(f"dataset={path}", "termination=none"))
+    code, text = check(f"dataset={path}", "env_id=none", "termination=none")
+    assert code == 0 and "is not evaluated" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rewards": None}, "lacks rewards"),
+        ({"rewards": np.zeros(7, np.float32)}, "arrays differ in length"),
+        ({"observations": np.full((600, 4), np.nan, np.float32)}, "2352 in observation (588 rows"),
+        ({"actions": np.full((600, 2), 3, np.float32)}, "588 actions leave their bounds"),
+        ({"actions": np.zeros((600, 2), np.int64)}, "discrete actions"),
+        ({"observations": np.zeros((600, 8, 8), np.uint8)}, "images"),
+        ({key: value[:0] for key, value in make_arrays().items()}, "is empty"),
+    ],
+)
+def test_data_that_cannot_be_used(
+    tmp_path: Path, check: Check, change: dict[str, np.ndarray | None], words: str
+) -> None:
+    arrays = make_arrays(ends=False) | change
+    if "next_observations" not in change:
+        del arrays["next_observations"]
+    path = write(tmp_path / "log.hdf5", {k: v for k, v in arrays.items() if v is not None})
+    assert words in refused(check(f"dataset={path}"))
+
+
+def test_files_and_names_that_cannot_be_read(tmp_path: Path, check: Check) -> None:
+    path = write(tmp_path / "log.hdf5", make_arrays())
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "truncated, corrupt or no HDF5 file" in refused(check(f"dataset={path}"))
+    line = refused(check("dataset=bundled/hoper/medium-replay-v0"))
+    assert "bundled/hopper/medium-replay-v0" in line
+    assert "NoSuch-v0 is not installed" in refused(
+        check(f"dataset={write(path, make_arrays(ends=False))}", "env_id=NoSuch-v0")
+    )
+
+
+@needs_mazes
+@pytest.mark.slow
+def test_a_maze_from_its_scripted_player_to_a_success_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rambo_trl.data.bundled import build_bundled
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    build_bundled("bundled/pointmaze-umaze/waypoint-v0", num_steps=600, progress=False)
+    done = run("task=pointmaze-umaze-waypoint", "rollout_length=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["evaluated"] and results["score"] in (0.0, 50.0, 100.0)  # of 2 episodes
+    assert results["behaviour_score"] > 90

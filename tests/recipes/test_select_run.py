@@ -1,0 +1,126 @@
+"""The offline choice looks at training alone, throws divergence out and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import select_run
+from run_reading import configurations, find_runs
+
+MakeRun = Callable[..., str]
+BOUND = 600.0
+
+
+def waver(size: float, *, level: float = 200.0, epochs: int = 60, seed: int = 0) -> list[float]:
+    """Mean Q that rises to a level and then wavers around it."""
+    noise = size * np.random.default_rng(seed).standard_normal(epochs)
+    return (level * (1 - np.exp(-np.arange(epochs) / 4)) + noise).tolist()
+
+
+def three(
+    make_run: MakeRun, folder: Path, *, scores: tuple[float, float, float] = (70.0, 50.0, 90.0)
+) -> Path:
+    """A steady configuration, a wavering one and one that leaves what the rewards allow."""
+    steady, wavering, exploding = scores
+    for s in range(2):
+        for name, score, values, weight in (
+            ("steady", steady, waver(1.0, seed=s), 3e-4),
+            ("wavering", wavering, waver(20.0, seed=s), 3e-3),
+            ("exploding", exploding, [*waver(0.1, epochs=59), 2 * BOUND], 0.0),
+        ):
+            make_run(
+                folder / f"{name}{s}", seed=s, score=score, mean_q=values, q_bound=BOUND,
+                settings={"adversarial_weight": weight},
+            )  # fmt: skip
+    return folder
+
+
+def test_the_steadiest_is_chosen_and_the_online_choice_told(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert select_run.main([str(three(make_run, tmp_path))]) == 0
+    text = capsys.readouterr().out
+    assert "chosen: RAMBO (adversarial_weight=0.0003), quick" in text
+    # neither marked as diverged nor bad in its evaluations: only the bound tells
+    assert "exploding0: epoch 60: mean Q 1200 is beyond 600" in text
+    assert "offline choice      70.0  RAMBO (adversarial_weight=0.0003)" in text
+    assert "online choice       90.0  RAMBO (adversarial_weight=0.0)" in text
+    assert "mean of all         70.0" in text
+
+
+def test_evaluations_do_not_enter(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = []
+    for k, scores in enumerate(((70.0, 50.0, 90.0), (0.0, 100.0, 50.0), (float("nan"), 1.0, 2.0))):
+        assert select_run.main([str(three(make_run, tmp_path / str(k), scores=scores))]) == 0
+        choice = capsys.readouterr().out.split("afterwards")[0]
+        before.append(choice.replace(str(tmp_path / str(k)), ""))
+    assert before[0] == before[1] == before[2]
+
+
+def test_variance_is_that_of_the_last_epochs(make_run: MakeRun, tmp_path: Path) -> None:
+    values = [*np.linspace(0, 500, 30), *([500.0, 502.0] * 15)]
+    make_run(tmp_path / "a", mean_q=values, q_bound=BOUND)
+    found = configurations(find_runs([tmp_path / "a"])[0])
+    window = select_run.window_of(found[0].runs)
+    assert window == 30  # half of the run, however many are wanted
+    (candidate,) = select_run.rank(found, window)
+    assert candidate.variance == pytest.approx(1.0) and candidate.mean_q == pytest.approx(501.0)
+    assert select_run.window_of(found[0].runs, 10) == 10
+
+
+def test_a_configuration_of_which_fewer_runs_diverge_comes_first(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for s in range(2):
+        for name, size, weight in (("calm", 1.0, 1.0), ("wild", 30.0, 2.0)):
+            make_run(
+                tmp_path / f"{name}{s}", seed=s, mean_q=waver(size, seed=s), q_bound=BOUND,
+                diverged=name == "calm" and s == 1, settings={"adversarial_weight": weight},
+            )  # fmt: skip
+    first, second = select_run.rank(configurations(find_runs([tmp_path])[0]), 30)
+    assert first.configuration.differs == {"adversarial_weight": 2.0}
+    assert second.share_discarded == 0.5 and second.variance < first.variance
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -2 * BOUND])
+def test_what_rules_a_run_out(make_run: MakeRun, tmp_path: Path, broken: float) -> None:
+    make_run(tmp_path / "a", mean_q=[1.0, broken, 1.0], q_bound=BOUND)
+    make_run(tmp_path / "b", mean_q=[1.0, BOUND, 1.0], q_bound=BOUND)
+    out, kept = find_runs([tmp_path / "a", tmp_path / "b"])[0]
+    assert "epoch 2" in (select_run.why_discarded(out) or "")
+    assert select_run.why_discarded(kept) is None
+
+
+def test_runs_without_a_bound_say_so(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", diverged=True)
+    make_run(tmp_path / "b", mean_q=waver(1.0), score=None)
+    assert select_run.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    text = capsys.readouterr().out
+    assert "do not record" in text and "a: mean Q is beyond" in text
+
+
+def test_bad_input_is_one_line(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_run(tmp_path / "a")
+    other = make_run(tmp_path / "b", dataset="bundled/hopper/medium-v0")
+    broken = make_run(tmp_path / "c", diverged=True)
+    without = make_run(tmp_path / "d", mean_q=None)
+    for words in (
+        [str(tmp_path / "none")],
+        [one, other],
+        [broken],
+        [without],
+        [one, "--window", "1"],
+        [make_run(tmp_path / "e", ended=False)],
+    ):
+        assert select_run.main(words) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torchrl.data import Bounded
+
+import rambo_trl
+from rambo_trl import export
+from rambo_trl.export import PolicyModule, export_policy, main
+from rambo_trl.modules import make_actor
+from rambo_trl.training.policy_file import load_policy, save_policy
+
+PAGE = Path(__file__).parents[1] / "docs/export.md"
+SIZE, BOUNDS = 11, Bounded(low=torch.tensor([-1.0, -0.5, 0.0]), high=torch.tensor([1.0, 2.0, 0.1]))
+FORMATS = ["pt2", "onnx"]
+
+
+@pytest.fixture
+def policy_path(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.safetensors"
+    save_policy(
+        path,
+        make_actor(SIZE, BOUNDS, hidden_sizes=(16, 8)),
+        observation_mean=torch.linspace(-2, 2, SIZE),
+        observation_std=torch.linspace(0.1, 3, SIZE),
+        action_spec=BOUNDS,
+        hidden_sizes=(16, 8),
+        env_id="Hopper-v5",
+    )
+    return path
+
+
+def require(format: str) -> None:
+    if format == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+
+
+def run_file(path: Path, observation: np.ndarray) -> np.ndarray:
+    """An exported file in its own runtime, in a process that knows nothing of this library."""
+    code = {
+        ".pt2": "import torch; f = torch.export.load(sys.argv[1]).module(); "
+        "y = f(torch.from_numpy(x)).numpy()",
+        ".onnx": "import onnxruntime; s = onnxruntime.InferenceSession(sys.argv[1]); "
+        "y = s.run(['action'], {'observation': x})[0]",
+    }[path.suffix]
+    np.save(path.with_name("x.npy"), observation)
+    code = (
+        f"import sys, numpy; x = numpy.load(sys.argv[2]); {code}; numpy.save(sys.argv[3], y); "
+        "assert not {'torchrl', 'tensordict', 'rambo_trl'} & sys.modules.keys()"
+    )
+    names = [str(path), str(path.with_name("x.npy")), str(path.with_name("y.npy"))]
+    subprocess.run([sys.executable, "-c", code, *names], check=True)
+    return np.load(names[2])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_thousand_actions_agree_in_the_formats_own_runtime(format, policy_path, tmp_path):
+    require(format)
+    out = tmp_path / f"policy.{format}"
+    assert export_policy(load_policy(policy_path), out, format=format) <= 1e-5
+    # states far outside the data as well, where actions saturate
+    x = np.random.default_rng(0).normal(size=(1000, SIZE)).astype(np.float32) * 5
+    expected = load_policy(policy_path)(x)
+    assert expected.std(0).min() > 0.005
+    for rows in (x, x[:1]):
+        np.testing.assert_allclose(run_file(out, rows), expected[: len(rows)], rtol=0, atol=1e-5)
+
+
+def test_what_the_file_is_for_is_in_it(policy_path, tmp_path):
+    export_policy(load_policy(policy_path), tmp_path / "p.pt2")
+    extra = {"rambo_trl": ""}
+    torch.export.load(tmp_path / "p.pt2", extra_files=extra)
+    assert json.loads(extra["rambo_trl"])["env_id"] == "Hopper-v5"
+
+
+def test_the_shape_and_metadata_of_the_onnx_file(policy_path, tmp_path):
+    require("onnx")
+    import onnxruntime
+
+    export_policy(load_policy(policy_path), tmp_path / "p.onnx", format="onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "p.onnx")
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape) == ("observation", ["batch", SIZE])
+    assert (made.name, made.shape) == ("action", ["batch", 3])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["rambo_trl"])
+    assert about["env_id"] == "Hopper-v5" and about["observation_size"] == SIZE
+
+
+@pytest.mark.parametrize("scale", [1.001, float("nan")])
+def test_an_export_that_differs_is_not_written(scale, policy_path, tmp_path, monkeypatch):
+    original = PolicyModule.forward
+    monkeypatch.setattr(
+        PolicyModule,
+        "forward",
+        lambda self, observation: (
+            original(self, observation) * (scale if torch.compiler.is_exporting() else 1)
+        ),
+    )
+    with pytest.raises(RuntimeError, match="differ from the policy's"):
+        export_policy(load_policy(policy_path), tmp_path / "p.pt2")
+    assert not (tmp_path / "p.pt2").exists()
+
+
+class TestCommand:
+    def test_a_run_folder(self, policy_path, capsys):
+        assert main([str(policy_path.parent), "--format", "pt2"]) == 0
+        assert policy_path.with_suffix(".pt2").is_file()
+        assert "1000 actions agree" in capsys.readouterr().out
+
+    def test_nothing_is_overwritten(self, policy_path, capsys):
+        out = policy_path.with_name("mine")
+        out.write_text("mine")
+        assert main([str(policy_path), "--out", str(out)]) == 2
+        assert out.read_text() == "mine"
+        assert re.fullmatch(r"error: .*mine exists: name another file\n", capsys.readouterr().err)
+
+    def test_no_policy_there(self, tmp_path, capsys):
+        assert main([str(tmp_path)]) == 2
+        assert "no policy file at" in capsys.readouterr().err
+
+    def test_a_missing_package_is_named(self, policy_path, capsys, monkeypatch):
+        find = export.importlib.util.find_spec
+        monkeypatch.setattr(
+            export.importlib.util, "find_spec", lambda n: None if n == "onnxruntime" else find(n)
+        )
+        if find("onnx") is None:
+            pytest.skip("needs onnx")
+        assert main([str(policy_path), "--format", "onnx"]) == 2
+        assert "pip install 'rambo_trl[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("language", ["python", "pt2", "onnx"])
+def test_the_page_s_loops_run(language, policy_path, tmp_path, monkeypatch):
+    """Each loop of the page plays one episode with the same return."""
+    policy = load_policy(policy_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    word = {"python": "load_policy(", "pt2": "torch.export.load(", "onnx": "onnxruntime."}[language]
+    (block,) = [block for block in blocks if word in block]
+    if language != "python":
+        require(language)
+        export_policy(policy, tmp_path / f"policy.{language}", format=language)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block.replace("runs/mine/", ""), names)
+    env = gymnasium.make("Hopper-v5")
+    observation, total, ended = env.reset(seed=0)[0], 0.0, False
+    while not ended:
+        observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        total, ended = total + float(reward), terminated or truncated
+    assert names["total"] == pytest.approx(total, rel=1e-3)
+    assert rambo_trl.load_policy is load_policy
