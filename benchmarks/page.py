@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -115,24 +116,26 @@ def scaling(content: dict[str, Any]) -> str:
     )
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "compare": compare,
-    "rollout_throughput": rollout_throughput,
-    "update_throughput": update_throughput,
-    "iteration": iteration,
-    "scaling": scaling,
+PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
+    "compare": (compare, "Times faster than OfflineRL-Kit"),
+    "rollout_throughput": (rollout_throughput, "Imagined transitions per second"),
+    "update_throughput": (update_throughput, "Milliseconds of each update"),
+    "iteration": (iteration, "Where the time of an iteration goes"),
+    "scaling": (scaling, "Cost against size, and memory over iterations"),
 }
 
 
-def put_in(text: str, folder: Path) -> str:
-    """Fill every pair of markers whose JSON file is there."""
-    for name, part in PARTS.items():
+def put_in(text: str, folder: Path, page_folder: Path) -> str:
+    """Fill every pair of markers whose JSON file is there, with a table and the figure."""
+    for name, (part, caption) in PARTS.items():
         start, end = f"<!-- benchmark:{name} -->", f"<!-- end of benchmark:{name} -->"
         path = folder / f"{name}.json"
         if start in text and end in text and path.is_file():
             head, rest = text.split(start, 1)
             tail = rest.split(end, 1)[1]
-            text = f"{head}{start}\n{part(json.loads(path.read_text()))}\n{end}{tail}"
+            table = part(json.loads(path.read_text()))
+            figure = os.path.relpath(path.with_suffix(".png"), page_folder)
+            text = f"{head}{start}\n{table}\n\n![{caption}]({figure})\n{end}{tail}"
     return text
 
 
@@ -146,7 +149,7 @@ def main() -> None:
     args = parser.parse_args()
     for page in args.pages:
         before = page.read_text()
-        after = put_in(before, args.folder)
+        after = put_in(before, args.folder, page.parent)
         if after != before:
             page.write_text(after)
             print(f"written: {page}")

@@ -73,12 +73,13 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
         "memory_mb": [float(x) for x in range(100, 120)],
     }
     (tmp_path / "scaling.json").write_text(json.dumps(content))
-    filled = put_in(text, tmp_path)
+    filled = put_in(text, tmp_path, tmp_path)
     assert "| rows | 10 to 1,000 | 1.00 |" in filled
     assert "119 MB, +10 MB since the tenth" in filled
     assert "a CPU, 2 threads, PyTorch 9.9." in filled
+    assert "](scaling.png)" in filled
     assert "old" not in filled and "kept" in filled and filled.startswith("before\n")
-    assert put_in(filled, tmp_path) == filled
+    assert put_in(filled, tmp_path, tmp_path) == filled
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_scripts_run_and_write_what_they_measured(
     assert content["machine"]["threads"] == 1
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
     text = f"<!-- benchmark:{name} -->\n<!-- end of benchmark:{name} -->"
-    assert "| --- |" in put_in(text, tmp_path)
+    assert "| --- |" in put_in(text, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
