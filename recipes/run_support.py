@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,23 @@ def score_text(row: Mapping[str, float | None]) -> str:
     """``", score 12.3"`` where there is one."""
     score = row.get("score")
     return "" if score is None else f", score {score:.1f}"
+
+
+class _AboveTheBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def announce_compilation() -> None:
+    """Say what is being compiled, because nothing else moves meanwhile; keep the code."""
+    # torch's own place is emptied when the machine starts anew
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "rambo_trl" / "inductor")
+    )
+    compiler = logging.getLogger("rambo_trl.modules.compiling")
+    compiler.setLevel(logging.INFO)
+    compiler.handlers = [_AboveTheBars()]
+    compiler.propagate = False  # Hydra's root logger would say it again
 
 
 class Stopwatch:

@@ -20,6 +20,7 @@ from run_support import (
     EndingWell,
     Evaluation,
     Stopwatch,
+    announce_compilation,
     finish_tracking,
     last_screen,
     progress_bar,
@@ -259,6 +260,7 @@ def launch(
                     without(cfg, unused), model_based=model_based, published=published
                 )
             torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+            announce_compilation()
             seed_everything(cfg.seed)
             results = train(Run(cfg, dataset, ending.folder, ending.signals))
             print(last_screen(results, ending.folder), flush=True)

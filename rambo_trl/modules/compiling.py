@@ -94,7 +94,7 @@ def compile_like_eager(
         if compiled is None:
             return function(*args, **kwargs)
         if not started:
-            log.info("compiling %s", name)
+            log.info("compiling %s: seconds to a minute, less where it was done before", name)
         begin = time.perf_counter()
         try:
             with _one_graph():
@@ -106,7 +106,7 @@ def compile_like_eager(
             return out
         if not started:
             started = True
-            log.info("compiled %s in %.0f s", name, time.perf_counter() - begin)
+            log.debug("compiled %s in %.0f s", name, time.perf_counter() - begin)
         return out
 
     return call
