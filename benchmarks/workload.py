@@ -164,7 +164,7 @@ class Workload:
         """A step of the maximum-likelihood fit: every member on a batch of its own."""
         step = GradientStep(
             EnsembleModelLoss(self.world_model),
-            adam(self.world_model.parameters(), 3e-4),
+            adam((self.world_model.parameters(), 3e-4)),
             compile=self.compile,
         )
         shape = (self.num_members, self.batch_size)
@@ -175,7 +175,7 @@ class Workload:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The name target_actor_network_params")
             loss = BCLoss(self.actor)
-        step = GradientStep(loss, adam(loss.parameters(), 1e-4), compile=self.compile)
+        step = GradientStep(loss, adam((loss.parameters(), 1e-4)), compile=self.compile)
         data = self.data.select("observation", "action")
         return lambda: step(data[self._rows((self.batch_size,))])
 

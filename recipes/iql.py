@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, adam, train_model_free
+from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
@@ -17,6 +17,7 @@ from training_run import Run, launch
 
 from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
 from rambo_trl.training.pretraining import clip_actions
+from rambo_trl.training.updates import adam
 
 
 class IQL(ModelFree):

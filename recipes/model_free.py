@@ -116,11 +116,6 @@ class ModelFree:
         return metrics
 
 
-def adam(*groups: tuple[Any, float]) -> torch.optim.Adam:
-    """Adam over (parameters, learning rate) groups, as one fused kernel a step."""
-    return torch.optim.Adam([{"params": list(p), "lr": lr} for p, lr in groups], fused=True)
-
-
 def train_model_free(run: Run, make_method: Callable[[Run], ModelFree]) -> dict[str, Any]:
     """Improve the agent on the data, epoch by epoch."""
     with refusing_bad_input():

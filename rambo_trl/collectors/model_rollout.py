@@ -13,6 +13,7 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.modules.compiling import compile_like_eager
 
 __all__ = ["ModelRolloutCollector"]
@@ -32,7 +33,8 @@ class ModelRolloutCollector:
     The rows are walked in chunks that fit the cache (all at once on a GPU) without
     synchronisation; ended rows are masked, and dropped once at the end. With ``compile``, all
     steps of a chunk (policy, model, termination) are one graph; the random numbers are the
-    same as without, hence the transitions too, up to rounding.
+    same as without, hence the transitions too, up to rounding. On a GPU that graph is captured
+    into a CUDA graph.
 
     Args:
         env: the world model's environment.
@@ -116,9 +118,11 @@ class ModelRolloutCollector:
 
     def _chunk(self, observation: Tensor) -> tuple[Tensor, ...]:
         if self._run is None:
-            self._run = compile_like_eager(
-                self._rollout_chunk, self.compile, name="the imagined rollouts"
-            )
+            name = "the imagined rollouts"
+            run = compile_like_eager(self._rollout_chunk, self.compile, name=name)
+            # a replay overwrites the last one's results: only where there is a single chunk
+            whole = self.chunk_size >= self.num_starts
+            self._run = capture_on_gpu(run, self.compile and whole, name=name)
         return self._run(observation)
 
     @torch.no_grad()

@@ -178,9 +178,15 @@ class AdversarialModelLoss(LossModule):
         self.advantage_clip = advantage_clip
         self.baseline = baseline
         self.reduction = reduction
-        self.register_coeff_buffer("adversarial_weight", float(adversarial_weight))
-        self.register_coeff_buffer("gamma", float(gamma))
-        self.register_coeff_buffer("entropy_coeff", float(entropy_coeff))
+        # beside the model: a captured update goes on reading what is written there
+        parameter = next(world_model.parameters(), None)
+        device = None if parameter is None else parameter.device
+        for name, value in (
+            ("adversarial_weight", adversarial_weight),
+            ("gamma", gamma),
+            ("entropy_coeff", entropy_coeff),
+        ):
+            self.register_coeff_buffer(name, float(value), device=device)
         self._use_entropy = entropy_coeff != 0
         self._in_keys: list[NestedKey] | None = None
 

@@ -13,6 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.modules.compiling import compile_like_eager
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
@@ -46,13 +47,13 @@ class AgentPhase:
     ) -> None:
         self.loss = loss
         self.target_update = SoftUpdate(loss, tau=tau)
-        groups = [
-            {"params": list(loss.qvalue_network_params.parameters()), "lr": critic_lr},
-            {"params": list(loss.actor_network_params.parameters()), "lr": actor_lr},
-            {"params": [loss.log_alpha], "lr": alpha_lr},
-        ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = adam(
+            (loss.qvalue_network_params.parameters(), critic_lr),
+            (loss.actor_network_params.parameters(), actor_lr),
+            ([loss.log_alpha], alpha_lr),
+        )
         self._step = GradientStep(self._losses, self.optimizer, compile=compile)
+        self._update = capture_on_gpu(self._step_and_follow, compile, name="the SAC update")
 
     def _losses(self, batch: TensorDictBase) -> TensorDictBase:
         # the actor's term sees the critics detached, so one backward serves all three terms
@@ -62,14 +63,18 @@ class AgentPhase:
         mean_q = -(out.get("loss_actor") + out.get("alpha") * out.get("entropy"))
         return out.set("mean_q", mean_q.detach())
 
+    def _step_and_follow(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        metrics = self._step(batch)
+        self.target_update.step()
+        return metrics
+
     def run(
         self, batches: Iterable[TensorDictBase], bar: ProgressBar | None = None
     ) -> dict[str, float]:
         """Take one SAC update per batch; returns the mean metrics."""
         means = MetricMeans()
         for batch in batches:
-            means.add(self._step(batch))
-            self.target_update.step()
+            means.add(self._update(batch))
             if bar is not None:
                 bar.update(1)
         return means.read()
@@ -123,10 +128,13 @@ class ModelPhase:
         # where the likelihood term leaves the other members alone, so does everything here
         self._apart = model_loss.members == "elites"
         trained = model.elite_parameters() if self._apart else model.parameters()
-        self.optimizer = adam(trained, lr)
+        self.optimizer = adam((trained, lr))
         self._step = GradientStep(self._losses, self.optimizer, compile=compile)
         self._imagine = compile_like_eager(
             self._imagine_step, compile, name="the adversary's imagined step"
+        )
+        self._update = capture_on_gpu(
+            self._imagine_and_step, compile, name="the adversarial update"
         )
 
     def _losses(self, imagined: TensorDictBase, real: TensorDictBase) -> TensorDictBase:
@@ -152,31 +160,36 @@ class ModelPhase:
             rows,
         )
 
+    def _imagine_and_step(
+        self, observation: Tensor, restarts: Tensor, real: TensorDictBase
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One update, and the observations that the trajectories go on from."""
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            imagined = self._imagine(observation)
+        metrics = self._step(imagined, real)
+        following = imagined["next"]
+        return torch.where(following["terminated"], restarts, following["observation"]), metrics
+
     def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
         """Take ``num_updates`` updates; returns the mean metrics."""
-        with self.env.world_model.elites_apart() if self._apart else nullcontext():
-            return self._run(num_updates, bar)
-
-    def _run(self, num_updates: int, bar: ProgressBar | None) -> dict[str, float]:
         means = MetricMeans()
-        observation = torch.empty(0)
-        for i in range(num_updates):
-            if i % self.horizon == 0:
-                observation = self.env.sample_starts(self.batch_size)
-            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-                imagined = self._imagine(observation)
-            real = self.real_buffer.sample(self._members * self.batch_size)
-            real = real.select(*self.model_loss.in_keys).reshape(self._members, self.batch_size)
-            metrics = self._step(imagined, real)
+        with self.env.world_model.elites_apart() if self._apart else nullcontext():
+            for done in range(0, num_updates, self.horizon):
+                self._trajectory(min(self.horizon, num_updates - done), means, bar)
+        return means.read()
+
+    def _trajectory(self, steps: int, means: MetricMeans, bar: ProgressBar | None) -> None:
+        # starts, restarts and real rows of all steps are drawn at once: two draws, not 2 k
+        starts = self.env.sample_starts(steps * self.batch_size).unflatten(0, (steps, -1))
+        real = self.real_buffer.sample(steps * self._members * self.batch_size)
+        real = real.select(*self.model_loss.in_keys).reshape(steps, self._members, self.batch_size)
+        observation = starts[0]
+        for step in range(steps):
+            # the last step's trajectories end, whatever follows
+            restarts = starts[(step + 1) % steps]
+            observation, metrics = self._update(observation, restarts, real[step])
             means.add(metrics)
             if self.after_update is not None:
                 self.after_update(metrics)
-            following = imagined["next"]
-            observation = torch.where(
-                following["terminated"],
-                self.env.sample_starts(self.batch_size),
-                following["observation"],
-            )
             if bar is not None:
                 bar.update(1)
-        return means.read()

@@ -15,6 +15,7 @@ from torchrl.data import Bounded
 from torchrl.objectives import BCLoss
 
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.objectives import EnsembleModelLoss
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
 
@@ -144,7 +145,8 @@ def fit_world_model(
         train.get(world_model.observation_key), train.get(world_model.action_key)
     )
     loss = EnsembleModelLoss(world_model)
-    step = GradientStep(loss, adam(world_model.parameters(), lr), compile=compile)
+    update = GradientStep(loss, adam((world_model.parameters(), lr)), compile=compile)
+    step = capture_on_gpu(update.__call__, compile, name="the likelihood step")
     stopping = EarlyStopping(world_model, patience=patience, min_improvement=min_improvement)
 
     members, num_train = world_model.num_members, train.shape[0]
@@ -219,7 +221,8 @@ def clone_behaviour(
         # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
         loss = BCLoss(actor)
-    step = GradientStep(loss, adam(loss.parameters(), lr), compile=compile)
+    update = GradientStep(loss, adam((loss.parameters(), lr)), compile=compile)
+    step = capture_on_gpu(update.__call__, compile, name="the cloning step")
     batch_size = min(batch_size, data.shape[0])
     means = MetricMeans()
     for _ in range(passes):

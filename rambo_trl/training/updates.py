@@ -97,6 +97,16 @@ class GradientStep:
         return metrics
 
 
-def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam as one fused kernel a step."""
-    return torch.optim.Adam(list(parameters), lr=lr, fused=True)
+def adam(*groups: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Adam:
+    """Adam as one fused kernel a step, which a CUDA graph may hold.
+
+    Args:
+        *groups: parameters and their learning rate.
+    """
+    listed = [(list(parameters), lr) for parameters, lr in groups]
+    on_gpu = all(p.is_cuda for parameters, _ in listed for p in parameters)
+    return torch.optim.Adam(
+        [{"params": parameters, "lr": lr} for parameters, lr in listed],
+        fused=True,
+        capturable=on_gpu,
+    )

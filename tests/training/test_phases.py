@@ -60,7 +60,7 @@ def test_gradient_step_takes_gradients_of_any_layout(compile: bool) -> None:
     def losses(batch: Tensor) -> TensorDict:
         return TensorDict({"loss_sum": layers(batch).square().sum() + scale.sum()})
 
-    ours = adam([*layers.parameters(), scale], 0.1)
+    ours = adam(([*layers.parameters(), scale], 0.1))
     theirs = torch.optim.Adam([*twin.parameters(), twin_scale], lr=0.1, fused=False)
     step = GradientStep(losses, ours, compile=compile)
     for _ in range(3):

@@ -1,0 +1,134 @@
+"""How a hot path on a GPU is replayed as one CUDA graph, without the host's launches between."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+__all__ = ["capture_on_gpu"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+_warned = False
+
+
+def _leaves(args: tuple[Any, ...]) -> list[Tensor]:
+    """All tensors of positional arguments, in a fixed order."""
+    found: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            found.append(arg)
+        elif isinstance(arg, TensorDictBase):
+            keys = sorted(arg.keys(include_nested=True, leaves_only=True), key=str)
+            found += [arg.get(key) for key in keys]
+        else:
+            raise TypeError(f"expected tensors and TensorDicts, got {type(arg).__name__}")
+    return found
+
+
+def _on_gpu(args: tuple[Any, ...]) -> bool:
+    return all(leaf.is_cuda for leaf in _leaves(args))
+
+
+def _kind(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What must stay the same for a graph to be replayed: the tensors' shapes and types."""
+    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in _leaves(args))
+
+
+def capture_on_gpu(
+    function: Callable[P, R], enabled: bool = True, *, warmups: int = 3, name: str | None = None
+) -> Callable[P, R]:
+    """Capture a function of CUDA tensors into a CUDA graph and replay it at every later call.
+
+    The first calls run as usual, on a stream of their own: compilation and the optimisers'
+    state happen there. The next call is captured: from then on the host launches one graph.
+    What the function reads besides its arguments (parameters, buffers, optimiser states) must
+    stay in the same memory, and numbers of the host, such as a learning rate, are those of the
+    capture. Random numbers go on along the device's generator. Arguments of other shapes than the
+    captured ones run uncaptured; so does everything on a CPU, and, after one warning, a
+    function that can't be captured.
+
+    TensorDict's ``CudaGraphModule`` does the same, but waits for the device at every call.
+
+    Args:
+        function: takes tensors and TensorDicts [...] by position, and returns tensors.
+        enabled: with False the function is returned as it is.
+
+    Keyword Args:
+        warmups: calls before the capture.
+        name: what to call it in a warning.
+
+    Returns:
+        A function with the same results. Those of a replay are overwritten by the next call.
+    """
+    if not enabled:
+        return function
+    name = name or function.__qualname__.replace(".<locals>", "")
+    calls, given_up = 0, False
+    graph: Any = None
+    kind: tuple[Any, ...] = ()
+    inputs: list[Tensor] = []
+    output: Any = None
+
+    def warm_up(args: tuple[Any, ...]) -> Any:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            out = function(*args)  # type: ignore[call-arg]
+        torch.cuda.current_stream().wait_stream(side)
+        return out
+
+    def capture(args: tuple[Any, ...]) -> None:
+        nonlocal graph, kind, inputs, output
+        fixed = tuple(arg.clone() for arg in args)
+        torch.cuda.synchronize()
+        new = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(new):
+            output = function(*fixed)  # type: ignore[call-arg]
+        graph, kind, inputs = new, _kind(args), _leaves(fixed)
+        log.debug("captured %s", name)
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        nonlocal calls, given_up
+        # decided once: a function's arguments stay where they are
+        given_up = given_up or not (calls or _on_gpu(args))
+        if given_up:
+            return function(*args)  # type: ignore[call-arg]
+        calls += 1
+        if calls <= warmups:
+            return warm_up(args)
+        if graph is None:
+            try:
+                capture(args)
+            except RuntimeError as error:
+                given_up = True
+                _warn(name, error)
+                return function(*args)  # type: ignore[call-arg]
+        if _kind(args) != kind:
+            return function(*args)  # type: ignore[call-arg]
+        torch._foreach_copy_(inputs, _leaves(args))
+        graph.replay()
+        return output
+
+    return cast("Callable[P, R]", call)
+
+
+def _warn(name: str, error: Exception) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(
+            f"{name} can't be captured into a CUDA graph and runs without ({reason})", stacklevel=4
+        )

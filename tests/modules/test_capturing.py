@@ -1,0 +1,185 @@
+"""Capture into CUDA graphs: the bookkeeping with a make-believe device, the rest on a GPU."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from workload import Workload
+
+from rambo_trl.modules import capturing
+from rambo_trl.modules.capturing import capture_on_gpu
+
+
+class Device:
+    """Stands in for torch.cuda: a replay does again, in place, what was done under capture."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+        self.recorded: Any = None
+        self.error: Exception | None = None
+
+    def CUDAGraph(self) -> Device:
+        return self
+
+    @contextmanager
+    def graph(self, graph: Device) -> Any:
+        self.captures += 1
+        if self.error is not None:
+            raise self.error
+        yield
+
+    def replay(self) -> None:
+        self.replays += 1
+        torch._foreach_copy_(*self.recorded())
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device()
+    monkeypatch.setattr(capturing, "_warned", False)
+    monkeypatch.setattr(capturing, "_on_gpu", lambda args: True)
+    for name, value in {
+        "Stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
+        "current_stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
+        "stream": lambda _: nullcontext(),
+        "synchronize": lambda: None,
+        "CUDAGraph": device.CUDAGraph,
+        "graph": device.graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return device
+
+
+def doubled(device: Device) -> Any:
+    """A function of a tensor and a TensorDict, as a device records it."""
+
+    def function(x: Tensor, td: TensorDict) -> Tensor:
+        out = 2 * x + td["a", "b"]
+        device.recorded = lambda: ([out], [2 * x + td["a", "b"]])
+        return out
+
+    return function
+
+
+def inputs(value: float, rows: int = 3) -> tuple[Tensor, TensorDict]:
+    td = TensorDict({"z": torch.zeros(rows), "a": {"b": torch.full((rows,), value)}}, [rows])
+    return torch.full((rows,), value), td
+
+
+def test_replays_see_the_new_arguments(device: Device) -> None:
+    run = capture_on_gpu(doubled(device), warmups=2)
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0):
+        assert run(*inputs(value)).tolist() == [3 * value] * 3
+    assert (device.captures, device.replays) == (1, 3)
+
+
+def test_other_shapes_run_uncaptured(device: Device) -> None:
+    run = capture_on_gpu(doubled(device), warmups=1)
+    run(*inputs(1.0))
+    run(*inputs(1.0))
+    assert device.replays == 1
+    recorded = device.recorded
+    assert run(*inputs(7.0, rows=5)).tolist() == [21.0] * 5
+    assert device.replays == 1
+    device.recorded = recorded
+    assert run(*inputs(2.0)).tolist() == [6.0] * 3
+    assert (device.captures, device.replays) == (1, 2)
+
+
+def test_what_cant_be_captured_runs_on_after_one_warning(device: Device) -> None:
+    device.error = RuntimeError("operation not permitted when stream is capturing\nand more")
+    runs = [capture_on_gpu(doubled(device), warmups=1, name=name) for name in ("this", "that")]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for run in runs:
+            for value in (1.0, 2.0, 3.0):
+                assert run(*inputs(value)).tolist() == [3 * value] * 3
+    assert device.captures == 2  # each tried once
+    assert [str(w.message) for w in caught] == [
+        "this can't be captured into a CUDA graph and runs without "
+        "(operation not permitted when stream is capturing)"
+    ]
+
+
+def test_on_a_cpu_nothing_is_captured() -> None:
+    run = capture_on_gpu(lambda x: x + 1, warmups=1)
+    for value in range(3):
+        assert run(torch.tensor(value)) == value + 1
+    function = doubled(Device())
+    assert capture_on_gpu(function, enabled=False) is function
+
+
+def test_arguments_of_other_kinds_are_refused() -> None:
+    with pytest.raises(TypeError, match="expected tensors and TensorDicts, got int"):
+        capture_on_gpu(lambda x: x)(1)
+
+
+# On a GPU: the same numbers, captured or not
+
+SIZES: dict[str, Any] = {
+    "num_rows": 500,
+    "num_members": 4,
+    "num_elites": 3,
+    "hidden_sizes": (16, 16),
+    "agent_hidden_sizes": (16, 16),
+    "num_starts": 50,
+    "horizon": 3,
+    "batch_size": 14,
+    "adversarial_weight": 0.1,
+    "device": "cuda",
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_captured_epochs_equal_eager_ones() -> None:
+    states = []
+    for compile in (False, True):
+        work = Workload(compile=compile, **SIZES)
+        torch.manual_seed(3)
+        metrics = {}
+        for _ in range(3):
+            work.rollouts()
+            metrics = {**work.agent_updates(12), **work.model_updates(12)}
+        modules = {"model": work.world_model, "agent": work.agent.loss}
+        state = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+        states.append((metrics, {k: v for k, v in state.items() if isinstance(v, Tensor)}))
+    (eager_metrics, eager), (metrics, captured) = states
+    assert metrics == pytest.approx(eager_metrics, rel=1e-2, abs=1e-3)
+    for name in eager:
+        torch.testing.assert_close(captured[name], eager[name], rtol=1e-2, atol=1e-3, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+def test_updates_do_not_wait_for_the_device() -> None:
+    work = Workload(compile=True, **SIZES)
+    work.rollouts()
+    for _ in range(2):
+        work.agent_updates(6)
+        work.model_updates(6)
+    batches = list(work.mixed.batches(6))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            work.agent._update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+def test_a_captured_adversary_follows_its_weight() -> None:
+    work = Workload(compile=True, **SIZES)
+    work.model_updates(6)  # captured by now
+    losses = []
+    for weight in (0.0, 0.1):
+        work.model.adversarial_loss.adversarial_weight.fill_(weight)
+        losses.append(abs(work.model_updates(1)["loss_adversarial"]))
+    assert losses[0] == 0.0 < losses[1]
