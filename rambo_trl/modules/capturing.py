@@ -93,18 +93,14 @@ def capture_on_gpu(
         fixed = tuple(arg.clone() for arg in args)
         torch.cuda.synchronize()
         new = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(new):
+        # what other threads do with the device meanwhile is no part of it, and no mistake
+        with torch.cuda.graph(new, capture_error_mode="thread_local"):
             output = function(*fixed)  # type: ignore[call-arg]
         graph, kind, inputs = new, _kind(args), _leaves(fixed)
         log.debug("captured %s", name)
 
-    @wraps(function)
-    def call(*args: Any) -> Any:
+    def on_gpu(args: tuple[Any, ...]) -> Any:
         nonlocal calls, given_up
-        # decided once: a function's arguments stay where they are
-        given_up = given_up or not (calls or _on_gpu(args))
-        if given_up:
-            return function(*args)  # type: ignore[call-arg]
         calls += 1
         if calls <= warmups:
             return warm_up(args)
@@ -120,6 +116,16 @@ def capture_on_gpu(
         torch._foreach_copy_(inputs, _leaves(args))
         graph.replay()
         return output
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        nonlocal given_up
+        # decided once: a function's arguments stay where they are
+        given_up = given_up or not (calls or _on_gpu(args))
+        if given_up:
+            return function(*args)  # type: ignore[call-arg]
+        with torch.cuda.device(_leaves(args)[0].device):
+            return on_gpu(args)
 
     return cast("Callable[P, R]", call)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -187,6 +187,13 @@ class EnsembleWorldModel(TensorDictModuleBase):
                 for p in (*self.weights, *self.biases)
             ]
         return [*self._apart, self.min_log_var, self.max_log_var]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnsembleWorldModel:
+        """Where the module goes, the elites' own copy goes."""
+        super()._apply(fn, recurse)
+        for own in self._apart or ():
+            own.data = fn(own.data)
+        return self
 
     @contextmanager
     def elites_apart(self) -> Iterator[None]:

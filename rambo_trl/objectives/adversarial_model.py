@@ -9,14 +9,14 @@ from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictParams
+from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
 from torch import Tensor
 from torch.distributions import Distribution
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.objectives import functional
-from rambo_trl.objectives.density import check_density, next_key, transition_log_prob
+from rambo_trl.objectives.density import check_density, device_of, next_key, transition_log_prob
 
 __all__ = ["AdversarialModelLoss"]
 
@@ -86,6 +86,9 @@ class AdversarialModelLoss(LossModule):
             variance (paper sec. 4.2).
         entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
             added to V(s'); off by default. Needs an actor with ``get_dist``.
+        per_dimension: divide the log-density by the number of entries of the successor and the
+            reward. The published log-density is their sum, so that lambda acts the more
+            strongly the larger the state; with this it means the same for all sizes.
         reduction: ``"mean"`` (published), ``"sum"`` or ``"none"`` over the batch. A sum would
             make lambda a batch size times stronger than published.
 
@@ -153,6 +156,7 @@ class AdversarialModelLoss(LossModule):
         advantage_clip: float | None = None,
         baseline: bool = True,
         entropy_coeff: float = 0.0,
+        per_dimension: bool = False,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__()
@@ -177,10 +181,9 @@ class AdversarialModelLoss(LossModule):
         self.normalize_advantage = normalize_advantage
         self.advantage_clip = advantage_clip
         self.baseline = baseline
+        self.per_dimension = per_dimension
         self.reduction = reduction
-        # beside the model: a captured update goes on reading what is written there
-        parameter = next(world_model.parameters(), None)
-        device = None if parameter is None else parameter.device
+        device = device_of(world_model)
         for name, value in (
             ("adversarial_weight", adversarial_weight),
             ("gamma", gamma),
@@ -323,8 +326,13 @@ class AdversarialModelLoss(LossModule):
 
     def _log_prob(self, tensordict: TensorDictBase) -> Tensor:
         keys = [next_key(key) for key in (*self.actor_network.in_keys, self.tensor_keys.reward)]
-        return transition_log_prob(self.world_model, tensordict, keys)
+        log_prob = transition_log_prob(self.world_model, tensordict, keys)
+        if self.per_dimension:
+            batch = tensordict.batch_size.numel()
+            log_prob = log_prob * (batch / sum(tensordict.get(key).numel() for key in keys))
+        return log_prob
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the loss of an imagined batch [*B]; the input is left unchanged."""
         advantage, next_value, qvalue = self.advantage(tensordict)

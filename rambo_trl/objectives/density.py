@@ -7,14 +7,23 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["check_density", "next_key", "transition_log_prob"]
+__all__ = ["check_density", "device_of", "next_key", "transition_log_prob"]
 
 
 def next_key(key: NestedKey) -> NestedKey:
     """The key of the same entry of the successor, under ``"next"``."""
     return ("next", key) if isinstance(key, str) else ("next", *key)
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module's parameters live; None where it has none.
+
+    Coefficients of a loss belong there too: what is captured on a GPU reads them at each replay.
+    """
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else parameter.device
 
 
 def check_density(world_model: object) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
+from rambo_trl.objectives.density import device_of
 
 __all__ = ["LikelihoodBudget"]
 
@@ -92,8 +93,7 @@ class LikelihoodBudget(nn.Module):
         self.__dict__["adversarial_loss"] = adversarial_loss
         self.lr = lr
         self._bounds = (-math.log(max_weight), -math.log(min_weight))
-        parameter = next(adversarial_loss.world_model.parameters(), None)
-        device = None if parameter is None else parameter.device
+        device = device_of(adversarial_loss.world_model)
         self.register_buffer("budget", torch.tensor(float(budget), device=device))
         self.register_buffer("log_multiplier", torch.tensor(-math.log(start), device=device))
         self.register_load_state_dict_post_hook(_restore_weight)

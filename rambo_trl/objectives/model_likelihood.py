@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor
 from torchrl.objectives import LossModule
 
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import functional
+from rambo_trl.objectives.density import device_of
 
 __all__ = ["EnsembleModelLoss"]
 
@@ -112,7 +114,7 @@ class EnsembleModelLoss(LossModule):
         self.weight_decay = [float(c) for c in weight_decay]
         self.members = members
         self.reduction = reduction
-        self.register_coeff_buffer("bound_weight", bound_weight)
+        self.register_coeff_buffer("bound_weight", bound_weight, device=device_of(world_model))
         self._in_keys: list[NestedKey] | None = None
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
@@ -143,6 +145,7 @@ class EnsembleModelLoss(LossModule):
             dim=-1,
         )
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the loss of a real batch, [B] or [M, B].
 
@@ -153,12 +156,12 @@ class EnsembleModelLoss(LossModule):
         model = self.world_model
         elites_only = self.members == "elites"
         num_members = model.num_elites if elites_only else model.num_members
-        if tensordict.ndim not in (1, 2) or (
-            tensordict.ndim == 2 and tensordict.batch_size[0] != num_members
-        ):
+        # called with keywords the batch size is a guess: the action's own shape is none
+        batch = tensordict.get(self._key("action")).shape[:-1]
+        if len(batch) not in (1, 2) or (len(batch) == 2 and batch[0] != num_members):
             raise ValueError(
                 f"EnsembleModelLoss needs a batch [B] or [{num_members}, B], one per member, "
-                f"got {list(tensordict.batch_size)}"
+                f"got {list(batch)}"
             )
         mean, log_var = model.predict(
             tensordict.get(self._key("observation")),

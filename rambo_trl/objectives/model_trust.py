@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives import LossModule
 
 from rambo_trl.objectives import functional
-from rambo_trl.objectives.density import check_density, transition_log_prob
+from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
 
 __all__ = ["ModelTrustLoss"]
 
@@ -96,7 +96,7 @@ class ModelTrustLoss(LossModule):
         self.reference = copy.deepcopy(world_model).requires_grad_(False)
         self.divergence = divergence
         self.num_samples = num_samples
-        self.register_coeff_buffer("weight", float(weight))
+        self.register_coeff_buffer("weight", float(weight), device=device_of(world_model))
         self._in_keys: list[NestedKey] | None = None
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
@@ -125,6 +125,7 @@ class ModelTrustLoss(LossModule):
             reference = transition_log_prob(self.reference, rows, keys)
         return transition_log_prob(self.world_model, rows, keys) - reference
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the distance on data rows [*B]; the input is left unchanged."""
         log_ratio = self._log_ratio(tensordict)

@@ -14,6 +14,7 @@ from workload import Workload
 
 from rambo_trl.modules import capturing
 from rambo_trl.modules.capturing import capture_on_gpu
+from rambo_trl.training.updates import MetricMeans
 
 
 class Device:
@@ -28,7 +29,7 @@ class Device:
         return self
 
     @contextmanager
-    def graph(self, graph: Device) -> Any:
+    def graph(self, graph: Device, **settings: Any) -> Any:
         self.captures += 1
         if self.error is not None:
             raise self.error
@@ -48,6 +49,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
         "Stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
         "current_stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
         "stream": lambda _: nullcontext(),
+        "device": lambda _: nullcontext(),
         "synchronize": lambda: None,
         "CUDAGraph": device.CUDAGraph,
         "graph": device.graph,
@@ -144,7 +146,7 @@ def test_captured_epochs_equal_eager_ones() -> None:
         work = Workload(compile=compile, **SIZES)
         torch.manual_seed(3)
         metrics = {}
-        for _ in range(3):
+        for _ in range(5):  # more than are run before the capture
             work.rollouts()
             metrics = {**work.agent_updates(12), **work.model_updates(12)}
         modules = {"model": work.world_model, "agent": work.agent.loss}
@@ -169,6 +171,7 @@ def test_updates_do_not_wait_for_the_device() -> None:
     try:
         for batch in batches:
             work.agent._update(batch)
+        work.model._trajectory(3, MetricMeans(), None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -267,6 +267,10 @@ def test_log_density_is_summed_over_dimensions() -> None:
     batch = imagined(model)
     out = AdversarialModelLoss.from_loss(model, agent)(batch)
     torch.testing.assert_close(out["model_log_prob"], model.log_prob(batch).mean().detach())
+    # as an option lambda means the same for states of all sizes: here 3 entries and the reward
+    per_entry = AdversarialModelLoss.from_loss(model, agent, per_dimension=True)(batch)
+    for name in ("model_log_prob", "loss_adversarial"):
+        torch.testing.assert_close(per_entry[name], out[name] / 4)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -516,6 +520,19 @@ def test_keys_of_the_agents_loss_are_taken_over() -> None:
     agent.set_keys(reward="gain", terminated="over")
     loss = AdversarialModelLoss.from_loss(make_model(), agent)
     assert loss.in_keys[-2:] == [("next", "gain"), ("next", "over")]
+
+
+def test_keywords_do_instead_of_a_tensordict() -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac(), adversarial_weight=1.0)
+    batch = imagined(model)
+    want = loss(batch)
+    keywords = {key if isinstance(key, str) else "_".join(key): batch[key] for key in loss.in_keys}
+    got = dict(zip(loss.out_keys, loss(**keywords), strict=True))
+    for name in loss.out_keys:
+        torch.testing.assert_close(got[name], want[name])
+    loss.select_out_keys("loss_adversarial")
+    torch.testing.assert_close(loss(**keywords), want["loss_adversarial"])
 
 
 def test_the_input_is_left_unchanged() -> None:

@@ -232,6 +232,18 @@ def test_contract_of_input_output_and_state() -> None:
     torch.testing.assert_close(loss(batch)["loss_bounds"], 2 * out["loss_bounds"])
 
 
+@pytest.mark.parametrize("observation_size", [2, 1])
+def test_keywords_do_instead_of_a_tensordict(observation_size: int) -> None:
+    # with one entry everywhere the batch size cannot be told from the shapes alone
+    model, batch = EnsembleWorldModel(observation_size, 1, hidden_sizes=(8,)), real_batch(5).float()
+    batch["observation"] = batch["observation"][..., :observation_size]
+    batch["next", "observation"] = batch["next", "observation"][..., :observation_size]
+    loss = EnsembleModelLoss(model)
+    keywords = {key if isinstance(key, str) else "_".join(key): batch[key] for key in loss.in_keys}
+    for name, value in zip(loss.out_keys, loss(**keywords), strict=True):
+        torch.testing.assert_close(value, loss(batch)[name])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [

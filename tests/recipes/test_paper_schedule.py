@@ -1,0 +1,133 @@
+"""``schedule=paper`` is the paper's Algorithm 1: each figure, where it takes effect."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from rambo import Rambo
+
+from rambo_trl.data import OfflineDataset
+
+ROOT = Path(__file__).parents[2]
+ACTION_SIZE, OBSERVATION_SIZE = 1, 9
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "recipes" / "config"), version_base="1.3"):
+        return compose("rambo", overrides=["dataset=test/idp/tiny-v0", "compile=false", *overrides])
+
+
+@pytest.fixture(scope="module")
+def cfg() -> DictConfig:
+    return composed("schedule=paper", "task=inverteddoublependulum-medium-replay")
+
+
+@pytest.fixture(scope="module")
+def rambo(cfg: DictConfig, tiny_dataset: None) -> Rambo:
+    return Rambo(SimpleNamespace(cfg=cfg, dataset=OfflineDataset.load(cfg.dataset)))
+
+
+def widths(module: torch.nn.Module) -> list[int]:
+    return [layer.out_features for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+
+
+def test_the_counts_of_an_epoch(cfg: DictConfig, rambo: Rambo) -> None:
+    assert (cfg.epochs, cfg.agent_updates, cfg.model_updates) == (2000, 1000, 1000)
+    assert (rambo.model_updates, rambo.updates) == (1000, 2000)
+    assert rambo.collector.num_starts == 50_000
+    assert rambo.collector.horizon == rambo.adversary.horizon == cfg.rollout_length
+    assert rambo.collector.policy is rambo.actor
+    assert rambo.model_buffer._storage.max_size == 5 * 50_000 * cfg.rollout_length
+
+
+def test_the_agents_settings(rambo: Rambo) -> None:
+    groups = rambo.agent.optimizer.param_groups
+    assert [group["lr"] for group in groups] == [3e-4, 1e-4, 1e-4]  # critics, actor, temperature
+    assert groups[2]["params"] == [rambo.loss.log_alpha]
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in rambo.actor.parameters()}
+    assert rambo.agent.target_update.eps == pytest.approx(1 - 0.005)
+    assert rambo.loss.loss_function == "l2"
+    assert float(rambo.loss.log_alpha.detach().exp()) == 1.0
+    assert float(rambo.loss.target_entropy) == -ACTION_SIZE
+    assert float(rambo.loss.value_estimator.gamma) == pytest.approx(0.99)
+    assert rambo.loss.num_qvalue_nets == 2
+    assert widths(rambo.actor) == [256, 256, 2 * ACTION_SIZE]
+    critics = [tuple(p.shape) for p in rambo.loss.qvalue_network_params.parameters()]
+    assert sorted(shape for shape in critics if len(shape) == 3) == sorted(
+        [(2, 256, OBSERVATION_SIZE + ACTION_SIZE), (2, 256, 256), (2, 1, 256)]
+    )
+    assert (rambo.mixed.batch_size, rambo.mixed.num_real, rambo.mixed.num_model) == (256, 128, 128)
+
+
+def test_the_models_settings(cfg: DictConfig, rambo: Rambo) -> None:
+    model = rambo.world_model
+    assert (model.num_members, model.num_elites) == (7, 5)
+    assert model.hidden_sizes == (200, 200, 200, 200)
+    assert rambo.likelihood.weight_decay == [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
+    assert rambo.adversary.optimizer.param_groups[0]["lr"] == 3e-4
+    assert rambo.adversary.batch_size == 256
+    adversarial = rambo.adversary.adversarial_loss
+    assert float(adversarial.adversarial_weight) == pytest.approx(cfg.adversarial_weight)
+    assert float(adversarial.gamma) == pytest.approx(0.99)
+    assert (adversarial.reduction, adversarial.normalize_advantage) == ("mean", True)
+    assert not adversarial.per_dimension and adversarial.advantage_clip is None
+    assert float(adversarial.entropy_coeff) == 0
+
+
+def test_what_comes_before_the_game_and_what_is_measured(cfg: DictConfig) -> None:
+    fit = {"lr": 3e-4, "batch_size": 256, "patience": 10, "min_improvement": 0.01}
+    assert {key: cfg.model[key] for key in fit} == fit
+    assert cfg.model.max_passes is None
+    assert OmegaConf.to_container(cfg.cloning) == {"passes": 50, "batch_size": 256, "lr": 1e-4}
+    assert OmegaConf.to_container(cfg.evaluation) == {"episodes": 10, "every": 10, "last": 10}
+
+
+def test_a_value_of_the_schedule_reaches_what_it_is_for(tiny_dataset: None) -> None:
+    # other values than the defaults of the parts, which would hide a setting that goes nowhere
+    cfg = composed(
+        "schedule=paper", "task=inverteddoublependulum-medium-replay", "rollout_length=3",
+        "rollout_starts=70", "retained_epochs=2", "adversarial_weight=0.5", "agent.gamma=0.9",
+        "agent.tau=0.25", "agent.critic_lr=1e-2", "agent.actor_lr=2e-2", "agent.alpha_lr=3e-2",
+        "agent.alpha_init=0.1", "agent.real_fraction=0.25", "agent.batch_size=40",
+        "model.batch_size=24", "model.adversarial_lr=4e-2", "num_critics=3",
+    )  # fmt: skip
+    rambo = Rambo(SimpleNamespace(cfg=cfg, dataset=OfflineDataset.load(cfg.dataset)))
+    assert rambo.model_buffer._storage.max_size == 2 * 70 * 3
+    assert (rambo.collector.num_starts, rambo.collector.horizon) == (70, 3)
+    assert (rambo.adversary.batch_size, rambo.adversary.horizon) == (24, 3)
+    assert rambo.adversary.optimizer.param_groups[0]["lr"] == 4e-2
+    adversarial = rambo.adversary.adversarial_loss
+    assert float(adversarial.adversarial_weight) == 0.5
+    for gamma in (adversarial.gamma, rambo.loss.value_estimator.gamma):
+        assert float(gamma) == pytest.approx(0.9)
+    assert [g["lr"] for g in rambo.agent.optimizer.param_groups] == [1e-2, 2e-2, 3e-2]
+    assert rambo.agent.target_update.eps == pytest.approx(0.75)
+    assert float(rambo.loss.log_alpha.detach().exp()) == pytest.approx(0.1)
+    assert (rambo.mixed.num_real, rambo.mixed.num_model) == (10, 30)
+    assert rambo.loss.num_qvalue_nets == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ("epochs", "epochs"),
+        ("agent updates an epoch", "agent_updates"),
+        ("model updates an epoch", "model_updates"),
+        ("model batch", "model.batch_size"),
+        ("rollout starts an epoch", "rollout_starts"),
+        ("target rate tau", "agent.tau"),
+    ],
+)
+def test_the_page_of_schedules_says_what_is_set(row: str, key: str) -> None:
+    page = (ROOT / "docs" / "schedules.md").read_text()
+    line = next(x for x in page.splitlines() if x.startswith(f"| {row} |"))
+    cells = [cell.strip().replace(",", "") for cell in line.split("|")[2:5]]
+    for cell, schedule in zip(cells, ("paper", "quick", "smoke"), strict=True):
+        assert re.fullmatch(r"[\d.]+", cell), f"{row}: {cell}"
+        assert float(cell) == OmegaConf.select(composed(f"schedule={schedule}"), key)
