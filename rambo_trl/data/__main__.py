@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torchrl._utils import logger as torchrl_logger
+from torchrl.data import Bounded
 
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.report import describe_dataset, plot_dataset
@@ -20,16 +22,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Report what is in a data set, and check it.",
     )
     parser.add_argument("name", help="bundled name, Minari id or folder, or D4RL-format HDF5 file")
-    parser.add_argument("--env-id", help="environment, where the data set names none")
     parser.add_argument("--figure", type=Path, help="draw the data set into this image file")
     parser.add_argument(
         "--memmap", type=Path, help="write the data set to this folder, to train from the disk"
     )
+    reading = parser.add_argument_group("how it is read; a folder of --memmap keeps all of it")
+    reading.add_argument("--env-id", help="environment, where the data set names none")
+    for end in ("low", "high"):
+        reading.add_argument(
+            f"--action-{end}",
+            type=_numbers,
+            metavar="X,Y,...",
+            help=f"{end}est value of each action entry, as in --action-{end}=-1,0",
+        )
+    reading.add_argument(
+        "--observation-keys", nargs="+", help="entries of dictionary observations to join"
+    )
+    reading.add_argument("--max-episode-steps", type=int, help="time limit, for a D4RL file")
+    reading.add_argument("--reward-shift", type=float, default=0.0, help="added to every reward")
     options = parser.parse_args(arguments)
+    if (options.action_low is None) != (options.action_high is None):
+        parser.error("give both --action-low and --action-high, or none of them")
     level = torchrl_logger.level
     torchrl_logger.setLevel("ERROR")  # warnings stand in the report
     try:
-        dataset = OfflineDataset.load(options.name, env_id=options.env_id)
+        dataset = OfflineDataset.load(
+            options.name,
+            env_id=options.env_id,
+            action_spec=_bounds(options.action_low, options.action_high),
+            observation_keys=options.observation_keys,
+            max_episode_steps=options.max_episode_steps,
+            reward_shift=options.reward_shift,
+        )
         report = describe_dataset(dataset)
         if options.figure is not None:
             plot_dataset(dataset, options.figure)
@@ -44,6 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torchrl_logger.setLevel(level)
     sys.stdout.write(report + "\n")
     return 0
+
+
+def _numbers(text: str) -> list[float]:
+    """Read numbers with commas between them; argparse tells of a ValueError."""
+    return [float(word) for word in text.split(",")]
+
+
+def _bounds(low: list[float] | None, high: list[float] | None) -> Bounded | None:
+    if low is None or high is None:
+        return None
+    if len(low) != len(high):
+        raise ValueError(f"--action-low has {len(low)} numbers and --action-high {len(high)}")
+    return Bounded(torch.tensor(low), torch.tensor(high), shape=(len(low),), dtype=torch.float32)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import math
 import os
 import tempfile
 import warnings
@@ -24,6 +25,7 @@ from torchrl._utils import logger as torchrl_logger
 from tqdm import tqdm
 
 from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, uniform_random_actions
+from rambo_trl.data.disk import check_space
 from rambo_trl.data.environment import environment_spaces, make_environment
 from rambo_trl.data.maze import PointMazeWaypoints
 from rambo_trl.data.scores import reference_scores_for
@@ -152,9 +154,12 @@ def build_bundled(
     ):
         torch.manual_seed(seed)
         parts = _parts(kind, bundle, env_id, num_steps or default_steps, weights)
+        check_space(Path(scratch), _stored_bytes(env_id, num_steps or default_steps))
         episodes = _play(parts, env_id, seed, name if progress else None)
         if reference is None:
             reference = _measured_reference(env_id, bundle)
+        steps = sum(len(episode.rewards) for episode in episodes)
+        check_space(Path(scratch), _stored_bytes(env_id, steps, len(episodes)))
         with _minari_root(scratch), warnings.catch_warnings():
             # Minari asks for an e-mail address and a link to code, which there are not.
             warnings.simplefilter("ignore", UserWarning)
@@ -284,6 +289,24 @@ def _actions(env_id: str) -> gymnasium.spaces.Box:
     space = environment_spaces(env_id)[1]
     assert isinstance(space, gymnasium.spaces.Box)
     return space
+
+
+def _stored_bytes(env_id: str, steps: int, episodes: int = 1) -> int:
+    """Return the most that a set's files take."""
+    observation_space, action_space = environment_spaces(env_id)
+    numbers = sum(
+        math.prod(space.shape or ())
+        for space in (
+            *(
+                observation_space.values()
+                if isinstance(observation_space, gymnasium.spaces.Dict)
+                else (observation_space,)
+            ),
+            action_space,
+        )
+    )
+    # 8 bytes a number, reward and flags; HDF5 fills up its last chunks and describes each array
+    return 2 * (8 * numbers + 10) * (steps + episodes) + 20_000 * episodes + 1_000_000
 
 
 def _spec(env_id: str) -> EnvSpec:

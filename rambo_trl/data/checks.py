@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
-__all__ = ["duplicate_episodes", "oddities"]
+__all__ = ["duplicate_episodes", "ends_of_both_kinds", "oddities"]
 
 
 def oddities(transitions: TensorDict) -> list[str]:
@@ -42,6 +42,20 @@ def oddities(transitions: TensorDict) -> list[str]:
             f"{duplicates[0]}: drop them unless they are meant to weigh more"
         )
     return found
+
+
+def ends_of_both_kinds(transitions: TensorDictBase) -> list[str]:
+    """Tell of rows that are terminated and truncated at once; one sentence or none."""
+    truncated = transitions.get(("next", "truncated"), None)
+    if truncated is None:
+        return []
+    count = int((truncated.reshape(-1) * transitions["next", "terminated"].reshape(-1)).sum())
+    if not count:
+        return []
+    return [
+        f"{count} rows are terminal and timed out at once and count as terminal, so nothing is "
+        "bootstrapped from them: clear their terminal flags if only the time limit ended them"
+    ]
 
 
 def duplicate_episodes(transitions: TensorDict) -> list[int]:

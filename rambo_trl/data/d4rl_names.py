@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
+
+from rambo_trl.data.environment import is_maze, register_mazes
 
 __all__ = ["D4RLName", "parse_d4rl_name", "time_limit"]
 
@@ -61,5 +64,8 @@ def time_limit(env_id: str | None) -> int | None:
     """Return the registered step limit of an environment; None if unknown."""
     if env_id is None:
         return None
+    if is_maze(env_id):
+        with suppress(ImportError):
+            register_mazes()
     spec = gymnasium.registry.get(env_id)
     return None if spec is None else spec.max_episode_steps

@@ -13,7 +13,7 @@ import numpy as np
 from tensordict import TensorDict
 
 from rambo_trl.data.episodes import flat_columns
-from rambo_trl.data.spaces import as_rows
+from rambo_trl.data.spaces import as_flags, as_rows
 
 __all__ = [
     "FlatSource",
@@ -198,8 +198,10 @@ def flat_source(
     observations = as_rows(values["observations"], "observations", name)
     actions = as_rows(values["actions"], "actions", name)
     rewards = as_rows(values["rewards"], "rewards", name)
-    terminals = _flags(values["terminals"], "terminals", name)
-    timeouts = _flags(values["timeouts"], "timeouts", name) if "timeouts" in values else None
+    terminals = as_flags(values["terminals"], "terminals", name)
+    timeouts = None
+    if "timeouts" in values:
+        timeouts = as_flags(values["timeouts"], "timeouts", name)
     following = None
     if "next_observations" in values:
         if values["next_observations"].shape != values["observations"].shape:
@@ -222,11 +224,21 @@ def flat_source(
     returns = _returns(values["rewards"].reshape(-1), ends)
     ends[-1] = True
     truncated = ends & ~terminals
+    both = np.zeros_like(terminals) if timeouts is None else terminals & timeouts
     if following is not None:
-        columns = (observations, actions, following, rewards, terminals, truncated)
+        columns = (observations, actions, following, rewards, terminals, truncated | both)
         return FlatSource(flat_columns(*columns), returns, ())
 
     remarks = []
+    if max_episode_steps is not None:
+        steps = np.diff(np.flatnonzero(ends), prepend=-1)
+        too_long = int((steps > max_episode_steps).sum())
+        if too_long:
+            remarks.append(
+                f"{too_long} episodes are longer than the {max_episode_steps} steps that the "
+                "environment allows: if timeouts are missing, ends pass for steps; leave the "
+                "timeouts out, and episodes are cut at the limit"
+            )
     left_out = truncated.copy() if unknown_terminal_states == "hold" else ends
     if left_out.any():
         kind = "truncated episodes" if unknown_terminal_states == "hold" else "episodes"
@@ -252,22 +264,10 @@ def flat_source(
         column if len(rows) == len(keep) else column[rows]
         for column in (observations, actions, rewards, terminals, truncated)
     )
-    transitions = flat_columns(observations, actions, following, rewards, terminals, truncated)
+    transitions = flat_columns(
+        observations, actions, following, rewards, terminals, truncated | both[keep]
+    )
     return FlatSource(transitions, returns, tuple(remarks))
-
-
-def _flags(value: np.ndarray, key: str, name: str) -> np.ndarray:
-    """Read end flags [N] or [N, 1] of any number type."""
-    if value.size != len(value) or value.dtype.kind not in "fiub":
-        raise ValueError(f"{name}: {key} must be one flag per step, got shape {value.shape}")
-    value = value.reshape(-1)
-    wrong = np.flatnonzero((value != 0) & (value != 1))
-    if len(wrong):
-        raise ValueError(
-            f"{name}: {key} must be 0 or 1, but {len(wrong)} are not, the first in row {wrong[0]} "
-            f"({value[wrong[0]]})"
-        )
-    return value.astype(bool)
 
 
 def _returns(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ __all__ = [
     "is_maze",
     "is_scored_by_success",
     "make_environment",
+    "register_mazes",
 ]
 
 _MAZE = re.compile(r"(?:Ant|Point)Maze_\w+?(Dense)?-v\d+")
@@ -62,7 +63,7 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
         with mujoco_messages_logged(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an older version than the newest is what was asked
             if is_maze(env_id):
-                _register_mazes()
+                register_mazes()
             if is_scored_by_success(env_id):
                 spec = copy.deepcopy(
                     gymnasium.spec(environment) if isinstance(environment, str) else environment
@@ -115,7 +116,7 @@ def _bare(env_id: str | None) -> str:
     return re.split(r"[:/]", env_id or "")[-1]
 
 
-def _register_mazes() -> None:
+def register_mazes() -> None:
     """Import gymnasium-robotics, which registers its environments when it is imported."""
     with contextlib.redirect_stderr(io.StringIO()):  # it tells of changes to other environments
         importlib.import_module("gymnasium_robotics")

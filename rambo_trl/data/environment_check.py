@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from rambo_trl.data.environment import environment_id, environment_spaces
+import torch
+from torchrl._utils import logger as torchrl_logger
+
+from rambo_trl.data.environment import action_bounds, environment_id, environment_spaces
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.spaces import ObservationLayout
 
-__all__ = ["check_environment"]
+__all__ = ["bounds_that_differ", "check_environment"]
 
 
 def check_environment(dataset: OfflineDataset) -> None:
@@ -28,7 +31,8 @@ def check_environment(dataset: OfflineDataset) -> None:
         size = layout.flatten(observation_space.sample()).shape[-1]
     except ValueError as error:
         raise ValueError(
-            f"data set {dataset.name} does not fit {env_id}: {error}; give another env_id"
+            f"data set {dataset.name} does not fit {env_id}: {error}; give another env_id, or "
+            "env_id=none to go without one"
         ) from None
     for kind, in_env, in_data in (
         ("observations", size, dataset.observation_size),
@@ -37,5 +41,23 @@ def check_environment(dataset: OfflineDataset) -> None:
         if in_env != in_data:
             raise ValueError(
                 f"data set {dataset.name} does not fit {env_id}: {kind} of size {in_data} "
-                f"in the data and {in_env} in the environment; give the env_id they come from"
+                f"in the data and {in_env} in the environment; give the env_id they come from, or "
+                "env_id=none to go without one"
             )
+    for remark in bounds_that_differ(dataset):
+        torchrl_logger.warning(f"{dataset.name}: {remark}")
+
+
+def bounds_that_differ(dataset: OfflineDataset) -> list[str]:
+    """Tell where the policy may not do what the environment allows; one sentence or none."""
+    if dataset.env_id is None:
+        return []
+    own = dataset.action_spec.space
+    other = action_bounds(dataset.env_id, dataset.action_size).space
+    if torch.allclose(own.low, other.low) and torch.allclose(own.high, other.high):
+        return []
+    return [
+        f"actions lie between {own.low.tolist()} and {own.high.tolist()} in the data and between "
+        f"{other.low.tolist()} and {other.high.tolist()} in {dataset.env_id}: a policy keeps to "
+        "the data's bounds, so scale the data's actions if they are in other units"
+    ]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from rambo_trl.data.spaces import as_rows
+from rambo_trl.data.spaces import as_flags, as_rows
 
 __all__ = ["flat_columns", "flatten_episodes"]
 
@@ -31,7 +31,8 @@ def flatten_episodes(
         Transitions [N], and the undiscounted return of each episode in float64.
 
     Raises:
-        ValueError: if there is no step at all, or arrays are missing, differ in length or shape.
+        ValueError: if there is no step at all, arrays are missing, differ in length or shape, or
+            flags are neither 0 nor 1.
     """
     columns: list[list[np.ndarray]] = [[] for _ in range(6)]
     returns = []
@@ -90,7 +91,7 @@ def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray,
         as_rows(episode[kind], kind, where) for kind in _EPISODE_FIELDS[:3]
     )
     terminations, truncations = (
-        np.asarray(episode[kind]).astype(bool) for kind in _EPISODE_FIELDS[3:]
+        as_flags(episode[kind], kind, where) for kind in _EPISODE_FIELDS[3:]
     )
     values = (observations, actions, rewards, terminations, truncations)
     lengths = {field: len(value) for field, value in zip(_EPISODE_FIELDS, values, strict=True)}

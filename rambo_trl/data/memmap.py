@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,12 +16,14 @@ from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDict
 from torchrl.data import Bounded
 
+from rambo_trl.data.disk import check_space
 from rambo_trl.data.spaces import ObservationLayout
 
-__all__ = ["is_memmap_folder", "read_memmap", "write_memmap"]
+__all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 
-_FORMAT = 1
+_FORMAT = 2
 _DESCRIPTION = "rambo_trl_dataset.json"
+_MARGIN = 1 << 20  # bytes for descriptions and the file system's own records
 _PLAIN = ("name", "env_id", "reference_scores", "remarks", "reward_shift", "normalized")
 
 
@@ -40,7 +43,7 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: if there is something already.
-        OSError: if it cannot be written.
+        OSError: if it cannot be written, naming the folder.
     """
     if folder.exists():
         raise ValueError(f"{folder} is there already: choose another place or delete it")
@@ -62,17 +65,40 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         "action_high": bounds.high.numpy(),
         "behaviour_returns": attributes["behaviour_returns"],
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    scratch = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+        size = transitions.bytes() + sum(np.asarray(array).nbytes for array in arrays.values())
+        check_space(scratch, size + _MARGIN)
         transitions.memmap(scratch / "transitions", copy_existing=True)
         np.savez(scratch / "arrays.npz", **arrays)
+        description["files"] = _file_sizes(scratch)
         (scratch / _DESCRIPTION).write_text(json.dumps(description, indent=2))
         scratch.chmod(0o755)
         scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+    except BaseException as error:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(
+                f"{folder} cannot be written ({error}): free some space, or choose another place"
+            ) from error
         raise
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_files(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Compare the files with what was written; mapping a short one would fill it with zeros."""
+    for name, size in sizes.items():
+        found = os.stat(folder / name).st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, not {size}")
 
 
 def read_memmap(folder: Path) -> dict[str, Any]:
@@ -88,6 +114,7 @@ def read_memmap(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / _DESCRIPTION).read_text())
         version = found.pop("format")
         if version == _FORMAT:
+            _check_files(folder, found.pop("files"))
             with np.load(folder / "arrays.npz") as file:
                 arrays = {key: torch.from_numpy(file[key]) for key in file.files}
             transitions = TensorDict.load_memmap(folder / "transitions", allow_pickle=False)
@@ -118,3 +145,36 @@ def read_memmap(folder: Path) -> dict[str, Any]:
             None if layout["keys"] is None else tuple(layout["keys"]),
         ),
     }
+
+
+def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse options for reading that a folder was not made with.
+
+    Args:
+        folder: what messages name.
+        attributes: of the data set in it.
+        options: by name; None where there is no wish.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    layout = attributes["observation_layout"]
+    keys = None if layout is None else layout.keys
+    own = {**attributes, "observation_keys": keys, "max_episode_steps": None}
+    for key, wanted in options.items():
+        if wanted is None or (key == "reward_shift" and not wanted):
+            continue
+        if key == "observation_keys":
+            wanted = tuple(wanted)
+        if wanted != own[key]:
+            raise ValueError(
+                f"{folder} was made with {_shown(key, own[key])}: leave out "
+                f"{_shown(key, wanted)}, or make the folder anew with it"
+            )
+
+
+def _shown(key: str, value: Any) -> str:
+    """Write an option as it was given."""
+    if isinstance(value, Bounded):
+        value = f"{value.space.low.tolist()} to {value.space.high.tolist()}"
+    return f"{key.replace('normalized', 'normalize')}={value}"

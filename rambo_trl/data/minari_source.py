@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,23 @@ from rambo_trl.data.environment import is_scored_by_success
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
 
 __all__ = ["MinariSource", "open_minari"]
+
+# Ids on Minari's server that a misspelt name may mean.
+_REMOTE = (
+    *(
+        f"mujoco/{env}/{kind}-v0"
+        for env in ("ant", "halfcheetah", "hopper", "walker2d")
+        for kind in ("simple", "medium", "expert")
+    ),
+    *(
+        f"D4RL/antmaze/{maze}-v1"
+        for maze in (
+            "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
+            "large-diverse",
+        )
+    ),
+    *(f"D4RL/pointmaze/{maze}-v2" for maze in ("open", "umaze", "medium", "large")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,12 +132,16 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         except Exception as error:
             # The downloader's errors range from a missing package to a broken connection.
             reason = f"downloading it failed ({_first_line(error)})"
+        help_ = (
+            f", or fetch it where there is a network with `minari download {name}` and copy it "
+            f"to {root / name}"
+        )
     else:
-        reason = "it is no valid Minari id, whose form is namespace/name-v0"
+        reason = "it is no valid Minari id, whose form is namespace/name-v0, nor a file or folder"
+        help_ = ""
     raise ValueError(
         f"no data set {name!r}: it is not in Minari's root {root} and {reason}. "
-        f"{_suggestion(name)}, or fetch it where there is a network with "
-        f"`minari download {name}` and copy it to {root / name}"
+        f"{_suggestion(name)}{help_}"
     )
 
 
@@ -129,9 +151,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _suggestion(name: str) -> str:
-    known = sorted({*bundled_names(), *minari.list_local_datasets()})
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Nearest known names: {', '.join(near or known[:3])}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other sets that are damaged
+        local = list(minari.list_local_datasets())
+    remote = () if name in _REMOTE else _REMOTE  # the right name: it is the network that fails
+    known = sorted({*bundled_names(), *local, *remote})
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"Nearest known names: {', '.join(near)}"
+    return (
+        f"Known names are {', '.join([*local[:3], 'bundled/hopper/medium-replay-v0'])} and others"
+    )
 
 
 def _describe(

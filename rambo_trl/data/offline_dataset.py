@@ -17,7 +17,7 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import minari_source
-from rambo_trl.data.checks import oddities
+from rambo_trl.data.checks import ends_of_both_kinds, oddities
 from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
 from rambo_trl.data.d4rl_source import (
     UnknownTerminalStates,
@@ -27,7 +27,7 @@ from rambo_trl.data.d4rl_source import (
 )
 from rambo_trl.data.environment import action_bounds, is_scored_by_success
 from rambo_trl.data.episodes import flatten_episodes
-from rambo_trl.data.memmap import is_memmap_folder, read_memmap, write_memmap
+from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.transitions import (
@@ -57,8 +57,8 @@ class OfflineDataset:
             ``"action"`` [N, act], ``("next", "observation")`` [N, obs] (further dimensions of
             observations and actions are flattened),
             ``("next", "reward")`` and ``("next", "terminated")`` [N] or [N, 1], and optionally
-            ``("next", "truncated")``. Rows of an episode follow each other. Where a row is both
-            terminated and truncated, it counts as terminated.
+            ``("next", "truncated")`` or ``("next", "done")``. Rows of an episode follow each
+            other. Where a row is both terminated and truncated, it counts as terminated.
         action_spec: bounds of the actions, of shape [act].
         name: how messages and reports call the data set.
         env_id: Gymnasium id of the environment that the data comes from, if any.
@@ -143,7 +143,7 @@ class OfflineDataset:
         if is_scored_by_success(env_id) and reference_scores is None:
             self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
 
-        self.remarks = (*remarks, *oddities(self.transitions))
+        self.remarks = (*remarks, *ends_of_both_kinds(transitions), *oddities(self.transitions))
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
 
@@ -209,7 +209,16 @@ class OfflineDataset:
         """
         name, path = os.fspath(name_or_path), Path(name_or_path)
         if is_memmap_folder(path):
-            return cls._open_memmap(path, env_id=env_id, reward_shift=reward_shift)
+            return cls._open_memmap(
+                path,
+                env_id=env_id,
+                reference_scores=reference_scores,
+                action_spec=None if action_spec is None else flat_action_spec(action_spec),
+                observation_keys=observation_keys,
+                max_episode_steps=max_episode_steps,
+                normalized=None if normalize else False,
+                reward_shift=reward_shift,
+            )
         if is_d4rl_file(path):
             if observation_keys is not None:
                 raise ValueError(f"{name} has plain observations: leave out observation_keys")
@@ -370,20 +379,14 @@ class OfflineDataset:
         )
 
     @classmethod
-    def _open_memmap(
-        cls, folder: Path, *, env_id: str | None, reward_shift: float
-    ) -> OfflineDataset:
+    def _open_memmap(cls, folder: Path, **options: Any) -> OfflineDataset:
         """Open a folder written by :meth:`memmap`; what it was made with stays."""
         dataset = cls.__new__(cls)
         vars(dataset).update(read_memmap(folder))
         dataset.has_simulator = True
-        for key, wanted in (("env_id", env_id), ("reward_shift", reward_shift)):
-            own = getattr(dataset, key)
-            if wanted and wanted != own:
-                raise ValueError(
-                    f"{folder} was made with {key}={own}: leave out {key}={wanted}, or make the "
-                    "folder anew with it"
-                )
+        check_options(folder, vars(dataset), options)
+        for remark in dataset.remarks:
+            torchrl_logger.warning(f"{dataset.name}: {remark}")
         return dataset
 
     def memmap(self, folder: str | os.PathLike[str]) -> OfflineDataset:

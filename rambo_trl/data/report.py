@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rambo_trl.data.environment_check import check_environment
+from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
 
 __all__ = ["describe_dataset", "plot_dataset"]
@@ -123,6 +123,7 @@ def _checks(dataset: OfflineDataset) -> list[tuple[str, str]]:
     try:
         check_environment(dataset)
         checks.append(("passed", f"{dataset.env_id} is installed and fits the data"))
+        checks += [("note", remark) for remark in bounds_that_differ(dataset)]
     except ValueError as error:
         checks.append(("FAILED", str(error)))
     return checks

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["ObservationLayout", "as_rows", "check_action_space"]
+__all__ = ["ObservationLayout", "as_flags", "as_rows", "check_action_space"]
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
@@ -166,6 +166,30 @@ def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
     if size != 1 and array.size:
         raise ValueError(f"{where}: rewards must be one number per step, got {array.shape}")
     return array.reshape(len(array))
+
+
+def as_flags(value: Any, key: str, where: str) -> np.ndarray:
+    """Read end flags [T] or [T, 1] of any number type as booleans [T].
+
+    Args:
+        value: anything that NumPy reads as one array.
+        key: what messages call the flags.
+        where: the start of messages: data set and episode.
+
+    Raises:
+        ValueError: if there is not one flag per step, or one is neither 0 nor 1.
+    """
+    array = np.asarray(value)
+    if array.ndim == 0 or array.size != len(array) or array.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: {key} must be one flag per step, got shape {array.shape}")
+    array = array.reshape(-1)
+    wrong = np.flatnonzero((array != 0) & (array != 1))  # NaN among them, which casts to True
+    if len(wrong):
+        raise ValueError(
+            f"{where}: {key} must be 0 or 1, but {len(wrong)} are not, the first in row {wrong[0]} "
+            f"({array[wrong[0]]})"
+        )
+    return array.astype(bool)
 
 
 def _is_image(dtype: Any, ndim: int) -> bool:

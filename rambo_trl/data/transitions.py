@@ -54,6 +54,13 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
                 f"{name} has discrete actions (type {value.dtype}): RAMBO's policy needs actions "
                 "of real numbers, so choose a continuous data set or store them as float32"
             )
+        if kind == "flags" and value.dtype != torch.bool:
+            wrong = ((value != 0) & (value != 1)).reshape(size, -1).any(-1).nonzero()
+            if len(wrong):
+                raise ValueError(
+                    f"{name}: {key} must be 0 or 1, but {len(wrong)} are not, the first in row "
+                    f"{int(wrong[0])}"
+                )
         value = value.to(torch.bool if kind == "flags" else torch.float32).reshape(size, -1)
         if kind in ("flags", "rewards") and value.shape[-1] != 1:
             raise ValueError(
@@ -66,6 +73,8 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
     next_observation = column(("next", "observation"), "observations")
     if copy:  # normalisation writes in place
         observation, next_observation = observation.clone(), next_observation.clone()
+    elif np.may_share_memory(observation.numpy(), next_observation.numpy()):
+        next_observation = next_observation.clone()  # else it were normalised twice
     if observation.shape != next_observation.shape:
         raise ValueError(
             f"{name}: observation {tuple(observation.shape)} and next observation "
@@ -73,8 +82,9 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
         )
     terminated = column(("next", "terminated"), "flags")
     truncated = torch.zeros_like(terminated)
-    if transitions.get(("next", "truncated"), None) is not None:
-        truncated = column(("next", "truncated"), "flags") & ~terminated
+    for key in ("truncated", "done"):  # an end that is no terminal one is a truncation
+        if transitions.get(("next", key), None) is not None:
+            truncated |= column(("next", key), "flags") & ~terminated
     return TensorDict(
         {
             "observation": observation,
@@ -119,7 +129,15 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
         )
     low, high = action_spec.space.low, action_spec.space.high
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise ValueError(f"{name}: the action_spec must have finite bounds, got {low} to {high}")
+        raise ValueError(
+            f"{name}: the action_spec must have finite bounds, got {low.tolist()} to "
+            f"{high.tolist()}"
+        )
+    if not (low < high).all():
+        raise ValueError(
+            f"{name}: the action_spec's lower bounds must lie below the upper ones, got "
+            f"{low.tolist()} to {high.tolist()}: leave out an action entry that never changes"
+        )
     margin = 1e-4 * (high - low)
     outside = ((action < low - margin) | (action > high + margin)).any(-1)
     if outside.any():

@@ -171,7 +171,7 @@ def import_rule(path: str) -> TerminationRule:
     """Import a rule by ``"MODULE:FUNCTION"``; the working folder is looked in first.
 
     Raises:
-        ValueError: if the module or the function is not there.
+        ValueError: if the module or the function is not there, or importing it fails.
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
@@ -183,9 +183,12 @@ def import_rule(path: str) -> TerminationRule:
     sys.path.insert(0, folder)
     try:
         rule = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a user's module may fail in any way, by its syntax for one
+        reason = " ".join(str(error).split())
+        if not isinstance(error, (ImportError, AttributeError)):
+            reason = f"{type(error).__name__}: {reason}"
         raise ValueError(
-            f"termination={path} cannot be imported ({error}); modules are looked for in {folder} "
+            f"termination={path} cannot be imported ({reason}); modules are looked for in {folder} "
             "and in the installed packages"
         ) from error
     finally:

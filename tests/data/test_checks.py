@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 from pathlib import Path
 
 import gymnasium
@@ -59,6 +60,14 @@ def test_rewards_all_equal(heard: pytest.LogCaptureFixture) -> None:
     assert remark.startswith("all 5 rewards are 1:") and "check the rewards" in remark
     assert heard.records[0].getMessage() == f"toy: {remark}"
     assert heard.records[0].levelname == "WARNING"
+
+
+def test_terminal_and_timed_out_at_once_is_told() -> None:
+    both = make_episode(5, 0, terminated=True)
+    both["truncations"][-1] = True
+    (remark,) = load(both, make_episode(5, 1)).remarks
+    assert remark.startswith("1 rows are terminal and timed out at once and count as terminal")
+    assert "clear their terminal flags" in remark
 
 
 @settings(max_examples=40, deadline=None)
@@ -182,6 +191,45 @@ def test_a_build_that_cannot_be_written_leaves_nothing(
     assert not list(minari_root.rglob("*.hdf5")) and not list(minari_root.glob(".building-*"))
     build_bundled(name, num_steps=50, policies_dir=policies_dir, progress=False)
     assert len(OfflineDataset.load(name)) >= 50
+
+
+def test_a_full_disk_is_told_before_anything_is_played(
+    minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # HDF5 crashes on a full disk: there is no error to be caught while it writes.
+    monkeypatch.setattr(bundled, "_play", lambda *args: pytest.fail("played"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot be built in .*MINARI_DATASETS_PATH"):
+            build_bundled(
+                "bundled/inverteddoublependulum/random-v0",
+                policies_dir=policies_dir,
+                progress=False,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(minari_root.iterdir())
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize(("length", "count"), [(1, 60), (400, 4)])
+def test_the_room_asked_for_is_enough(length: int, count: int) -> None:
+    episodes = [make_episode(length, seed) for seed in range(count)]
+    name = "toy/size-v0"
+    with pytest.warns(UserWarning):  # Minari asks for an author and the like
+        minari.create_dataset_from_buffers(
+            name,
+            buffer=[
+                EpisodeBuffer(**e | {"observations": np.resize(e["observations"], (length + 1, 9))})
+                for e in episodes
+            ],
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (9,), np.float64),
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
+        )
+    written = sum(path.stat().st_size for path in bundled_path(name).rglob("*"))
+    asked = bundled._stored_bytes("InvertedDoublePendulum-v5", length * count, count)
+    assert written < asked - 1_000_000  # without what is always added
 
 
 def test_a_root_that_cannot_be_made(

@@ -12,6 +12,7 @@ import minari
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
@@ -19,7 +20,7 @@ from torchrl._utils import logger
 from torchrl.data import Bounded
 from torchrl.data.datasets import d4rl
 
-from rambo_trl.data import OfflineDataset
+from rambo_trl.data import OfflineDataset, d4rl_names
 from rambo_trl.data.d4rl_source import episode_ends
 
 # An episode's end as D4RL flags it; the last one may be unfinished.
@@ -166,6 +167,40 @@ def test_reliable_timeouts_win_over_the_time_limit() -> None:
     assert len(data) == 11 + 6 and data.num_episodes == 2
 
 
+def test_timeouts_that_seem_to_be_missing_are_told() -> None:
+    arrays = make_arrays([(12, "timeout"), (5, "timeout"), (4, "terminal")])
+    some = without(arrays, "next_observations")
+    told = OfflineDataset.from_arrays(some, max_episode_steps=5).remarks[0]
+    assert (
+        told.startswith("1 episodes are longer than the 5 steps") and "leave the timeouts" in told
+    )
+    assert "longer" not in " ".join(OfflineDataset.from_arrays(some, max_episode_steps=12).remarks)
+    # next observations tell the ends by themselves
+    assert OfflineDataset.from_arrays(arrays, max_episode_steps=5).remarks == ()
+
+
+def test_a_mazes_time_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Their package registers them when it is imported, which nothing else may have done yet.
+    spec = EnvSpec("PointMaze_UMaze-v3", max_episode_steps=300)
+    monkeypatch.delitem(gymnasium.registry, spec.id, raising=False)
+
+    def register() -> None:
+        monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+
+    monkeypatch.setattr(d4rl_names, "register_mazes", register)
+    assert d4rl_names.time_limit(spec.id) == 300
+
+
+def test_one_array_for_both_observations_is_normalised_once() -> None:
+    states = np.random.default_rng(0).normal(3, 2, size=(8, 3)).astype(np.float32)
+    arrays = make_arrays([(7, "timeout")]) | {
+        "observations": states[:-1],
+        "next_observations": states[1:],
+    }
+    want = OfflineDataset.from_arrays(arrays).transitions.clone()
+    assert (OfflineDataset.from_arrays(arrays, copy=False).transitions == want).all()
+
+
 def test_medium_replay_file_without_timeouts(tmp_path: Path) -> None:
     # v0 files: neither timeouts nor next observations; the name tells the limit of 1000 steps.
     plan = [(1000, "timeout"), (30, "terminal"), (1000, "timeout"), (20, "unfinished")]
@@ -252,6 +287,9 @@ def test_a_terminal_that_is_also_a_timeout_is_a_terminal() -> None:
     ends = OfflineDataset.from_arrays(arrays).transitions["next"]
     assert ends["terminated"].squeeze(-1).tolist() == [False, False, True, False, False]
     assert ends["truncated"].squeeze(-1).tolist() == [False, False, False, False, True]
+    for given_arrays in (arrays, without(arrays, "next_observations")):
+        remarks = OfflineDataset.from_arrays(given_arrays).remarks
+        assert sum("1 rows are terminal and timed out at once" in r for r in remarks) == 1
 
 
 def test_what_is_left_out_is_told() -> None:
@@ -334,6 +372,7 @@ def test_lengths_that_differ_are_named(tmp_path: Path, key: str) -> None:
         ({"rewards": np.zeros((5, 2), np.float32)}, "rewards must be one number per step"),
         ({"terminals": np.zeros((5, 2), bool)}, "terminals must be one flag per step"),
         ({"timeouts": np.arange(5)}, "timeouts must be 0 or 1, but 3 are not.*row 2"),
+        ({"terminals": np.float32([0, 0, 0, np.nan, 1])}, "terminals must be 0 or 1.*row 3"),
         ({"next_observations": np.zeros((5, 2), np.float32)}, "must have the shape of obs"),
         ({"rewards": np.float32([0, 1, np.nan, np.inf, 2])}, "2 in next reward .*first is row 2"),
         ({"unknown_terminal_states": "guess"}, "'hold' or 'drop', got 'guess'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -11,10 +13,10 @@ import pytest
 import torch
 from data_loading import FORMATS, measure_load, measure_training, write
 from gymnasium import spaces
-from tensordict import MemoryMappedTensor
+from tensordict import MemoryMappedTensor, TensorDict
 from torchrl.data import Bounded
 
-from rambo_trl.data import ObservationLayout, OfflineDataset, memmap
+from rambo_trl.data import ObservationLayout, OfflineDataset, disk, memmap
 from rambo_trl.data.__main__ import main
 
 
@@ -64,6 +66,18 @@ def test_what_it_was_made_with_stays(tmp_path: Path) -> None:
     for key, value in (("env_id", "Ant-v5"), ("reward_shift", 2.0)):
         with pytest.raises(ValueError, match=f"made with {key}=.*leave out {key}={value}"):
             OfflineDataset.load(tmp_path / "set", **{key: value})
+    same = {"action_spec": Bounded(-2, 2, shape=(2,)), "reference_scores": (-20.272305, 3234.3)}
+    OfflineDataset.load(tmp_path / "set", **same)
+    for key, value in (
+        ("normalize", False),
+        ("reference_scores", (0.0, 1.0)),
+        ("observation_keys", ["goal"]),
+        ("max_episode_steps", 10),
+        ("action_spec", Bounded(-1, 2, shape=(2,))),
+    ):
+        with pytest.raises(ValueError, match=f"made with {key}=.*leave out {key}=") as caught:
+            OfflineDataset.load(tmp_path / "set", **{key: value})
+        assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_written_over_and_nothing_half_built_is_left(
@@ -76,12 +90,54 @@ def test_nothing_is_written_over_and_nothing_half_built_is_left(
 
     with monkeypatch.context() as patch:
         patch.setattr(memmap.np, "savez", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"{tmp_path}/set cannot be written .*No space left"):
             data.memmap(tmp_path / "set")
     assert not list(tmp_path.iterdir())
     data.memmap(tmp_path / "set")
     with pytest.raises(ValueError, match="is there already"):
         data.memmap(tmp_path / "set")
+
+
+def test_a_disk_without_room_is_told_before_it_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Mapped files are made sparse: a full disk would kill the process when they are filled.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(TensorDict, "memmap", lambda *_, **__: pytest.fail("written to"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="set cannot be written .*free some space, or choose"):
+            make_dataset().memmap(tmp_path / "set")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_is_counted_where_it_cannot_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*args: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not on this file system")
+
+    monkeypatch.setattr(disk.os, "posix_fallocate", unsupported)
+    disk.check_space(tmp_path, 1000)
+    with pytest.raises(OSError, match="No space left"):
+        disk.check_space(tmp_path, 1 << 60)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, None])
+def test_a_file_cut_short_is_refused_and_left_as_it_is(tmp_path: Path, keep: float | None) -> None:
+    # Mapping a file that is too short would lengthen it, with zeros that pass for data.
+    make_dataset().memmap(tmp_path / "set")
+    path = tmp_path / "set/transitions/observation.memmap"
+    content = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match="set is incomplete or damaged .*observation.memmap"):
+        OfflineDataset.load(tmp_path / "set")
+    assert not path.exists() if keep is None else path.stat().st_size == keep * len(content)
 
 
 @pytest.mark.parametrize("part", ["arrays.npz", "transitions/meta.json", "version"])
@@ -114,6 +170,11 @@ def test_a_crafted_folder_runs_nothing(tmp_path: Path) -> None:
     rows = make_dataset().transitions
     rows.set_non_tensor("crafted", _Crafted(tmp_path / "ran"))
     rows.memmap(tmp_path / "set/transitions", copy_existing=True)
+    path = tmp_path / "set/rambo_trl_dataset.json"  # as if the folder had been made like this
+    description = json.loads(path.read_text())
+    path.unlink()
+    description["files"] = memmap._file_sizes(tmp_path / "set")
+    path.write_text(json.dumps(description))
     with pytest.raises(ValueError, match="make it anew"):
         OfflineDataset.load(tmp_path / "set")
     assert not (tmp_path / "ran").exists()
@@ -125,6 +186,16 @@ def test_the_command_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(OfflineDataset.load(tmp_path / "set")) == 1000
     assert main([str(path), "--memmap", str(tmp_path / "set")]) == 2
     assert "is there already" in capsys.readouterr().err
+    options = ["--action-low=-2,-3,-1", "--action-high=1,3,5", "--reward-shift", "-1"]
+    options += ["--max-episode-steps", "1000", "--memmap", str(tmp_path / "other")]
+    assert main([str(path), *options]) == 0
+    got = OfflineDataset.load(tmp_path / "other")
+    assert got.action_spec.space.low.tolist() == [-2, -3, -1] and got.reward_shift == -1
+    assert main([str(path), "--action-low=-2", "--action-high=1,3,5"]) == 2
+    assert "--action-low has 1 numbers and --action-high 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(path), "--action-low=-2,-2,-2"])
+    assert "give both" in capsys.readouterr().err
 
 
 def test_each_format_of_the_benchmark_loads(tmp_path: Path) -> None:

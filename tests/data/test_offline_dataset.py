@@ -157,6 +157,17 @@ def test_flat_transitions_give_the_same_data() -> None:
     np.testing.assert_allclose(got.behaviour_returns, want.behaviour_returns, rtol=1e-6)
 
 
+def test_done_alone_tells_of_truncations() -> None:
+    # TorchRL's own data may hold "done" and "terminated" only.
+    want = load([make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")])
+    flat = load(
+        [make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")],
+        normalize=False,
+    ).transitions.exclude(("next", "truncated"))
+    got = OfflineDataset(flat, action_spec=ACTION_SPEC)
+    assert (got.transitions == want.transitions).all() and got.num_episodes == 3
+
+
 def test_returns_of_a_last_episode_without_an_end() -> None:
     flat = load([make_episode(4, "terminated"), make_episode(3)], normalize=False).transitions
     flat["next", "truncated"][-1] = False
@@ -260,6 +271,24 @@ def test_lengths_that_differ_are_refused(field: str) -> None:
         load(episodes)
 
 
+@pytest.mark.parametrize("bad", [np.nan, 2.0, -1.0])
+def test_flags_that_are_neither_0_nor_1_are_refused(bad: float) -> None:
+    # An empty cell of a log becomes NaN, and NaN would become True: an end that is none.
+    for field in ("terminations", "truncations"):
+        episode = make_episode(4)
+        episode[field] = episode[field].astype(float)
+        episode[field][1] = bad
+        with pytest.raises(ValueError, match=f"episode 0: {field} must be 0 or 1, but 1 .*row 1"):
+            load([episode])
+    flat = load([make_episode(4)], normalize=False).transitions
+    for key in ("terminated", "truncated", "done"):
+        flags = flat["next", key].float()
+        flags[1] = bad
+        other = flat.clone().set(("next", key), flags)
+        with pytest.raises(ValueError, match=f"{key}.* must be 0 or 1, but 1 are not.*row 1"):
+            OfflineDataset(other, action_spec=ACTION_SPEC)
+
+
 def test_missing_arrays_are_refused() -> None:
     episode = make_episode(4)
     del episode["truncations"]
@@ -283,6 +312,10 @@ def test_missing_keys_are_refused() -> None:
 def test_actions_must_fit_their_spec() -> None:
     with pytest.raises(ValueError, match="do not fit the action_spec"):
         OfflineDataset.from_episodes([make_episode(3)], action_spec=Bounded(-1, 1, shape=(3,)))
+    for high in (-1.0, -2.0):
+        spec = Bounded(torch.tensor([-1.0, -1.0]), torch.tensor([1.0, high]), shape=(2,))
+        with pytest.raises(ValueError, match="lower bounds must lie below .*leave out an action"):
+            OfflineDataset.from_episodes([make_episode(3)], action_spec=spec)
     episode = make_episode(3)
     episode["actions"][1, 0] = 1.5
     with pytest.raises(ValueError, match="1 actions leave their bounds.*the first in row 1"):
@@ -367,8 +400,16 @@ def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.Monke
     assert "minari download mujoco/hopper/medium-v0" in message
     with pytest.raises(ValueError, match="no valid Minari id.*bundled/hopper/medium-replay-v0"):
         OfflineDataset.load("hopper medium replay")
-    with pytest.raises(ValueError, match="no valid Minari id"):
+    with pytest.raises(ValueError, match="no valid Minari id") as caught:
         OfflineDataset.load("hopper-medium")
+    assert "minari download" not in str(caught.value)  # there is no such command for it
+    with pytest.raises(ValueError, match="Nearest known names: D4RL/antmaze/umaze-v1"):
+        OfflineDataset.load("D4RL/antmaze/umase-v1")
+    damaged = minari_root / "mine/robot-v0/data"
+    damaged.mkdir(parents=True)
+    (damaged / "metadata.json").write_text("{")  # another set's trouble is not told here
+    with pytest.raises(ValueError, match="Known names are bundled/hopper/medium-replay-v0 and"):
+        OfflineDataset.load("zzz/qqq-v0")
 
 
 def test_examples_in_the_docstring() -> None:

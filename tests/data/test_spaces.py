@@ -12,9 +12,11 @@ import torch
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from tensordict import TensorDict
+from torchrl._utils import logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment
+from rambo_trl.data.report import describe_dataset
 
 ANY = {"low": -np.inf, "high": np.inf, "dtype": np.float64}
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -209,7 +211,15 @@ def test_an_environment_that_does_not_fit(
     assert "\n" not in str(caught.value)
 
 
-def test_an_environment_that_fits(data: OfflineDataset) -> None:
+def test_an_environment_that_fits(
+    data: OfflineDataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data.env_id = "Hopper-v5"
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     check_environment(data)
-    assert "Hopper-v5" in gymnasium.registry
+    assert "Hopper-v5" in gymnasium.registry and not caplog.records
+    # a policy for half the bounds is half as strong there: possible, but to be told
+    data.action_spec = Bounded(-0.5, 0.5, shape=(3,))
+    check_environment(data)
+    assert "between [-1.0, -1.0, -1.0] and [1.0, 1.0, 1.0] in Hopper-v5" in caplog.text
+    assert "note" in describe_dataset(data) and "in other units" in describe_dataset(data)

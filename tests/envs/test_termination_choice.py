@@ -99,6 +99,15 @@ class TestChoice:
         with pytest.raises(ValueError, match="cannot be imported .*no attribute 'fall'"):
             termination.import_rule("rules_of_mine:fall")
         monkeypatch.delitem(sys.modules, "rules_of_mine")
+        (tmp_path / "rules_unfinished.py").write_text("def fell(observation:\n")
+        (tmp_path / "rules_failing.py").write_text("limits = {}['z']\n")
+        for module, words in (
+            ("rules_unfinished", "SyntaxError: "), ("rules_failing", "KeyError: 'z'"),
+            (".rules_failing", "TypeError: "),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=rf"cannot be imported \({words}") as error:
+                termination.import_rule(f"{module}:fell")
+            assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("path", ["fell", "rules:", ":fell", "learnt"])
     def test_a_misspelt_choice(self, path: str) -> None:

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
+import minari
 import numpy as np
 import pytest
+import torch
 from command_line import compose_jobs
+from gymnasium.spaces import Box
+from minari.serialization import serialize_space
 from run_start import check_data, load_data
 from run_support import refusing_bad_input
+from torchrl.data import Bounded
+
+from rambo_trl import load_policy
+from rambo_trl.data import OfflineDataset, bundled
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOKE = ("schedule=smoke", "agent_updates=5", "model_updates=5", "rollout_starts=100")
+# of a set with one episode of four observations and one action
+METADATA = json.dumps(
+    {
+        "dataset_id": "mine/robot-v0", "total_episodes": 1, "total_steps": 5,
+        "data_format": "hdf5", "minari_version": minari.__version__,
+        "observation_space": serialize_space(Box(-9, 9, (4,), np.float64)),
+        "action_space": serialize_space(Box(-1, 1, (1,), np.float32)),
+    }
+)  # fmt: skip
 needs_mazes = pytest.mark.skipif(
     importlib.util.find_spec("gymnasium_robotics") is None, reason="needs gymnasium-robotics"
 )
@@ -51,10 +72,17 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "log.hdf5", make_arrays())
-    done = run("dataset=log.hdf5", "termination=learned", "rollout_length=2", cwd=tmp_path)
+    # from memory-mapped files, with bounds of its own for each action entry
+    low, high = torch.tensor([0.0, -30.0]), torch.tensor([5.0, -10.0])
+    arrays = make_arrays()
+    arrays["actions"] = low.numpy() + (high - low).numpy() * (arrays["actions"] + 1) / 2
+    arrays["rewards"][:] = 2.0
+    spec = Bounded(low, high, shape=(2,))
+    OfflineDataset.from_arrays(arrays, action_spec=spec, name="log").memmap(tmp_path / "log")
+    done = run("dataset=log", "termination=learned", "rollout_length=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "log.hdf5 without an environment: the policy is not evaluated" in done.stderr
+    assert "log without an environment: the policy is not evaluated" in done.stderr
+    assert "log: all 600 rewards are 2" in done.stderr + done.stdout  # remarks are told
     assert "held-out rows" in done.stdout + done.stderr  # how the learnt rule does
     assert "not evaluated" in done.stdout
     results = json.loads((tmp_path / "run/results.json").read_text())
@@ -64,7 +92,10 @@ def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
     assert all(row["mean_q"] and row["model_error"] and not row["score"] for row in rows)
     assert float(rows[-1]["model_terminated"]) > 0  # the learnt rule is at work
-    assert (tmp_path / "run/policy.safetensors").is_file()
+    policy = load_policy(tmp_path / "run/policy.safetensors")
+    torch.manual_seed(0)
+    actions = policy(1e4 * torch.randn(500, 4))  # far out, where the policy goes to its bounds
+    assert ((actions >= low) & (actions <= high)).all() and len(actions.unique(dim=0)) > 1
 
 
 class Check:
@@ -131,6 +162,9 @@ class TestTermination:
         assert "must return a boolean tensor" in line
         line = refused(check(f"dataset={path}", "termination=own_data_rules:missing"))
         assert "cannot be imported" in line
+        (tmp_path / "own_data_unfinished.py").write_text("def out(\n")
+        line = refused(check(f"dataset={path}", "termination=own_data_unfinished:out"))
+        assert "cannot be imported (SyntaxError" in line
 
 
 def test_env_id_none_leaves_the_simulator_out(tmp_path: Path, check: Check) -> None:
@@ -148,6 +182,7 @@ def test_env_id_none_leaves_the_simulator_out(tmp_path: Path, check: Check) -> N
         ({"observations": np.full((600, 4), np.nan, np.float32)}, "2352 in observation (588 rows"),
         ({"actions": np.full((600, 2), 3, np.float32)}, "588 actions leave their bounds"),
         ({"actions": np.zeros((600, 2), np.int64)}, "discrete actions"),
+        ({"terminals": np.full(600, np.nan, np.float32)}, "terminals must be 0 or 1, but 600 are"),
         ({"observations": np.zeros((600, 8, 8), np.uint8)}, "images"),
         ({key: value[:0] for key, value in make_arrays().items()}, "is empty"),
     ],
@@ -171,6 +206,54 @@ def test_files_and_names_that_cannot_be_read(tmp_path: Path, check: Check) -> No
     assert "NoSuch-v0 is not installed" in refused(
         check(f"dataset={write(path, make_arrays(ends=False))}", "env_id=NoSuch-v0")
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("no network", "downloading it failed (ConnectionError: no route)"),
+        ("metadata", "the Minari files in"),
+        ("episodes", "episode 0 cannot be read"),
+        ("mapped files", "is incomplete or damaged"),
+        ("full disk", "No space left on device): free some space, or point MINARI_DATASETS_PATH"),
+        ("no permission", "Permission denied"),
+    ],
+)
+def test_sets_that_cannot_be_had(
+    kind: str, words: str, tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "minari"
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    name = "mine/robot-v0"
+    if kind == "no network":
+        monkeypatch.setattr(minari, "load_dataset", failing(ConnectionError("no route")))
+    elif kind in ("metadata", "episodes"):
+        (root / name / "data").mkdir(parents=True)
+        (root / name / "data/metadata.json").write_text("{" if kind == "metadata" else METADATA)
+        (root / name / "data/main_data.hdf5").write_bytes(b"cut short")
+    elif kind == "mapped files":
+        data = OfflineDataset.from_arrays(make_arrays())
+        data.memmap(tmp_path / "set")
+        (tmp_path / "set/transitions/next/observation.memmap").write_bytes(b"cut short")
+        name = tmp_path / "set"
+    elif kind == "full disk":
+        name = "bundled/inverteddoublependulum/random-v0"
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        monkeypatch.setattr(bundled, "check_space", failing(full))
+    else:
+        name = "bundled/inverteddoublependulum/random-v0"
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        monkeypatch.setattr(bundled.tempfile, "TemporaryDirectory", failing(denied))
+    before = sorted(root.rglob("*"))
+    assert words in refused(check(f"dataset={name}"))
+    assert sorted(root.rglob("*")) == before  # nothing half-built, nothing written over
+
+
+def failing(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*args: object, **kwargs: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 @needs_mazes
