@@ -24,6 +24,7 @@ from command_line import compose_jobs, describe
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 from rambo import FITTED_MODEL, Rambo
 from run_start import load_data
@@ -466,6 +467,11 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
+    if rows:  # side by side, both over the whole game
+        for axes in (believed, achieved):
+            axes.set_xlim(0, rows[-1]["epoch"] + 1)
+    for axes in (many, believed, achieved):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (one, many):
         axes.legend(frameon=False, fontsize=9)
     for axes in (one, many, believed, achieved):

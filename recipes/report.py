@@ -63,7 +63,7 @@ def score_text(configuration: Configuration) -> str:
     """The score, or the return where the data have no reference scores."""
     if scores_of(configuration):
         return f"**{spread(scores_of(configuration))}**"
-    returns = [run.results.get("return_mean") for run in configuration.runs]
+    returns = [run.mean_return for run in configuration.runs]
     return f"return {spread(returns)}" if any(r is not None for r in returns) else "-"
 
 

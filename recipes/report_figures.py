@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle, product
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from run_reading import Configuration, Record
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 _STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
 _GREY = "#666666"
+_CHARACTERS_PER_INCH = 13  # of the legend's letters
 
 
 def achieved(run: Record) -> tuple[list[float], list[float]]:
@@ -27,7 +29,7 @@ def achieved(run: Record) -> tuple[list[float], list[float]]:
     A run that diverged goes on with the 0 that it is scored.
     """
     x, y = run.series("score")
-    if not x and run.score is None:
+    if not run.scored:
         x, y = run.series("return_mean")
     if run.results["diverged"]:
         at = diverged_at(run)
@@ -135,11 +137,15 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    # a label of all the settings that differ can be wider than the figure
+    room = int(_CHARACTERS_PER_INCH * figure.get_size_inches()[0])
+    labels = [fill(label, room - 10) for label in handles]
+    widest = max(len(line) for label in labels for line in label.splitlines())
     figure.legend(
         list(handles.values()),
-        list(handles.keys()),
+        labels,
         loc="outside lower left",
-        ncols=3,
+        ncols=max(1, min(3, room // (widest + 10))),
         frameon=False,
         fontsize=9,
         title="line and band: mean and standard deviation over seeds; thin: each run; "
@@ -170,7 +176,7 @@ def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles)
         for run in configuration.runs:
             if run.results["diverged"]:
                 axes.plot(diverged_at(run), 0.0, "X", color=style["color"], markersize=9, zorder=5)
-    scored = any(run.score is not None for c in members for run in c.runs)
+    scored = any(run.scored for c in members for run in c.runs)
     axes.set_ylabel("normalised score" if scored else "return")
 
 
@@ -194,7 +200,7 @@ def _draw_band(
 def _draw_data(axes: Axes, members: Sequence[Configuration]) -> None:
     """The data's best and mean episode, and its cloned policy, as horizontal lines."""
     results = [run.results for c in members for run in c.runs]
-    scored = any(run.score is not None for c in members for run in c.runs)
+    scored = any(run.scored for c in members for run in c.runs)
     best, mean, cloned = (
         ("behaviour_score_best", "behaviour_score", "cloned_score")
         if scored

@@ -53,9 +53,24 @@ class Record:
         return label
 
     @property
+    def scored(self) -> bool:
+        """Whether its data have reference scores; without them returns are what is known."""
+        if self.results.get("behaviour_score") is not None or self.series("score")[0]:
+            return True
+        # a run that diverged has the score 0 whatever its data
+        return not self.results["diverged"] and self.results["score"] is not None
+
+    @property
     def score(self) -> float | None:
         """The score; 0 for a run that diverged, as in the paper (Table 2)."""
+        if not self.scored:
+            return None
         return 0.0 if self.results["diverged"] else self.results["score"]
+
+    @property
+    def mean_return(self) -> float | None:
+        """The mean return; 0 for a run that diverged, like its score."""
+        return 0.0 if self.results["diverged"] else self.results.get("return_mean")
 
     @property
     def updates_per_epoch(self) -> float:

@@ -133,10 +133,7 @@ def online(found: Sequence[Configuration]) -> list[tuple[float, Configuration]]:
     for configuration in found:
         values = [run.score for run in configuration.runs]
         if all(value is None for value in values):
-            values = [
-                0.0 if run.results["diverged"] else run.results.get("return_mean")
-                for run in configuration.runs
-            ]
+            values = [run.mean_return for run in configuration.runs]
         known = [value for value in values if value is not None]
         if known:
             graded.append((float(np.mean(known)), configuration))

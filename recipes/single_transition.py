@@ -312,7 +312,7 @@ def _draw_panel(axes: Axes, snapshot: Snapshot) -> None:
     reward = expected_reward(torch.tensor(snapshot.mode)).item()
     axes.axvline(snapshot.mode, color="#009E73", linewidth=1.2, alpha=0.8)
     axes.plot([snapshot.mode], [reward], "o", color="#009E73", markersize=8, zorder=5)
-    axes.set(xlim=(-1, 1), ylim=(0, 2.3), xticks=[-1, -0.5, 0, 0.5, 1])
+    axes.set(xlim=(-1, 1), xticks=[-1, -0.5, 0, 0.5, 1])
     axes.spines[["top", "right"]].set_visible(False)
     axes.text(
         0.03,
@@ -324,6 +324,16 @@ def _draw_panel(axes: Axes, snapshot: Snapshot) -> None:
         size=9.5,
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
     )
+
+
+def _limits(runs: Sequence[Run]) -> tuple[float, float]:
+    """The vertical range that holds every curve, and a line of text above them."""
+    shown = [snapshot for run in runs for snapshot in run.snapshots]
+    low = min(float((s.successor_mean - s.successor_std).min()) for s in shown)
+    high = max(float((s.successor_mean + s.successor_std).max()) for s in shown)
+    low = min(0.0, low, *(float(s.qvalue.min()) for s in shown))
+    high = max(high, *(float(s.qvalue.max()) for s in shown))
+    return low, high + 0.2 * (high - low)
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
@@ -338,6 +348,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         for snapshot, axes in zip(run.snapshots, line, strict=True):
             _draw_panel(axes, snapshot)
         line[0].set_ylabel(f"{METHODS[run.method].title}\n\nsuccessor = reward", size=11)
+    grid[0, 0].set_ylim(*_limits(rows))  # shared by all
     for snapshot, axes in zip(rows[0].snapshots, grid[0], strict=True):
         axes.set_title(f"epoch {snapshot.epoch}", size=12)
     for axes in grid[-1]:
@@ -381,7 +392,8 @@ def main(cfg: DictConfig) -> None:
     folder.write_config(OmegaConf.to_yaml(cfg))
     runs = train_all(cfg)
     summary = summarise(runs)
-    folder.write_results({"methods": summary, "versions": package_versions()})
+    settings = OmegaConf.to_container(cfg.combo)
+    folder.write_results({"methods": summary, "combo": settings, "versions": package_versions()})
     draw(runs, folder.path / "single_transition.png")
     print(format_table(summary))
     print(f"run folder: {folder.path}")

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded, Unbounded
 from torchrl.modules import MLP, ValueOperator
-from torchrl.objectives import CQLLoss, IQLLoss, TD3BCLoss
+from torchrl.objectives import BCLoss, CQLLoss, IQLLoss, TD3BCLoss
 
 from rambo_trl.modules import make_actor, make_qvalue
 from rambo_trl.objectives.cql import ConservativeQLoss
@@ -269,3 +269,21 @@ class TestTD3BC:
         expected = ((x + 0.5 * a - target) ** 2 + (y + 2 * a + 0.3 - target) ** 2).mean()
         assert term.item() == pytest.approx(expected.item(), rel=1e-4)
         assert touched(loss, term) == {"actor": False, "qvalue": True}
+
+
+class TestBC:
+    """TorchRL's loss as maximum likelihood: it has other losses for other kinds of policies."""
+
+    @pytest.mark.filterwarnings("ignore:The name target_")  # an annotation that TorchRL lacks
+    def test_is_the_likelihood_of_a_squashed_gaussian(self) -> None:
+        actor, data = make_actor(2, SPEC, hidden_sizes=[8]), batch(32, -0.95, 0.95)
+        with torch.no_grad():
+            found = actor(data.clone())
+        loc, scale = found["loc"], found["scale"]
+        before = data["action"].atanh()  # the draw that tanh squashed
+        gaussian = -0.5 * ((before - loc) / scale).square() - (scale * (2 * math.pi) ** 0.5).log()
+        log_prob = gaussian - (1 - data["action"].square()).log()  # |d tanh(x) / dx|
+        loss = BCLoss(actor)
+        term = loss(data)["loss_bc"]
+        assert term.item() == pytest.approx(-log_prob.mean().item(), rel=1e-4)
+        assert touched(loss, term) == {"actor": True}

@@ -213,6 +213,18 @@ def test_the_figure_is_drawn_with_and_without_what_may_be_missing(tmp_path: Path
     assert len(adversary_effect.verdict(found)) == 3
 
 
+def test_the_game_s_panels_span_the_whole_game(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(adversary_effect.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
+    rows = [{"epoch": e, "mean_q": 1.0, "return_mean": 3.0 if e == 40 else None} for e in range(41)]
+    adversary_effect.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
+    _, _, believed, achieved = drawn[0].axes
+    # one evaluation alone would be a panel of its own
+    assert believed.get_xlim() == achieved.get_xlim() == (0, 41)
+
+
 def test_bad_input_is_one_line(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import report
+import report_figures
 from paper_results import published, table_dataset
 from report_figures import achieved, mean_curve
 from run_reading import Record, configurations, find_runs
@@ -60,6 +61,46 @@ def test_a_diverged_run_is_a_zero_in_the_curves_too(make_run: MakeRun, tmp_path:
     make_run(tmp_path / "a", score=90.0, diverged=True, settings={"epochs": 30})
     (run,), _ = find_runs([tmp_path / "a"])
     assert achieved(run) == ([5e3, 10e3, 15e3, 20e3, 30e3], [90.0, 90.0, 90.0, 0.0, 0.0])
+
+
+def test_returns_stay_returns_where_a_run_diverged(make_run: MakeRun, tmp_path: Path) -> None:
+    unscored = {"behaviour_score": None, "behaviour_score_best": None, "cloned_score": None}
+    runs = [
+        make_run(tmp_path / "a", seed=0, score=None, **unscored),
+        make_run(tmp_path / "b", seed=1, score=None, diverged=True, **unscored),
+    ]
+    # as a run that diverged says of itself, whatever its data
+    file = tmp_path / "b/results.json"
+    file.write_text(file.read_text().replace('"score": null,\n', '"score": 0.0,\n', 1))
+    table, (row,) = made_report(tmp_path, runs)
+    assert "| return 15.0 +- 15.0 |" in table and row["score_mean"] == ""
+    diverged = find_runs([tmp_path / "b"])[0][0]
+    assert diverged.results["score"] == 0.0 and diverged.score is None
+    assert achieved(diverged)[1] == [30.0, 30.0, 30.0, 0.0]
+
+
+def test_the_legend_fits_however_many_settings_differ(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("adversarial_weight", "agent.conservative_weight", "model.adversarial_lr", "epochs")
+    for k in range(4):
+        settings = {name: 10 * k + i for i, name in enumerate(names)}
+        make_run(tmp_path / f"{k}", settings=settings)
+    drawn = []
+    original = report_figures.Figure.savefig
+
+    def savefig(figure: Any, *args: Any, **kwargs: Any) -> None:
+        original(figure, *args, **kwargs)
+        (legend,) = figure.legends
+        drawn.append((figure.bbox, legend.get_window_extent()))
+
+    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
+    report_figures.draw_learning_curves(
+        configurations(find_runs([tmp_path])[0]), tmp_path / "x.png"
+    )
+    ((whole, legend),) = drawn
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1
+    assert whole.y0 <= legend.y0
 
 
 def test_methods_and_settings_are_rows_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:

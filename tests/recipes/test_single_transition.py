@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import single_transition
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
@@ -47,6 +48,16 @@ def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
     assert "1.49 +- 0.04" in table
     assert "COMBO" in table
     assert "1.34 +- 0.14" in table
+
+
+def test_no_curve_leaves_the_figure() -> None:
+    flat = torch.ones_like(single_transition.GRID.squeeze(-1))
+    for mean, std, qvalue in ((9.0, 1.0, 0.0), (-4.0, 2.0, 1.0), (1.0, 0.1, 7.0), (1.0, 0.1, -7.0)):
+        snapshot = single_transition.Snapshot(1, mean * flat, std * flat, qvalue * flat, 0.0)
+        run = single_transition.Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot])
+        low, high = single_transition._limits([run])
+        assert low <= min(0.0, mean - std, qvalue)
+        assert high > max(0.0, mean + std, qvalue)
 
 
 @pytest.mark.filterwarnings("ignore:The name target_")
