@@ -6,9 +6,14 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from command_line import compose_jobs
+from run_settings import leaf_keys
 
 import rambo_trl
 
@@ -49,3 +54,66 @@ def test_the_pitfalls_name_tests_that_exist() -> None:
         assert path is not None and f"def {test}(" in path.read_text(), reference
         found += 1
     assert found >= 12
+
+
+def commands() -> Iterator[list[str]]:
+    """Every different command of the pages that starts a program of this project."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        fenced = [line for block in re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL)
+                  for line in block.splitlines()]  # fmt: skip
+        for line in [*fenced, *re.findall(r"`(python [^`\n]+)`", text)]:
+            command = line.split("&& ")[-1].strip()
+            # a shell's variables and launchers that may not be installed are left out
+            if command.startswith("python ") and not re.search(r"\$|hydra/", command):
+                found.add(" ".join(map(shlex.quote, shlex.split(command, comments=True)[1:])))
+    return (shlex.split(command) for command in sorted(found))
+
+
+@cache
+def settings_of(config: Path) -> set[str]:
+    (cfg,) = compose_jobs(config.stem, [], check=lambda cfg: None)
+    return set(leaf_keys(cfg))
+
+
+def is_setting(word: str, config: Path) -> bool:
+    """Whether a recipe's word sets something that there is, a group to one of its choices."""
+    key, _, value = word.partition("=")
+    if (config.parent / key).is_dir():
+        return all((config.parent / key / f"{v}.yaml").is_file() for v in value.split(","))
+    return bool(value) and (key.startswith("hydra.") or key in settings_of(config))
+
+
+def problem_of(words: list[str]) -> str | None:
+    """What is wrong with a command's program, options or settings."""
+    if words[0] == "-m":
+        path = ROOT / words[1].replace(".", "/")
+        path, rest = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")), words[2:]
+    else:
+        path, rest = ROOT / words[0], words[1:]
+    if not path.is_file():
+        return f"{path} is not there"
+    config = ROOT / "recipes/config" / f"{path.stem}.yaml"
+    if path.parent.name == "recipes" and config.is_file():
+        return next(
+            (f"{w} sets nothing" for w in rest if w != "-m" and not is_setting(w, config)), None
+        )
+    read = path.read_text() + (ROOT / "benchmarks/measuring.py").read_text()
+    return next((f"{w} is no option" for w in rest if w[:2] == "--" and f'"{w}"' not in read), None)
+
+
+def test_commands_name_programs_options_and_settings_that_exist() -> None:
+    every = list(commands())
+    assert len(every) > 30
+    problems = {shlex.join(words): problem_of(words) for words in every}
+    assert {command: problem for command, problem in problems.items() if problem} == {}
+
+
+def test_the_table_of_settings_for_those_who_come_from_other_code_is_true() -> None:
+    text = (ROOT / "docs/migration.md").read_text().split("\n## ")[0]
+    known = settings_of(ROOT / "recipes/config/rambo.yaml") | {"task", "metrics.csv"}
+    rows = [line.split("|")[4] for line in text.splitlines() if line.startswith("| ")]
+    named = {n for row in rows for n in re.findall(r"`([a-z_.]+)(?:=[^`]*)?`", row)}
+    assert len(named) > 25
+    assert named - known == set()

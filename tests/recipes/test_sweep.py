@@ -129,12 +129,20 @@ time.sleep(600)
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_job_goes_with_its_worker_and_is_told_if_that_is_possible(name, tmp_path):
     note = tmp_path / "pid"
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, RECIPE.parent, note, WAITING_JOB])
-    wait_for(lambda: note.is_file() and note.read_text(), 120)
-    pid = int(note.read_text())
-    worker.send_signal(signal.Signals[name])
-    code = worker.wait(60)
-    wait_for(lambda: state_of(pid) in (None, "Z"), 20)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, RECIPE.parent, note, WAITING_JOB],
+        # a shell's background jobs, and what they start, ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        wait_for(lambda: note.is_file() and note.read_text(), 120)
+        pid = int(note.read_text())
+        worker.send_signal(signal.Signals[name])
+        code = worker.wait(60)
+        wait_for(lambda: state_of(pid) in (None, "Z"), 20)
+    finally:
+        worker.kill()
+        worker.wait()
     assert code == (-9 if name == "SIGKILL" else 128 + signal.Signals[name])
     assert note.with_suffix(".told").exists() == (name != "SIGKILL")
 
