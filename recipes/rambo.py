@@ -26,13 +26,12 @@ from rambo_trl.objectives import (
     ModelTrustLoss,
 )
 from rambo_trl.training.checkpoint import Stateful
-from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.divergence import DivergenceMonitor, model_error_bound
 from rambo_trl.training.phases import ModelPhase
 from rambo_trl.training.run_folder import write_atomically
 
-#: rows of the data on which the model's error is followed, and how many times the error after
-#: the fit means that the model is lost
-ERROR_ROWS, ERROR_MARGIN = 1000, 100.0
+#: rows of the data on which the model's error is followed
+ERROR_ROWS = 1000
 #: the model as it was before the game, in the run folder
 FITTED_MODEL = "pretrained_model.safetensors"
 
@@ -123,7 +122,9 @@ class Rambo(ModelBased):
         return DivergenceMonitor(
             self.max_abs_reward(),
             self.run.cfg.agent.gamma,
-            max_model_error=ERROR_MARGIN * max(self.run.progress["holdout_mse"]),
+            max_model_error=model_error_bound(
+                self.run.dataset.transitions, self.run.progress["holdout_mse"]
+            ),
         )
 
     def results(self) -> dict[str, Any]:

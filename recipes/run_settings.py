@@ -76,14 +76,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or false."""
+    """True or false; ``optional`` allows null."""
+
+    optional: bool = False
 
     def accepts(self, value: Any) -> bool:
         """Whether the value is one."""
-        return isinstance(value, bool)
+        return isinstance(value, bool) or (value is None and self.optional)
 
     def __str__(self) -> str:
-        return "true or false"
+        return "true, false or null" if self.optional else "true or false"
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ RULES: Mapping[str, Rule] = {
     "seed": Whole(0, 2**31 - 1),
     "device": Text(),
     "compile": Flag(),
+    "deterministic": Flag(),
+    "evaluate_beside": Flag(optional=True),
     "threads": Whole(optional=True),
     "resume": Text(optional=True),
     "run_dir": Text(optional=True),

@@ -14,12 +14,14 @@ import torch
 from command_line import keys_set
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from run_settings import check_config, leaf_keys
 from tqdm import tqdm
+from yaml import YAMLError
 
 from rambo_trl.data import OfflineDataset, check_environment
 from rambo_trl.envs.termination import check_rule, choose_rule, never
-from rambo_trl.training.checkpoint import Checkpoints, Stateful
+from rambo_trl.training.checkpoint import Checkpoints, Stateful, make_deterministic
 from rambo_trl.training.pretrained import Pretrained, dataset_digest
 from rambo_trl.training.run_folder import RunFolder, package_versions
 from rambo_trl.training.tracking import check_tracker
@@ -95,6 +97,11 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
     if isinstance(rule, str):
         if int(terminated.sum()) < 2:
             raise ValueError("termination=learned, but hardly any transition is terminal: use none")
+        if int((~terminated).sum()) < 2:
+            raise ValueError(
+                "termination=learned, but nearly every transition is terminal: give a rule as "
+                "MODULE:FUNCTION"
+            )
         return
     if rule is never:
         return
@@ -125,10 +132,28 @@ def load_data(cfg: DictConfig) -> OfflineDataset:
 
 #: settings that may differ when a run is resumed: none of them touches what was learnt so far
 RESUME_MAY_CHANGE = (
-    "epochs", "device", "compile", "threads", "on_divergence", "evaluation.episodes",
-    "evaluation.every", "evaluation.last", "checkpoint_every", "checkpoint_minutes",
-    "checkpoints_kept", "pretrained", "cache_dir", "logger", "video", "retries",
+    "epochs", "device", "compile", "deterministic", "threads", "on_divergence",
+    "evaluate_beside", "evaluation.episodes", "evaluation.every", "evaluation.last",
+    "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "pretrained", "cache_dir",
+    "logger", "video", "retries",
 )  # fmt: skip
+
+
+def read_config(folder: RunFolder) -> DictConfig:
+    """A run's own configuration; plain values only, no object is made of it.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = folder.path / "config.yaml"
+    try:
+        saved = OmegaConf.load(path)
+        OmegaConf.to_container(saved, resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable configuration: {error}") from error
+    if not isinstance(saved, DictConfig) or not saved:
+        raise ValueError(f"{path} is not a readable configuration: it holds no settings")
+    return saved
 
 
 def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -192,11 +217,12 @@ def prepare(
     if cfg.resume is not None:
         folder = RunFolder.open(cfg.resume)
         folder.lock()
-        saved = OmegaConf.load(folder.path / "config.yaml")
-        assert isinstance(saved, DictConfig)
+        saved = read_config(folder)
         cfg = resumed_config(cfg, saved, hydra.overrides.task)
         check_config(cfg)
         check_tracker(cfg.logger)
+        if cfg.deterministic:
+            make_deterministic()
         print(f"run folder: {folder.path}", flush=True)
         dataset = load_data(cfg)
         check_data(cfg, dataset, model_based=model_based)
@@ -216,6 +242,8 @@ def prepare(
     pretrained = cfg.get("pretrained")
     if pretrained not in (None, "auto") and not Path(pretrained).is_file():
         raise FileNotFoundError(f"pretrained={pretrained}: there is no such file")
+    if cfg.deterministic:
+        make_deterministic()
     print(f"run folder: {path}", flush=True)
     dataset = load_data(cfg)
     check_data(cfg, dataset, model_based=model_based)
@@ -285,6 +313,13 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "evaluation.episodes": cfg.evaluation.episodes,
         "versions": package_versions(),
     }
+    # named only where they are not the usual, so that older files are still found
+    if cfg.deterministic:
+        settings["deterministic"] = True
+    if cfg.get("num_critics", 2) != 2:  # drawn before the fit
+        settings["num_critics"] = cfg.num_critics
+    if torch.device(cfg.device).type == "cuda":
+        settings["card"] = torch.cuda.get_device_name(cfg.device)
     return Pretrained(
         cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
     )

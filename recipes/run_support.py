@@ -9,8 +9,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from torchrl._utils import logger
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.training.evaluation import evaluate_policy
+from rambo_trl.training.evaluation import EvaluationProcess, EvaluationResult, evaluate_policy
 from rambo_trl.training.figures import plot_learning_curve
 from rambo_trl.training.interruption import Interrupted, Interruption
 from rambo_trl.training.policy_file import load_policy, save_policy
@@ -51,6 +53,11 @@ def score_text(row: Mapping[str, float | None]) -> str:
     """``", score 12.3"`` where there is one."""
     score = row.get("score")
     return "" if score is None else f", score {score:.1f}"
+
+
+#: what an evaluation adds to an epoch's row
+SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std")
+Scores = dict[str, float | None]
 
 
 class _AboveTheBars(logging.Handler):
@@ -142,42 +149,78 @@ class Evaluation:
     Args:
         policy: the actor.
         dataset: names the environment and holds normalisation and reference scores.
-        num_episodes: episodes of each evaluation.
-        seed: the run's seed.
-        device: where the policy lives.
+        cfg: the configuration: episodes, seed, device, and whether evaluations run beside
+            training.
     """
 
     def __init__(
         self,
         policy: TensorDictModuleBase,
         dataset: OfflineDataset,
-        *,
-        num_episodes: int,
-        seed: int,
-        device: str,
+        cfg: DictConfig,
     ) -> None:
-        self.policy, self.dataset, self.device = policy, dataset, device
-        self.num_episodes = num_episodes
+        self.policy, self.dataset, self.cfg = policy, dataset, cfg
+        self.num_episodes: int = cfg.evaluation.episodes
         layout = dataset.observation_layout
         self.flatten = np.asarray if layout is None else layout.flatten
-        self.first_seed = EVALUATION_SEED + 10_000_000 * seed
+        self.first_seed = EVALUATION_SEED + 10_000_000 * cfg.seed
+        self.process: EvaluationProcess | None = None
+        beside = cfg.evaluate_beside
+        if beside is None:  # a CPU has better things to do
+            beside = torch.device(cfg.device).type != "cpu"
+        if beside and dataset.environment is not None:
+            self.process = EvaluationProcess(
+                dataset.environment, num_episodes=self.num_episodes, flatten=self.flatten
+            )
+            self.policies = TemporaryDirectory(prefix="rambo_trl")
 
-    def __call__(self, epoch: int) -> dict[str, float | None]:
+    def _seed(self, epoch: int) -> int:
+        return self.first_seed + epoch * self.num_episodes
+
+    def __call__(self, epoch: int) -> Scores:
         """Evaluate after an epoch: ``score``, ``score_std``, ``return_mean``, ``return_std``."""
         environment = self.dataset.environment
         if environment is None:
-            return dict.fromkeys(("score", "score_std", "return_mean", "return_std"))
+            return dict.fromkeys(SCORE_COLUMNS)
         result = evaluate_policy(
             self.policy,
             environment,
             num_episodes=self.num_episodes,
-            seed=self.first_seed + epoch * self.num_episodes,
+            seed=self._seed(epoch),
             observation_mean=self.dataset.observation_mean,
             observation_std=self.dataset.observation_std,
             flatten=self.flatten,
-            device=self.device,
+            device=self.cfg.device,
         )
-        row: dict[str, float | None] = {
+        return self._scores(result)
+
+    def start(self, epoch: int) -> Future[Scores]:
+        """As a call, but the result may still be to come."""
+        scores: Future[Scores] = Future()
+        if self.process is None:
+            scores.set_result(self(epoch))
+            return scores
+        path = Path(self.policies.name) / f"{epoch}.safetensors"
+        write_policy(path, self.policy, self.dataset, self.cfg)
+
+        def hand_on(found: Future[EvaluationResult]) -> None:
+            error = found.exception()
+            if error is None:
+                scores.set_result(self._scores(found.result()))
+            else:
+                scores.set_exception(error)
+
+        self.process.submit(path, seed=self._seed(epoch)).add_done_callback(hand_on)
+        return scores
+
+    def shutdown(self) -> None:
+        """End the process, where there is one."""
+        if self.process is not None:
+            self.process.shutdown()
+            self.policies.cleanup()
+
+    def _scores(self, result: EvaluationResult) -> Scores:
+        row: Scores = {
             "score": self.dataset.normalized_score(result.return_mean),
             "score_std": None,
             "return_mean": result.return_mean,
@@ -189,10 +232,10 @@ class Evaluation:
         return row
 
 
-def write_policy(folder: RunFolder, actor: Any, dataset: OfflineDataset, cfg: DictConfig) -> None:
-    """Write ``policy.safetensors``: the actor with its normalisation."""
+def write_policy(path: Path, actor: Any, dataset: OfflineDataset, cfg: DictConfig) -> None:
+    """Write the actor with its normalisation."""
     save_policy(
-        folder.path / "policy.safetensors",
+        path,
         actor,
         observation_mean=dataset.observation_mean,
         observation_std=dataset.observation_std,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -17,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from run_settings import check_config, rules_for, without
 from run_start import begin_or_resume, prepare
 from run_support import (
+    SCORE_COLUMNS,
     EndingWell,
     Evaluation,
+    Scores,
     Stopwatch,
     announce_compilation,
     finish_tracking,
@@ -98,18 +101,13 @@ class Run:
     ) -> None:
         self.cfg, self.dataset, self.folder, self.signals = cfg, dataset, folder, signals
         self.stopped = False
+        self.unwritten: deque[tuple[Metrics, float, Future[Scores] | None]] = deque()
 
     def begin(self, method: Method) -> None:
         """Begin, or go on from the newest checkpoint."""
         cfg = self.cfg
         self.method = method
-        self.evaluation = Evaluation(
-            method.actor,
-            self.dataset,
-            num_episodes=cfg.evaluation.episodes,
-            seed=cfg.seed,
-            device=cfg.device,
-        )
+        self.evaluation = Evaluation(method.actor, self.dataset, cfg)
         self.checkpoints = Checkpoints(
             self.folder.checkpoint_dir,
             method.stateful_parts(),
@@ -128,6 +126,10 @@ class Run:
         """The epochs still to come, each as the row that its metrics go into."""
         self.folder.truncate_metrics(self.progress["epoch"])
         self.monitor = self.method.monitor()
+        for earlier in self.folder.read_metrics():  # a resumed run's
+            self.monitor.check(earlier)
+        if not self.checkpoints.last.is_file():  # what a run that diverges at once goes back to
+            self.checkpoints.save(self.progress)
         updates, done = self.method.updates, self.progress["epoch"]
         with progress_bar("train", self.cfg.epochs * updates) as self.bar:
             self.bar.update(done * updates)
@@ -147,28 +149,41 @@ class Run:
             speed = self.method.updates / (self._updating_seconds() - before)
             found = self.monitor.check(row)
             self.stopped = found is not None and cfg.on_divergence == "stop"
-            score: dict[str, float | None] = dict.fromkeys(
-                ("score", "score_std", "return_mean", "return_std")
-            )
             due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
+            scores = None
             if due and not self.stopped:
                 with self.watch("evaluation"):
-                    score = self.evaluation(epoch)
-            row.update(score)
-            self.folder.append_metrics(row)
-            self.tracker.log_metrics(row)
-            tqdm.write(f"{epoch_line(row)} | {speed:.0f} updates/s")
+                    scores = self.evaluation.start(epoch)
+            self.unwritten.append((row, speed, scores))
+            self._write_rows(wait=False)
             progress["epoch"] = epoch
             progress["transitions"] += row.get("model_transitions", 0)
             if found and progress["divergence"] is None:
                 progress["divergence"] = {"epoch": epoch, "reason": found}
                 tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
                 self.checkpoints.keep_last_good()
-            if self.stopped:
-                return
-            if self.checkpoints.due(epoch) or epoch == cfg.epochs or self.signals.received:
+            last = self.stopped or epoch == cfg.epochs or bool(self.signals.received)
+            saving = last or self.checkpoints.due(epoch)
+            if saving:  # a run that goes on from the checkpoint finds all rows before it
+                with self.watch("evaluation"):
+                    self._write_rows(wait=True)
+            if last:
+                self.evaluation.shutdown()
+            if saving and not self.stopped:
                 with self.watch("checkpoint"):
                     self.checkpoints.save(progress)
+
+    def _write_rows(self, *, wait: bool) -> None:
+        """Write the epochs' rows, in order, up to one whose evaluation is still to come."""
+        while self.unwritten:
+            row, speed, scores = self.unwritten[0]
+            if not (wait or scores is None or scores.done()):
+                return
+            row.update(dict.fromkeys(SCORE_COLUMNS) if scores is None else scores.result())
+            self.folder.append_metrics(row)
+            self.tracker.log_metrics(row)
+            tqdm.write(f"{epoch_line(row)} | {speed:.0f} updates/s")
+            self.unwritten.popleft()
 
     def _updating_seconds(self) -> float:
         return sum(self.watch.seconds.get(phase, 0.0) for phase in ("agent", "model"))
@@ -179,7 +194,8 @@ class Run:
         if progress["divergence"]:
             # the folder's policy is that of the last good checkpoint
             self.checkpoints.load(self.checkpoints.last_good)
-        write_policy(self.folder, self.method.actor, self.dataset, self.cfg)
+        path = self.folder.path / "policy.safetensors"
+        write_policy(path, self.method.actor, self.dataset, self.cfg)
         results = summarise(
             self.folder,
             self.dataset,
@@ -259,7 +275,10 @@ def launch(
                 cfg, dataset, ending.folder = prepare(
                     without(cfg, unused), model_based=model_based, published=published
                 )
-            torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+            if cfg.threads is not None:  # torch's own choice knows what this process may use
+                torch.set_num_threads(cfg.threads)
+            if torch.device(cfg.device).type == "cuda":
+                torch.cuda.set_device(cfg.device)
             announce_compilation()
             seed_everything(cfg.seed)
             results = train(Run(cfg, dataset, ending.folder, ending.signals))

@@ -2,8 +2,10 @@
 
 ``python tests/kill_and_resume.py --kills 20`` prints a line for every kill: when it came, what
 the run was doing and whether ``metrics.csv`` and the policy's weights are the undisturbed run's
-byte for byte after the resume. It exits with 1 if any is not. Every third kill waits until a
-checkpoint is being written. What follows the options is handed to ``recipes/rambo.py``.
+byte for byte after the resume. It exits with 1 if any is not. Every fourth kill comes at any
+moment of the run; the others come at a random moment of the phase that was hit least so far, one
+of them the writing of a checkpoint's file. What follows the options is handed to
+``recipes/rambo.py``.
 """
 
 # ruff: noqa: T201 - a program that talks to its user
@@ -12,37 +14,112 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "rambo.py"
-EPOCHS = 6
 SETTINGS = (
-    "task=inverteddoublependulum-medium-replay", "schedule=smoke", "seed=3", f"epochs={EPOCHS}",
+    "task=inverteddoublependulum-medium-replay", "schedule=smoke", "seed=3", "epochs=6",
     "checkpoint_every=2", "agent_updates=40", "model_updates=40", "model.max_passes=2",
     "cloning.passes=2",
 )  # fmt: skip
 COMPARED = ("metrics.csv", "policy.safetensors")
+#: what a kill may interrupt; "write" is the writing of a checkpoint's file
+PHASES = ("write", "model", "evaluation", "agent", "model_fit", "cloning", "rollouts")
 
 
-def start(work: Path, *words: str) -> subprocess.Popen[bytes]:
+def run_traced(trace: str, words: Sequence[str]) -> None:
+    """Be the recipe, and note in a file when each phase begins and ends.
+
+    The disk is made a slow one, so that a small checkpoint takes as long as a large one.
+
+    Args:
+        trace: the file.
+        words: the recipe's command line.
+    """
+    sys.path.insert(0, str(RECIPE.parent))
+    sys.argv = [str(RECIPE), *words]
+    import run_support
+
+    from rambo_trl.training import checkpoint
+
+    notes = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    @contextmanager
+    def noted(phase: str) -> Iterator[None]:
+        os.write(notes, f"{time.monotonic()} begin {phase}\n".encode())
+        yield
+        os.write(notes, f"{time.monotonic()} end {phase}\n".encode())
+
+    measured, written = run_support.Stopwatch.__call__, checkpoint.write_atomically
+    flush = os.fsync
+
+    @contextmanager
+    def watch(self: Any, phase: str) -> Iterator[None]:
+        with measured(self, phase), noted(phase):
+            yield
+
+    def write(*args: Any) -> None:
+        with noted("write"):
+            written(*args)
+
+    def flush_slowly(file: int) -> None:
+        time.sleep(0.1)
+        flush(file)
+
+    run_support.Stopwatch.__call__ = watch  # type: ignore[method-assign]
+    checkpoint.write_atomically = write
+    os.fsync = flush_slowly
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase's one turn; ``end`` is None while it lasts."""
+
+    phase: str
+    begin: float
+    end: float | None
+
+
+def read_trace(trace: Path) -> list[Span]:
+    """What a traced run has noted so far, in the order in which it began."""
+    spans: list[Span] = []
+    text = trace.read_text() if trace.is_file() else ""
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        moment, what, phase = line.split()
+        if what == "begin":
+            spans.append(Span(phase, float(moment), None))
+        else:
+            i = max(i for i, s in enumerate(spans) if s.phase == phase and s.end is None)
+            spans[i] = Span(phase, spans[i].begin, float(moment))
+    return spans
+
+
+def start(work: Path, *words: str, trace: Path | None = None) -> subprocess.Popen[bytes]:
     """Start the recipe in a folder, its output in a file there."""
+    program = [str(RECIPE)] if trace is None else [__file__, "--trace", str(trace)]
     with (work / "output.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, str(RECIPE), *words], cwd=work, stdout=output, stderr=output
+            [sys.executable, *program, *words], cwd=work, stdout=output, stderr=output
         )
 
 
 def finish(run: subprocess.Popen[bytes], work: Path) -> None:
     """Wait for a run that is expected to end well."""
-    if run.wait(timeout=600):
+    if run.wait(timeout=1200):
         tail = (work / "output.txt").read_text(errors="replace")[-2000:]
         raise SystemExit(f"a run ended with {run.returncode}:\n{tail}")
 
@@ -54,66 +131,74 @@ def begun(run: subprocess.Popen[bytes], folder: Path) -> float:
     return time.monotonic()
 
 
-def kill(run: subprocess.Popen[bytes], folder: Path, delay: float, writing: bool) -> float:
-    """Kill a run so many seconds after its folder was made; returns the seconds it had.
-
-    Args:
-        run: the process.
-        folder: its run folder.
-        delay: seconds.
-        writing: wait from then on until a checkpoint is being written.
-    """
-    since = begun(run, folder)
-    while run.poll() is None and time.monotonic() - since < delay:
-        time.sleep(0.001)
-    while writing and run.poll() is None:
-        try:
-            if any(name.startswith(".last.pt") for name in os.listdir(folder / "checkpoint")):
-                break
-        except FileNotFoundError:
-            pass
+def kill(run: subprocess.Popen[bytes], moment: float) -> None:
+    """Kill a run at a moment, unless it ends before."""
+    while run.poll() is None and time.monotonic() < moment:
+        pass
     if run.poll() is None:
         os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    return time.monotonic() - since
 
 
-def stage(run: subprocess.Popen[bytes], folder: Path) -> str:
-    """What the run was doing, from what it left."""
+def nth_begin(run: subprocess.Popen[bytes], trace: Path, phase: str, n: int) -> float:
+    """Wait until a phase begins for the n-th time, counted from 0; the moment."""
+    while run.poll() is None:
+        begins = [s.begin for s in read_trace(trace) if s.phase == phase]
+        if len(begins) > n:
+            return begins[n]
+        time.sleep(0.001)
+    return time.monotonic()
+
+
+def interrupted_phase(run: subprocess.Popen[bytes], trace: Path) -> str:
+    """The innermost phase that a killed run was in."""
     if run.returncode != -signal.SIGKILL:
         return "had ended"
+    running = [s.phase for s in read_trace(trace) if s.end is None]
+    return running[-1] if running else "between phases"
+
+
+def left_behind(folder: Path) -> str:
+    """Which checkpoint a killed run has left."""
     checkpoint = folder / "checkpoint"
-    half = ", writing a checkpoint" if list(checkpoint.glob(".*.tmp")) else ""
+    half = " and a half-written file" if list(checkpoint.glob(".*.tmp")) else ""
     if not (checkpoint / "last.pt").is_file():
-        return f"model fit{half}"
+        return f"no checkpoint{half}"
     progress = torch.load(checkpoint / "last.pt", weights_only=True)["progress"]
-    if "cloned" not in progress:
-        return f"cloning{half}"
-    metrics = folder / "metrics.csv"
-    lines = len(metrics.read_text().splitlines()) if metrics.is_file() else 1
-    doing = f"epoch {lines}" if lines <= EPOCHS else "summary"
-    return f"{doing}, checkpoint of epoch {progress['epoch']}{half}"
+    after = f"epoch {progress['epoch']}" if progress["epoch"] else "cloning"
+    return f"checkpoint after {after if 'cloned' in progress else 'the model fit'}{half}"
 
 
 def kill_and_resume(kills: int, seed: int, work: Path, words: Sequence[str] = ()) -> int:
     """Run the experiment; returns the number of resumed runs that differ."""
     settings = (*SETTINGS, *words)
-    whole = start(work, *settings, "run_dir=whole")
+    whole = start(work, *settings, "run_dir=whole", trace=work / "whole.trace")
     since = begun(whole, work / "whole")
     finish(whole, work)
     length = time.monotonic() - since
+    lasted: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    for span in read_trace(work / "whole.trace"):
+        if span.phase in lasted and span.end is not None:
+            lasted[span.phase].append(span.end - span.begin)
     print(f"undisturbed: {length:.1f} s after its folder was made")
     print(f"{'kill':>4} {'after':>7}  {'metrics':<8} {'policy':<8} during")
-    moments, different = random.Random(seed), 0
+    moments, hits, different = random.Random(seed), Counter[str](), 0
     for n in range(1, kills + 1):
         name = f"killed-{n:02d}"
-        folder = work / name
-        run = start(work, *settings, f"run_dir={name}")
-        writing = n % 3 == 0
-        # half the time, so that there is a checkpoint left to wait for
-        moment = moments.uniform(0, length / 2 if writing else length)
-        after = kill(run, folder, moment, writing)
-        during = stage(run, folder)
+        folder, trace = work / name, work / f"{name}.trace"
+        run = start(work, *settings, f"run_dir={name}", trace=trace)
+        since = begun(run, folder)
+        if n % 4:
+            aim = min(PHASES, key=lambda phase: hits[phase])
+            turn = moments.randrange(len(lasted[aim]))
+            delay = moments.uniform(0, lasted[aim][turn])
+            kill(run, nth_begin(run, trace, aim, turn) + delay)
+        else:
+            kill(run, since + moments.uniform(0, length))
+        after = time.monotonic() - since
+        during, left = interrupted_phase(run, trace), left_behind(folder)
+        hits[during] += 1
+        epoch = sum(span.phase == "rollouts" for span in read_trace(trace))
         known = (folder / "config.yaml").is_file()
         again = (f"resume={name}",) if known else (*settings, f"run_dir={name}")
         finish(start(work, *again), work)
@@ -123,20 +208,27 @@ def kill_and_resume(kills: int, seed: int, work: Path, words: Sequence[str] = ()
         ]
         different += not all(same)
         verdicts = ["same" if s else "DIFFERS" for s in same]
-        print(f"{n:4d} {after:6.2f}s  {verdicts[0]:<8} {verdicts[1]:<8} {during}", flush=True)
+        where = f"{during} of epoch {epoch}" if epoch else during
+        print(
+            f"{n:4d} {after:6.2f}s  {verdicts[0]:<8} {verdicts[1]:<8} {where}; {left}", flush=True
+        )
+    print("kills by phase: " + ", ".join(f"{hits[p]} {p}" for p in sorted(hits)))
     print(f"{kills - different} of {kills} resumed runs equal the undisturbed one")
     return different
 
 
 def main() -> None:
     """Read the command line."""
+    if sys.argv[1:2] == ["--trace"]:  # a run of this program's own
+        run_traced(sys.argv[2], sys.argv[3:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--keep", type=Path, help="leave the run folders here")
     args, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        work = args.keep or Path(folder)
+        work = (args.keep or Path(folder)).absolute()
         work.mkdir(parents=True, exist_ok=True)
         if kill_and_resume(args.kills, args.seed, work, words):
             raise SystemExit(1)

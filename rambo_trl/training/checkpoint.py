@@ -20,6 +20,8 @@ __all__ = [
     "Checkpoints",
     "Stateful",
     "load_checkpoint",
+    "load_optimizer",
+    "make_deterministic",
     "random_state",
     "save_checkpoint",
     "seed_everything",
@@ -44,6 +46,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def make_deterministic() -> None:
+    """Keep torch to algorithms that repeat bit for bit on a GPU too; what has none raises.
+
+    Compiled kernels are then not chosen by timing them, which would decide the order of sums.
+    To be called before the GPU is used: cuBLAS reads its setting once. A CPU computes what it
+    does anyway.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def random_state() -> dict[str, Any]:
@@ -155,7 +169,10 @@ def load_checkpoint(
         raise ValueError(f"{path} holds the parts {found}, this run has {sorted(parts)}")
     for name, part in parts.items():
         try:
-            part.load_state_dict(state["parts"][name])
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, state["parts"][name])
+            else:
+                part.load_state_dict(state["parts"][name])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -164,6 +181,26 @@ def load_checkpoint(
     if restore_random:
         set_random_state(state["random"])
     return state["progress"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Restore an optimiser's state, but not in what way the device it was saved on computes.
+
+    Args:
+        optimizer: on any device.
+        state_dict: one of the same parameters, from any device.
+
+    Raises:
+        ValueError: if its parameter groups are others.
+    """
+    ways, own = ("fused", "foreach", "capturable"), optimizer.param_groups
+    groups = list(state_dict["param_groups"])
+    if len(groups) == len(own):  # torch refuses others
+        groups = [
+            {**saved, **{way: group[way] for way in ways if way in group}}
+            for saved, group in zip(groups, own, strict=True)
+        ]
+    optimizer.load_state_dict({**state_dict, "param_groups": groups})
 
 
 class Checkpoints:

@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-__all__ = ["DivergenceMonitor"]
+import torch
+from tensordict import TensorDictBase
+
+__all__ = ["DivergenceMonitor", "model_error_bound"]
+
+#: times the fitted model's error that a model without any knowledge of the data must have too,
+#: and that are too many in any case
+_WORSE, _FAR_WORSE = 2.0, 100.0
+
+
+def model_error_bound(transitions: TensorDictBase, holdout_mse: Sequence[float]) -> float:
+    """The mean squared error on the data beyond which a model no longer describes it.
+
+    A model that knows nothing but means (the mean step, the mean reward) has the variance of the
+    steps and rewards as its error. One that does worse is lost, if the fitted one did not do as
+    badly: the bound is that variance, but at least twice and at most a hundred times the
+    fitted model's error.
+
+    Args:
+        transitions: the data [N], with ``"observation"``, ``("next", "observation")`` and
+            ``("next", "reward")`` in the model's units.
+        holdout_mse: of each member after the fit.
+    """
+    step = transitions["next", "observation"] - transitions["observation"]
+    known = torch.cat([step, transitions["next", "reward"]], dim=-1)
+    variance = float(known.var(dim=0, correction=0).mean())
+    fitted = max(holdout_mse)
+    if not math.isfinite(fitted):  # nothing to compare with
+        return variance
+    return min(max(variance, _WORSE * fitted), _FAR_WORSE * fitted)
 
 
 class DivergenceMonitor:
@@ -16,14 +45,19 @@ class DivergenceMonitor:
     critics have diverged. So does any metric that is not finite. Even published
     configurations sometimes diverge; the paper scores such runs 0.
 
-    The adversary moves the model where the data says nothing, not on the data: a model error
-    there of many times the fitted model's is a sign as well.
+    SAC's critics also hold the policy's entropy, alpha times which adds to each reward. Where a
+    row of metrics has ``"alpha"`` and ``"entropy"``, the largest product so far is allowed as
+    well: the critics lag behind the temperature.
+
+    The adversary is to move the model where the data says nothing, not on the data. A weight
+    too large shows there first, many epochs before the critics follow.
 
     Args:
         max_abs_reward: the largest absolute reward in the data.
         gamma: discount factor.
         margin: factor on the bound.
-        max_model_error: bound on ``"model_error"``; None for no bound.
+        max_model_error: bound on ``"model_error"``, such as :func:`model_error_bound`; None for
+            no bound.
 
     Raises:
         ValueError: if the discount factor is not below 1 or the reward is not finite.
@@ -40,8 +74,14 @@ class DivergenceMonitor:
             raise ValueError(f"gamma must lie in [0, 1), got {gamma}")
         if not math.isfinite(max_abs_reward):
             raise ValueError(f"max_abs_reward must be finite, got {max_abs_reward}")
-        self.q_bound = margin * max_abs_reward / (1 - gamma)
+        self.max_abs_reward, self.gamma, self.margin = max_abs_reward, gamma, margin
         self.max_model_error = max_model_error
+        self.entropy_bonus = 0.0
+
+    @property
+    def q_bound(self) -> float:
+        """What a mean Q may be at most, in magnitude."""
+        return self.margin * (self.max_abs_reward + self.entropy_bonus) / (1 - self.gamma)
 
     def check(self, metrics: Mapping[str, float | int | None]) -> str | None:
         """Look at one epoch's means.
@@ -56,16 +96,19 @@ class DivergenceMonitor:
         broken = [k for k, v in metrics.items() if v is not None and not math.isfinite(v)]
         if broken:
             return f"not finite: {', '.join(broken)}"
+        alpha, entropy = metrics.get("alpha"), metrics.get("entropy")
+        if alpha is not None and entropy is not None:
+            self.entropy_bonus = max(self.entropy_bonus, abs(alpha * entropy))
         mean_q = metrics.get("mean_q")
         if mean_q is not None and abs(mean_q) > self.q_bound:
             return (
                 f"mean Q {mean_q:.4g} is beyond {self.q_bound:.4g}, more than the data's "
-                "rewards allow"
+                "rewards and the policy's entropy allow"
             )
         error, bound = metrics.get("model_error"), self.max_model_error
         if error is not None and bound is not None and error > bound:
             return (
-                f"the model's error on the data, {error:.4g}, is beyond {bound:.4g}, many times "
-                "what it was after the fit"
+                f"the model's error on the data, {error:.4g}, is beyond {bound:.4g}: it no longer "
+                "describes the data"
             )
         return None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +20,9 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import make_environment, mujoco_messages_logged
+from rambo_trl.training.policy_file import load_policy
 
-__all__ = ["EvaluationResult", "rollout_episodes", "evaluate_policy"]
+__all__ = ["EvaluationProcess", "EvaluationResult", "evaluate_policy", "rollout_episodes"]
 
 
 @dataclass(frozen=True)
@@ -100,22 +107,104 @@ def evaluate_policy(
             observations are normalised as in training.
         observation_std: the data's standard deviation per dimension.
         flatten: makes a vector of an observation, as for :func:`rollout_episodes`.
-        device: where the policy lives.
+        device: where the policy lives; it is copied to the CPU to be evaluated.
 
     Returns:
         The episodes' returns and lengths.
     """
-    mean = None if observation_mean is None else observation_mean.to(device)
-    std = None if observation_std is None else observation_std.to(device)
+    mean = None if observation_mean is None else observation_mean.cpu()
+    std = None if observation_std is None else observation_std.cpu()
+    if torch.device(device).type != "cpu":
+        # a few rows at a time: a step there would only wait for the device, again and again
+        policy = copy.deepcopy(policy).cpu()
 
     def act(observation: np.ndarray) -> np.ndarray:
-        x = torch.as_tensor(observation, dtype=torch.float32, device=device)
+        x = torch.as_tensor(observation, dtype=torch.float32)
         if mean is not None and std is not None:
             x = (x - mean) / std
         td = policy(TensorDict({"observation": x}, batch_size=[x.shape[0]]))
-        return td.get("action").cpu().numpy()
+        return td.get("action").numpy()
 
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         return rollout_episodes(
             act, environment, num_episodes=num_episodes, seed=seed, flatten=flatten
         )
+
+
+class EvaluationProcess:
+    """Evaluate saved policies in a process of its own, while training goes on in this one.
+
+    The process starts with the first policy and uses one thread of the CPU.
+
+    Args:
+        environment: a registered Gymnasium id, or a specification.
+        num_episodes: number of episodes.
+        flatten: makes a vector of an observation; it must be picklable.
+
+    Examples:
+        >>> evaluations = EvaluationProcess("Hopper-v5")
+        >>> future = evaluations.submit("policy.safetensors", seed=0)  # doctest: +SKIP
+        >>> future.result().return_mean  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        environment: str | EnvSpec,
+        *,
+        num_episodes: int = 10,
+        flatten: Callable[[Any], np.ndarray] = np.asarray,
+    ) -> None:
+        self.environment = environment
+        self.num_episodes = num_episodes
+        self.flatten = flatten
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, path: str | os.PathLike[str], *, seed: int) -> Future[EvaluationResult]:
+        """Evaluate a file of :func:`~rambo_trl.training.policy_file.save_policy`.
+
+        Args:
+            path: the file, which is removed once it was read.
+            seed: seed of the first episode.
+        """
+        if self._pool is None:
+            # a forked process would share the accelerator's and the threads' state
+            self._pool = ProcessPoolExecutor(
+                1, mp_context=multiprocessing.get_context("spawn"), initializer=_set_up_process
+            )
+        return self._pool.submit(
+            _evaluate_file, os.fspath(path), self.environment, self.num_episodes, seed, self.flatten
+        )
+
+    def shutdown(self) -> None:
+        """End the process; what was not evaluated yet is given up."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _set_up_process() -> None:
+    # ctrl-c reaches the whole group of processes: the run decides what becomes of this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _evaluate_file(
+    path: str,
+    environment: str | EnvSpec,
+    num_episodes: int,
+    seed: int,
+    flatten: Callable[[Any], np.ndarray],
+) -> EvaluationResult:
+    policy = load_policy(path)
+    os.remove(path)
+    return rollout_episodes(
+        policy, environment, num_episodes=num_episodes, seed=seed, flatten=flatten
+    )

@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch.optim.lr_scheduler import LambdaLR
 from torchrl.objectives.utils import TargetNetUpdater
 
+from rambo_trl.training.checkpoint import load_optimizer
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar
 
 __all__ = ["OfflinePhase", "Player", "cosine_decay"]
@@ -113,7 +114,7 @@ class OfflinePhase:
         """Restore what :meth:`state_dict` returned."""
         self.updates = int(state_dict["updates"])
         for player, state in zip(self.players, state_dict["optimizers"], strict=True):
-            player.optimizer.load_state_dict(state)
+            load_optimizer(player.optimizer, state)
         for schedule, last in zip(self._schedules, state_dict["schedules"], strict=True):
             if schedule is not None:
                 schedule.last_epoch = int(last)

@@ -50,7 +50,7 @@ class AgentPhase:
         self.optimizer = adam(
             (loss.qvalue_network_params.parameters(), critic_lr),
             (loss.actor_network_params.parameters(), actor_lr),
-            ([loss.log_alpha], alpha_lr),
+            ([loss.log_alpha] if loss.log_alpha.requires_grad else [], alpha_lr),
         )
         self._step = GradientStep(self._losses, self.optimizer, compile=compile)
         self._update = capture_on_gpu(self._step_and_follow, compile, name="the SAC update")

@@ -46,7 +46,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
         data: its whole content.
 
     Raises:
-        OSError: if it cannot be written; an earlier file is then as it was.
+        OSError: if it cannot be written, naming the file; an earlier one is then as it was.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -56,6 +56,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:  # a write on a full disk does not say where
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -204,6 +206,7 @@ class RunFolder:
         Raises:
             ValueError: if the row has no ``"epoch"``, or a key that the first row did not have.
             TypeError: if a value is not a number.
+            OSError: if it cannot be written; the rows before it are then as they were.
         """
         if row.get("epoch") is None:
             raise ValueError(f"a metrics row needs 'epoch', got the keys {sorted(row)}")
@@ -221,9 +224,7 @@ class RunFolder:
                 f"its columns are {', '.join(self._columns)}"
             )
         text += _format_line([cells.get(column, "") for column in self._columns])
-        # One write of whole lines, so that a kill cannot leave half a row.
-        with (self._path / _METRICS).open("ab", buffering=0) as file:
-            file.write(text.encode())
+        _append(self._path / _METRICS, text.encode())
 
     def read_metrics(self) -> list[dict[str, Number | None]]:
         """All rows of ``metrics.csv``, empty cells as None; an empty list before the first.
@@ -298,6 +299,19 @@ class RunFolder:
         lines = path.read_bytes().decode().splitlines(keepends=True)
         finished = [line for line in lines if line.endswith("\n")]
         return (finished[0], finished[1:]) if finished else (None, [])
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append in one write, so that a kill cannot leave half a row; all or nothing."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            done = file.write(data)
+            while done < len(data):  # a disk that is all but full takes a part in silence
+                done += file.write(data[done:])
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _format_line(cells: Sequence[str]) -> str:

@@ -107,6 +107,17 @@ def test_a_run_and_its_resumption(
     assert "resuming after epoch 1" in out + err
 
 
+@pytest.mark.usefixtures("tiny_dataset")
+def test_a_run_that_diverges_before_its_first_checkpoint_is_marked(
+    recipe: Callable[..., Path],
+) -> None:
+    # model-free: no pretraining has left a checkpoint to go back to
+    folder = recipe("td3_bc", *TINY, "agent.critic_lr=100000", "checkpoint_every=50", "run_dir=run")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["diverged"] is True and results["divergence"]["epoch"] == 1
+    assert np.isfinite(load_policy(folder / "policy.safetensors")(np.zeros(9))).all()
+
+
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [

@@ -90,6 +90,28 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     assert policies[0] == policies[1]
 
 
+@pytest.mark.gpu
+def test_deterministic_runs_on_a_gpu_repeat(tmp_path: Path) -> None:
+    settings = ("device=cuda", "deterministic=true", "compile=true", "seed=3")
+    for name in ("one", "two"):
+        done = run(f"run_dir={name}", *settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "policy.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_evaluations_beside_training_change_nothing(tmp_path: Path) -> None:
+    settings = ("epochs=5", "checkpoint_every=3", "evaluation.every=2")
+    for name, beside in (("within", "false"), ("beside", "true")):
+        done = run(f"run_dir={name}", f"evaluate_beside={beside}", *settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    folders = [tmp_path / name for name in ("within", "beside")]
+    for file in ("metrics.csv", "policy.safetensors"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    assert "epoch    5 | return" in done.stdout + done.stderr
+
+
 def test_a_diverged_run_is_marked_and_scored_zero(tmp_path: Path) -> None:
     done = run("run_dir=broken", "agent.critic_lr=1000", "epochs=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

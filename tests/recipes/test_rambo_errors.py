@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,12 @@ import run_start
 import torch
 from command_line import check_command_line, compose_jobs, describe
 from omegaconf import OmegaConf
-from run_settings import RULES, check_device, leaf_keys
-from run_start import check_data, check_writable, resumed_config
+from run_settings import RULES, Number, Text, Whole, check_config, check_device, leaf_keys
+from run_start import check_data, check_writable, read_config, resumed_config
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.training.run_folder import RunFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -66,6 +69,7 @@ BAD_SETTINGS = [
     ("epochs=true", "epochs must be a whole number of at least 1, got true"),
     ("epochs=null", "epochs must be a whole number of at least 1, got null"),
     ("compile=maybe", "compile must be true or false, got maybe"),
+    ("deterministic=maybe", "deterministic must be true or false, got maybe"),
     ("adversarial_weight=abc", "adversarial_weight must be a finite number"),
     ("agent.hidden_sizes=256", "agent.hidden_sizes must be a list of whole numbers"),
     ("model.hidden_sizes=[200,0]", "model.hidden_sizes must be a list of whole numbers"),
@@ -101,10 +105,46 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(("override", "words"), BAD_SETTINGS)
-def test_a_bad_setting_is_refused(override: str, words: str) -> None:
-    with pytest.raises(ValueError) as error:
-        compose_jobs("rambo", ["schedule=smoke", override])
-    assert words in describe(error.value) and "\n" not in describe(error.value)
+def test_a_bad_setting_is_one_line_and_code_2(
+    override: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        check_command_line("rambo", argv=["schedule=smoke", override])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and words in err
+    assert err.endswith("\n") and err.count("\n") == 1
+
+
+def wrong_values(rule: object) -> list[object]:
+    """Values that a setting of this kind must not have."""
+    wrong: list[object] = [[], ""]
+    if isinstance(rule, Whole | Number):
+        wrong += ["a word", True, rule.low - 1]
+        wrong += [] if rule.optional else [None]
+        wrong += [math.inf, -math.inf, math.nan] if isinstance(rule, Number) else [rule.low + 0.5]
+        if isinstance(rule, Number) and rule.above:
+            wrong.append(rule.low)
+        if rule.high is not None and rule.high < math.inf:
+            wrong.append(rule.high + 1)
+    elif isinstance(rule, Text):
+        wrong += [3] if rule.optional else [3, None]
+    else:
+        wrong += ["a word", 3]
+        wrong += [] if getattr(rule, "optional", False) else [None]
+    return wrong
+
+
+def test_every_setting_refuses_wrong_values() -> None:
+    (cfg,) = compose_jobs("rambo", ["schedule=smoke"])
+    for key, rule in RULES.items():
+        good = OmegaConf.select(cfg, key)
+        for value in wrong_values(rule):
+            OmegaConf.update(cfg, key, value, merge=False)
+            with pytest.raises(ValueError, match=f"^{re.escape(key)} must be "):
+                check_config(cfg)
+        OmegaConf.update(cfg, key, good, merge=False)
+    check_config(cfg)
 
 
 def test_the_command_line_ends_with_one_line_and_code_2(
@@ -229,6 +269,28 @@ class TestResumedSettings:
         (cfg,) = compose_jobs("rambo", ["resume=there"])
         older = OmegaConf.masked_copy(self.saved, [k for k in self.saved if k != "pretrained"])
         assert resumed_config(cfg, older, ["resume=there"]).pretrained is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"seed: !!python/object/apply:os.mkdir [ran]\n", "could not determine a constructor"),
+        (b"seed: [1\n", "while parsing"),
+        (b"seed: ${nothing}\n", "nothing"),
+        (b"\xff\xfe\xfa", "config.yaml is not a readable configuration"),
+        (b"- seed\n", "it holds no settings"),
+        (b"", "it holds no settings"),
+    ],
+)
+def test_a_broken_or_crafted_configuration_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=r"config\.yaml is not a readable") as error:
+        read_config(RunFolder.open(tmp_path))
+    assert words in describe(error.value) and "\n" not in describe(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_the_program_itself(tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import run_start
+from command_line import compose_jobs
+from omegaconf import OmegaConf
 from run_support import EndingWell
 
 from rambo_trl.training.run_folder import RunFolder
@@ -97,7 +100,8 @@ def test_a_kill_while_the_behaviour_is_cloned(tmp_path: Path, whole: Path) -> No
     assert not (tmp_path / "run/metrics.csv").exists()
     # what a kill in the middle of a write would have left
     (tmp_path / "run/checkpoint/.last.pt.1.tmp").write_bytes(b"half")
-    _, err = finish(start(tmp_path, "resume=run", "checkpoints_kept=2"))
+    # on a CPU the numbers repeat anyway: to ask for it changes none
+    _, err = finish(start(tmp_path, "resume=run", "checkpoints_kept=2", "deterministic=true"))
     assert "fit the model" not in err
     assert outcome(tmp_path / "run") == outcome(whole)
     names = sorted(p.name for p in (tmp_path / "run/checkpoint").iterdir())
@@ -113,6 +117,38 @@ def test_shared_pretraining_changes_no_number(tmp_path: Path, whole: Path) -> No
     for key in ("cloned_score", "holdout_mse", "model_passes", "score"):
         assert results[0][key] == results[1][key]
     assert results[0]["checkpoint_bytes"] > 0 and results[0]["seconds"]["checkpoint"] > 0
+
+
+class Prepared(Exception):
+    """What comes after the checks."""
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_deterministic_algorithms_are_asked_for_before_the_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    def stop(cfg: object) -> None:
+        raise Prepared
+
+    asked: list[bool] = []
+    monkeypatch.setattr(run_start, "make_deterministic", lambda: asked.append(True))
+    monkeypatch.setattr(run_start, "load_data", stop)
+    for flag in ("false", "true"):
+        words = ["schedule=smoke", f"deterministic={flag}", f"run_dir={tmp_path / flag}"]
+        (cfg,) = compose_jobs("rambo", words)
+        if resumed:
+            folder = RunFolder.create(tmp_path / flag)
+            folder.write_config(OmegaConf.to_yaml(cfg))
+            words = [f"resume={folder.path}"]
+            (cfg,) = compose_jobs("rambo", words)
+        hydra = SimpleNamespace(
+            overrides=SimpleNamespace(task=words),
+            runtime=SimpleNamespace(choices={"task": "hopper-medium-replay"}),
+        )
+        monkeypatch.setattr(run_start.HydraConfig, "get", lambda hydra=hydra: hydra)
+        with pytest.raises(Prepared):
+            run_start.prepare(cfg)
+        assert asked == [True] * (flag == "true")
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

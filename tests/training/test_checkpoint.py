@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,8 @@ from rambo_trl.data import make_replay_buffer
 from rambo_trl.training.checkpoint import (
     Checkpoints,
     load_checkpoint,
+    load_optimizer,
+    make_deterministic,
     random_state,
     save_checkpoint,
     seed_everything,
@@ -137,6 +136,45 @@ def test_a_random_state_of_torch_alone_leaves_the_others() -> None:
     assert (random.random(), np.random.rand()) == following
 
 
+def test_an_optimisers_way_is_that_of_the_device_it_is_loaded_on(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    saved = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
+    net(torch.ones(1, 3)).sum().backward()
+    saved.step()
+    saved.param_groups[0]["capturable"] = True  # as on a GPU
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"optimizer": saved}, {})
+    restored = torch.optim.Adam(net.parameters(), lr=0.2, foreach=True)
+    load_checkpoint(path, {"optimizer": restored})
+    (group,) = restored.param_groups
+    assert (group["fused"], group["foreach"], group["capturable"]) == (None, True, False)
+    assert group["lr"] == 0.1  # what it learns by is the saved one's
+    for a, b in zip(saved.state.values(), restored.state.values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    restored.step()
+    twice = torch.optim.Adam([{"params": [p]} for p in net.parameters()])
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        load_optimizer(twice, saved.state_dict())
+
+
+def test_deterministic_algorithms_are_asked_for_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    try:
+        make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch._inductor.config.deterministic
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
 def test_parts_of_another_size_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 2)}, {})
     with pytest.raises(ValueError, match=r"last.pt was saved with other settings: its net"):
@@ -204,20 +242,6 @@ class TestCheckpoints:
         (tmp_path / ".last.pt.77.tmp").write_bytes(checkpoints.last.read_bytes()[:50])
         assert checkpoints.load() == {"epoch": 3}
         assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root may mount")
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("tmpfs cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(small_disk: Path) -> None:

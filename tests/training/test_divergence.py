@@ -5,8 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from torchrl.objectives import SACLoss
 
-from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.training.divergence import DivergenceMonitor, model_error_bound
+from rambo_trl.training.phases import AgentPhase, ModelPhase
+from rambo_trl.training.pretraining import fit_world_model
 
 
 def test_mean_q_beyond_what_the_rewards_allow_is_found() -> None:
@@ -16,6 +27,17 @@ def test_mean_q_beyond_what_the_rewards_allow_is_found() -> None:
     assert monitor.check({"mean_q": -799.0}) is None
     assert "mean Q 801" in (monitor.check({"mean_q": 801.0}) or "")
     assert "mean Q -801" in (monitor.check({"mean_q": -801.0}) or "")
+
+
+def test_the_entropy_that_sac_adds_to_the_rewards_is_allowed_for() -> None:
+    # small rewards and a temperature that starts at 1: the critics hold entropy at first
+    monitor = DivergenceMonitor(max_abs_reward=0.05, gamma=0.99)
+    assert monitor.q_bound == pytest.approx(10.0)
+    assert monitor.check({"mean_q": 100.0, "alpha": 0.9, "entropy": -4.0}) is None
+    assert monitor.q_bound == pytest.approx(2 * (0.05 + 3.6) / 0.01)
+    # they lag behind the temperature
+    assert monitor.check({"mean_q": 700.0, "alpha": 0.01, "entropy": -4.0}) is None
+    assert "mean Q 731" in (monitor.check({"mean_q": 731.0, "alpha": 0.01, "entropy": 0.0}) or "")
 
 
 def test_a_model_that_has_left_the_data_is_found() -> None:
@@ -42,3 +64,90 @@ def test_missing_metrics_are_no_divergence() -> None:
 def test_settings_without_a_bound_are_refused(reward: float, gamma: float, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         DivergenceMonitor(reward, gamma)
+
+
+def steps_and_rewards(num: int = 1000, size: int = 11) -> TensorDict:
+    """Transitions whose steps and rewards can be predicted but for some noise."""
+    observation, action = torch.randn(num, size), 2 * torch.rand(num, 1) - 1
+    following = 0.9 * observation + 0.3 * action + 0.05 * torch.randn(num, size)
+    ended = torch.zeros(num, 1, dtype=torch.bool)
+    return TensorDict(
+        observation=observation,
+        action=action,
+        next=TensorDict(
+            observation=following,
+            reward=action + 0.3 * torch.randn(num, 1),
+            terminated=ended,
+            done=ended.clone(),
+            batch_size=[num],
+        ),
+        batch_size=[num],
+    )
+
+
+def test_a_model_must_know_more_than_means_unless_the_fitted_one_did_not() -> None:
+    step = torch.tensor([[1.0, 0.0], [3.0, 0.0]])  # variances 1, 0 and, of the rewards, 5
+    rows = TensorDict(
+        observation=torch.ones(2, 2),
+        next=TensorDict(
+            observation=1 + step, reward=torch.tensor([[-(5.0**0.5)], [5.0**0.5]]), batch_size=[2]
+        ),
+        batch_size=[2],
+    )
+    assert model_error_bound(rows, [0.1, 0.5]) == pytest.approx(2.0)
+    assert model_error_bound(rows, [0.1, 3.0]) == pytest.approx(6.0)
+    assert model_error_bound(rows, [0.001, 0.002]) == pytest.approx(0.2)
+    assert model_error_bound(rows, [math.nan]) == pytest.approx(2.0)
+
+
+def play(adversarial_weight: float, epochs: int) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """A small run of Algorithm 1: each epoch's metrics, and the settings of its monitor."""
+    torch.manual_seed(0)
+    data, spec = steps_and_rewards(), Bounded(-1, 1, shape=(1,))
+    real = make_replay_buffer(len(data))
+    real.extend(data)
+    model = EnsembleWorldModel(11, 1, num_members=3, num_elites=2, hidden_sizes=(32, 32))
+    fit = fit_world_model(model, data, batch_size=64, lr=3e-3, max_passes=12)
+    sac = SACLoss(
+        make_actor(11, spec, hidden_sizes=(32, 32)),
+        make_qvalue(11, 1, hidden_sizes=(32, 32)),
+        loss_function="l2",
+        action_spec=spec,
+    )
+    sac.make_value_estimator(gamma=0.99)
+    agent = AgentPhase(sac)
+    env = EnsembleModelEnv(model, action_spec=spec, starts=real)
+    collector = ModelRolloutCollector(env, sac.actor_network, num_starts=100, horizon=5)
+    imagined = make_replay_buffer(2500)
+    mixed = RealModelReplayBuffer(real, imagined, real_fraction=0.5, batch_size=128)
+    likelihood = EnsembleModelLoss(model, members="elites")
+    adversarial = AdversarialModelLoss.from_loss(model, sac, adversarial_weight=adversarial_weight)
+    adversary = ModelPhase(env, adversarial, likelihood, real, batch_size=128, lr=3e-3)
+    metrics = []
+    for _ in range(epochs):
+        imagined.extend(collector.collect().select(*mixed.keys))
+        row = {**agent.run(mixed.batches(10)), **adversary.run(60)}
+        row["model_error"] = float(likelihood.member_mse(data)[model.elites].mean())
+        metrics.append(row)
+    return metrics, {
+        "max_abs_reward": float(data["next", "reward"].abs().max()),
+        "gamma": 0.99,
+        "max_model_error": model_error_bound(data, fit.holdout_mse),
+    }
+
+
+@pytest.mark.slow
+def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model() -> None:
+    (row,), settings = play(1.0, epochs=1)
+    found = DivergenceMonitor(**settings).check(row)
+    assert found is not None and "error on the data" in found
+    # nothing else of the epoch shows it: all is finite, and the critics have not followed
+    assert DivergenceMonitor(**{**settings, "max_model_error": None}).check(row) is None
+
+
+@pytest.mark.slow
+def test_the_published_lambda_is_left_alone() -> None:
+    rows, settings = play(3e-4, epochs=2)
+    monitor = DivergenceMonitor(**settings)
+    assert [monitor.check(row) for row in rows] == [None] * 2
+    assert max(row["model_error"] for row in rows) < 0.5 * settings["max_model_error"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -11,7 +16,8 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.modules import make_actor
-from rambo_trl.training.evaluation import evaluate_policy, rollout_episodes
+from rambo_trl.training.evaluation import EvaluationProcess, evaluate_policy, rollout_episodes
+from rambo_trl.training.policy_file import save_policy
 
 ENV_ID = "InvertedDoublePendulum-v5"
 MEAN, STD = torch.linspace(-1, 1, 9), torch.linspace(0.2, 3, 9)
@@ -87,3 +93,70 @@ def test_policy_sees_float32_batches() -> None:
 
     evaluate_policy(policy, ENV_ID, num_episodes=2)
     assert set(seen) == {(torch.float32, (2,))}
+
+
+def save(path, actor, spec: Bounded) -> None:
+    save_policy(
+        path,
+        actor,
+        observation_mean=MEAN,
+        observation_std=STD,
+        action_spec=spec,
+        hidden_sizes=[8],
+        env_id=ENV_ID,
+    )
+
+
+def test_a_process_beside_finds_the_same(tmp_path) -> None:
+    spec = Bounded(-1, 1, shape=(1,))
+    actor = make_actor(9, spec, hidden_sizes=(8,))
+    evaluations = EvaluationProcess(ENV_ID, num_episodes=3)
+    paths = [tmp_path / name for name in ("a", "b")]
+    try:
+        for path in paths:
+            save(path, actor, spec)
+        futures = [evaluations.submit(path, seed=7) for path in paths]
+        with torch.no_grad():  # the file counts, not what the policy has become meanwhile
+            for parameter in actor.parameters():
+                parameter.zero_()
+        found = [future.result(timeout=120) for future in futures]
+    finally:
+        evaluations.shutdown()
+    assert not any(path.exists() for path in paths)
+    want = evaluate_policy(
+        actor, ENV_ID, num_episodes=3, seed=7, observation_mean=MEAN, observation_std=STD
+    )
+    assert found[0].returns.tolist() == found[1].returns.tolist() != want.returns.tolist()
+    actor = make_actor(9, spec, hidden_sizes=(8,))
+    save(paths[0], actor, spec)
+    try:
+        got = evaluations.submit(paths[0], seed=7).result(timeout=120)
+    finally:
+        evaluations.shutdown()
+    want = evaluate_policy(
+        actor, ENV_ID, num_episodes=3, seed=7, observation_mean=MEAN, observation_std=STD
+    )
+    np.testing.assert_allclose(got.returns, want.returns, rtol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_process_ends_with_a_killed_run(tmp_path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from rambo_trl.training.evaluation import EvaluationProcess\n"
+        "if __name__ == '__main__':\n"
+        "    evaluations = EvaluationProcess('Pendulum-v1', num_episodes=1)\n"
+        "    evaluations.submit('no such file', seed=0).exception()\n"
+        "    print(*evaluations._pool._processes, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.returncode == -9
+    beside = Path("/proc") / done.stdout.strip()
+    deadline = time.monotonic() + 20
+    while beside.exists() and "zombie" not in (beside / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

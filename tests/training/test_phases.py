@@ -144,6 +144,14 @@ def test_each_part_of_the_agent_has_its_own_learning_rate() -> None:
     assert owned == {id(p) for p in agent.parameters() if p.requires_grad}
 
 
+def test_a_fixed_temperature_stays() -> None:
+    agent = make_agent(alpha_init=0.3, fixed_alpha=True)
+    before = entries(agent.actor_network_params)
+    metrics = AgentPhase(agent, actor_lr=0.01).run([transitions(32), transitions(32)])
+    assert metrics["alpha"] == pytest.approx(0.3) == float(agent.log_alpha.exp())
+    assert not torch.allclose(before[-1], entries(agent.actor_network_params)[-1])
+
+
 def test_actors_term_does_not_train_the_critics() -> None:
     # one backward serves all terms: the critics' gradient must be that of their own term
     agent, batch = make_agent(), transitions(64)

@@ -164,6 +164,25 @@ class TestMetrics:
         again.append_metrics({"epoch": 7, "score": 1.0})
         assert [row["epoch"] for row in again.read_metrics()] == [*kept, 7]
 
+    def test_a_full_disk_takes_a_whole_row_or_none(self, small_disk):
+        folder = RunFolder.create(small_disk / "run")
+        folder.append_metrics({"epoch": 0, "score": 0.1})
+        filler = (small_disk / "filler").open("wb", buffering=0)
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                filler.write(bytes(4096))
+        filler.close()
+        epoch = 0
+        with pytest.raises(OSError, match=r"No space left on device.*metrics\.csv"):
+            while True:  # what is left of the file's last block is not a whole number of rows
+                folder.append_metrics({"epoch": epoch + 1, "score": 0.1})
+                epoch += 1
+        text = (folder.path / "metrics.csv").read_text()
+        assert text.endswith("\n") and text.count("\n") == epoch + 2 and 4096 % len(text)
+        (small_disk / "filler").unlink()
+        folder.append_metrics({"epoch": epoch + 1, "score": 0.1})
+        assert [row["epoch"] for row in folder.read_metrics()] == list(range(epoch + 2))
+
     def test_half_a_header_is_dropped(self, folder):
         (folder.path / "metrics.csv").write_text("epoch,sco")
         assert folder.read_metrics() == []
@@ -239,6 +258,15 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(path, b"long content")
     write_atomically(path, b"short")
     assert path.read_bytes() == b"short"
+
+
+def test_write_atomically_names_the_file_that_does_not_fit(small_disk):
+    write_atomically(small_disk / "file", b"old")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_atomically(small_disk / "file", bytes(300_000))
+    assert error.value.filename == str(small_disk / "file")
+    assert (small_disk / "file").read_bytes() == b"old"
+    assert [p.name for p in small_disk.iterdir()] == ["file"]
 
 
 def test_what_was_never_finished_is_removed(tmp_path):

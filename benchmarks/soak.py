@@ -1,0 +1,254 @@
+"""A long run, watched from outside: does it keep its memory and its pace?
+
+``python benchmarks/soak.py --threads 1`` starts ``recipes/rambo.py`` with the smoke schedule and
+200 epochs, and notes at every line of its ``metrics.csv`` the time, the memory, the open files and
+the threads of the process. Every other epoch is evaluated; the others are timed, because episodes
+last as long as the policy stands. It exits with 1 where memory or time grows beyond the limits
+below. ``--page docs/runs.md`` puts the figures between the ``<!-- benchmark:soak -->`` markers of
+that page; with ``--read`` they are those of the earlier JSON file. What follows the options is
+handed to the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from measuring import (
+    COLORS,
+    arguments,
+    finish_figure,
+    machine,
+    make_figure,
+    save_figure,
+    set_up,
+    write_json,
+)
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "rambo.py"
+SETTINGS = ("task=inverteddoublependulum-medium-replay", "schedule=smoke", "evaluation.every=2")
+#: how much more memory and time than in the beginning is called flat
+MOST_MEMORY, MOST_TIME = 1.02, 1.10
+START, END = "<!-- benchmark:soak -->", "<!-- end of benchmark:soak -->"
+
+Sample = dict[str, Any]
+
+
+def look_at(process: int) -> dict[str, float]:
+    """Memory in megabytes, open files and threads of a process, as Linux tells them."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return {
+        "memory_mb": int(status["VmRSS"].split()[0]) / 1e3,
+        "peak_memory_mb": int(status["VmHWM"].split()[0]) / 1e3,
+        "threads": int(status["Threads"]),
+        "open_files": len(os.listdir(f"/proc/{process}/fd")),
+    }
+
+
+def read_rows(metrics: Path) -> list[bool]:
+    """Whether each finished epoch of a ``metrics.csv`` was evaluated."""
+    if not metrics.is_file():
+        return []
+    text = metrics.read_text()
+    header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    if not lines:
+        return []
+    column = header.split(",").index("return_mean")
+    return [line.split(",")[column] != "" for line in lines]
+
+
+def watch(words: Sequence[str], threads: int | None, work: Path) -> list[Sample]:
+    """Run the recipe and note what its process is like at the end of every epoch."""
+    if not Path("/proc/self/status").is_file():
+        raise SystemExit("the soak reads /proc, which this system does not have")
+    if threads is not None:
+        words = [*words, f"threads={threads}"]
+    samples: list[Sample] = []
+    with (work / "output.txt").open("wb") as output:
+        run = subprocess.Popen(
+            [sys.executable, str(RECIPE), *words, "run_dir=run"],
+            cwd=work, stdout=output, stderr=output,
+        )  # fmt: skip
+        try:
+            size = 0
+            metrics = work / "run" / "metrics.csv"
+            while run.poll() is None:
+                grown = metrics.stat().st_size if metrics.is_file() else 0
+                if grown == size:
+                    time.sleep(0.002)
+                    continue
+                size, now = grown, time.perf_counter()
+                rows = read_rows(metrics)
+                if len(rows) > (samples[-1]["epoch"] if samples else 0):
+                    try:
+                        found = look_at(run.pid)
+                    except (FileNotFoundError, KeyError):  # it has just ended
+                        break
+                    samples.append({"epoch": len(rows), "at": now, "evaluated": rows[-1], **found})
+                    if len(rows) % 20 == 0:
+                        print(f"epoch {len(rows):5d}  {found['memory_mb']:7.1f} MB", flush=True)
+            code = run.wait()
+        finally:
+            if run.poll() is None:
+                run.kill()
+                run.wait()
+    if code:
+        tail = (work / "output.txt").read_text(errors="replace")[-2000:]
+        raise SystemExit(f"the run ended with {code}:\n{tail}")
+    return samples
+
+
+def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Compare the last tenth of the epochs with the second tenth.
+
+    In the first tenth the model buffer fills and everything is made that is made once.
+
+    Args:
+        samples: by epoch, as :func:`watch` returns them.
+    """
+    tenth = max(2, len(samples) // 10)
+    seconds = {
+        after["epoch"]: after["at"] - before["at"]
+        for before, after in pairwise(samples)
+        if not after["evaluated"] and after["epoch"] == before["epoch"] + 1
+    }
+
+    def part(chosen: Sequence[Sample]) -> dict[str, Any]:
+        return {
+            "epochs": [chosen[0]["epoch"], chosen[-1]["epoch"]],
+            "memory_mb": statistics.mean(s["memory_mb"] for s in chosen),
+            "open_files": max(s["open_files"] for s in chosen),
+            "threads": max(s["threads"] for s in chosen),
+            "seconds": statistics.median(
+                seconds[s["epoch"]] for s in chosen if s["epoch"] in seconds
+            ),
+        }
+
+    early, late = part(samples[tenth : 2 * tenth]), part(samples[-tenth:])
+    return {
+        "epochs": samples[-1]["epoch"],
+        "early": early,
+        "late": late,
+        "memory_ratio": late["memory_mb"] / early["memory_mb"],
+        "seconds_ratio": late["seconds"] / early["seconds"],
+        "peak_memory_mb": max(s["peak_memory_mb"] for s in samples),
+        "seconds": list(seconds.values()),
+        "timed_epochs": list(seconds),
+        "memory_mb": [s["memory_mb"] for s in samples],
+    }
+
+
+def complaints(results: dict[str, Any]) -> list[str]:
+    """What has grown more than is called flat."""
+    early, late = results["early"], results["late"]
+    found = []
+    if results["memory_ratio"] > MOST_MEMORY:
+        found.append(f"memory grew from {early['memory_mb']:.1f} to {late['memory_mb']:.1f} MB")
+    if results["seconds_ratio"] > MOST_TIME:
+        found.append(f"an epoch grew from {early['seconds']:.3f} to {late['seconds']:.3f} s")
+    for name in ("open_files", "threads"):
+        if late[name] > early[name]:
+            found.append(f"{name.replace('_', ' ')}: {early[name]}, then {late[name]}")
+    return found
+
+
+def paragraph(content: dict[str, Any]) -> str:
+    """The figures as sentences."""
+    on, results = content["machine"], content["results"]
+    early, late = results["early"], results["late"]
+    threads = f"{on['threads']} thread{'s' * (on['threads'] > 1)}"
+    return (
+        f"{results['epochs']} epochs of the smoke schedule ({on['cpu']}, {threads}, PyTorch "
+        f"{on['torch']}), epochs {early['epochs'][0]} to {early['epochs'][1]} beside "
+        f"{late['epochs'][0]} to {late['epochs'][1]}: memory {early['memory_mb']:.0f} MB, then "
+        f"{late['memory_mb']:.0f} MB ({100 * (results['memory_ratio'] - 1):+.1f} %); an epoch "
+        f"{early['seconds']:.3f} s, then {late['seconds']:.3f} s "
+        f"({100 * (results['seconds_ratio'] - 1):+.0f} %); open files {early['open_files']}, then "
+        f"{late['open_files']}; threads {early['threads']}, then {late['threads']}. Peak memory "
+        f"{results['peak_memory_mb']:.0f} MB."
+    )
+
+
+def put_in(text: str, content: dict[str, Any]) -> str:
+    """A page's text with the figures between its markers.
+
+    Raises:
+        ValueError: if it has no markers.
+    """
+    if START not in text or END not in text:
+        raise ValueError(f"the page has no {START} and {END}")
+    head, rest = text.split(START, 1)
+    return f"{head}{START}\n{paragraph(content)}\n{END}{rest.split(END, 1)[1]}"
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Memory on the left, seconds of an epoch on the right."""
+    results = content["results"]
+    figure, (left, right) = make_figure(2, width=10)
+    memory = results["memory_mb"]
+    left.plot(range(1, len(memory) + 1), memory, color=COLORS[0])
+    left.set_ylim(0, 1.15 * max(memory))
+    finish_figure(left, "Memory", "epoch", "megabytes held")
+    right.plot(results["timed_epochs"], results["seconds"], ".", color=COLORS[1])
+    right.set_ylim(0, 1.15 * max(results["seconds"]))
+    finish_figure(right, "Time of an epoch", "epoch", "seconds")
+    save_figure(figure, path)
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = arguments("A long run, watched from outside.")
+    parser.add_argument("--epochs", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--page", type=Path, help="the page to put the figures into")
+    parser.add_argument(
+        "--read", action="store_true", help="run nothing, take the figures of the JSON file"
+    )
+    return parser
+
+
+def main() -> None:
+    """Measure or read, say what was found, write it down."""
+    args, words = options().parse_known_args()
+    path = args.out / "soak.json"
+    if args.read:
+        content = json.loads(path.read_text())
+    else:
+        set_up(args)
+        epochs = 20 if args.quick else args.epochs
+        if epochs < 10:
+            raise SystemExit(f"--epochs must be at least 10, got {epochs}")
+        settings = [*SETTINGS, f"device={args.device}", f"epochs={epochs}", *words]
+        with tempfile.TemporaryDirectory() as work:
+            samples = watch(settings, args.threads, Path(work))
+        content = {
+            # the schedule has one thread unless it is told otherwise
+            "machine": {**machine(args.device), "threads": args.threads or 1},
+            "settings": settings,
+            "results": summarise(samples),
+        }
+        write_json(path, content)
+        draw(content, path.with_suffix(".png"))
+    print(paragraph(content))
+    if args.page is not None:
+        args.page.write_text(put_in(args.page.read_text(), content))
+        print(f"written: {args.page}")
+    found = complaints(content["results"])
+    for line in found:
+        print(f"not flat: {line}")
+    if found and not args.quick:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
