@@ -20,9 +20,10 @@ EVALUATION_COLUMNS = frozenset({"score", "score_std", "return_mean", "return_std
 #: settings, or groups of them, in which runs of one configuration may differ
 _NOT_CONFIGURATION = frozenset(
     (
-        "seed", "run_dir", "resume", "device", "compile", "threads", "on_divergence", "evaluation",
-        "pretrained", "cache_dir", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
-        "logger", "video", "retries", "hydra", "dataset", "method", "schedule_name",
+        "seed", "run_dir", "resume", "device", "compile", "deterministic", "threads",
+        "on_divergence", "evaluate_beside", "evaluation", "pretrained", "cache_dir",
+        "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "logger", "video",
+        "retries", "hydra", "dataset", "method", "schedule_name",
     )
 )  # fmt: skip
 _NEEDED = ("score", "seed", "dataset", "schedule", "epochs", "diverged")

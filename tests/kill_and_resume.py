@@ -208,7 +208,7 @@ def kill_and_resume(kills: int, seed: int, work: Path, words: Sequence[str] = ()
         ]
         different += not all(same)
         verdicts = ["same" if s else "DIFFERS" for s in same]
-        where = f"{during} of epoch {epoch}" if epoch else during
+        where = f"{during} of epoch {epoch}" if epoch and during != "had ended" else during
         print(
             f"{n:4d} {after:6.2f}s  {verdicts[0]:<8} {verdicts[1]:<8} {where}; {left}", flush=True
         )

@@ -25,6 +25,7 @@ __all__ = [
     "is_maze",
     "is_scored_by_success",
     "make_environment",
+    "of_registered_class",
     "register_mazes",
 ]
 
@@ -52,11 +53,16 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
     of an episode is 1 for success and else 0 (D4RL's score); by themselves they would go on and
     count the steps at the goal.
 
+    A specification comes with a data set, whoever made it. Its arguments and time limit are
+    used, but the class is the one registered under its id here, and wrappers are Gymnasium's
+    only: what a file names is not imported.
+
     Args:
         environment: a Gymnasium id or specification.
 
     Raises:
-        ValueError: if it is not installed; the message says what to install.
+        ValueError: if it is not installed, the message says what to install; or if the
+            specification asks for another wrapper than Gymnasium's.
     """
     env_id = environment_id(environment)
     try:
@@ -64,13 +70,14 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
             warnings.simplefilter("ignore")  # an older version than the newest is what was asked
             if is_maze(env_id):
                 register_mazes()
+            spec = (
+                copy.deepcopy(gymnasium.spec(environment))
+                if isinstance(environment, str)
+                else of_registered_class(environment)
+            )
             if is_scored_by_success(env_id):
-                spec = copy.deepcopy(
-                    gymnasium.spec(environment) if isinstance(environment, str) else environment
-                )
                 spec.kwargs["continuing_task"] = False
-                return gymnasium.make(spec, disable_env_checker=True)
-            return gymnasium.make(environment, disable_env_checker=True)
+            return gymnasium.make(spec, disable_env_checker=True)
     except (gymnasium.error.Error, ImportError) as error:
         lines = str(error).strip().splitlines()
         install = "the package that registers it"
@@ -78,8 +85,34 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
             install = 'gymnasium-robotics (pip install "rambo_trl[maze]")'
         raise ValueError(
             f"environment {env_id} is not installed ({lines[0] if lines else error!r}): install "
-            f"{install}, or give the env_id of one that is"
+            f"{install}, or give the env_id of one that is (MODULE:ID for one of your own)"
         ) from None
+
+
+def of_registered_class(recorded: EnvSpec) -> EnvSpec:
+    """A data set's specification with the class that is registered under its id here.
+
+    Raises:
+        gymnasium.error.NameNotFound: if there is none.
+        ValueError: if there is another wrapper than Gymnasium's.
+    """
+    # looked up, not asked of Gymnasium, which would import the module of an id MODULE:ID
+    registered = gymnasium.registry.get(recorded.id)
+    if registered is None:
+        raise gymnasium.error.NameNotFound(
+            f"{recorded.id} ({recorded.entry_point}) is not registered"
+        )
+    for wrapper in recorded.additional_wrappers:
+        if not str(wrapper.entry_point).startswith("gymnasium.wrappers."):
+            raise ValueError(
+                f"the data set's environment {recorded.id} asks for the wrapper "
+                f"{wrapper.entry_point}, which is not Gymnasium's and is not imported: give the "
+                "env_id of an environment that has it, or env_id=none"
+            )
+    spec = copy.deepcopy(recorded)
+    spec.entry_point = registered.entry_point
+    spec.vector_entry_point = registered.vector_entry_point
+    return spec
 
 
 def environment_id(environment: str | EnvSpec) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 import gymnasium
 import minari
 import torch
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.dataset.minari_dataset import DATASET_ID_RE
 from torchrl.data import Bounded
 
@@ -24,7 +25,12 @@ from rambo_trl.data.bundled import (
     bundled_path,
     ensure_bundled,
 )
-from rambo_trl.data.environment import is_scored_by_success
+from rambo_trl.data.environment import (
+    is_maze,
+    is_scored_by_success,
+    of_registered_class,
+    register_mazes,
+)
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
 
 __all__ = ["MinariSource", "open_minari"]
@@ -106,6 +112,7 @@ def _data_folder(path: Path) -> Path | None:
 def _read(name: str, folder: Path) -> minari.MinariDataset:
     """Open a local set; whatever is wrong with its files is said in one line."""
     try:
+        _refuse_foreign_class(json.loads((folder / "metadata.json").read_text()))
         return minari.MinariDataset(folder)
     except (ImportError, gymnasium.error.Error) as error:
         # Of a storage format's package, or of the environment, which Minari asks for its spaces
@@ -120,6 +127,34 @@ def _read(name: str, folder: Path) -> minari.MinariDataset:
         ) from error
 
 
+def _refuse_foreign_class(metadata: Mapping[str, Any]) -> None:
+    """Refuse a set without spaces whose environment is of another class than the registered one.
+
+    Minari asks the environment for the spaces, and would import whatever class the file names.
+    """
+    recorded = metadata.get("env_spec")
+    if recorded is None or {"observation_space", "action_space"} <= metadata.keys():
+        return
+    fields = json.loads(recorded)  # older versions of Gymnasium recorded more of them
+    wrappers = (
+        WrapperSpec(wrapper["name"], wrapper["entry_point"], wrapper.get("kwargs"))
+        for wrapper in fields.get("additional_wrappers") or ()
+    )
+    spec = EnvSpec(
+        fields["id"],
+        entry_point=fields.get("entry_point"),
+        additional_wrappers=tuple(wrappers),
+    )
+    if is_maze(spec.id):
+        register_mazes()
+    registered = of_registered_class(spec)
+    if registered.entry_point != spec.entry_point:
+        raise ValueError(
+            f"it names {spec.entry_point} as the class of {spec.id}, which is "
+            f"{registered.entry_point} here; no other class is imported"
+        )
+
+
 def _local_or_download(name: str) -> minari.MinariDataset:
     """Open a set in Minari's root, else download it; a failure is one line saying what to do."""
     root = bundled_path("")
@@ -128,10 +163,12 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         if folder is not None:
             return _read(name, folder)
         try:
-            return minari.load_dataset(name, download=True)
+            minari.download_dataset(name)
         except Exception as error:
             # The downloader's errors range from a missing package to a broken connection.
             reason = f"downloading it failed ({_first_line(error)})"
+        else:
+            return _read(name, root / name / "data")
         help_ = (
             f", or fetch it where there is a network with `minari download {name}` and copy it "
             f"to {root / name}"

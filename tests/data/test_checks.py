@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -12,13 +13,14 @@ import gymnasium
 import minari
 import numpy as np
 import pytest
+from gymnasium.envs.registration import WrapperSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from torchrl._utils import logger
 from torchrl.data import Bounded
 
-from rambo_trl.data import OfflineDataset, bundled
+from rambo_trl.data import OfflineDataset, bundled, make_environment
 from rambo_trl.data.bundled import build_bundled, bundled_path
 
 SPEC = Bounded(-1.0, 1.0, shape=(2,))
@@ -164,6 +166,43 @@ def test_a_set_whose_environment_is_not_installed() -> None:
     (folder / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="foreign-v0 needs a package.*nowhere_at_all"):
         OfflineDataset.load("toy/foreign-v0")
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize("spaces", [True, False])
+def test_no_class_that_a_file_names_is_imported(spaces: bool, tmp_path: Path) -> None:
+    # a set that somebody else made: its environment is a function that makes a folder
+    folder = store("toy/crafted-v0")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    made = tmp_path / "made"
+    spec = json.loads(gymnasium.spec("Hopper-v5").to_json())
+    spec.update(entry_point="os:mkdir", kwargs={"path": str(made)})
+    metadata["env_spec"] = json.dumps(spec)
+    if not spaces:
+        del metadata["observation_space"]
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    if spaces:
+        data = OfflineDataset.load("toy/crafted-v0")
+        assert data.environment is not None
+        with pytest.raises((TypeError, ValueError)):  # Hopper has no such argument
+            make_environment(data.environment)
+    else:
+        with pytest.raises(ValueError, match="names os:mkdir as the class of Hopper-v5"):
+            OfflineDataset.load("toy/crafted-v0")
+    assert not made.exists()
+
+
+def test_wrappers_of_a_file_are_gymnasiums() -> None:
+    spec = copy.deepcopy(gymnasium.spec("Hopper-v5"))
+    own = WrapperSpec("TimeLimit", "gymnasium.wrappers.common:TimeLimit", {"max_episode_steps": 3})
+    spec.additional_wrappers = (own,)
+    env = make_environment(spec)
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+    env.close()
+    spec.additional_wrappers = (WrapperSpec("Foreign", "os:mkdir", {}),)
+    with pytest.raises(ValueError, match="wrapper os:mkdir"):
+        make_environment(spec)
 
 
 def test_a_folder_without_a_set(tmp_path: Path) -> None:

@@ -391,7 +391,7 @@ def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.Monke
     def no_network(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host\nand more lines")
 
-    monkeypatch.setattr(minari, "load_dataset", no_network)
+    monkeypatch.setattr(minari, "download_dataset", no_network)
     with pytest.raises(ValueError) as caught:
         OfflineDataset.load("mujoco/hopper/medium-v0")
     message = str(caught.value)

@@ -201,7 +201,7 @@ def test_takes_the_likelihoods_place_in_the_model_phase(compiled: bool) -> None:
             lr=3e-3,
             compile=compiled,
         )
-        metrics = phase.run(40)
+        metrics = phase.run(100)
         assert {"loss_trust", "trust_distance", "loss_adversarial"} <= set(metrics)
         trust.num_samples = 200
         distances[weight] = trust(rows(100))["trust_distance"].item()

@@ -226,7 +226,7 @@ def test_sets_that_cannot_be_had(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     name = "mine/robot-v0"
     if kind == "no network":
-        monkeypatch.setattr(minari, "load_dataset", failing(ConnectionError("no route")))
+        monkeypatch.setattr(minari, "download_dataset", failing(ConnectionError("no route")))
     elif kind in ("metadata", "episodes"):
         (root / name / "data").mkdir(parents=True)
         (root / name / "data/metadata.json").write_text("{" if kind == "metadata" else METADATA)
