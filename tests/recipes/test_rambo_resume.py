@@ -175,6 +175,7 @@ def kill_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("kill_and_resume", TESTS / "kill_and_resume.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look their types up
     spec.loader.exec_module(module)
     return module
 
