@@ -9,6 +9,7 @@ import platform
 import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torchrl._utils import logger as torchrl_logger
 
 __all__ = [
     "COLORS",
@@ -55,7 +57,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def set_up(args: argparse.Namespace) -> None:
-    """Check the device and set the number of threads."""
+    """Check the device, set the number of threads, and keep libraries' remarks off the screen."""
+    torchrl_logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", ".*inline_inbuilt_nn_modules", FutureWarning)
     if args.threads is not None:
         if args.threads < 1:
             raise SystemExit(f"--threads must be at least 1, got {args.threads}")
