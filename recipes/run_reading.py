@@ -21,7 +21,7 @@ EVALUATION_COLUMNS = frozenset({"score", "score_std", "return_mean", "return_std
 _NOT_CONFIGURATION = frozenset(
     (
         "seed", "run_dir", "resume", "device", "compile", "deterministic", "threads",
-        "on_divergence", "evaluate_beside", "evaluation", "pretrained", "cache_dir",
+        "on_divergence", "odd_data", "evaluate_beside", "evaluation", "pretrained", "cache_dir",
         "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "logger", "video",
         "retries", "hydra", "dataset", "method", "schedule_name",
     )

@@ -132,6 +132,7 @@ RULES: Mapping[str, Rule] = {
     "dataset": Text(),
     "env_id": Text(optional=True),
     "termination": Text(),
+    "odd_data": Choice(("refuse", "accept")),
     "reward_shift": Number(-1e6, 1e6),
     "pretrained": Text(optional=True),
     "cache_dir": Text(),

@@ -66,7 +66,8 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
 
     Raises:
         ValueError: if a batch is larger than the data, the environment to evaluate in is not
-            installed or has other sizes than the data, or there is no termination rule.
+            installed or has other sizes than the data, there is no termination rule, or something
+            in the data may be a mistake.
     """
     if dataset.environment is None:
         print(
@@ -84,6 +85,10 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
                 f"{key}={OmegaConf.select(cfg, key)} is more than the data's "
                 f"{len(dataset)} transitions"
             )
+    if dataset.oddities and cfg.odd_data == "refuse":
+        raise ValueError(
+            f"{dataset.name}: {'; '.join(dataset.oddities)}. odd_data=accept trains on it as it is"
+        )
 
 
 def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
@@ -133,7 +138,7 @@ def load_data(cfg: DictConfig) -> OfflineDataset:
 #: settings that may differ when a run is resumed: none of them touches what was learnt so far
 RESUME_MAY_CHANGE = (
     "epochs", "device", "compile", "deterministic", "threads", "on_divergence",
-    "evaluate_beside", "evaluation.episodes", "evaluation.every", "evaluation.last",
+    "odd_data", "evaluate_beside", "evaluation.episodes", "evaluation.every", "evaluation.last",
     "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "pretrained", "cache_dir",
     "logger", "video", "retries",
 )  # fmt: skip

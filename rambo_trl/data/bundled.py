@@ -152,7 +152,7 @@ def build_bundled(
         _one_thread(),
         mujoco_messages_logged(),
     ):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         parts = _parts(kind, bundle, env_id, num_steps or default_steps, weights)
         check_space(Path(scratch), _stored_bytes(env_id, num_steps or default_steps))
         episodes = _play(parts, env_id, seed, name if progress else None)

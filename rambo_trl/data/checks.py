@@ -1,4 +1,4 @@
-"""What is odd about a data set without making it unusable."""
+"""What is odd about a data set and may be a mistake."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def flatten_episodes(
         ValueError: if there is no step at all, arrays are missing, differ in length or shape, or
             flags are neither 0 nor 1.
     """
-    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    columns = tuple(_Column() for _ in range(6))
     returns = []
     for index, episode in enumerate(episodes):
         observations, actions, rewards, terminations, truncations = _episode_arrays(
@@ -48,14 +48,48 @@ def flatten_episodes(
         truncations[-1] |= not terminations[-1]
         rows = (observations[:-1], actions, observations[1:], rewards, terminations, truncations)
         for column, value in zip(columns, rows, strict=True):
-            column.append(value)
+            try:
+                column.append(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name}: episode {index}'s arrays differ in shape from those before: {error}"
+                ) from None
     if not returns:
         raise ValueError(f"{name} is empty: give at least one episode with one step")
-    try:
-        flat = [np.concatenate(column) for column in columns]
-    except ValueError as error:
-        raise ValueError(f"{name}: episodes differ in their arrays' shapes: {error}") from None
-    return flat_columns(*flat), np.array(returns)
+    return flat_columns(*(column.finish() for column in columns)), np.array(returns)
+
+
+class _Column:
+    """Rows [N, *] that grow in place, so that episodes are joined without a second copy."""
+
+    def __init__(self) -> None:
+        self._rows = np.empty(0)
+        self._length = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        """Copy rows [T, *] behind those before.
+
+        Raises:
+            ValueError: if they have another shape.
+        """
+        if self._length == 0:
+            self._rows = np.empty((0, *rows.shape[1:]), rows.dtype)
+        elif rows.shape[1:] != self._rows.shape[1:]:
+            raise ValueError(f"rows of shape {rows.shape[1:]} after {self._rows.shape[1:]}")
+        length = self._length + len(rows)
+        if length > len(self._rows):
+            # memory that is not written to yet costs nothing, and growing moves pages, not bytes
+            self._resize(max(length, 2 * len(self._rows)))
+        self._rows[self._length : length] = rows
+        self._length = length
+
+    def finish(self) -> np.ndarray:
+        """Give up the room that is left and return the rows."""
+        self._resize(self._length)
+        return self._rows
+
+    def _resize(self, length: int) -> None:
+        self._rows.resize((length, *self._rows.shape[1:]), refcheck=False)
 
 
 def flat_columns(

@@ -21,10 +21,12 @@ from rambo_trl.data.spaces import ObservationLayout
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 
-_FORMAT = 2
+_FORMAT = 3
 _DESCRIPTION = "rambo_trl_dataset.json"
 _MARGIN = 1 << 20  # bytes for descriptions and the file system's own records
-_PLAIN = ("name", "env_id", "reference_scores", "remarks", "reward_shift", "normalized")
+_PLAIN = (
+    "name", "env_id", "reference_scores", "remarks", "oddities", "reward_shift", "normalized"
+)  # fmt: skip
 
 
 def is_memmap_folder(path: Path) -> bool:
@@ -138,6 +140,7 @@ def read_memmap(folder: Path) -> dict[str, Any]:
         "env_spec": None if spec is None else EnvSpec.from_json(spec),
         "reference_scores": None if scores is None else tuple(scores),
         "remarks": tuple(found["remarks"]),
+        "oddities": tuple(found["oddities"]),
         "observation_layout": None
         if layout is None
         else ObservationLayout(

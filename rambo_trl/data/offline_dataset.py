@@ -86,8 +86,10 @@ class OfflineDataset:
         behaviour_returns: float64 array with one undiscounted return per episode.
         env_id, env_spec, name, reference_scores, observation_layout, reward_shift: as given or
             looked up.
-        remarks: what is odd about the data without making it unusable (rewards all equal,
-            duplicate episodes, rows left out), one sentence each; logged as warnings too.
+        oddities: what may be a mistake in the data (rewards all equal, episodes that repeat
+            others, shuffled rows, ends of both kinds at once), one sentence each. Recipes refuse
+            such data unless told to accept it.
+        remarks: these, and what was left out or filled in; logged as warnings too.
 
     Raises:
         ValueError: if the data is empty, lengths or shapes disagree, values are not finite or
@@ -143,7 +145,8 @@ class OfflineDataset:
         if is_scored_by_success(env_id) and reference_scores is None:
             self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
 
-        self.remarks = (*remarks, *ends_of_both_kinds(transitions), *oddities(self.transitions))
+        self.oddities = (*ends_of_both_kinds(transitions), *oddities(self.transitions))
+        self.remarks = (*remarks, *self.oddities)
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
 

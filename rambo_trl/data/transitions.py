@@ -156,8 +156,10 @@ def flat_action_spec(action_spec: Bounded) -> Bounded:
 
 def observation_statistics(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and floored standard deviation per dimension, summed in float64."""
-    # One column at a time: a float64 copy of all rows would double the memory in use.
-    columns = [torch.std_mean(c.double(), correction=0) for c in observation.unbind(-1)]
+    # One column at a time, in the same memory: a float64 copy of all rows would double what is in
+    # use, and so would copies of the columns, whose memory the allocator keeps.
+    values = torch.empty(len(observation), dtype=torch.float64)
+    columns = [torch.std_mean(values.copy_(c), correction=0) for c in observation.unbind(-1)]
     std, mean = (torch.stack(v) for v in zip(*columns, strict=True))
     constant = std <= _CONSTANT_RELATIVE_STD * mean.abs().clamp_min(1.0)
     std = torch.where(constant, torch.ones_like(std), std.clamp_min(_STD_FLOOR))

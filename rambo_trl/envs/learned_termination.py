@@ -180,7 +180,7 @@ def fit_termination(
                 f"{len(rows)}: choose termination=none or a rule of your own"
             )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         generator = torch.Generator().manual_seed(seed)
         rule = LearnedTermination(
             observation_mean, observation_std, action_size=transitions["action"].shape[-1]

@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 _OF_A_LIBRARY = re.compile(r"G\['__import_(torch|torchrl|tensordict)_dot_")
 _MODE = re.compile(r"\b_?(mode|state|enabled)\b")
 
+#: what a class or function is made of, wherever it is met
+_OF_A_DEFINITION = re.compile(r"dict\(type\(|__mro__|__defaults__|__kwdefaults__|__closure__")
+#: kinds that ask for a module's hooks, and for a method in the place of its class's
+_OF_OVERRIDES = {"CLOSURE_MATCH", "EMPTY_NN_MODULE_HOOKS_DICT", "NOT_PRESENT_IN_GENERIC_DICT"}
+
 #: functions made from the same lines of code each have graphs of their own, where torch can
 _OWN_GRAPHS: dict[str, Any] = (
     {"isolate_recompiles": True}
@@ -40,12 +45,19 @@ _warned = False
 def _worth_checking(guards: Sequence[Any]) -> list[bool]:
     """Which guards to check before each call.
 
-    Thousands of guards would ask at every call whether a function or class of PyTorch, TorchRL
-    or TensorDict is still the one that was compiled, for longer than some graphs run; one asks
-    for the size of a cache that grows while the program starts, and compiles all anew. Those
-    are left out; shapes, own attributes and the libraries' modes (exploration type) stay.
+    Thousands of guards would ask at every call whether functions, classes and methods are still
+    the ones that were compiled, for longer than some graphs run; one asks for the size of a cache
+    that grows while the program starts, and compiles all anew. Those are left out: a hook or a
+    method that is put on a module after the first call goes unseen. Shapes, own attributes and
+    the libraries' modes (exploration type) are checked.
     """
-    return [not _OF_A_LIBRARY.search(g.name) or bool(_MODE.search(g.name)) for g in guards]
+    return [_is_worth_checking(guard) for guard in guards]
+
+
+def _is_worth_checking(guard: Any) -> bool:
+    if _OF_A_LIBRARY.search(guard.name):
+        return bool(_MODE.search(guard.name))
+    return guard.guard_type not in _OF_OVERRIDES and not _OF_A_DEFINITION.search(guard.name)
 
 
 def _one_graph() -> AbstractContextManager[Any]:

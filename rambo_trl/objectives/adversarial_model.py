@@ -191,7 +191,9 @@ class AdversarialModelLoss(LossModule):
         ):
             self.register_coeff_buffer(name, float(value), device=device)
         self._use_entropy = entropy_coeff != 0
-        self._in_keys: list[NestedKey] | None = None
+        # set here and with the keys, never by a first use, for which a compiled loss, once more
+        # compiled, would wait
+        self._set_in_keys()
 
     @classmethod
     def from_loss(
@@ -263,18 +265,21 @@ class AdversarialModelLoss(LossModule):
             self._use_entropy = value != 0
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._in_keys = None
+        self._set_in_keys()
+
+    def _set_in_keys(self) -> None:
+        observations = self.actor_network.in_keys
+        self._in_keys: list[NestedKey] = [
+            *observations,
+            self.tensor_keys.action,
+            *(next_key(key) for key in observations),
+            next_key(self.tensor_keys.reward),
+            next_key(self.tensor_keys.terminated),
+        ]
 
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries that the input must hold."""
-        if self._in_keys is None:
-            observations = self.actor_network.in_keys
-            keys = [*observations, self.tensor_keys.action]
-            keys += [next_key(key) for key in observations]
-            keys += [next_key(self.tensor_keys.reward)]
-            keys += [next_key(self.tensor_keys.terminated)]
-            self._in_keys = keys
         return self._in_keys
 
     @in_keys.setter

@@ -65,7 +65,9 @@ class ConservativeQLoss(CQLLoss):
         keys, num = self.tensor_keys, self.num_random
         rows = tensordict.batch_size
         width = self.action_high - self.action_low
-        actions = [self.action_low + width * torch.rand(*rows, num, width.shape[-1]).to(width)]
+        shape = (*rows, num, width.shape[-1])
+        uniform = torch.rand(shape, dtype=width.dtype, device=width.device)
+        actions = [self.action_low + width * uniform]
         log_densities = [-width.log().sum().expand(*rows, num)]
         for states in (tensordict, tensordict.get("next")):
             drawn, log_density = self._get_policy_actions(

@@ -115,10 +115,16 @@ class EnsembleModelLoss(LossModule):
         self.members = members
         self.reduction = reduction
         self.register_coeff_buffer("bound_weight", bound_weight, device=device_of(world_model))
-        self._in_keys: list[NestedKey] | None = None
+        # set here and with the keys, never by a first use, for which a compiled loss, once more
+        # compiled, would wait
+        self._set_in_keys()
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._in_keys = None
+        self._set_in_keys()
+
+    def _set_in_keys(self) -> None:
+        names = ("observation", "action", "next_observation", "next_reward")
+        self._in_keys: list[NestedKey] = [self._key(name) for name in names]
 
     def _key(self, name: str) -> NestedKey:
         key = getattr(self.tensor_keys, name)
@@ -127,9 +133,6 @@ class EnsembleModelLoss(LossModule):
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries that the input must hold."""
-        if self._in_keys is None:
-            names = ("observation", "action", "next_observation", "next_reward")
-            self._in_keys = [self._key(name) for name in names]
         return self._in_keys
 
     @in_keys.setter

@@ -86,8 +86,9 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Restore what :func:`random_state` returned; generators that it lacks stay as they are."""
     torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if torch.cuda.is_available():  # perhaps fewer GPUs than where it was saved
+        for i, own in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(own.cpu(), i)
     if "python" in state:
         python = state["python"]
         random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))

@@ -58,7 +58,8 @@ def test_usual_data_has_no_remarks(heard: pytest.LogCaptureFixture) -> None:
 def test_rewards_all_equal(heard: pytest.LogCaptureFixture) -> None:
     episode = make_episode(5, 0)
     episode["rewards"][:] = 1.0
-    (remark,) = load(episode).remarks
+    (remark,) = load(episode).oddities
+    assert load(episode).remarks == (remark,)
     assert remark.startswith("all 5 rewards are 1:") and "check the rewards" in remark
     assert heard.records[0].getMessage() == f"toy: {remark}"
     assert heard.records[0].levelname == "WARNING"
@@ -67,7 +68,7 @@ def test_rewards_all_equal(heard: pytest.LogCaptureFixture) -> None:
 def test_terminal_and_timed_out_at_once_is_told() -> None:
     both = make_episode(5, 0, terminated=True)
     both["truncations"][-1] = True
-    (remark,) = load(both, make_episode(5, 1)).remarks
+    (remark,) = load(both, make_episode(5, 1)).oddities
     assert remark.startswith("1 rows are terminal and timed out at once and count as terminal")
     assert "clear their terminal flags" in remark
 
@@ -76,7 +77,7 @@ def test_terminal_and_timed_out_at_once_is_told() -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
 def test_duplicate_episodes(seeds: list[int]) -> None:
     # The seed decides the whole episode, its length too.
-    remarks = load(*(make_episode(3 + seed, seed) for seed in seeds)).remarks
+    remarks = load(*(make_episode(3 + seed, seed) for seed in seeds)).oddities
     repeats = [i for i, seed in enumerate(seeds) if seed in seeds[:i]]
     if not repeats:
         assert remarks == ()
@@ -94,7 +95,7 @@ def test_episodes_that_share_their_observations_are_no_duplicates() -> None:
 
 def test_one_row_episodes() -> None:
     shuffled = [make_episode(1, seed) for seed in range(4)]
-    (remark,) = load(*shuffled).remarks
+    (remark,) = load(*shuffled).oddities
     assert remark.startswith("all 4 episodes have one row")
     one_step_task = [make_episode(1, seed, terminated=True) for seed in range(4)]
     assert load(*one_step_task).remarks == ()

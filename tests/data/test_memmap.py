@@ -52,8 +52,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     for key in ("observation_mean", "observation_std"):
         assert torch.equal(getattr(got, key), getattr(want, key))
     np.testing.assert_array_equal(got.behaviour_returns, want.behaviour_returns)
-    for key in ("name", "env_id", "environment", "reference_scores", "remarks", "reward_shift",
-                "observation_layout", "action_spec", "behaviour_score", "normalized"):  # fmt: skip
+    for key in ("name", "env_id", "environment", "reference_scores", "remarks", "oddities",
+                "reward_shift", "observation_layout", "action_spec", "behaviour_score",
+                "normalized"):  # fmt: skip
         assert getattr(got, key) == getattr(want, key)
     observation = got.transitions["observation"]
     assert isinstance(observation, MemoryMappedTensor)

@@ -299,7 +299,7 @@ def test_missing_arrays_are_refused() -> None:
 def test_episodes_of_other_sizes_are_refused() -> None:
     other = make_episode(4)
     other["observations"] = other["observations"][:, :2]
-    with pytest.raises(ValueError, match="differ in their arrays' shapes"):
+    with pytest.raises(ValueError, match="episode 1's arrays differ in shape"):
         load([make_episode(4), other])
 
 

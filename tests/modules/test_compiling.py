@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -59,19 +60,29 @@ def test_many_functions_of_the_same_lines_do_not_exhaust_the_compiler(
     assert counter.frame_count == limit + 3
 
 
-def test_modes_are_checked_and_library_internals_are_not() -> None:
-    class Guard:
-        def __init__(self, name: str) -> None:
-            self.name = name
+class Guard(NamedTuple):
+    name: str
+    guard_type: str = "CONSTANT_MATCH"
 
+
+def test_what_can_change_is_checked_and_definitions_are_not() -> None:
     probabilistic = "G['__import_tensordict_dot_nn_dot_probabilistic']._interaction_type._mode"
-    keep = ["L['batch']", "L['self'].horizon", "", probabilistic]
-    drop = [
-        "len(G['__import_tensordict_dot_utils']._TENSORCLASS_MEMO)",
-        "type(G['__import_torch_dot_distributions_dot_transforms'].Transform).__mro__[0]",
-        "G['__import_torchrl_dot_objectives_dot_common'].AUTO_LOSS_MASK_KEYS[0]",
+    keep = [
+        Guard("L['batch']", "TENSOR_MATCH"),
+        Guard("L['batch']._tensordict", "DICT_NOT_CONTAINS"),
+        Guard("L['self'].horizon"),
+        Guard("", "GLOBAL_STATE"),
+        Guard(probabilistic),
     ]
-    kept = compiling._worth_checking([Guard(name) for name in [*keep, *drop]])
+    drop = [
+        Guard("len(G['__import_tensordict_dot_utils']._TENSORCLASS_MEMO)"),
+        Guard("type(G['__import_torch_dot_distributions_dot_transforms'].Transform).__mro__[0]"),
+        Guard("G['__import_torchrl_dot_objectives_dot_common'].AUTO_LOSS_MASK_KEYS[0]"),
+        Guard("dict(type(L['self'].loss).__mro__[1].__dict__)['get'].__defaults__[0]"),
+        Guard("L['self'].actor", "NOT_PRESENT_IN_GENERIC_DICT"),
+        Guard("L['self'].actor._forward_hooks", "EMPTY_NN_MODULE_HOOKS_DICT"),
+    ]
+    kept = compiling._worth_checking([*keep, *drop])
     assert kept == [True] * len(keep) + [False] * len(drop)
 
 

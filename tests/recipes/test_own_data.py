@@ -79,7 +79,8 @@ def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
     arrays["rewards"][:] = 2.0
     spec = Bounded(low, high, shape=(2,))
     OfflineDataset.from_arrays(arrays, action_spec=spec, name="log").memmap(tmp_path / "log")
-    done = run("dataset=log", "termination=learned", "rollout_length=2", cwd=tmp_path)
+    settings = ("dataset=log", "termination=learned", "odd_data=accept", "rollout_length=2")
+    done = run(*settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "log without an environment: the policy is not evaluated" in done.stderr
     assert "log: all 600 rewards are 2" in done.stderr + done.stdout  # remarks are told
@@ -165,6 +166,38 @@ class TestTermination:
         (tmp_path / "own_data_unfinished.py").write_text("def out(\n")
         line = refused(check(f"dataset={path}", "termination=own_data_unfinished:out"))
         assert "cannot be imported (SyntaxError" in line
+
+
+def odd_arrays(kind: str) -> dict[str, np.ndarray]:
+    """Data with one oddity."""
+    arrays = make_arrays(ends=False)
+    if kind == "rewards":
+        arrays["rewards"][:] = 0.0
+    elif kind == "duplicates":
+        arrays = {key: np.concatenate([value, value[:50]]) for key, value in arrays.items()}
+    elif kind == "shuffled":
+        arrays["timeouts"][:] = True
+    else:
+        arrays["terminals"] = arrays["timeouts"].copy()
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("rewards", "all 600 rewards are 0: "),
+        ("duplicates", "1 episodes repeat an earlier one row for row, the first is episode 12: "),
+        ("shuffled", "all 600 episodes have one row: "),
+        ("both ends", "12 rows are terminal and timed out at once "),
+    ],
+)
+def test_odd_data_is_refused_unless_accepted(
+    kind: str, words: str, tmp_path: Path, check: Check
+) -> None:
+    path = write(tmp_path / "log.hdf5", odd_arrays(kind))
+    line = refused(check(f"dataset={path}", "termination=none"))
+    assert words in line and "odd_data=accept" in line
+    assert check(f"dataset={path}", "termination=none", "odd_data=accept")[0] == 0
 
 
 def test_env_id_none_leaves_the_simulator_out(tmp_path: Path, check: Check) -> None:

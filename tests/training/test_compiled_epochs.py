@@ -80,6 +80,17 @@ def test_nothing_is_compiled_after_the_first_epoch(compiled: Workload) -> None:
     assert {name: dict(counters[name]) for name in ("stats", "frames")} == before
 
 
+def test_an_update_is_compiled_once() -> None:
+    work = build(compile=True)
+    work.rollouts()
+    work.agent_updates(1)
+    work.model_updates(1)
+    before = dict(counters["frames"])
+    work.agent_updates(2)
+    work.model_updates(2 * work.model.horizon)
+    assert dict(counters["frames"]) == before
+
+
 def test_no_tensors_are_left_behind_by_an_epoch(compiled: Workload) -> None:
     def tensors() -> int:
         gc.collect()
