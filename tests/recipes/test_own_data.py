@@ -47,7 +47,8 @@ needs_mazes = pytest.mark.skipif(
 def make_arrays(rows: int = 600, *, ends: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
     """Steps of a machine that no package simulates; it ends where entry 0 leaves [-1.5, 1.5]."""
     rng = np.random.default_rng(seed)
-    observations, following = rng.normal(size=(2, rows, 4)).astype(np.float32)
+    states = rng.normal(size=(rows + 1, 4)).astype(np.float32)
+    observations, following = states[:-1], states[1:]
     terminals = np.abs(following[:, 0]) > 1.5 if ends else np.zeros(rows, bool)
     return {
         "observations": observations,
@@ -55,7 +56,7 @@ def make_arrays(rows: int = 600, *, ends: bool = True, seed: int = 0) -> dict[st
         "actions": rng.uniform(-1, 1, size=(rows, 2)).astype(np.float32),
         "rewards": rng.normal(size=rows).astype(np.float32),
         "terminals": terminals,
-        "timeouts": np.arange(rows) % 50 == 49,
+        "timeouts": (np.arange(rows) % 50 == 49) & ~terminals,
     }
 
 

@@ -30,7 +30,7 @@ def dataset(env_id: str | None, *, observation_size: int = 9, rows: int = 300) -
     episode = {
         "observations": np.random.default_rng(0).normal(size=(rows + 1, observation_size)),
         "actions": np.zeros((rows, 1)),
-        "rewards": np.ones(rows),
+        "rewards": np.arange(rows, dtype=np.float32),
         "terminations": np.zeros(rows, dtype=bool),
         "truncations": np.zeros(rows, dtype=bool),
     }
