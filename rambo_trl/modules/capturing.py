@@ -36,13 +36,13 @@ def _leaves(args: tuple[Any, ...]) -> list[Tensor]:
     return found
 
 
-def _on_gpu(args: tuple[Any, ...]) -> bool:
-    return all(leaf.is_cuda for leaf in _leaves(args))
+def _on_gpu(leaves: list[Tensor]) -> bool:
+    return all(leaf.is_cuda for leaf in leaves)
 
 
-def _kind(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _kind(leaves: list[Tensor]) -> tuple[Any, ...]:
     """What must stay the same for a graph to be replayed: the tensors' shapes and types."""
-    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in _leaves(args))
+    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
 
 
 def capture_on_gpu(
@@ -96,10 +96,11 @@ def capture_on_gpu(
         # what other threads do with the device meanwhile is no part of it, and no mistake
         with torch.cuda.graph(new, capture_error_mode="thread_local"):
             output = function(*fixed)  # type: ignore[call-arg]
-        graph, kind, inputs = new, _kind(args), _leaves(fixed)
+        inputs = _leaves(fixed)
+        graph, kind = new, _kind(inputs)
         log.debug("captured %s", name)
 
-    def on_gpu(args: tuple[Any, ...]) -> Any:
+    def on_gpu(args: tuple[Any, ...], leaves: list[Tensor]) -> Any:
         nonlocal calls, given_up
         calls += 1
         if calls <= warmups:
@@ -111,21 +112,23 @@ def capture_on_gpu(
                 given_up = True
                 _warn(name, error)
                 return function(*args)  # type: ignore[call-arg]
-        if _kind(args) != kind:
+        if _kind(leaves) != kind:
             return function(*args)  # type: ignore[call-arg]
-        torch._foreach_copy_(inputs, _leaves(args))
+        torch._foreach_copy_(inputs, leaves)
         graph.replay()
         return output
 
     @wraps(function)
     def call(*args: Any) -> Any:
         nonlocal given_up
-        # decided once: a function's arguments stay where they are
-        given_up = given_up or not (calls or _on_gpu(args))
         if given_up:
             return function(*args)  # type: ignore[call-arg]
-        with torch.cuda.device(_leaves(args)[0].device):
-            return on_gpu(args)
+        leaves = _leaves(args)
+        if not calls and not _on_gpu(leaves):
+            given_up = True  # for good: a function's arguments stay where they are
+            return function(*args)  # type: ignore[call-arg]
+        with torch.cuda.device(leaves[0].device):
+            return on_gpu(args, leaves)
 
     return cast("Callable[P, R]", call)
 

@@ -44,7 +44,7 @@ class Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
     monkeypatch.setattr(capturing, "_warned", False)
-    monkeypatch.setattr(capturing, "_on_gpu", lambda args: True)
+    monkeypatch.setattr(capturing, "_on_gpu", lambda leaves: True)
     for name, value in {
         "Stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
         "current_stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
