@@ -81,7 +81,7 @@ def test_every_task_sets_the_same_keys(task: str) -> None:
         if line and not line.startswith("#")
     }
     # what a task may set besides, the method's configuration has a value for
-    assert keys - {"reward_shift", "termination"} == {
+    assert keys - {"odd_data", "reward_shift", "termination"} == {
         "dataset", "adversarial_weight", "rollout_length", "clone_behaviour", "rollout_policy",
     }  # fmt: skip
 
