@@ -191,8 +191,7 @@ class AdversarialModelLoss(LossModule):
         ):
             self.register_coeff_buffer(name, float(value), device=device)
         self._use_entropy = entropy_coeff != 0
-        # set here and with the keys, never by a first use, for which a compiled loss, once more
-        # compiled, would wait
+        # filled now: a first use that filled them would have a compiled loss compiled twice
         self._set_in_keys()
 
     @classmethod

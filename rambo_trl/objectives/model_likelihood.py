@@ -115,8 +115,7 @@ class EnsembleModelLoss(LossModule):
         self.members = members
         self.reduction = reduction
         self.register_coeff_buffer("bound_weight", bound_weight, device=device_of(world_model))
-        # set here and with the keys, never by a first use, for which a compiled loss, once more
-        # compiled, would wait
+        # filled now: a first use that filled them would have a compiled loss compiled twice
         self._set_in_keys()
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
