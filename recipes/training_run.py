@@ -100,7 +100,8 @@ class Run:
         self, cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder, signals: Interruption
     ) -> None:
         self.cfg, self.dataset, self.folder, self.signals = cfg, dataset, folder, signals
-        self.stopped = False
+        self.stopped = False  # diverged
+        self.leaving = False  # for a signal, with a checkpoint of the epoch that it came in
         self.unwritten: deque[tuple[Metrics, float, Future[Scores] | None]] = deque()
 
     def begin(self, method: Method) -> None:
@@ -123,7 +124,13 @@ class Run:
         self.tracker = Tracker(cfg.logger, self.folder.path, settings=settings)
 
     def epochs(self) -> Iterator[Metrics]:
-        """The epochs still to come, each as the row that its metrics go into."""
+        """The epochs still to come, each as the row that its metrics go into.
+
+        A signal waits for the end of an epoch that has seen it in time for its checkpoint.
+
+        Raises:
+            Interrupted: after that epoch; or within one, when time is up.
+        """
         self.folder.truncate_metrics(self.progress["epoch"])
         self.monitor = self.method.monitor()
         for earlier in self.folder.read_metrics():  # a resumed run's
@@ -131,47 +138,50 @@ class Run:
         if not self.checkpoints.last.is_file():  # what a run that diverges at once goes back to
             self.checkpoints.save(self.progress)
         updates, done = self.method.updates, self.progress["epoch"]
-        with progress_bar("train", self.cfg.epochs * updates) as self.bar:
+        with (
+            progress_bar("train", self.cfg.epochs * updates) as self.bar,
+            self.signals.deferred(),
+        ):
             self.bar.update(done * updates)
             self.bar.unpause()
             for epoch in range(done + 1, self.cfg.epochs + 1):
                 yield {"epoch": epoch}
-                if self.stopped:
+                if self.stopped or self.leaving:
                     break
 
     @contextmanager
     def epoch(self, row: Metrics) -> Iterator[None]:
         """An epoch's work; then its evaluation, its line in ``metrics.csv``, its checkpoint."""
         cfg, progress, epoch = self.cfg, self.progress, row["epoch"]
-        with self.signals.deferred():
-            before = self._updating_seconds()
-            yield
-            speed = self.method.updates / (self._updating_seconds() - before)
-            found = self.monitor.check(row)
-            self.stopped = found is not None and cfg.on_divergence == "stop"
-            due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
-            scores = None
-            if due and not self.stopped:
-                with self.watch("evaluation"):
-                    scores = self.evaluation.start(epoch)
-            self.unwritten.append((row, speed, scores))
-            self._write_rows(wait=False)
-            progress["epoch"] = epoch
-            progress["transitions"] += row.get("model_transitions", 0)
-            if found and progress["divergence"] is None:
-                progress["divergence"] = {"epoch": epoch, "reason": found}
-                tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
-                self.checkpoints.keep_last_good()
-            last = self.stopped or epoch == cfg.epochs or bool(self.signals.received)
-            saving = last or self.checkpoints.due(epoch)
-            if saving:  # a run that goes on from the checkpoint finds all rows before it
-                with self.watch("evaluation"):
-                    self._write_rows(wait=True)
-            if last:
-                self.evaluation.shutdown()
-            if saving and not self.stopped:
-                with self.watch("checkpoint"):
-                    self.checkpoints.save(progress)
+        before = self._updating_seconds()
+        yield
+        speed = self.method.updates / (self._updating_seconds() - before)
+        found = self.monitor.check(row)
+        self.stopped = found is not None and cfg.on_divergence == "stop"
+        due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
+        scores = None
+        if due and not self.stopped:
+            with self.watch("evaluation"):
+                scores = self.evaluation.start(epoch)
+        self.unwritten.append((row, speed, scores))
+        self._write_rows(wait=False)
+        progress["epoch"] = epoch
+        progress["transitions"] += row.get("model_transitions", 0)
+        if found and progress["divergence"] is None:
+            progress["divergence"] = {"epoch": epoch, "reason": found}
+            tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
+            self.checkpoints.keep_last_good()
+        self.leaving = self.signals.received
+        last = self.stopped or self.leaving or epoch == cfg.epochs
+        saving = last or self.checkpoints.due(epoch)
+        if saving:  # a run that goes on from the checkpoint finds all rows before it
+            with self.watch("evaluation"):
+                self._write_rows(wait=True)
+        if last:
+            self.evaluation.shutdown()
+        if saving and not self.stopped:
+            with self.watch("checkpoint"):
+                self.checkpoints.save(progress)
 
     def _write_rows(self, *, wait: bool) -> None:
         """Write the epochs' rows, in order, up to one whose evaluation is still to come."""
