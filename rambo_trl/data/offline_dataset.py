@@ -409,7 +409,7 @@ class OfflineDataset:
             OSError: if it cannot be written; nothing is left of it.
         """
         write_memmap(Path(folder), vars(self))
-        return self.load(folder)
+        return self.load(folder, env_id=self.env_id)
 
     def __len__(self) -> int:
         """Return the number of transitions."""

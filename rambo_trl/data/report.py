@@ -116,7 +116,9 @@ def _checks(dataset: OfflineDataset) -> list[tuple[str, str]]:
     ]
     if not dataset.remarks:
         checks.append(("passed", "rewards differ, no episode repeats another, no row left out"))
-    checks += [("note", remark) for remark in dataset.remarks]
+    odd = dataset.oddities
+    checks += [("odd", f"{oddity} (recipes ask for odd_data=accept)") for oddity in odd]
+    checks += [("note", remark) for remark in dataset.remarks if remark not in odd]
     if dataset.env_id is None:
         checks.append(("note", "no environment is named, so a policy cannot be evaluated"))
         return checks

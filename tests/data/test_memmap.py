@@ -61,6 +61,21 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert Path(observation.filename).is_relative_to(tmp_path / "set")
 
 
+def test_a_module_named_by_a_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_a_stranger.py").write_text("open(__file__ + '.ran', 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    make_dataset(env_id="Hopper-v5").memmap(tmp_path / "set")
+    description = tmp_path / "set/rambo_trl_dataset.json"
+    description.write_text(description.read_text().replace("Hopper-v5", "of_a_stranger:Hopper-v5"))
+    with pytest.raises(ValueError, match="give env_id=of_a_stranger:Hopper-v5 if you trust it"):
+        OfflineDataset.load(tmp_path / "set")
+    assert not (tmp_path / "of_a_stranger.py.ran").exists()
+    trusted = OfflineDataset.load(tmp_path / "set", env_id="of_a_stranger:Hopper-v5")
+    assert trusted.env_id == "of_a_stranger:Hopper-v5"
+
+
 def test_what_it_was_made_with_stays(tmp_path: Path) -> None:
     make_dataset(env_id="Hopper-v5", reward_shift=-1.0).memmap(tmp_path / "set")
     OfflineDataset.load(tmp_path / "set", env_id="Hopper-v5", reward_shift=-1.0)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -120,6 +121,45 @@ def test_a_diverged_run_is_marked_and_scored_zero(tmp_path: Path) -> None:
     assert results["divergence"]["epoch"] == results["epochs"] == 1
     assert "DIVERGED" in done.stdout
     assert np.isfinite(load_policy(tmp_path / "broken/policy.safetensors")(np.zeros(9))).all()
+
+
+@pytest.mark.slow
+def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal
+    observations, noise = draw(size=(1000, 11)), draw(size=(1000, 12))
+    actions = np.random.default_rng(1).uniform(-1, 1, (1000, 1))
+    arrays = {
+        "observations": observations,
+        "actions": actions,
+        "rewards": actions[:, 0] + 0.3 * noise[:, 11],
+        "next_observations": 0.9 * observations + 0.3 * actions + 0.05 * noise[:, :11],
+        "terminals": np.zeros(1000, bool),
+        "timeouts": np.arange(1000) % 100 == 99,
+    }
+    with h5py.File(tmp_path / "log.hdf5", "w") as file:
+        for key, values in arrays.items():
+            file[key] = values
+    settings = (
+        "dataset=log.hdf5", "env_id=none", "termination=none", "odd_data=accept", "threads=1",
+        "schedule=smoke", "compile=false", "agent_updates=10", "model_updates=60", "epochs=2",
+        "model.lr=3e-3", "model.adversarial_lr=3e-3", "model.batch_size=128", "model.max_passes=12",
+        "model.num_members=3", "model.num_elites=2",
+    )  # fmt: skip
+    found = {}
+    for weight in (1, 3e-4):
+        mine = (*settings, f"adversarial_weight={weight}", f"run_dir=weight{weight}")
+        done = subprocess.run(
+            [sys.executable, str(RECIPES / "rambo.py"), *mine],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        found[weight] = json.loads((tmp_path / f"weight{weight}/results.json").read_text())
+    assert found[1]["divergence"]["epoch"] == found[1]["epochs"] == 1
+    assert "error on the data" in found[1]["divergence"]["reason"]
+    assert found[3e-4]["divergence"] is None and found[3e-4]["epochs"] == 2
 
 
 @pytest.mark.parametrize(
