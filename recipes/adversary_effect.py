@@ -405,6 +405,8 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_PROMISED = "what the critics promise (with the entropy that SAC counts)"
+_TRUE = "what the environment gives"
 _PLACES = {
     "real": "in the environment",
     "fitted": "in the fitted model",
@@ -449,13 +451,26 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path
     many.set_title(f"many steps: the policy's discounted return{starts}", loc="left")
     many.set_xlabel("step")
     many.set_ylabel("discounted return so far")
-    for axes, keys, label, title in (
-        (believed, ("mean_q",), "mean Q", "during the game: the value in the adversarial model"),
-        (achieved, ("score", "return_mean"), "", "during the game: what the policy achieves"),
-    ):
+    promised, true = _series(rows, "start_value"), _series(rows, "discounted_return_mean")
+    panels: list[tuple[Axes, tuple[str, ...], str, str]] = [
+        (achieved, ("score", "return_mean"), "", "during the game: what the policy achieves")
+    ]
+    if promised:
+        believed.plot(*zip(*promised, strict=True), color=BLUE, linewidth=2, label=_PROMISED)
+        if true:
+            x, y = zip(*true, strict=True)
+            believed.plot(x, y, color=BLACK, linewidth=1.4, marker="o", ms=3.5, label=_TRUE)
+        believed.set_title("during the game: the value of the start states", loc="left")
+        believed.set_xlabel("epoch")
+        believed.set_ylabel("discounted return")
+        believed.legend(frameon=False, fontsize=9)
+    else:  # a run of before it was recorded
+        title = "during the game: the value in the adversarial model"
+        panels.append((believed, ("mean_q",), "mean Q", title))
+    for axes, keys, label, title in panels:
         points: list[tuple[float, float]] = []
         for key in keys:
-            points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+            points = _series(rows, key)
             if points:
                 label = label or {"score": "normalised score", "return_mean": "return"}[key]
                 break
@@ -483,6 +498,11 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path
         x=0.01, ha="left", weight="bold",
     )  # fmt: skip
     figure.savefig(path, dpi=110)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Epoch and value, where there is one."""
+    return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
 
 
 def _band(axes: Axes, curve: Mapping[str, Sequence[float]], color: str, label: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from run_start import PRETRAINING, find_pretrained
-from run_support import progress_bar, refusing_bad_input, score_text
+from run_support import mode_values, progress_bar, refusing_bad_input, score_text
+from torch import Tensor
 from torchrl.objectives import SACLoss
 from tqdm import tqdm
 from training_run import Metrics, Run
@@ -24,6 +25,19 @@ from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_
 
 #: settings of the tasks and schedules that only the adversary of RAMBO has
 ADVERSARY_ONLY = ("adversarial_weight", "model_updates", "model.adversarial_lr")
+#: first states of episodes in which the agent's value is followed
+START_ROWS = 1000
+
+
+def first_rows(done: Tensor) -> Tensor:
+    """The first rows of episodes, at most :data:`START_ROWS` of them, evenly spread.
+
+    Args:
+        done: [N, 1], true in an episode's last row.
+    """
+    before = torch.cat([torch.ones(1, dtype=torch.bool), done[:-1].flatten()])
+    rows = before.nonzero().flatten()
+    return rows[:: -(-len(rows) // START_ROWS)]
 
 
 class ModelBased:
@@ -88,6 +102,8 @@ class ModelBased:
             observation_mean=dataset.observation_mean,
             observation_std=dataset.observation_std,
         )
+        first = first_rows(dataset.transitions["next", "done"])
+        self.start_rows = dataset.transitions["observation"][first].to(device)
         self.collector = ModelRolloutCollector(
             self.env,
             self.actor if cfg.rollout_policy == "current" else None,
@@ -249,9 +265,12 @@ class ModelBased:
         }
 
     def improve_agent(self) -> Metrics:
-        """Update the agent on real and imagined transitions."""
+        """Update the agent on real and imagined transitions; tell what it expects at the start."""
         with self.run.watch("agent"):
-            return self.agent.run(self.mixed.batches(self.run.cfg.agent_updates), self.run.bar)
+            metrics = self.agent.run(self.mixed.batches(self.run.cfg.agent_updates), self.run.bar)
+            values = mode_values(self.loss, self.actor, self.start_rows)
+        metrics["start_value"] = float(values.mean())
+        return metrics
 
 
 def train_model_based(run: Run, make_method: Callable[[Run], ModelBased]) -> dict[str, Any]:

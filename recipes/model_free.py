@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from run_support import refusing_bad_input
-from tensordict import TensorDict, TensorDictBase
+from run_support import mode_values, refusing_bad_input
+from tensordict import TensorDictBase
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ValueOperator
 from torchrl.objectives import LossModule
 from training_run import Metrics, Run
@@ -94,25 +93,13 @@ class ModelFree:
         """Nothing besides what every run says."""
         return {}
 
-    @torch.no_grad()
-    def mean_q(self) -> float:
-        """The lower critic's mean value of the policy's mode on fixed rows of the data."""
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            rows = self.actor(
-                TensorDict(observation=self.value_rows, batch_size=[len(self.value_rows)])
-            )
-        values = []
-        for params in self.loss.qvalue_network_params.data.unbind(0):
-            with params.to_module(self.loss.qvalue_network, preserve_module_state=False):
-                values.append(self.loss.qvalue_network(rows.copy())["state_action_value"])
-        return float(torch.stack(values).min(dim=0).values.mean())
-
     def improve(self) -> Metrics:
         """Update the agent on the data."""
         with self.run.watch("agent"):
             metrics = self.phase.run(self.data.batches(self.updates), self.run.bar)
         if hasattr(self.loss, "qvalue_network"):
-            metrics["mean_q"] = self.mean_q()
+            values = mode_values(self.loss, self.actor, self.value_rows)
+            metrics["mean_q"] = float(values.mean())
         return metrics
 
 

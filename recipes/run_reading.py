@@ -15,7 +15,9 @@ from rambo_trl.training.run_folder import RunFolder
 Row = Mapping[str, float | int | None]
 
 #: what the environment says; everything else in ``metrics.csv`` comes from training alone
-EVALUATION_COLUMNS = frozenset({"score", "score_std", "return_mean", "return_std"})
+EVALUATION_COLUMNS = frozenset(
+    {"score", "score_std", "return_mean", "return_std", "discounted_return_mean"}
+)
 
 #: settings, or groups of them, in which runs of one configuration may differ
 _NOT_CONFIGURATION = frozenset(

@@ -19,8 +19,12 @@ import numpy as np
 import torch
 from command_line import describe, refuse
 from omegaconf import DictConfig
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl._utils import logger
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import LossModule
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
@@ -56,7 +60,7 @@ def score_text(row: Mapping[str, float | None]) -> str:
 
 
 #: what an evaluation adds to an epoch's row
-SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std")
+SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std", "discounted_return_mean")
 Scores = dict[str, float | None]
 
 
@@ -164,13 +168,17 @@ class Evaluation:
         layout = dataset.observation_layout
         self.flatten = np.asarray if layout is None else layout.flatten
         self.first_seed = EVALUATION_SEED + 10_000_000 * cfg.seed
+        self.gamma: float | None = cfg.agent.get("gamma")
         self.process: EvaluationProcess | None = None
         beside = cfg.evaluate_beside
         if beside is None:  # a CPU has better things to do
             beside = torch.device(cfg.device).type != "cpu"
         if beside and dataset.environment is not None:
             self.process = EvaluationProcess(
-                dataset.environment, num_episodes=self.num_episodes, flatten=self.flatten
+                dataset.environment,
+                num_episodes=self.num_episodes,
+                flatten=self.flatten,
+                gamma=self.gamma or 0.0,
             )
             self.policies = TemporaryDirectory(prefix="rambo_trl")
 
@@ -178,7 +186,7 @@ class Evaluation:
         return self.first_seed + epoch * self.num_episodes
 
     def __call__(self, epoch: int) -> Scores:
-        """Evaluate after an epoch: ``score``, ``score_std``, ``return_mean``, ``return_std``."""
+        """Evaluate after an epoch: a value for each of :data:`SCORE_COLUMNS`."""
         environment = self.dataset.environment
         if environment is None:
             return dict.fromkeys(SCORE_COLUMNS)
@@ -190,6 +198,7 @@ class Evaluation:
             observation_mean=self.dataset.observation_mean,
             observation_std=self.dataset.observation_std,
             flatten=self.flatten,
+            gamma=self.gamma or 0.0,
             device=self.cfg.device,
         )
         return self._scores(result)
@@ -225,11 +234,37 @@ class Evaluation:
             "score_std": None,
             "return_mean": result.return_mean,
             "return_std": result.return_std,
+            "discounted_return_mean": None,
         }
+        if self.gamma is not None:  # of the rewards that are trained on, as the critics see them
+            weights = (1 - self.gamma**result.lengths) / (1 - self.gamma)
+            shifted = result.discounted_returns + self.cfg.reward_shift * weights
+            row["discounted_return_mean"] = float(shifted.mean())
         if self.dataset.reference_scores is not None:
             low, high = self.dataset.reference_scores
             row["score_std"] = 100 * result.return_std / (high - low)
         return row
+
+
+@torch.no_grad()
+def mode_values(loss: LossModule, actor: TensorDictModuleBase, observation: Tensor) -> Tensor:
+    """The lowest critic's value of the policy's mode.
+
+    Args:
+        loss: holds the critics, stacked, as ``qvalue_network``.
+        actor: reads ``"observation"`` and writes ``"action"``.
+        observation: [B, observation_size].
+
+    Returns:
+        [B, 1]
+    """
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        rows = actor(TensorDict(observation=observation, batch_size=[len(observation)]))
+    values = []
+    for params in loss.qvalue_network_params.data.unbind(0):
+        with params.to_module(loss.qvalue_network, preserve_module_state=False):
+            values.append(loss.qvalue_network(rows.copy())["state_action_value"])
+    return torch.stack(values).min(dim=0).values
 
 
 def write_policy(path: Path, actor: Any, dataset: OfflineDataset, cfg: DictConfig) -> None:

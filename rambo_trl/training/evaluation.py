@@ -27,10 +27,17 @@ __all__ = ["EvaluationProcess", "EvaluationResult", "evaluate_policy", "rollout_
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Undiscounted returns [episodes] and lengths in steps [episodes]."""
+    """What some episodes gave.
+
+    Attributes:
+        returns: undiscounted returns [episodes].
+        lengths: in steps [episodes].
+        discounted_returns: with the discount factor that was asked for [episodes].
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
+    discounted_returns: np.ndarray
 
     @property
     def return_mean(self) -> float:
@@ -50,6 +57,7 @@ def rollout_episodes(
     num_episodes: int,
     seed: int,
     flatten: Callable[[Any], np.ndarray] = np.asarray,
+    gamma: float = 1.0,
 ) -> EvaluationResult:
     """Play one episode in each of ``num_episodes`` copies of an environment at once.
 
@@ -60,6 +68,7 @@ def rollout_episodes(
         num_episodes: number of episodes, all started together.
         seed: seed of the first copy; the following copies take the following seeds.
         flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``.
+        gamma: discount factor of the discounted returns.
 
     Returns:
         The episodes' returns and lengths. Copies that have ended wait for the others.
@@ -68,7 +77,7 @@ def rollout_episodes(
         envs = [make_environment(environment) for _ in range(num_episodes)]
     try:
         observation = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
-        returns = np.zeros(num_episodes)
+        returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         running = np.ones(num_episodes, dtype=bool)
         while running.any():
@@ -77,12 +86,13 @@ def rollout_episodes(
                 following, reward, terminated, truncated, _ = envs[i].step(action[i])
                 observation[i] = flatten(following)
                 returns[i] += float(reward)
+                discounted_returns[i] += gamma ** lengths[i] * float(reward)
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
     finally:
         for env in envs:
             env.close()
-    return EvaluationResult(returns, lengths)
+    return EvaluationResult(returns, lengths, discounted_returns)
 
 
 def evaluate_policy(
@@ -94,6 +104,7 @@ def evaluate_policy(
     observation_mean: torch.Tensor | None = None,
     observation_std: torch.Tensor | None = None,
     flatten: Callable[[Any], np.ndarray] = np.asarray,
+    gamma: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> EvaluationResult:
     """Evaluate a policy's mode in the real environment (10 episodes in the paper, sec. 6).
@@ -107,6 +118,7 @@ def evaluate_policy(
             observations are normalised as in training.
         observation_std: the data's standard deviation per dimension.
         flatten: makes a vector of an observation, as for :func:`rollout_episodes`.
+        gamma: discount factor of the discounted returns.
         device: where the policy lives; it is copied to the CPU to be evaluated.
 
     Returns:
@@ -127,7 +139,7 @@ def evaluate_policy(
 
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         return rollout_episodes(
-            act, environment, num_episodes=num_episodes, seed=seed, flatten=flatten
+            act, environment, num_episodes=num_episodes, seed=seed, flatten=flatten, gamma=gamma
         )
 
 
@@ -140,6 +152,7 @@ class EvaluationProcess:
         environment: a registered Gymnasium id, or a specification.
         num_episodes: number of episodes.
         flatten: makes a vector of an observation; it must be picklable.
+        gamma: discount factor of the discounted returns.
 
     Examples:
         >>> evaluations = EvaluationProcess("Hopper-v5")
@@ -153,10 +166,12 @@ class EvaluationProcess:
         *,
         num_episodes: int = 10,
         flatten: Callable[[Any], np.ndarray] = np.asarray,
+        gamma: float = 1.0,
     ) -> None:
         self.environment = environment
         self.num_episodes = num_episodes
         self.flatten = flatten
+        self.gamma = gamma
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, path: str | os.PathLike[str], *, seed: int) -> Future[EvaluationResult]:
@@ -172,7 +187,13 @@ class EvaluationProcess:
                 1, mp_context=multiprocessing.get_context("spawn"), initializer=_set_up_process
             )
         return self._pool.submit(
-            _evaluate_file, os.fspath(path), self.environment, self.num_episodes, seed, self.flatten
+            _evaluate_file,
+            os.fspath(path),
+            self.environment,
+            num_episodes=self.num_episodes,
+            seed=seed,
+            flatten=self.flatten,
+            gamma=self.gamma,
         )
 
     def shutdown(self) -> None:
@@ -196,15 +217,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _evaluate_file(
-    path: str,
-    environment: str | EnvSpec,
-    num_episodes: int,
-    seed: int,
-    flatten: Callable[[Any], np.ndarray],
-) -> EvaluationResult:
+def _evaluate_file(path: str, environment: str | EnvSpec, **settings: Any) -> EvaluationResult:
     policy = load_policy(path)
     os.remove(path)
-    return rollout_episodes(
-        policy, environment, num_episodes=num_episodes, seed=seed, flatten=flatten
-    )
+    return rollout_episodes(policy, environment, **settings)

@@ -225,6 +225,22 @@ def test_the_game_s_panels_span_the_whole_game(
     assert believed.get_xlim() == achieved.get_xlim() == (0, 41)
 
 
+def test_the_start_s_value_is_drawn_beside_what_it_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(adversary_effect.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
+    rows = [
+        {"epoch": e, "mean_q": 1.0, "start_value": 2.0 * e, "score": 5.0,
+         "discounted_return_mean": 3.0 if e % 2 == 0 else None}
+        for e in range(1, 5)
+    ]  # fmt: skip
+    adversary_effect.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
+    promised, true = drawn[0].axes[2].lines
+    assert promised.get_ydata().tolist() == [2, 4, 6, 8]
+    assert (true.get_xdata().tolist(), true.get_ydata().tolist()) == ([2, 4], [3, 3])
+
+
 def test_bad_input_is_one_line(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,9 @@ def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:
     assert results["env"] == ENV_ID and results["diverged"] is False
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row in rows:  # an episode of the pendulum is worth less the more it is discounted
+        assert float(row["discounted_return_mean"]) < float(row["return_mean"])
+        assert np.isfinite(float(row["start_value"]))
     last = [float(row["return_mean"]) for row in rows if row["return_mean"]][-1]
     assert results["return_mean"] == pytest.approx(last)
     for name in ("learning_curve.png", "config.yaml", "checkpoint/last.pt"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -66,6 +68,34 @@ def test_time_limits_end_episodes_too() -> None:
     )
     assert got.lengths.tolist() == [200] * 3
     assert len(set(got.returns.tolist())) == 3
+
+
+class Countdown(gymnasium.Env):
+    """Rewards 3, 2, 1: as many steps as the seed says."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.left = seed or 0
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        return np.zeros(1), self.left + 1.0, self.left == 0, False, {}
+
+
+@pytest.fixture
+def countdown() -> Iterator[str]:
+    gymnasium.register("Countdown-v0", Countdown)
+    yield "Countdown-v0"
+    del gymnasium.registry["Countdown-v0"]
+
+
+def test_discounted_returns_are_those_of_the_rewards(countdown: str) -> None:
+    got = rollout_episodes(lambda x: x, countdown, num_episodes=3, seed=1, gamma=0.5)
+    assert got.returns.tolist() == [1, 3, 6] and got.lengths.tolist() == [1, 2, 3]
+    assert got.discounted_returns.tolist() == [1, 2 + 0.5, 3 + 1 + 0.25]
 
 
 def test_same_seed_same_returns() -> None:

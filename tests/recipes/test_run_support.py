@@ -1,0 +1,69 @@
+"""What runs record of the critics and of evaluations, against direct computations."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_based import START_ROWS, first_rows
+from omegaconf import OmegaConf
+from run_support import Evaluation, mode_values
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import SACLoss
+
+from rambo_trl.modules import make_actor, make_qvalue
+from rambo_trl.training.evaluation import EvaluationResult
+
+SPEC = Bounded(-2, 2, shape=(1,))
+
+
+def test_the_lowest_critic_values_the_mode() -> None:
+    actor, critic = make_actor(3, SPEC, hidden_sizes=(8,)), make_qvalue(3, 1, hidden_sizes=(8,))
+    loss = SACLoss(actor, critic, num_qvalue_nets=3, action_spec=SPEC)
+    observation = torch.randn(50, 3)
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        got = mode_values(loss, actor, observation)
+    location = actor.get_submodule("module.0.module.0")(observation)[:, :1]
+    rows = torch.cat([2 * location.tanh(), observation], dim=-1)
+    weights = loss.qvalue_network_params
+    each = []
+    for i in range(3):
+        values = TensorDict(observation=observation, action=rows[:, :1], batch_size=[50])
+        with weights[i].data.to_module(loss.qvalue_network, preserve_module_state=False):
+            each.append(loss.qvalue_network(values)["state_action_value"])
+    want = torch.stack(each).amin(dim=0).detach()
+    torch.testing.assert_close(got, want)
+    assert (torch.stack(each).argmin(dim=0) != 0).any(), "not always the first critic"
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_discounted_returns_are_of_the_rewards_that_are_trained_on(shift: float) -> None:
+    dataset: Any = SimpleNamespace(
+        observation_layout=None,
+        environment=None,
+        reference_scores=None,
+        normalized_score=lambda value: None,
+    )
+    cfg = OmegaConf.create(
+        {
+            "agent": {"gamma": 0.5}, "evaluation": {"episodes": 2}, "seed": 0, "device": "cpu",
+            "evaluate_beside": False, "reward_shift": shift,
+        }
+    )  # fmt: skip
+    result = EvaluationResult(np.array([1.0, 2.0]), np.array([1, 2]), np.array([1.0, 1.5]))
+    row = Evaluation(make_actor(3, SPEC), dataset, cfg)._scores(result)
+    # rewards 1 + shift; 1 + shift, 1 + shift
+    assert row["discounted_return_mean"] == pytest.approx((1 + shift) * (1 + 1.5) / 2)
+    assert row["return_mean"] == 1.5
+
+
+def test_first_rows_follow_ends() -> None:
+    done = torch.tensor([False, True, True, False, False, True]).unsqueeze(-1)
+    assert first_rows(done).tolist() == [0, 2, 3]
+    many = first_rows(torch.ones(2 * START_ROWS + 1, 1, dtype=torch.bool))
+    assert many.tolist() == list(range(0, 2 * START_ROWS + 1, 3))
