@@ -213,14 +213,18 @@ class Evaluation:
         write_policy(path, self.policy, self.dataset, self.cfg)
 
         def hand_on(found: Future[EvaluationResult]) -> None:
-            error = found.exception()
-            if error is None:
+            try:
                 scores.set_result(self._scores(found.result()))
-            else:
+            except Exception as error:  # one that got lost here would be waited for in vain
                 scores.set_exception(error)
 
         self.process.submit(path, seed=self._seed(epoch)).add_done_callback(hand_on)
         return scores
+
+    def abandon(self) -> None:
+        """End the process at once, where there is one."""
+        if self.process is not None:
+            self.process.kill()
 
     def shutdown(self) -> None:
         """End the process, where there is one."""
@@ -236,9 +240,9 @@ class Evaluation:
             "return_std": result.return_std,
             "discounted_return_mean": None,
         }
-        if self.gamma is not None:  # of the rewards that are trained on, as the critics see them
+        if self.gamma is not None:  # of rewards with the shift, as in training
             weights = (1 - self.gamma**result.lengths) / (1 - self.gamma)
-            shifted = result.discounted_returns + self.cfg.reward_shift * weights
+            shifted = result.discounted_returns + self.dataset.reward_shift * weights
             row["discounted_return_mean"] = float(shifted.mean())
         if self.dataset.reference_scores is not None:
             low, high = self.dataset.reference_scores

@@ -75,6 +75,10 @@ class Method(Protocol):
         ...
 
 
+#: columns of ``metrics.csv`` that folders of earlier versions do not have
+_LATER_COLUMNS = frozenset({"start_value", "discounted_return_mean"})
+
+
 class Run:
     """One training: its data, its folder, how far it is, and what happens around each epoch.
 
@@ -101,7 +105,8 @@ class Run:
     ) -> None:
         self.cfg, self.dataset, self.folder, self.signals = cfg, dataset, folder, signals
         self.stopped = False  # diverged
-        self.leaving = False  # for a signal, with a checkpoint of the epoch that it came in
+        self.left_out: frozenset[str] = frozenset()  # columns that the folder was begun without
+        self.saved = 0  # the epoch of the newest checkpoint
         self.unwritten: deque[tuple[Metrics, float, Future[Scores] | None]] = deque()
 
     def begin(self, method: Method) -> None:
@@ -126,7 +131,7 @@ class Run:
     def epochs(self) -> Iterator[Metrics]:
         """The epochs still to come, each as the row that its metrics go into.
 
-        A signal waits for the end of an epoch that has seen it in time for its checkpoint.
+        A signal waits for the end of the epoch in which it comes, and for its checkpoint.
 
         Raises:
             Interrupted: after that epoch; or within one, when time is up.
@@ -135,6 +140,7 @@ class Run:
         self.monitor = self.method.monitor()
         for earlier in self.folder.read_metrics():  # a resumed run's
             self.monitor.check(earlier)
+            self.left_out = _LATER_COLUMNS.difference(earlier)
         if not self.checkpoints.last.is_file():  # what a run that diverges at once goes back to
             self.checkpoints.save(self.progress)
         updates, done = self.method.updates, self.progress["epoch"]
@@ -146,7 +152,10 @@ class Run:
             self.bar.unpause()
             for epoch in range(done + 1, self.cfg.epochs + 1):
                 yield {"epoch": epoch}
-                if self.stopped or self.leaving:
+                if self.signals.received and not self.stopped:
+                    self._leave(epoch)
+                    break
+                if self.stopped:
                     break
 
     @contextmanager
@@ -171,17 +180,26 @@ class Run:
             progress["divergence"] = {"epoch": epoch, "reason": found}
             tqdm.write(f"DIVERGED in epoch {epoch}: {found}")
             self.checkpoints.keep_last_good()
-        self.leaving = self.signals.received
-        last = self.stopped or self.leaving or epoch == cfg.epochs
-        saving = last or self.checkpoints.due(epoch)
-        if saving:  # a run that goes on from the checkpoint finds all rows before it
-            with self.watch("evaluation"):
-                self._write_rows(wait=True)
+        last = self.stopped or epoch == cfg.epochs
+        if last or self.checkpoints.due(epoch):
+            self._save(epoch)
         if last:
             self.evaluation.shutdown()
-        if saving and not self.stopped:
+
+    def _save(self, epoch: int) -> None:
+        """Write a checkpoint, and first all rows, which a run that goes on from it finds."""
+        with self.watch("evaluation"):
+            self._write_rows(wait=True)
+        if not self.stopped:
             with self.watch("checkpoint"):
-                self.checkpoints.save(progress)
+                self.checkpoints.save(self.progress)
+        self.saved = epoch
+
+    def _leave(self, epoch: int) -> None:
+        """End for a signal, with a checkpoint of the epoch."""
+        if self.saved != epoch:
+            self._save(epoch)
+        self.evaluation.shutdown()
 
     def _write_rows(self, *, wait: bool) -> None:
         """Write the epochs' rows, in order, up to one whose evaluation is still to come."""
@@ -190,13 +208,18 @@ class Run:
             if not (wait or scores is None or scores.done()):
                 return
             row.update(dict.fromkeys(SCORE_COLUMNS) if scores is None else scores.result())
-            self.folder.append_metrics(row)
+            self.folder.append_metrics({k: v for k, v in row.items() if k not in self.left_out})
             self.tracker.log_metrics(row)
             tqdm.write(f"{epoch_line(row)} | {speed:.0f} updates/s")
             self.unwritten.popleft()
 
     def _updating_seconds(self) -> float:
         return sum(self.watch.seconds.get(phase, 0.0) for phase in ("agent", "model"))
+
+    def abandon(self) -> None:
+        """End what goes on beside the run; nothing does once it has finished."""
+        if hasattr(self, "evaluation"):
+            self.evaluation.abandon()
 
     def finish(self) -> dict[str, Any]:
         """Write the policy, ``results.json`` and the learning curve; returns the results."""
@@ -291,7 +314,11 @@ def launch(
                 torch.cuda.set_device(cfg.device)
             announce_compilation()
             seed_everything(cfg.seed)
-            results = train(Run(cfg, dataset, ending.folder, ending.signals))
+            run = Run(cfg, dataset, ending.folder, ending.signals)
+            try:
+                results = train(run)
+            finally:  # it would wait for the evaluations beside a run that has failed
+                run.abandon()
             print(last_screen(results, ending.folder), flush=True)
 
     job = sweep_job(sys.argv[0]) if get_args_parser().parse_args().multirun else main

@@ -6,7 +6,9 @@ import contextlib
 import copy
 import importlib
 import io
+import os
 import re
+import sys
 import warnings
 
 import gymnasium
@@ -58,11 +60,12 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
     only: what a file names is not imported.
 
     Args:
-        environment: a Gymnasium id or specification.
+        environment: a Gymnasium id, ``MODULE:ID`` to import the module that registers it, or a
+            specification.
 
     Raises:
-        ValueError: if it is not installed, the message says what to install; or if the
-            specification asks for another wrapper than Gymnasium's.
+        ValueError: if it is not installed, the message says what to install; if the module
+            cannot be imported; or if the specification asks for another wrapper than Gymnasium's.
     """
     env_id = environment_id(environment)
     try:
@@ -71,7 +74,7 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
             if is_maze(env_id):
                 register_mazes()
             spec = (
-                copy.deepcopy(gymnasium.spec(environment))
+                copy.deepcopy(_spec_of(environment))
                 if isinstance(environment, str)
                 else of_registered_class(environment)
             )
@@ -87,6 +90,32 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
             f"environment {env_id} is not installed ({lines[0] if lines else error!r}): install "
             f"{install}, or give the env_id of one that is (MODULE:ID for one of your own)"
         ) from None
+
+
+def _spec_of(env_id: str) -> EnvSpec:
+    """The specification registered under an id; of ``MODULE:ID`` after importing the module.
+
+    The working folder is looked in first.
+
+    Raises:
+        gymnasium.error.Error: if there is none.
+        ValueError: if the module cannot be imported.
+    """
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        folder = os.getcwd()
+        sys.path.insert(0, folder)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a user's module may fail in any way, by its syntax for one
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(
+                f"environment {env_id}: {module} cannot be imported ({reason}); modules are looked "
+                f"for in {folder} and in the installed packages"
+            ) from error
+        finally:
+            sys.path.remove(folder)
+    return gymnasium.spec(name)
 
 
 def of_registered_class(recorded: EnvSpec) -> EnvSpec:

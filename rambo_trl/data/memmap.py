@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,16 +153,13 @@ def read_memmap(folder: Path) -> dict[str, Any]:
 def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Refuse options for reading that a folder was not made with.
 
-    An environment MODULE:ID is imported when it is made. The folder may be anybody's, so the
-    reader names it too, unless the module is imported already.
-
     Args:
         folder: what messages name.
         attributes: of the data set in it.
         options: by name; None where there is no wish.
 
     Raises:
-        ValueError: naming the first that differs; or an environment that must be named.
+        ValueError: naming the first that differs.
     """
     layout = attributes["observation_layout"]
     keys = None if layout is None else layout.keys
@@ -178,12 +174,6 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
                 f"{folder} was made with {_shown(key, own[key])}: leave out "
                 f"{_shown(key, wanted)}, or make the folder anew with it"
             )
-    module, colon, _ = (attributes["env_id"] or "").rpartition(":")
-    if colon and options.get("env_id") is None and module not in sys.modules:
-        raise ValueError(
-            f"{folder} names an environment of the module {module}, which is not imported because "
-            f"a file says so: give env_id={attributes['env_id']} if you trust it"
-        )
 
 
 def _shown(key: str, value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ class OfflineDataset:
         self.env_id = env_id
         self.env_spec = env_spec
         self.has_simulator = True
+        self._env_id_given = True
         self.reward_shift = float(reward_shift)
         self.normalized = normalize
         self.observation_layout = observation_layout
@@ -387,6 +389,7 @@ class OfflineDataset:
         dataset = cls.__new__(cls)
         vars(dataset).update(read_memmap(folder))
         dataset.has_simulator = True
+        dataset._env_id_given = options["env_id"] is not None
         check_options(folder, vars(dataset), options)
         for remark in dataset.remarks:
             torchrl_logger.warning(f"{dataset.name}: {remark}")
@@ -424,9 +427,19 @@ class OfflineDataset:
 
     @property
     def environment(self) -> str | EnvSpec | None:
-        """What policies are evaluated in: the specification or else the id; None without one."""
+        """What policies are evaluated in: the specification or else the id; None without one.
+
+        Raises:
+            ValueError: if only a file names it, and would have a module imported.
+        """
         if not self.has_simulator or self.env_id is None:
             return None
+        module, colon, _ = self.env_id.rpartition(":")
+        if colon and not self._env_id_given and module not in sys.modules:
+            raise ValueError(
+                f"{self.name} names an environment of the module {module}, which is not imported "
+                f"because a file says so: give env_id={self.env_id} if you trust it"
+            )
         fits = self.env_spec is not None and self.env_spec.id == self.env_id
         return self.env_spec if fits else self.env_id
 

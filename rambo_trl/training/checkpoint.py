@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,7 +208,8 @@ class Checkpoints:
     """The checkpoints of one run: when they are due, how many are kept.
 
     The newest is ``last.pt``. With ``keep`` above 1 the ones before it stay as
-    ``epoch-NNNNNN.pt``; the one kept by :meth:`keep_last_good` is ``last_good.pt``.
+    ``epoch-NNNNNN.pt``; the one kept by :meth:`keep_last_good` is ``last_good.pt``. No two of
+    them share their bytes: what damages one leaves the others whole.
 
     Args:
         folder: where they lie.
@@ -218,7 +219,7 @@ class Checkpoints:
         every: epochs between two.
         minutes: also due when the last one is that old, however few epochs ago; None for
             epochs only.
-        keep: how many are kept.
+        keep: how many are kept, the newest among them.
         device: where tensors are put when one is read.
     """
 
@@ -235,6 +236,7 @@ class Checkpoints:
         self.folder, self.parts, self.device = Path(folder), parts, device
         self.every, self.minutes, self.keep = every, minutes, keep
         self.size = 0
+        self._epoch: int | None = None  # of last.pt
         self._saved_at = time.monotonic()
 
     @property
@@ -258,13 +260,22 @@ class Checkpoints:
         Raises:
             OSError: as :func:`save_checkpoint`.
         """
+        epoch = progress["epoch"]
+        if self.keep > 1 and self.last.is_file() and self._epoch not in (None, epoch):
+            # this name keeps its content when last.pt gets another one
+            _link(self.last, self.folder / f"epoch-{self._epoch:06d}.pt")
         self.size = save_checkpoint(self.last, self.parts, progress)
-        self._saved_at = time.monotonic()
+        self._epoch, self._saved_at = epoch, time.monotonic()
         if self.keep > 1:
-            # the next one replaces last.pt, and this name keeps its content
-            _link(self.last, self.folder / f"epoch-{progress['epoch']:06d}.pt")
-            for old in sorted(self.folder.glob("epoch-*.pt"))[: -self.keep]:
-                old.unlink()
+            earlier = []
+            for path in sorted(self.folder.glob("epoch-*.pt")):
+                number = path.stem.removeprefix("epoch-")
+                if number.isdigit() and int(number) >= epoch:  # of a future that was given up
+                    path.unlink()
+                else:
+                    earlier.append(path)
+            for path in earlier[: len(earlier) - (self.keep - 1)]:
+                path.unlink()
 
     def load(self, path: Path | None = None) -> dict[str, Any] | None:
         """Restore the newest checkpoint, or another one of the folder.
@@ -283,21 +294,35 @@ class Checkpoints:
         if not path.is_file():
             return None
         self.size = path.stat().st_size
-        return load_checkpoint(path, self.parts, device=self.device)
+        progress = load_checkpoint(path, self.parts, device=self.device)
+        if path == self.last:
+            self._epoch = progress["epoch"]
+        return progress
 
     def keep_last_good(self) -> None:
         """Keep the newest checkpoint as ``last_good.pt`` whatever follows."""
-        _link(self.last, self.last_good)
+        _copy(self.last, self.last_good)
 
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name in one step; a copy where the file system has no links."""
+    _copy(source, target, how=_link_or_copy)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _copy(
+    source: Path, target: Path, how: Callable[[Path, Path], object] = shutil.copyfile
+) -> None:
+    """Copy a file so that the target is there as a whole or not at all."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        try:
-            os.link(source, beside)
-        except OSError:
-            shutil.copyfile(source, beside)
+        how(source, beside)
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)

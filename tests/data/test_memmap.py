@@ -6,6 +6,7 @@ import errno
 import json
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from gymnasium import spaces
 from tensordict import MemoryMappedTensor, TensorDict
 from torchrl.data import Bounded
 
-from rambo_trl.data import ObservationLayout, OfflineDataset, disk, memmap
+from rambo_trl.data import (
+    ObservationLayout,
+    OfflineDataset,
+    check_environment,
+    disk,
+    make_environment,
+    memmap,
+)
 from rambo_trl.data.__main__ import main
 
 
@@ -69,11 +77,17 @@ def test_a_module_named_by_a_folder_is_not_imported(
     make_dataset(env_id="Hopper-v5").memmap(tmp_path / "set")
     description = tmp_path / "set/rambo_trl_dataset.json"
     description.write_text(description.read_text().replace("Hopper-v5", "of_a_stranger:Hopper-v5"))
+    found = OfflineDataset.load(tmp_path / "set")
     with pytest.raises(ValueError, match="give env_id=of_a_stranger:Hopper-v5 if you trust it"):
-        OfflineDataset.load(tmp_path / "set")
+        check_environment(found)
+    found.has_simulator = False  # as env_id=none has it
+    assert found.environment is None
     assert not (tmp_path / "of_a_stranger.py.ran").exists()
     trusted = OfflineDataset.load(tmp_path / "set", env_id="of_a_stranger:Hopper-v5")
-    assert trusted.env_id == "of_a_stranger:Hopper-v5"
+    assert trusted.environment is not None
+    make_environment(trusted.environment).close()
+    assert (tmp_path / "of_a_stranger.py.ran").exists()
+    monkeypatch.delitem(sys.modules, "of_a_stranger")
 
 
 def test_what_it_was_made_with_stays(tmp_path: Path) -> None:

@@ -231,13 +231,15 @@ def test_the_start_s_value_is_drawn_beside_what_it_came_to(
     drawn = []
     monkeypatch.setattr(adversary_effect.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
     rows = [
-        {"epoch": e, "mean_q": 1.0, "start_value": 2.0 * e, "score": 5.0,
+        {"epoch": e, "start_value": 2.0 * e, "alpha": 0.5, "entropy": -1.0, "score": 5.0,
          "discounted_return_mean": 3.0 if e % 2 == 0 else None}
         for e in range(1, 5)
     ]  # fmt: skip
-    adversary_effect.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
-    promised, true = drawn[0].axes[2].lines
-    assert promised.get_ydata().tolist() == [2, 4, 6, 8]
+    adversary_effect.draw({**made_up(40.0, 30.0), "gamma": 0.9}, rows, tmp_path / "a.png")
+    later = 0.5 * (0.9 + 0.9**2 / (1 - 0.9))
+    promised, counted, true = drawn[0].axes[2].lines
+    assert counted.get_ydata().tolist() == [2, 4, 6, 8]
+    assert promised.get_ydata().tolist() == pytest.approx([v + later for v in (2, 4, 6, 8)])
     assert (true.get_xdata().tolist(), true.get_ydata().tolist()) == ([2, 4], [3, 3])
 
 

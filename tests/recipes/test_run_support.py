@@ -47,12 +47,13 @@ def test_discounted_returns_are_of_the_rewards_that_are_trained_on(shift: float)
         observation_layout=None,
         environment=None,
         reference_scores=None,
+        reward_shift=shift,
         normalized_score=lambda value: None,
     )
     cfg = OmegaConf.create(
         {
             "agent": {"gamma": 0.5}, "evaluation": {"episodes": 2}, "seed": 0, "device": "cpu",
-            "evaluate_beside": False, "reward_shift": shift,
+            "evaluate_beside": False,
         }
     )  # fmt: skip
     result = EvaluationResult(np.array([1.0, 2.0]), np.array([1, 2]), np.array([1.0, 1.5]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,8 +198,8 @@ class TestCheckpoints:
 
     def test_the_newest_are_kept(self, tmp_path: Path) -> None:
         saved = parts(0)
-        checkpoints = Checkpoints(tmp_path / "c", saved, keep=2)
-        for epoch in (0, 1, 2, 10):
+        checkpoints = Checkpoints(tmp_path / "c", saved, keep=3)
+        for epoch in (0, 0, 1, 2, 10, 10, 11):
             with torch.no_grad():
                 saved["net"].weight.fill_(epoch)
             checkpoints.save({"epoch": epoch})
@@ -206,10 +207,23 @@ class TestCheckpoints:
         assert sorted(p.name for p in (tmp_path / "c").iterdir()) == names
         restored = parts(1)
         again = Checkpoints(tmp_path / "c", restored)
-        for path, epoch in ((None, 10), (tmp_path / "c/epoch-000002.pt", 2)):
+        assert len({p.stat().st_ino for p in (tmp_path / "c").iterdir()}) == 3, "files of their own"
+        for path, epoch in ((None, 11), (tmp_path / "c/epoch-000002.pt", 2)):
             assert again.load(path) == {"epoch": epoch}
             assert (restored["net"].weight == epoch).all()
         assert again.size == (tmp_path / "c/epoch-000002.pt").stat().st_size > 0
+
+    def test_going_back_gives_up_what_came_later(self, tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, parts(0), keep=3)
+        for epoch in (1, 2, 3):
+            checkpoints.save({"epoch": epoch})
+        shutil.copyfile(tmp_path / "epoch-000001.pt", checkpoints.last)  # as the docs advise
+        assert checkpoints.load(tmp_path / "epoch-000002.pt") == {"epoch": 2}
+        again = Checkpoints(tmp_path, parts(0), keep=3)
+        assert again.load() == {"epoch": 1}
+        again.save({"epoch": 2})
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-000001.pt", "last.pt"]
+        assert again.load(tmp_path / "epoch-000001.pt") == {"epoch": 1}
 
     def test_one_alone_by_default(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path, parts(0))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +144,7 @@ def save(path, actor, spec: Bounded) -> None:
 def test_a_process_beside_finds_the_same(tmp_path) -> None:
     spec = Bounded(-1, 1, shape=(1,))
     actor = make_actor(9, spec, hidden_sizes=(8,))
-    evaluations = EvaluationProcess(ENV_ID, num_episodes=3)
+    evaluations = EvaluationProcess(ENV_ID, num_episodes=3, gamma=0.9)
     paths = [tmp_path / name for name in ("a", "b")]
     try:
         for path in paths:
@@ -164,9 +168,35 @@ def test_a_process_beside_finds_the_same(tmp_path) -> None:
     finally:
         evaluations.shutdown()
     want = evaluate_policy(
-        actor, ENV_ID, num_episodes=3, seed=7, observation_mean=MEAN, observation_std=STD
+        actor, ENV_ID, num_episodes=3, seed=7, observation_mean=MEAN, observation_std=STD, gamma=0.9
     )
     np.testing.assert_allclose(got.returns, want.returns, rtol=1e-5)
+    np.testing.assert_allclose(got.discounted_returns, want.discounted_returns, rtol=1e-5)
+
+
+def test_the_process_outlives_the_run_s_signals_and_can_be_killed(tmp_path) -> None:
+    spec = Bounded(-1, 1, shape=(1,))
+    actor = make_actor(9, spec, hidden_sizes=(8,))
+    evaluations = EvaluationProcess(ENV_ID, num_episodes=3)
+    paths = [tmp_path / str(i) for i in range(60)]
+    for path in paths:
+        save(path, actor, spec)
+    try:
+        first = evaluations.submit(paths[0], seed=7).result(timeout=120)
+        (child,) = evaluations._pool._processes
+        for signum in (signal.SIGTERM, signal.SIGINT):  # as a whole group of processes gets them
+            os.kill(child, signum)
+        assert evaluations.submit(paths[1], seed=7).result(timeout=120).returns is not None
+        assert first.returns.shape == (3,)
+        waiting = [evaluations.submit(path, seed=7) for path in paths[2:]]
+        started = time.monotonic()
+    finally:
+        evaluations.kill()
+    assert time.monotonic() - started < 10
+    with pytest.raises((CancelledError, BrokenProcessPool)):
+        waiting[-1].result(timeout=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
