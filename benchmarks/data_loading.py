@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -101,7 +100,7 @@ def memory() -> dict[str, int]:
     return {
         "anonymous": 1024 * int(fields["RssAnon"].split()[0]),
         "mapped": 1024 * int(fields["RssFile"].split()[0]),
-        "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak": 1024 * int(fields["VmHWM"].split()[0]),  # ru_maxrss has the parent's in it
     }
 
 

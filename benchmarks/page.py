@@ -116,12 +116,46 @@ def scaling(content: dict[str, Any]) -> str:
     )
 
 
+def data_loading(content: dict[str, Any]) -> str:
+    """Seconds and memory by format, and training from the disk."""
+    rows = [
+        [
+            LOADED[kind],
+            f"{r['transitions']:,}",
+            f"{r['seconds']:.1f} s",
+            f"{r['kept_over_size']:.1f} x",
+            f"{r['peak_over_size']:.1f} x",
+        ]
+        for kind, r in content["load"].items()
+    ]
+    text = (
+        f"{content['cpus']} cores, PyTorch {content['torch']}, NumPy {content['numpy']}.\n\n"
+        + table(["source", "transitions", "loaded in", "memory kept", "at most"], rows)
+    )
+    train = content.get("train")
+    if train:
+        text += (
+            f"\n\n{train['transitions']:,} transitions ({train['float32_bytes'] / 1e9:.1f} GB) in "
+            f"memory-mapped files: {train['updates_per_second']:.0f} likelihood steps a second of "
+            "a model of the paper's size on random batches, "
+            f"{train['anonymous_bytes'] / 1e6:.0f} MB of memory beside the system's cache."
+        )
+    return text
+
+
+LOADED = {
+    "d4rl": "D4RL's format",
+    "d4rl-without-next": "D4RL's format, without `next_observations`",
+    "minari-hdf5": "Minari, HDF5",
+    "memmap": "memory-mapped files",
+}
 PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "compare": (compare, "Times faster than OfflineRL-Kit"),
     "rollout_throughput": (rollout_throughput, "Imagined transitions per second"),
     "update_throughput": (update_throughput, "Milliseconds of each update"),
     "iteration": (iteration, "Where the time of an iteration goes"),
     "scaling": (scaling, "Cost against size, and memory over iterations"),
+    "data_loading": (data_loading, ""),
 }
 
 
@@ -135,7 +169,8 @@ def put_in(text: str, folder: Path, page_folder: Path) -> str:
             tail = rest.split(end, 1)[1]
             table = part(json.loads(path.read_text()))
             figure = os.path.relpath(path.with_suffix(".png"), page_folder)
-            text = f"{head}{start}\n{table}\n\n![{caption}]({figure})\n{end}{tail}"
+            picture = f"\n\n![{caption}]({figure})" if caption else ""
+            text = f"{head}{start}\n{table}{picture}\n{end}{tail}"
     return text
 
 
