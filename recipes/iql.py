@@ -7,6 +7,7 @@ https://arxiv.org/abs/2110.06169 for the method.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDictBase
@@ -15,9 +16,22 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import IQLLoss, SoftUpdate
 from training_run import Run, launch
 
+from rambo_trl.data.environment import is_scored_by_success
 from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
 from rambo_trl.training.pretraining import clip_actions
 from rambo_trl.training.updates import adam
+
+#: expectile and inverse temperature by the family of tasks, from the authors' code; other tasks
+#: have those of locomotion
+PUBLISHED = {"antmaze": (0.9, 10.0)}
+LOCOMOTION = (0.7, 3.0)
+
+
+def published(task: str) -> dict[str, Any]:
+    """The settings for a task."""
+    family = task.removeprefix("d4rl-").split("-")[0]
+    expectile, temperature = PUBLISHED.get(family, LOCOMOTION)
+    return {"agent.expectile": expectile, "agent.temperature": temperature}
 
 
 class IQL(ModelFree):
@@ -55,10 +69,13 @@ class IQL(ModelFree):
         self.phase = OfflinePhase([player], target_update, compile=run.cfg.compile)
 
     def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
-        """Scale the rewards by the episodes' returns; move actions off the tanh's bounds."""
+        """Scale the rewards by the episodes' returns; move actions off the tanh's bounds.
+
+        As by the authors, rewards stay as they are where an episode's return is success.
+        """
         dataset = self.run.dataset
         transitions["action"] = clip_actions(transitions["action"], dataset.action_spec)
-        if self.run.cfg.agent.scale_rewards:
+        if self.run.cfg.agent.scale_rewards and not is_scored_by_success(dataset.env_id):
             transitions["next", "reward"] = transitions["next", "reward"] * self.reward_scale()
         return transitions
 
@@ -83,4 +100,5 @@ def _constant(update: int) -> float:
 
 if __name__ == "__main__":
     train = partial(train_model_free, make_method=IQL)
-    launch("iql", train, unused=[*MODEL_ONLY, *TEMPERATURE_ONLY], model_based=False)
+    unused = [*MODEL_ONLY, *TEMPERATURE_ONLY]
+    launch("iql", train, unused=unused, published=published, model_based=False)

@@ -1,4 +1,8 @@
-"""The paper's Table 1, and which of its data sets one of ours corresponds to."""
+"""The paper's Table 1, and which of its data sets one of ours corresponds to.
+
+Its lambda of a data set is the one that the set's task has, ``config/task/d4rl-NAME.yaml``: for
+eight of the eighteen it is 0, and RAMBO without an adversary is then RAMBO as published.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,19 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 TABLE = Path(__file__).with_name("paper_table1.csv")
+TASKS = Path(__file__).parent / "config" / "task"
 SOURCE = "Table 1 of the paper's submission (arXiv 2204.12581; 5 seeds, D4RL's data)"
+
+RAMBO = "RAMBO"
+#: lambda = 0 where the paper's is not
+ABLATION = "RAMBO, lambda = 0"
 
 #: label of a method here -> its column there
 _COLUMNS = {
-    "RAMBO": "rambo", "COMBO": "combo", "MOPO": "mopo", "MOReL (SAC)": "morel", "CQL": "cql",
+    RAMBO: "rambo", "COMBO": "combo", "MOPO": "mopo", "MOReL (SAC)": "morel", "CQL": "cql",
     "IQL": "iql", "TD3+BC": "td3_bc", "BC": "bc",
 }  # fmt: skip
 _MUJOCO = re.compile(
@@ -56,7 +67,6 @@ def table_dataset(name: str) -> tuple[str, bool] | None:
     Returns:
         Its name there, and whether the data are the same; None where there is none of its kind.
     """
-    # D4RL's files have no folder between environment and kind; Minari's ids do
     text = name.lower().removesuffix(".hdf5")
     for pattern, version in ((_MUJOCO, "v2"), (_ANTMAZE, "v0")):
         match = re.search(rf"(?:^|/){pattern.pattern}$", text)
@@ -67,9 +77,38 @@ def table_dataset(name: str) -> tuple[str, bool] | None:
             key = "-".join(part for part in (family, kind, version) if part)
             if key not in _table():
                 return None
-            d4rl = not re.search(rf"{environment}/", text)
-            return key, d4rl and found == version
+            # D4RL's files have environment and kind in one name; in ids a folder parts them
+            return key, found == version and "/" not in match[0].lstrip("/")
     return None
+
+
+@cache
+def _task_weight(key: str) -> float:
+    name = re.sub(r"-v\d+$", "", key)
+    return float(OmegaConf.load(TASKS / f"d4rl-{name}.yaml").adversarial_weight)
+
+
+def published_weight(dataset: str) -> float | None:
+    """The paper's lambda for a data set or for its counterpart.
+
+    Args:
+        dataset: name of the data set here.
+
+    Returns:
+        None where the table has none of its kind.
+    """
+    found = table_dataset(dataset)
+    return None if found is None else _task_weight(found[0])
+
+
+def rambo_label(adversarial_weight: float, dataset: str) -> str:
+    """What a run of RAMBO is called: the ablation only where the paper's lambda is not 0.
+
+    Args:
+        adversarial_weight: its lambda.
+        dataset: name of the data set here.
+    """
+    return RAMBO if adversarial_weight > 0 or published_weight(dataset) == 0 else ABLATION
 
 
 def published(method: str, dataset: str) -> Published | None:

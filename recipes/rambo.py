@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from model_based import ModelBased
+from paper_results import rambo_label
 from run_support import refusing_bad_input
 from safetensors.torch import save
 from torch import Tensor
@@ -46,7 +47,7 @@ class Rambo(ModelBased):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         cfg, dataset = run.cfg, run.dataset
-        self.label = "RAMBO" if cfg.adversarial_weight > 0 else "RAMBO, lambda = 0"
+        self.label = rambo_label(cfg.adversarial_weight, dataset.name)
         adversarial = AdversarialModelLoss.from_loss(
             self.world_model,
             self.loss,

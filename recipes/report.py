@@ -1,8 +1,10 @@
 """Gather runs into tables and figures: ``python recipes/report.py RUN... --out FOLDER``.
 
 Reads nothing but run folders, of any method. ``table.md`` and ``table.csv`` have one row a method,
-data set and setting: mean and standard deviation over seeds, the interquartile mean with its 95 %
-interval, the paper's number; where there are several data sets, ``table.md`` totals them.
+data set and setting: mean and population standard deviation over seeds (divided by n), the
+interquartile mean with its 95 % interval, the paper's number; where there are several data sets,
+``table.md`` totals them. A run that diverged scores 0; where the data have no reference scores it
+is left out of the mean return, and the row says so.
 ``results.csv`` has one row a run. ``learning_curves.png`` draws the evaluations beside the data,
 ``q_and_return.png`` what the critics believe against what is achieved. With ``--readme FILE`` the
 table is put between the file's ``<!-- results:NAME -->`` markers, where NAME is the folder's name.
@@ -14,11 +16,12 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paper_results import SOURCE, published
+from paper_results import ABLATION, RAMBO, SOURCE, published
 from report_figures import draw_learning_curves, draw_q_and_return
 from run_reading import Configuration, Record, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
@@ -43,7 +46,7 @@ def scores_of(configuration: Configuration) -> list[float]:
 
 
 def spread(values: Iterable[float | None]) -> str:
-    """Mean and standard deviation, as text."""
+    """Mean and standard deviation (divided by n, not n - 1), as text."""
     known = np.array([value for value in values if value is not None], dtype=float)
     if not known.size:
         return "-"
@@ -64,7 +67,11 @@ def score_text(configuration: Configuration) -> str:
     if scores_of(configuration):
         return f"**{spread(scores_of(configuration))}**"
     returns = [run.mean_return for run in configuration.runs]
-    return f"return {spread(returns)}" if any(r is not None for r in returns) else "-"
+    parts = [f"return {spread(returns)}"] if any(r is not None for r in returns) else []
+    diverged = sum(bool(run.results["diverged"]) for run in configuration.runs)
+    if diverged:
+        parts.append(f"{diverged} of {len(returns)} diverged")
+    return ", ".join(parts) or "-"
 
 
 def paper_text(configuration: Configuration) -> str:
@@ -106,18 +113,31 @@ def markdown_table(found: Sequence[Configuration]) -> str:
 
 
 def totals(found: Sequence[Configuration]) -> list[str]:
-    """Each method over the data sets that all methods have; nothing where there is one only."""
+    """Each method over the data sets that all methods have; nothing where there is one only.
+
+    Where the paper's lambda is 0, RAMBO's runs are the ablation's as well.
+    """
     rows: dict[tuple[str, str], dict[str, Configuration]] = {}
     for configuration in found:
         if scores_of(configuration):
             by_dataset = rows.setdefault((configuration.label, configuration.schedule), {})
             by_dataset[configuration.dataset] = configuration
+    shared: set[str] = set()
+    for configuration in [c for c in found if c.method == RAMBO and scores_of(c)]:
+        ablation = replace(configuration, method=ABLATION)
+        without = rows.get((ablation.label, ablation.schedule))
+        if without and configuration.runs[0].results.get("adversarial_weight") == 0:
+            without.setdefault(configuration.dataset, ablation)
+            shared.add(configuration.dataset)
     common = set.intersection(*map(set, rows.values())) if rows else set()
     if len(common) < 2:
         return []
+    intro = f"Over the {len(common)} data sets that all of them have: {', '.join(sorted(common))}."
+    if both := len(shared & common):
+        intro += f" On {both} of them the paper's lambda is 0: RAMBO is its own ablation there."
     lines = [
         "",
-        f"Over the {len(common)} data sets that all of them have: {', '.join(sorted(common))}.",
+        intro,
         "",
         "| method | runs | total | IQM (95 % interval) | paper's total |",
         "|---|---|---|---|---|",
@@ -147,9 +167,19 @@ def notes(found: Sequence[Configuration]) -> list[str]:
     """What a reader of the table must know about its rows."""
     runs = [run for configuration in found for run in configuration.runs]
     lines = []
-    diverged = sum(bool(run.results["diverged"]) for run in runs)
-    if diverged:
-        lines.append(f"{diverged} of {len(runs)} runs diverged and count as 0.")
+    if any(len(configuration.runs) > 1 for configuration in found):
+        lines.append(
+            "+-: population standard deviation of a row's n runs (divided by n, not by n - 1); "
+            "the paper's as published."
+        )
+    diverged = [run for run in runs if run.results["diverged"]]
+    if scored := sum(run.scored for run in diverged):
+        lines.append(f"{scored} of {len(runs)} runs diverged and count as 0.")
+    if unscored := len(diverged) - scored:
+        lines.append(
+            f"{unscored} of {len(runs)} runs diverged on data without reference scores, where a "
+            "return of 0 may be a high one: the mean returns leave them out."
+        )
     twice = [
         f"{c.label} on {c.dataset}"
         for c in found
@@ -248,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "method": run.method,
             "settings": settings_text(configuration.differs),
             "score": run.score,
+            "return_mean": run.mean_return,
             "minutes": minutes(run),
         }
         for configuration in found

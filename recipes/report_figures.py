@@ -26,7 +26,7 @@ _CHARACTERS_PER_INCH = 13  # of the legend's letters
 def achieved(run: Record) -> tuple[list[float], list[float]]:
     """A run's evaluations by updates: scores, or returns where there are none.
 
-    A run that diverged goes on with the 0 that it is scored.
+    A run that diverged goes on with the 0 that it is scored; its returns end there.
     """
     x, y = run.series("score")
     if not run.scored:
@@ -35,7 +35,8 @@ def achieved(run: Record) -> tuple[list[float], list[float]]:
         at = diverged_at(run)
         end = run.updates_per_epoch * float(run.settings.get("epochs") or run.results["epochs"])
         kept = [(a, b) for a, b in zip(x, y, strict=True) if a < at]
-        kept += [(at, 0.0), (end, 0.0)] if end > at else [(at, 0.0)]
+        if run.scored:
+            kept += [(at, 0.0), (end, 0.0)] if end > at else [(at, 0.0)]
         x, y = [a for a, _ in kept], [b for _, b in kept]
     return x, y
 
@@ -149,7 +150,7 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
         frameon=False,
         fontsize=9,
         title="line and band: mean and standard deviation over seeds; thin: each run; "
-        "X: diverged, scored 0",
+        "X: diverged (score 0)",
         title_fontsize=9,
         alignment="left",
     )
@@ -175,7 +176,12 @@ def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles)
         _draw_band(axes, [achieved(run) for run in configuration.runs], style, _name(configuration))
         for run in configuration.runs:
             if run.results["diverged"]:
-                axes.plot(diverged_at(run), 0.0, "X", color=style["color"], markersize=9, zorder=5)
+                # without a score there is no height to put it at: the panel's lower edge
+                axes.plot(
+                    diverged_at(run), 0.0, "X", color=style["color"], markersize=9, zorder=5,
+                    transform=axes.transData if run.scored else axes.get_xaxis_transform(),
+                    clip_on=run.scored,
+                )  # fmt: skip
     scored = any(run.scored for c in members for run in c.runs)
     axes.set_ylabel("normalised score" if scored else "return")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from paper_results import ABLATION, RAMBO, rambo_label
 
 from rambo_trl.training.run_folder import RunFolder
 
@@ -49,10 +50,14 @@ class Record:
 
     @property
     def method(self) -> str:
-        """The method's label; runs from before there were several are RAMBO's."""
-        label = self.results.get("method", "RAMBO")
-        if label == "RAMBO" and self.results.get("adversarial_weight") == 0:
-            return "RAMBO, lambda = 0"
+        """The method's label; runs from before there were several are RAMBO's.
+
+        Whether lambda = 0 is the ablation is decided by the data set, whatever the run says.
+        """
+        label = self.results.get("method", RAMBO)
+        weight = self.results.get("adversarial_weight")
+        if label in (RAMBO, ABLATION) and weight is not None:
+            return rambo_label(weight, self.results["dataset"])
         return label
 
     @property
@@ -72,8 +77,8 @@ class Record:
 
     @property
     def mean_return(self) -> float | None:
-        """The mean return; 0 for a run that diverged, like its score."""
-        return 0.0 if self.results["diverged"] else self.results.get("return_mean")
+        """The mean return; None for a run that diverged: 0 may be more than any policy gets."""
+        return None if self.results["diverged"] else self.results.get("return_mean")
 
     @property
     def updates_per_epoch(self) -> float:

@@ -13,6 +13,7 @@ name from all of them.)
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,12 +65,15 @@ def why_discarded(run: Record) -> str | None:
         found = run.results.get("divergence") or {}
         return found.get("reason", "it diverged")
     bound = run.results.get("q_bound")
-    # the bound as the run's own monitor had it, over its whole length
+    # the bound as the run's own monitor had it at its end, the policy's entropy included
     monitor = DivergenceMonitor(
         sys.float_info.max if bound is None else bound, gamma=0.0, margin=1.0
     )
     for row in run.metrics:
         training = {key: value for key, value in row.items() if key not in EVALUATION_COLUMNS}
+        entropy = training.get("entropy")
+        if entropy is not None and math.isfinite(entropy):
+            del training["entropy"]  # the monitor would add it to the bound once more
         if reason := monitor.check(training):
             return f"epoch {row['epoch']}: {reason}"
     return None
@@ -128,16 +132,22 @@ def describe(candidates: Sequence[Candidate], window: int) -> list[str]:
 
 
 def online(found: Sequence[Configuration]) -> list[tuple[float, Configuration]]:
-    """Mean score (or return, where the data have no scores) of each configuration, best first."""
+    """Mean score (or return, where the data have no scores) of each configuration, best first.
+
+    A run that diverged has a score but no return: where returns count, the configuration comes
+    first of which the smallest share of the runs diverged. One without a number is left out.
+    """
+    scored = any(run.score is not None for c in found for run in c.runs)
     graded = []
     for configuration in found:
-        values = [run.score for run in configuration.runs]
-        if all(value is None for value in values):
-            values = [run.mean_return for run in configuration.runs]
+        runs = configuration.runs
+        values = [run.score if scored else run.mean_return for run in runs]
         known = [value for value in values if value is not None]
+        lost = 0.0 if scored else sum(bool(run.results["diverged"]) for run in runs) / len(runs)
         if known:
-            graded.append((float(np.mean(known)), configuration))
-    return sorted(graded, key=lambda pair: -pair[0])
+            graded.append((lost, float(np.mean(known)), configuration))
+    graded.sort(key=lambda entry: (entry[0], -entry[1]))
+    return [(value, configuration) for _, value, configuration in graded]
 
 
 def afterwards(chosen: Configuration, found: Sequence[Configuration]) -> list[str]:
@@ -152,6 +162,12 @@ def afterwards(chosen: Configuration, found: Sequence[Configuration]) -> list[st
     lines.append(f"  online choice   {best:8.1f}  {by_score.label}, {by_score.schedule}")
     mean = float(np.mean([value for value, _ in graded]))
     lines.append(f"  mean of all     {mean:8.1f}  a configuration taken at random")
+    lost = [run for c in found for run in c.runs if run.results["diverged"] and not run.scored]
+    if lost:
+        lines.append(
+            f"  these are returns: without the diverged runs ({len(lost)}), and the configurations "
+            "come first of which fewer diverged"
+        )
     return lines
 
 

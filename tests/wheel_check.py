@@ -7,6 +7,7 @@ By default the wheel alone is installed, beside the packages of the environment 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -38,11 +39,11 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 
 def check_contents(wheel: Path, source: Path) -> None:
-    """Every module, policy and configuration file of the repository, and nothing else of it."""
+    """Every module, policy, table and configuration file of the repository, nothing else of it."""
     expected = {"rambo_trl/py.typed"}
     for pattern in ("rambo_trl/**/*.py", "rambo_trl/policies/*.safetensors"):
         expected |= {str(path.relative_to(source)) for path in source.glob(pattern)}
-    for pattern in ("*.py", "config/**/*.yaml"):
+    for pattern in ("*.py", "*.csv", "config/**/*.yaml"):
         found = (source / "recipes").glob(pattern)
         expected |= {f"rambo_trl_recipes/{path.relative_to(source / 'recipes')}" for path in found}
     with zipfile.ZipFile(wheel) as file:
@@ -82,11 +83,27 @@ def use(python: Path, folder: Path, *, train: bool) -> None:
     command = str(python.with_name("rambo-trl"))
     assert "one of" in run([command], folder, code=2)
     assert "seed: 4" in run([command, "rambo", "--cfg", "job", "seed=4"], folder)
+    say("report")
+    make_up_run(folder / "made-up")
+    # reads the paper's table and its settings of the data set
+    table = run([command, "report", "made-up", "--out", "report"], folder)
+    assert "| RAMBO, `paper` | 1 |" in table and "| 84.9 +- 2.6 |" in table, table
     if train:
         say("train")
         words = ["task=inverteddoublependulum-medium-replay", "schedule=smoke", "run_dir=mine"]
         run([command, "rambo", *words], folder)
         assert (folder / "mine/policy.safetensors").is_file()
+
+
+def make_up_run(path: Path) -> None:
+    """The folder of a run that has ended, without the adversary, as published for its data."""
+    path.mkdir()
+    (path / "config.yaml").write_text("seed: 0\n")
+    results = {
+        "method": "RAMBO", "adversarial_weight": 0.0, "dataset": "d4rl/walker2d_medium-v2.hdf5",
+        "schedule": "paper", "seed": 0, "epochs": 2000, "score": 80.0, "diverged": False,
+    }  # fmt: skip
+    (path / "results.json").write_text(json.dumps(results))
 
 
 def run(command: Sequence[str], folder: Path, code: int = 0) -> str:

@@ -62,12 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dataset.memmap(options.memmap)
             report += f"\n\nwritten to   {options.memmap}"
     except (ValueError, OSError) as error:
-        sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
-        return 2
+        return _refused(str(error))
+    except (AttributeError, KeyError, TypeError) as error:
+        # Of a description that lacks something, or an environment that does not take its
+        # arguments: they say little by themselves.
+        return _refused(
+            f"{options.name} cannot be used ({type(error).__name__}: {error}): its description "
+            "or its environment's arguments are damaged or of another version, so make it anew"
+        )
     finally:
         torchrl_logger.setLevel(level)
     sys.stdout.write(report + "\n")
     return 0
+
+
+def _refused(reason: str) -> int:
+    sys.stderr.write("error: " + " ".join(reason.split()) + "\n")
+    return 2
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the names of D4RL's files say: the environment and its time limit."""
+"""What the names of D4RL's files say: the environment, its time limit, and data of its kind."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 
 import gymnasium
 
+from rambo_trl.data.bundled import BUNDLED_PREFIX, bundled_names
 from rambo_trl.data.environment import is_maze, register_mazes
 
-__all__ = ["D4RLName", "parse_d4rl_name", "time_limit"]
+__all__ = ["D4RLName", "bundled_kin", "needs_policies", "parse_d4rl_name", "time_limit"]
+
+#: the package's behaviour policies, a file for each environment
+POLICIES = Path(__file__).parents[1] / "policies"
 
 # D4RL recorded the "-v2" generation of these; Gymnasium's v5 is the one that can be played.
 _MUJOCO = {
@@ -58,6 +62,32 @@ def parse_d4rl_name(path: Path) -> D4RLName | None:
         env_id = f"AntMaze_{size}-v4"
         return D4RLName(env_id, env_id, 700 if size == "UMaze" else 1000)
     return None
+
+
+def needs_policies(name: str) -> bool:
+    """Whether a bundled set is of a kind that only behaviour policies can play."""
+    return not name.removesuffix("-v0").endswith(("/random", "/waypoint"))
+
+
+def bundled_kin(path: Path) -> str | None:
+    """Name the bundled set of the same environment and kind as a D4RL file.
+
+    Args:
+        path: the file, which need not exist.
+
+    Returns:
+        Its name; None if there is none, the package lacks the policies that it is made with, or
+        the file is not named like one of D4RL's.
+    """
+    stem = path.stem.lower().replace("-", "_")
+    match = _MUJOCO_PATTERN.fullmatch(stem)
+    if match is None:
+        return None
+    kind = match.group(2).replace("mixed", "medium_replay").replace("_", "-")
+    name = f"{BUNDLED_PREFIX}{match.group(1)}/{kind}-v0"
+    policies = POLICIES / f"{_MUJOCO[match.group(1)]}-v5.safetensors"
+    there = policies.is_file() or not needs_policies(name)
+    return name if there and name in bundled_names() else None
 
 
 def time_limit(env_id: str | None) -> int | None:

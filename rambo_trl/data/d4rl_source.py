@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from tensordict import TensorDict
 
+from rambo_trl.data.d4rl_names import bundled_kin, parse_d4rl_name
 from rambo_trl.data.episodes import flat_columns
 from rambo_trl.data.spaces import as_flags, as_rows
 
@@ -66,7 +67,7 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ValueError: if there is no such file, it cannot be read, or arrays are missing.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no data file {os.fspath(path)}: check the path")
+        raise ValueError(f"no data file {os.fspath(path)}: {_instead(Path(path))}")
     arrays = {}
     try:
         with h5py.File(path, "r") as file:
@@ -88,6 +89,20 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"{path} lacks {', '.join(missing)}: a D4RL file needs {', '.join(_REQUIRED)}; {hint}"
         )
     return arrays
+
+
+def _instead(path: Path) -> str:
+    """Say what to do about a file that is not there."""
+    if parse_d4rl_name(path) is None:
+        return "check the path"
+    kin = bundled_kin(path)
+    other = "no bundled set is of its kind"
+    if kin is not None:
+        other = f"or take dataset={kin}, data of its kind that is made on this machine"
+    return (
+        "give D4RL's file by its path, dataset=PATH, or put it there; "
+        f"{other} (docs/methods.md tells what exists where)"
+    )
 
 
 def _read(stored: h5py.Dataset) -> np.ndarray:
@@ -117,6 +132,10 @@ def episode_ends(
     where no timeout is set, no episode can be longer than ``max_episode_steps``: a longer one is
     cut after so many rows, as D4RL itself does for files without timeouts.
 
+    Where no timeout is set, nothing else is there and no limit is known, terminals alone are
+    believed if the last row is one: every row then belongs to an episode of which the end is
+    flagged. A last row without a flag is an end that the flags leave out, and there may be more.
+
     Args:
         terminals: [N], bool.
         timeouts: [N], bool, or None.
@@ -128,19 +147,26 @@ def episode_ends(
         [N], bool. The last row may be False: an unfinished episode.
 
     Raises:
-        ValueError: if timeouts, next observations and time limit are all missing, so that the
-            start of an episode could pass for the end of another.
+        ValueError: if timeouts, next observations and time limit are all missing, or no timeout
+            is set and terminals do not account for all rows, so that the start of an episode
+            could pass for the end of another.
     """
     ends = terminals.copy() if timeouts is None else terminals | timeouts
     if next_observations is not None:
         ends[:-1] |= (next_observations[:-1] != observations[1:]).any(-1)
         return ends
-    if timeouts is not None and (max_episode_steps is None or timeouts.any()):
+    if timeouts is not None and timeouts.any():
         return ends
     if max_episode_steps is None:
+        if timeouts is not None and terminals[-1]:
+            return ends
+        lacking = "has neither timeouts nor next_observations"
+        if timeouts is not None:
+            lacking = "has no next_observations, no timeout is set and its last row is no terminal"
         raise ValueError(
-            "it has neither timeouts nor next_observations, so where episodes are cut is unknown: "
-            "give env_id= of a registered environment with a time limit, or max_episode_steps="
+            f"it {lacking}, so where episodes are cut is unknown: add next_observations, set the "
+            "timeouts (on the last row of a single long episode too), or give env_id= of a "
+            "registered environment with a time limit, or max_episode_steps= (--max-episode-steps)"
         )
     starts = np.concatenate([[0], np.flatnonzero(ends) + 1])
     stops = np.append(starts[1:], len(ends))
@@ -230,6 +256,13 @@ def flat_source(
         return FlatSource(flat_columns(*columns), returns, ())
 
     remarks = []
+    unlimited = max_episode_steps is None and timeouts is not None and not timeouts.any()
+    if unlimited and not terminals.all():
+        remarks.append(
+            f"no timeout is set, no time limit is known and all {len(returns)} episodes end in "
+            "terminals: if some were cut without a flag, give max_episode_steps= "
+            "(--max-episode-steps)"
+        )
     if max_episode_steps is not None:
         steps = np.diff(np.flatnonzero(ends), prepend=-1)
         too_long = int((steps > max_episode_steps).sum())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from gymnasium import spaces
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data.environment import action_bounds, environment_id, environment_spaces
@@ -34,9 +37,12 @@ def check_environment(dataset: OfflineDataset) -> None:
             f"data set {dataset.name} does not fit {env_id}: {error}; give another env_id, or "
             "env_id=none to go without one"
         ) from None
+    actions: object = action_space  # of another kind: it differs
+    if isinstance(action_space, spaces.Box):
+        actions = math.prod(action_space.shape)  # the data's are flattened as well
     for kind, in_env, in_data in (
         ("observations", size, dataset.observation_size),
-        ("actions", getattr(action_space, "shape", None), tuple(dataset.action_spec.shape)),
+        ("actions", actions, dataset.action_size),
     ):
         if in_env != in_data:
             raise ValueError(

@@ -25,6 +25,7 @@ from rambo_trl.data.bundled import (
     bundled_path,
     ensure_bundled,
 )
+from rambo_trl.data.d4rl_names import POLICIES, needs_policies
 from rambo_trl.data.environment import (
     is_maze,
     is_scored_by_success,
@@ -96,9 +97,25 @@ def open_minari(
         raise ValueError(f"{name} is a folder without a Minari set: it has no metadata.json")
     else:
         if name.startswith(BUNDLED_PREFIX):
-            ensure_bundled(name, progress=progress)
+            _ensure_bundled(name, progress)
         dataset = _local_or_download(name)
     return _describe(name, dataset, env_id, observation_keys)
+
+
+def _ensure_bundled(name: str, progress: bool) -> None:
+    """Build a bundled set; where the package lacks its policies, say what there is instead."""
+    try:
+        ensure_bundled(name, progress=progress)
+    except ValueError as error:
+        there = sorted(path.stem.rsplit("-v", 1)[0].lower() for path in POLICIES.glob("*-v*"))
+        env = name.removeprefix(BUNDLED_PREFIX).split("/")[0]
+        if name not in bundled_names() or not needs_policies(name) or env in there:
+            raise
+        raise ValueError(
+            f"{name} cannot be built, because the package has no policies for {env} yet: take "
+            f"{BUNDLED_PREFIX}{env}/random-v0, which needs none, or the sets of "
+            f"{', '.join(there)}; or train some ({error})"
+        ) from None
 
 
 def _data_folder(path: Path) -> Path | None:

@@ -132,11 +132,13 @@ def test_without_next_observations_none_is_invented(
         last_of_episode += kept[-1:]
         start += steps
     file_arrays = without(arrays, "next_observations")
+    # longer than any episode; needed where the only end without a terminal is the unfinished one
+    options = {"unknown_terminal_states": unknown, "max_episode_steps": 7}
     if not rows:
         with pytest.raises(ValueError, match="no next observation is known"):
-            OfflineDataset.from_arrays(file_arrays, unknown_terminal_states=unknown)
+            OfflineDataset.from_arrays(file_arrays, **options)
         return
-    data = OfflineDataset.from_arrays(file_arrays, unknown_terminal_states=unknown, normalize=False)
+    data = OfflineDataset.from_arrays(file_arrays, **options, normalize=False)
     check_rows(data, arrays, rows, held)
     done = data.transitions["next", "done"].squeeze(-1).numpy()
     assert [rows[i] for i in np.flatnonzero(done)] == last_of_episode
@@ -159,6 +161,57 @@ def test_a_time_limit_stands_in_for_missing_timeouts(plan: list[tuple[int, bool]
             episode_ends(got["terminals"], got.get("timeouts"), **kwargs),
             arrays["terminals"] | arrays["timeouts"],
         )
+
+
+@settings(max_examples=80, deadline=None)
+@given(PLANS, st.booleans())
+def test_flags_that_do_not_account_for_all_rows_are_refused(
+    plan: list[tuple[int, str]], missing: bool
+) -> None:
+    arrays = make_arrays(plan)
+    ends, terminals = arrays["terminals"] | arrays["timeouts"], arrays["terminals"]
+    # what stays of the timeouts says nothing: there are none, or none is set
+    timeouts = None if missing else np.zeros_like(terminals)
+    kwargs = {"observations": arrays["observations"]}
+    if missing or not terminals[-1]:
+        flags = without(arrays, "next_observations", "timeouts")
+        flags |= {} if missing else {"timeouts": timeouts}
+        with pytest.raises(ValueError, match=r"unnamed: it has n.*--max-episode-st") as caught:
+            OfflineDataset.from_arrays(flags)
+        assert "\n" not in str(caught.value)
+    else:
+        np.testing.assert_array_equal(episode_ends(terminals, timeouts, **kwargs), terminals)
+    # each of what the line asks for is enough
+    following = {"next_observations": arrays["next_observations"]}
+    got = episode_ends(terminals, timeouts, **kwargs, **following)
+    np.testing.assert_array_equal(got[:-1], ends[:-1])
+    if arrays["timeouts"].any():
+        got = episode_ends(terminals, arrays["timeouts"], **kwargs)
+        np.testing.assert_array_equal(got, ends)
+    for limit in (7, len(ends)):
+        got = episode_ends(terminals, timeouts, **kwargs, max_episode_steps=limit)
+        stops = np.append(np.flatnonzero(got), len(ends) - 1)
+        assert got[terminals].all() and np.diff(stops, prepend=-1).max() <= limit
+
+
+def test_one_long_log_and_episodes_that_all_end_in_terminals() -> None:
+    # a single episode without any end looks like episodes that are joined: its last row is told
+    log = without(make_arrays([(9, "unfinished")]), "next_observations")
+    with pytest.raises(ValueError, match=r"no timeout is set and its last row is no terminal"):
+        OfflineDataset.from_arrays(log)
+    assert OfflineDataset.from_arrays(log, max_episode_steps=9).num_episodes == 1
+    log["timeouts"][-1] = True
+    assert OfflineDataset.from_arrays(log).num_episodes == 1
+    # nothing is flagged after the last terminal: nor may cuts before it have been
+    plan = [(4, "terminal"), (3, "terminal"), (2, "unfinished")]
+    with pytest.raises(ValueError, match=r"its last row is no terminal"):
+        OfflineDataset.from_arrays(without(make_arrays(plan), "next_observations"))
+    all_end = without(make_arrays(plan[:2]), "next_observations")
+    data = OfflineDataset.from_arrays(all_end)
+    assert data.num_episodes == 2 and "all 2 episodes end in terminals" in data.remarks[0]
+    # one-step problems: no row can be joined to another
+    steps = without(make_arrays([(1, "terminal")] * 4), "next_observations")
+    assert "no time limit" not in " ".join(OfflineDataset.from_arrays(steps).remarks)
 
 
 def test_reliable_timeouts_win_over_the_time_limit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
@@ -127,3 +129,33 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["env_spec", "observation_layout", "name", "env_id", "remarks"])
+def test_a_folder_whose_description_lacks_something_is_one_line(
+    key: str, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    OfflineDataset.load(path).memmap(tmp_path / "set")
+    (description,) = (tmp_path / "set").glob("*.json")
+    found = json.loads(description.read_text())
+    del found[key]
+    description.write_text(json.dumps(found))
+    assert main([str(tmp_path / "set")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert "set" in err and key in err
+
+
+def test_an_environment_that_does_not_take_its_arguments_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = EnvSpec("Hopper-v5", "nowhere:Env", kwargs={"no_such_argument": 1})
+    raw = OfflineDataset.from_arrays(arrays(), normalize=False).transitions
+    data = OfflineDataset(
+        raw, action_spec=Bounded(-1, 1, shape=(3,)), env_id="Hopper-v5", env_spec=spec
+    )
+    data.memmap(tmp_path / "set")
+    assert main([str(tmp_path / "set")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert "TypeError" in err and "no_such_argument" in err

@@ -211,6 +211,39 @@ def test_an_environment_that_does_not_fit(
     assert "\n" not in str(caught.value)
 
 
+class Arms(gymnasium.Env):
+    """Actions of one row of two entries, or a choice."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (3,))
+
+    def __init__(self, choice: bool = False) -> None:
+        box = gymnasium.spaces.Box(-1, 1, (1, 2))
+        self.action_space = gymnasium.spaces.Discrete(2) if choice else box
+
+
+@pytest.mark.parametrize(("size", "choice"), [(2, False), (3, False), (1, True), (2, True)])
+def test_actions_are_compared_as_they_are_in_the_data_flattened(
+    size: int, choice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Arms-v0", Arms, kwargs={"choice": choice})
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    rng = np.random.default_rng(0)
+    episode = {
+        "observations": rng.normal(size=(6, 3)),
+        "actions": rng.uniform(-1, 1, size=(5, 1, size)),
+        "rewards": rng.normal(size=5),
+        "terminations": np.zeros(5, bool),
+        "truncations": np.arange(5) == 4,
+    }
+    bounds = Bounded(-1, 1, shape=(1, size))
+    data = OfflineDataset.from_episodes([episode], action_spec=bounds, env_id="Arms-v0")
+    if size == 2 and not choice:
+        check_environment(data)
+        return
+    with pytest.raises(ValueError, match=f"actions of size {size} in the data and .*env_id=none"):
+        check_environment(data)
+
+
 def test_an_environment_that_fits(
     data: OfflineDataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

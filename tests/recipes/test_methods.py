@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ import torch
 from command_line import compose_jobs
 from model_based import train_model_based
 from model_free import MODEL_ONLY, train_model_free
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from run_settings import ALL_RULES, check_config, leaf_keys, rules_for, without
 from run_start import resumed_config
 from tensordict import TensorDict
@@ -177,20 +179,61 @@ def test_every_setting_has_a_rule_and_the_shipped_ones_pass(name: str, schedule:
     assert cfg.agent.tau == 0.005 or name in ("morel", "bc")
 
 
-@pytest.mark.parametrize(
-    ("name", "task", "settings"),
-    [
-        ("mopo", "hopper-medium-replay", (5, 1.0)),
-        ("mopo", "d4rl-walker2d-medium-expert", (1, 2.0)),
-        ("mopo", "inverteddoublependulum-medium-replay", (5, 1.0)),
-        ("combo", "d4rl-walker2d-medium", (1, 5.0)),
-        ("combo", "d4rl-hopper-random", (5, 0.5)),
-    ],
-)
-def test_published_settings_follow_the_task(
-    name: str, task: str, settings: tuple[int, float]
+#: data set to MOPO's (h, lambda) and COMBO's (rollout length, beta), as docs/methods.md has them
+BY_TASK: dict[str, tuple[tuple[int, float], tuple[int, float]]] = {
+    "halfcheetah-random": ((5, 0.5), (5, 0.5)),
+    "halfcheetah-medium": ((1, 1), (5, 0.5)),
+    "halfcheetah-medium-replay": ((5, 1), (5, 0.5)),
+    "halfcheetah-medium-expert": ((5, 5), (5, 5)),
+    "hopper-random": ((5, 1), (5, 0.5)),
+    "hopper-medium": ((5, 5), (5, 5)),
+    "hopper-medium-replay": ((5, 1), (5, 0.5)),
+    "hopper-medium-expert": ((5, 1), (5, 5)),
+    "walker2d-random": ((1, 1), (5, 0.5)),
+    "walker2d-medium": ((5, 5), (1, 5)),
+    "walker2d-medium-replay": ((1, 1), (1, 0.5)),
+    "walker2d-medium-expert": ((1, 2), (1, 5)),
+    "others": ((5, 1), (5, 0.5)),
+}
+OTHERS = ["inverteddoublependulum-medium-replay", "antmaze-umaze", "pointmaze-umaze-waypoint", ""]
+
+
+@pytest.mark.parametrize(("column", "name"), [(0, "mopo"), (1, "combo")])
+def test_published_settings_follow_the_task(column: int, name: str) -> None:
+    published = importlib.import_module(name).published
+    for row, settings in BY_TASK.items():
+        for task in OTHERS if row == "others" else [row]:
+            assert tuple(published(task).values()) == settings[column], task
+            assert tuple(published(f"d4rl-{task}").values()) == settings[column], task
+
+
+def test_the_page_on_methods_has_the_table_of_tasks() -> None:
+    page = (RECIPES.parent / "docs/methods.md").read_text()
+    (table,) = re.findall(r"\| data set \| MOPO: h, lambda .*\n\|[-|]*\n((?:\|.*\n)+)", page)
+    found = {}
+    for line in table.splitlines():
+        row, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        pairs = [re.match(r"(\d+), ([\d.]+)( \(none published\))?$", cell) for cell in cells]
+        found[row] = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
+    assert found == BY_TASK
+
+
+@pytest.mark.usefixtures("tiny_dataset")
+@pytest.mark.parametrize(("column", "name"), [(0, "mopo"), (1, "combo")])
+def test_a_run_has_the_published_settings_of_its_task(
+    column: int, name: str, recipe: Callable[..., Path]
 ) -> None:
-    assert tuple(importlib.import_module(name).published(task).values()) == settings
+    words = ("schedule=smoke", "dataset=test/idp/tiny-v0", "epochs=1", "agent_updates=1")
+    folder = recipe(name, *words, "task=d4rl-walker2d-medium", "run_dir=run", "rollout_starts=20")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    weight = cfg.penalty_coefficient if name == "mopo" else cfg.conservative_weight
+    assert (cfg.rollout_length, weight) == BY_TASK["walker2d-medium"][column]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["rollout_length"] == cfg.rollout_length
+    assert results["penalty_coefficient" if name == "mopo" else "conservative_weight"] == weight
+    # rollouts end early at most
+    made = float(rows(folder)[0]["model_transitions"])
+    assert made == 20 if cfg.rollout_length == 1 else 20 < made <= 20 * cfg.rollout_length
 
 
 @pytest.mark.parametrize("name", ["mopo", "combo"])
@@ -263,14 +306,18 @@ LEARNT: dict[str, tuple[list[str], float]] = {
 }
 
 
-def make_run(name: str, data: OfflineDataset, folder: Path, *words: str) -> Run:
-    module = importlib.import_module(name)
-    published = getattr(module, "published", None)
-    filled_in = published("") if published else {}
+def compose(name: str, *words: str, task: str = "") -> DictConfig:
+    """A method's configuration, with the published values of a task where it has null."""
     (cfg,) = compose_jobs(name, words, check=lambda cfg: None)
-    for key, value in filled_in.items():
+    published = getattr(importlib.import_module(name), "published", lambda task: {})
+    for key, value in published(task).items():
         if OmegaConf.select(cfg, key) is None:
             OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def make_run(name: str, data: OfflineDataset, folder: Path, *words: str) -> Run:
+    cfg = compose(name, *words)
     if name in MODEL_FREE:
         cfg = without(cfg, MODEL_ONLY)
     return Run(cfg, data, RunFolder.create(folder), Interruption())
@@ -293,6 +340,182 @@ def test_beats_the_datas_mean(name: str, tmp_path: Path) -> None:
     assert learnt > threshold
     if name == "bc":
         assert learnt < 0.92  # nothing tells it what is better
+
+
+# --- published values, in the configuration and in the objects that train
+
+PUBLISHED_VALUES: dict[str, dict[str, float | bool | str]] = {
+    "mopo": {
+        "agent.real_fraction": 0.05, "agent.critic_lr": 3e-4, "agent.actor_lr": 3e-4,
+        "agent.alpha_lr": 3e-4, "clone_behaviour": False,
+    },
+    "combo": {
+        "agent.real_fraction": 0.5, "agent.critic_lr": 3e-4, "agent.actor_lr": 1e-4,
+        "agent.alpha_lr": 1e-4, "clone_behaviour": False, "penalized_actions": "logsumexp",
+    },
+    "cql": {
+        "agent.conservative_weight": 5, "agent.num_actions": 10, "agent.critic_lr": 3e-4,
+        "agent.actor_lr": 1e-4, "agent.alpha_lr": 1e-4,
+    },
+    "iql": {
+        "agent.expectile": 0.7, "agent.temperature": 3, "agent.scale_rewards": True,
+        "agent.critic_lr": 3e-4, "agent.value_lr": 3e-4, "agent.actor_lr": 3e-4,
+    },
+    "td3_bc": {
+        "agent.bc_alpha": 2.5, "agent.policy_noise": 0.2, "agent.noise_clip": 0.5,
+        "agent.actor_every": 2, "agent.critic_lr": 3e-4, "agent.actor_lr": 3e-4,
+    },
+    "bc": {"agent.actor_lr": 3e-4},
+}  # fmt: skip
+
+
+#: where the authors have other values for AntMaze
+IN_ANTMAZE = {"iql": {"agent.expectile": 0.9, "agent.temperature": 10}}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_VALUES)
+def test_published_values_hold_in_every_schedule_and_task(name: str) -> None:
+    wanted = {**PUBLISHED_VALUES[name], "agent.gamma": 0.99, "agent.batch_size": 256}
+    if name != "bc":  # which has no critics
+        wanted["agent.tau"] = 0.005
+    schedules = [path.stem for path in (RECIPES / "config/schedule").glob("*.yaml")]
+    assert len(schedules) >= 3
+    tasks = {"hopper-medium-replay": {}, "d4rl-antmaze-medium-play": IN_ANTMAZE.get(name, {})}
+    for task, others in tasks.items():
+        for schedule in schedules:
+            cfg = compose(name, f"schedule={schedule}", f"task={task}", task=task)
+            found = {key: OmegaConf.select(cfg, key) for key in wanted}
+            assert found == {**wanted, **others}
+
+
+def as_published(name: str, folder: Path) -> Any:
+    """A method as its configuration makes it, on data of rows that are worth -1 to 1."""
+    run = make_run(name, one_step_data(rows=300), folder, "schedule=smoke", "termination=none")
+    return getattr(importlib.import_module(name), METHODS[name][0])(run)
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    """Each parameter's, by its place in memory."""
+    return {p.data_ptr(): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def rates_of(parameters: Iterable[torch.Tensor], rates: dict[int, float]) -> set[float]:
+    return {rates[parameter.data_ptr()] for parameter in parameters}
+
+
+def answer(params: Any, value: float) -> None:
+    """Make networks give this value whatever they are asked."""
+    for key, tensor in params.items(True, True):
+        tensor.data.zero_()
+        if key[-1] == "bias" and tensor.shape[-1] == 1:
+            tensor.data.fill_(value)
+
+
+def test_iqls_published_values_reach_its_loss(tmp_path: Path) -> None:
+    method = as_published("iql", tmp_path / "run")
+    loss, (player,) = method.loss, method.phase.players
+    assert player.losses is loss
+    assert (loss.expectile, loss.temperature) == (0.7, 3)
+    rates = learning_rates(player.optimizer)
+    for network in ("actor", "qvalue", "value"):
+        assert rates_of(getattr(loss, f"{network}_network_params").parameters(), rates) == {3e-4}
+    actor_factor, *others = player.lr_factor
+    last = method.run.cfg.epochs * method.run.cfg.agent_updates
+    factors = [actor_factor(n) for n in (0, last // 2, last)]
+    assert factors == pytest.approx([1, 0.5, 0])
+    assert [factor(last) for factor in others] == [1, 1]
+    assert method.phase.target_update.eps == 1 - 0.005
+    assert float(loss.value_estimator.gamma) == pytest.approx(0.99)
+
+    # the same in what is computed: Q = 0.2 throughout, and V below or above it
+    batch = next(iter(method.data.batches(1)))
+    answer(loss.target_qvalue_network_params, 0.2)
+    with torch.no_grad():
+        log_prob = float(loss.actor_network.get_dist(batch).log_prob(batch["action"]).mean())
+        for value, slope, weight in ((0.0, 0.7, np.exp(0.6)), (-9.8, 0.7, 100), (0.5, 0.3, None)):
+            answer(loss.value_network_params, value)
+            out = loss(batch.copy())
+            assert float(out["loss_value"]) == pytest.approx(slope * (0.2 - value) ** 2, rel=1e-4)
+            if weight is not None:
+                assert float(out["loss_actor"]) == pytest.approx(-weight * log_prob, rel=1e-4)
+
+
+def test_td3_bcs_published_values_reach_its_loss_and_pace(tmp_path: Path) -> None:
+    method = as_published("td3_bc", tmp_path / "run")
+    loss, phase = method.loss, method.phase
+    assert (loss.alpha, loss.policy_noise, loss.noise_clip) == (2.5, 0.2, 0.5)
+    assert [player.every for player in phase.players] == [1, 2] and phase.target_every == 2
+    assert all(player.losses.__self__ is method for player in phase.players)
+    critics, actor = (learning_rates(player.optimizer) for player in phase.players)
+    assert rates_of(loss.qvalue_network_params.parameters(), critics) == {3e-4}
+    assert rates_of(loss.actor_network_params.parameters(), actor) == {3e-4}
+    assert phase.target_update.eps == 1 - 0.005
+
+    # alpha is the weight of a critic's value that is divided by its mean magnitude
+    answer(loss.qvalue_network_params, -1.7)
+    batch = next(iter(method.data.batches(1)))
+    metrics = method.actor_losses(batch).detach()
+    assert float(metrics["loss_actor"] - metrics["cloning_error"]) == pytest.approx(2.5, rel=1e-4)
+
+    # who has moved after each of four updates
+    parts = {
+        "critics": loss.qvalue_network_params,
+        "actor": loss.actor_network_params,
+        "target critics": loss.target_qvalue_network_params,
+        "target actor": loss.target_actor_network_params,
+    }
+    moved = []
+    for batch in method.data.batches(4):
+        before = {name: params.data.clone() for name, params in parts.items()}
+        phase.run([batch])
+        moved.append({name for name in parts if (parts[name].data != before[name]).any()})
+    assert moved == [{"critics"}, set(parts), {"critics"}, set(parts)]
+
+
+def test_cqls_published_values_reach_its_loss(tmp_path: Path) -> None:
+    method = as_published("cql", tmp_path / "run")
+    loss, (player,) = method.loss, method.phase.players
+    assert (loss.min_q_weight, loss.num_random) == (5, 10)
+    assert not loss.with_lagrange, "the weight is fixed"
+    assert loss.deterministic_backup and not loss.max_q_backup, "no entropy in the target"
+    assert player.losses.__self__ is method
+    rates = learning_rates(player.optimizer)
+    assert rates_of(loss.qvalue_network_params.parameters(), rates) == {3e-4}
+    assert rates_of([*loss.actor_network_params.parameters(), loss.log_alpha], rates) == {1e-4}
+    assert method.phase.target_update.eps == 1 - 0.005
+
+
+def test_bc_is_maximum_likelihood_at_its_rate(tmp_path: Path) -> None:
+    method = as_published("bc", tmp_path / "run")
+    (player,) = method.phase.players
+    assert player.losses is method.loss and method.phase.target_update is None
+    rates = learning_rates(player.optimizer)
+    assert rates_of(method.actor.parameters(), rates) == {3e-4} == set(rates.values())
+    batch = next(iter(method.data.batches(1)))
+    likelihood = method.actor.get_dist(batch).log_prob(batch["action"]).mean()
+    torch.testing.assert_close(method.loss(batch)["loss_bc"], -likelihood)
+
+
+@pytest.mark.parametrize(
+    ("name", "real", "critic", "others"),
+    [("mopo", 13, 3e-4, 3e-4), ("combo", 128, 3e-4, 1e-4)],
+)
+def test_the_model_based_methods_published_values_reach_the_agent(
+    name: str, real: int, critic: float, others: float, tmp_path: Path
+) -> None:
+    method = as_published(name, tmp_path / "run")
+    assert (method.mixed.num_real, method.mixed.batch_size) == (real, 256)
+    loss, rates = method.loss, learning_rates(method.agent.optimizer)
+    assert method.agent.loss is loss and method.agent.target_update.eps == 1 - 0.005
+    assert rates_of(loss.qvalue_network_params.parameters(), rates) == {critic}
+    assert rates_of([*loss.actor_network_params.parameters(), loss.log_alpha], rates) == {others}
+    # of tasks that none is published for
+    assert method.collector.horizon == 5
+    if name == "mopo":
+        assert method.env.pessimism.coefficient == 1.0
+    else:
+        assert (loss.conservative_weight, loss.num_real) == (0.5, real)
+        assert loss.penalized_actions == "logsumexp"
 
 
 def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:

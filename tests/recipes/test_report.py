@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import report
 import report_figures
-from paper_results import published, table_dataset
+from omegaconf import OmegaConf
+from paper_results import published, published_weight, rambo_label, table_dataset
 from report_figures import achieved, mean_curve
 from run_reading import Record, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
@@ -73,10 +74,35 @@ def test_returns_stay_returns_where_a_run_diverged(make_run: MakeRun, tmp_path: 
     file = tmp_path / "b/results.json"
     file.write_text(file.read_text().replace('"score": null,\n', '"score": 0.0,\n', 1))
     table, (row,) = made_report(tmp_path, runs)
-    assert "| return 15.0 +- 15.0 |" in table and row["score_mean"] == ""
+    assert "| return 30.0, 1 of 2 diverged |" in table and row["score_mean"] == ""
+    assert "count as 0" not in table and "the mean returns leave them out" in table
     diverged = find_runs([tmp_path / "b"])[0][0]
     assert diverged.results["score"] == 0.0 and diverged.score is None
-    assert achieved(diverged)[1] == [30.0, 30.0, 30.0, 0.0]
+    assert achieved(diverged)[1] == [30.0, 30.0, 30.0]
+
+
+def test_a_diverged_run_is_never_a_return_of_zero(make_run: MakeRun, tmp_path: Path) -> None:
+    # where every return is negative, 0 would be the best
+    unscored = {"behaviour_score": None, "behaviour_score_best": None, "cloned_score": None}
+    runs = [
+        make_run(tmp_path / f"{method}{s}", seed=s, method=method, score=None, diverged=diverged,
+                 return_mean=-100.0 - 10 * s, **unscored)
+        for method, all_diverged in (("MOPO", False), ("COMBO", True))
+        for s, diverged in enumerate((all_diverged, all_diverged, True))
+    ]  # fmt: skip
+    table, _ = made_report(tmp_path, runs)
+    assert "| return -105.0 +- 5.0, 1 of 3 diverged |" in table and "| 3 of 3 diverged |" in table
+    rows = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
+    assert [r["return_mean"] for r in rows] == ["", "", "", "-100.0", "-110.0", ""]
+
+
+def test_the_table_says_which_deviation_it_has(make_run: MakeRun, tmp_path: Path) -> None:
+    for s, score in enumerate((1.0, 3.0)):
+        make_run(tmp_path / f"{s}", seed=s, score=score)
+    runs, _ = find_runs([tmp_path])
+    table = report.markdown_table(configurations(runs))
+    assert "**2.0 +- 1.0**" in table and "population standard deviation" in table
+    assert "+-:" not in report.markdown_table(configurations(runs[:1]))
 
 
 def test_the_legend_fits_however_many_settings_differ(
@@ -133,6 +159,67 @@ def test_runs_without_a_label_are_rambo_s(make_run: MakeRun, tmp_path: Path) -> 
     assert [run.method for run in runs] == ["RAMBO, lambda = 0", "RAMBO"]
 
 
+def published_runs(make_run: MakeRun, folder: Path, label: str, *, adversary: bool) -> None:
+    """Two runs on each set of Table 1, with its lambda or with 0; scores are the paper's."""
+    for task in sorted((RECIPES / "config/task").glob("d4rl-*.yaml")):
+        name = task.stem.removeprefix("d4rl-")
+        # as D4RL names its files
+        maze = name.startswith("antmaze")
+        dataset = f"d4rl/{name if maze else name.replace('-', '_')}-v{0 if maze else 2}.hdf5"
+        weight = OmegaConf.load(task).adversarial_weight if adversary else 0.0
+        number = published("RAMBO", dataset)
+        assert number is not None and number.same_data
+        for s in (0, 1):
+            make_run(
+                folder / f"{name}-{s}", seed=s, score=number.score + 2 * s - 1, dataset=dataset,
+                method="RAMBO" if weight else label, adversarial_weight=weight,
+                settings={"adversarial_weight": weight},
+            )  # fmt: skip
+
+
+# what a run without an adversary says of itself: earlier versions did not ask for its data
+@pytest.mark.parametrize("label", ["RAMBO", "RAMBO, lambda = 0"])
+def test_table_1_as_published_has_the_paper_s_numbers_and_total(
+    make_run: MakeRun, tmp_path: Path, label: str
+) -> None:
+    published_runs(make_run, tmp_path, label, adversary=True)
+    found = configurations(find_runs([tmp_path])[0])
+    assert {c.label for c in found} == {"RAMBO"} and len(found) == 18
+    weights = [c.runs[0].results["adversarial_weight"] for c in found]
+    assert weights.count(0.0) == 8 == [published_weight(c.dataset) for c in found].count(0.0)
+    rows = report.table_rows(found)
+    assert all(row["paper_same_data"] for row in rows)
+    assert [row["score_mean"] for row in rows] == pytest.approx([r["paper_score"] for r in rows])
+    table = report.markdown_table(found)
+    assert "Over the 18 data sets" in table and "ablation" not in table
+    # 812.4 on MuJoCo, 67.0 on AntMaze; eighteen deviations of 1
+    assert "| RAMBO, `quick` | 36 | **879.4 +- 4.2** |" in table and "| 879.4 |" in table
+
+
+def test_lambda_0_is_the_ablation_where_the_paper_s_is_not(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    published_runs(make_run, tmp_path / "with", "RAMBO", adversary=True)
+    published_runs(make_run, tmp_path / "without", "RAMBO, lambda = 0", adversary=False)
+    with_adversary, _ = find_runs([tmp_path / "with"])
+    without, _ = find_runs([tmp_path / "without"])
+    assert sum(run.method == "RAMBO, lambda = 0" for run in without) == 2 * 10
+    ablation = [run for run in without if run.method != "RAMBO"]
+    found = configurations([*with_adversary, *ablation])
+    assert [row["paper_score"] for row in report.table_rows(found)].count(None) == 10
+    table = report.markdown_table(found)
+    assert "Over the 18 data sets" in table and "On 8 of them the paper's lambda is 0" in table
+    assert "| RAMBO, `quick` | 36 |" in table and "| RAMBO, lambda = 0, `quick` | 36 |" in table
+
+
+def test_a_run_s_label_is_decided_by_the_published_lambda() -> None:
+    assert rambo_label(0.0, "bundled/walker2d/medium-replay-v0") == "RAMBO"
+    assert rambo_label(3e-4, "bundled/walker2d/medium-replay-v0") == "RAMBO"
+    assert rambo_label(0.0, "bundled/hopper/medium-replay-v0") == "RAMBO, lambda = 0"
+    assert rambo_label(0.0, "my/own/data-v0") == "RAMBO, lambda = 0"
+    assert rambo_label(3e-4, "my/own/data-v0") == "RAMBO"
+
+
 def test_the_paper_s_numbers_stand_beside_ours(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a", dataset="d4rl/hopper_medium_replay-v2.hdf5"),
@@ -153,6 +240,11 @@ def test_the_paper_s_numbers_stand_beside_ours(make_run: MakeRun, tmp_path: Path
         ("walker2d_medium-v2", ("walker2d-medium-v2", True)),
         ("hopper_medium-v0.hdf5", ("hopper-medium-v2", False)),
         ("mujoco/hopper/medium-v0", ("hopper-medium-v2", False)),
+        ("data/hopper/hopper_medium-v2.hdf5", ("hopper-medium-v2", True)),
+        ("hopper/medium/hopper_medium-v2.hdf5", ("hopper-medium-v2", True)),
+        ("umaze/antmaze-umaze-v0.hdf5", ("antmaze-umaze-v0", True)),
+        ("D4RL/antmaze/umaze-v0", ("antmaze-umaze-v0", False)),
+        ("D4RL/antmaze/umaze-v1", ("antmaze-umaze-v0", False)),
         ("antmaze-large-diverse-v0.hdf5", ("antmaze-large-diverse-v0", True)),
         ("antmaze-umaze-v2.hdf5", ("antmaze-umaze-v0", False)),
         ("bundled/antmaze-umaze/random-v0", None),

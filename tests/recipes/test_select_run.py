@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import select_run
-from run_reading import configurations, find_runs
+from run_reading import Record, configurations, find_runs
 
 MakeRun = Callable[..., str]
 BOUND = 600.0
@@ -94,6 +94,38 @@ def test_what_rules_a_run_out(make_run: MakeRun, tmp_path: Path, broken: float) 
     out, kept = find_runs([tmp_path / "a", tmp_path / "b"])[0]
     assert "epoch 2" in (select_run.why_discarded(out) or "")
     assert select_run.why_discarded(kept) is None
+
+
+def test_the_entropy_is_not_added_to_the_bound_twice() -> None:
+    # a run's q_bound holds it already: 2 * (1 + 2) / (1 - 0.99)
+    def record(mean_q: float, entropy: float = 2.0) -> Record:
+        row = {"epoch": 1, "mean_q": mean_q, "alpha": 1.0, "entropy": entropy}
+        return Record(Path("r"), {"diverged": False, "q_bound": 600.0}, [row], {})
+
+    assert select_run.why_discarded(record(600.0)) is None
+    assert "mean Q 600.5 is beyond 600" in (select_run.why_discarded(record(600.5)) or "")
+    assert "not finite: entropy" in (select_run.why_discarded(record(1.0, float("nan"))) or "")
+
+
+def test_a_diverged_run_is_no_return_of_zero(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # where every return is negative, 0 would be the best
+    unscored = {"behaviour_score": None, "behaviour_score_best": None, "cloned_score": None}
+    for s in range(2):
+        for name, value, weight in (("whole", -100.0, 1.0), ("half", -90.0, 2.0)):
+            make_run(
+                tmp_path / f"{name}{s}", seed=s, score=None, return_mean=value, q_bound=BOUND,
+                mean_q=waver(1.0, seed=s), diverged=name == "half" and s == 1,
+                settings={"adversarial_weight": weight}, **unscored,
+            )  # fmt: skip
+    assert select_run.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "online choice     -100.0  RAMBO (adversarial_weight=1.0)" in text
+    assert "without the diverged runs (1)" in text
+    assert [value for value, _ in select_run.online(configurations(find_runs([tmp_path])[0]))] == [
+        -100.0, -90.0,
+    ]  # fmt: skip
 
 
 def test_runs_without_a_bound_say_so(

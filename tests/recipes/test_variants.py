@@ -10,7 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import compose_jobs
+from rambo import Rambo
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from training_run import Run
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.objectives import EnsembleModelLoss, ModelTrustLoss
+from rambo_trl.training.interruption import Interruption
+from rambo_trl.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TASK = ["schedule=smoke", "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0"]
@@ -33,6 +43,82 @@ def test_the_defaults_are_the_papers() -> None:
     assert cfg.model_updates_every == 1
     assert cfg.model_term == "likelihood"
     assert cfg.likelihood_budget is None
+
+
+def pretrained(folder: Path, *words: str) -> Rambo:
+    """RAMBO after its pretraining, on steps of noise: the same for whatever variant."""
+    torch.manual_seed(0)
+    observation, action = torch.randn(300, 2), 2 * torch.rand(300, 1) - 1
+    following = TensorDict(
+        observation=observation + 0.1 * action,
+        reward=action + 0.3 * torch.randn(300, 1),
+        terminated=torch.zeros(300, 1, dtype=torch.bool),
+        batch_size=[300],
+    )
+    rows = TensorDict(observation=observation, action=action, next=following, batch_size=[300])
+    dataset = OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)))
+    small = [
+        "schedule=smoke", "termination=none", "rollout_length=2", "rollout_starts=50",
+        "model_updates=6", "model.batch_size=64", "adversarial_weight=0.1",
+    ]  # fmt: skip
+    (cfg,) = compose_jobs("rambo", [*small, *words], check=lambda cfg: None)
+    run = Run(cfg, dataset, RunFolder.create(folder), Interruption())
+    rambo = Rambo(run)
+    run.begin(rambo)
+    rambo.pretrain()
+    return rambo
+
+
+def game(rambo: Rambo) -> dict[str, float]:
+    """The metrics of the adversary's first turn."""
+    row: dict[str, float] = {}
+    for _ in rambo.run.epochs():
+        row.update(rambo.roll_out())
+        row.update(rambo.improve_agent())
+        row.update(rambo.update_model())
+        return row
+    raise AssertionError("no epoch")
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_the_clip_of_the_advantage_reaches_the_adversary(
+    clip: float | None, tmp_path: Path
+) -> None:
+    rambo = pretrained(tmp_path / "run", f"advantage_clip={clip or 'null'}")
+    loss = rambo.adversary.adversarial_loss
+    assert loss.advantage_clip == clip and loss.world_model is rambo.world_model
+    rows = rambo.collector.collect()
+    with torch.no_grad():
+        advantage = loss.advantage(rows)[0]
+        weight = (advantage - advantage.mean()) / advantage.std(correction=0)
+        assert weight.abs().max() > 1
+        if clip is not None:
+            weight = weight.clamp(-clip, clip)
+        wanted = 0.1 * (weight * rambo.world_model.log_prob(rows)).mean()
+        torch.testing.assert_close(loss(rows)["loss_adversarial"], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("term", ["likelihood", "kl", "total_variation"])
+def test_the_models_term_is_what_the_adversary_is_held_to(term: str, tmp_path: Path) -> None:
+    rambo = pretrained(tmp_path / "run", f"model_term={term}")
+    loss, model = rambo.adversary.model_loss, rambo.world_model
+    assert loss.world_model is model and loss.members == "elites"
+    if term == "likelihood":
+        assert isinstance(loss, EnsembleModelLoss) and rambo.trust is None
+        assert "model_trust" not in rambo.stateful_parts()
+        row = game(rambo)
+        assert "loss_model" in row and "loss_trust" not in row
+        return
+    assert isinstance(loss, ModelTrustLoss) and loss.divergence == term
+    assert rambo.trust is rambo.stateful_parts()["model_trust"] is loss
+    # measured from the fitted model, not from the one that it was made of
+    fitted = {key: value.clone() for key, value in model.state_dict().items()}
+    row = game(rambo)
+    assert "loss_model" not in row
+    assert row["loss_trust"] == pytest.approx(row["model_trust_distance"]) and row["loss_trust"] > 0
+    reference = loss.reference.state_dict()
+    assert all(torch.equal(reference[key], value) for key, value in fitted.items())
+    assert any((value != fitted[key]).any() for key, value in model.state_dict().items())
 
 
 @pytest.mark.usefixtures("tiny_dataset")

@@ -32,6 +32,21 @@ def policy(tmp_path: Path) -> Policy:
     return load_policy(tmp_path / "policy.safetensors")
 
 
+def can_draw(env_id: str) -> bool:
+    """Whether Gymnasium alone draws the environment here, without a screen through EGL."""
+    code = (
+        "import gymnasium, sys\n"
+        "env = gymnasium.make(sys.argv[1], render_mode='rgb_array')\n"
+        "env.reset(seed=0)\n"
+        "sys.exit(env.render().ndim != 3)\n"
+    )
+    without_screen = sys.platform == "linux" and not os.environ.get("DISPLAY")
+    environment = ({"MUJOCO_GL": "egl"} if without_screen else {}) | os.environ
+    # a process of its own: a renderer that cannot work may crash
+    done = subprocess.run([sys.executable, "-c", code, env_id], env=environment, timeout=120)
+    return done.returncode == 0
+
+
 # imageio leaves the pipes of the ffmpeg that it reads with open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
@@ -42,6 +57,8 @@ def test_an_episode_at_the_simulator_s_speed(kind, policy, tmp_path):
     try:
         total = record_video(policy, path, seed=4)
     except RuntimeError as error:
+        if can_draw("Hopper-v5"):
+            raise
         pytest.skip(str(error))
     played = rollout_episodes(policy, "Hopper-v5", num_episodes=1, seed=4)
     assert total == pytest.approx(played.returns[0])
