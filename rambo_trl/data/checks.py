@@ -7,7 +7,11 @@ import hashlib
 import numpy as np
 from tensordict import TensorDict, TensorDictBase
 
-__all__ = ["duplicate_episodes", "ends_of_both_kinds", "oddities"]
+__all__ = ["Oddity", "duplicate_episodes", "ends_of_both_kinds", "oddities"]
+
+
+class Oddity(str):
+    """A remark on where data come from that tells of what may be a mistake."""
 
 
 def oddities(transitions: TensorDict) -> list[str]:

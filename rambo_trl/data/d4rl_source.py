@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from tensordict import TensorDict
 
+from rambo_trl.data.checks import Oddity
 from rambo_trl.data.d4rl_names import bundled_kin, parse_d4rl_name
 from rambo_trl.data.episodes import flat_columns
 from rambo_trl.data.spaces import as_flags, as_rows
@@ -40,7 +41,8 @@ class FlatSource:
     Attributes:
         transitions: TensorDict [N].
         returns: undiscounted return of each episode in float64, rows left out included.
-        remarks: what was left out or filled in, one sentence each.
+        remarks: what was left out or filled in, one sentence each; an :class:`Oddity` where it
+            may be a mistake.
     """
 
     transitions: TensorDict
@@ -268,9 +270,11 @@ def flat_source(
         too_long = int((steps > max_episode_steps).sum())
         if too_long:
             remarks.append(
-                f"{too_long} episodes are longer than the {max_episode_steps} steps that the "
-                "environment allows: if timeouts are missing, ends pass for steps; leave the "
-                "timeouts out, and episodes are cut at the limit"
+                Oddity(
+                    f"{too_long} episodes are longer than the {max_episode_steps} steps that the "
+                    "environment allows: if timeouts are missing, ends pass for steps; leave the "
+                    "timeouts out, and episodes are cut at the limit"
+                )
             )
     left_out = truncated.copy() if unknown_terminal_states == "hold" else ends
     if left_out.any():

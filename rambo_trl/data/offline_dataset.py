@@ -18,7 +18,7 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import minari_source
-from rambo_trl.data.checks import ends_of_both_kinds, oddities
+from rambo_trl.data.checks import Oddity, ends_of_both_kinds, oddities
 from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
 from rambo_trl.data.d4rl_source import (
     UnknownTerminalStates,
@@ -70,7 +70,8 @@ class OfflineDataset:
             None. For AntMaze and PointMaze with sparse rewards any positive return becomes 1:
             the goal was reached, which is all that the score counts.
         observation_layout: how the environment's observations became these vectors.
-        remarks: what is to be told about where the transitions come from.
+        remarks: what is to be told about where the transitions come from; those of the type
+            :class:`~rambo_trl.data.checks.Oddity` are oddities.
         normalize: False keeps raw observations (mean 0 and standard deviation 1).
         reward_shift: added to every reward of the transitions (-1 for AntMaze in the paper's
             experiments); returns and scores stay in the environment's units.
@@ -88,8 +89,8 @@ class OfflineDataset:
         env_id, env_spec, name, reference_scores, observation_layout, reward_shift: as given or
             looked up.
         oddities: what may be a mistake in the data (rewards all equal, episodes that repeat
-            others, shuffled rows, ends of both kinds at once), one sentence each. Recipes refuse
-            such data unless told to accept it.
+            others, shuffled rows, ends of both kinds at once, episodes beyond the time limit), one
+            sentence each. Recipes refuse such data unless told to accept it.
         remarks: these, and what was left out or filled in; logged as warnings too.
 
     Raises:
@@ -147,8 +148,13 @@ class OfflineDataset:
         if is_scored_by_success(env_id) and reference_scores is None:
             self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
 
-        self.oddities = (*ends_of_both_kinds(transitions), *oddities(self.transitions))
-        self.remarks = (*remarks, *self.oddities)
+        self.oddities = (
+            *(str(remark) for remark in remarks if isinstance(remark, Oddity)),
+            *ends_of_both_kinds(transitions),
+            *oddities(self.transitions),
+        )
+        notes = [remark for remark in remarks if not isinstance(remark, Oddity)]
+        self.remarks = (*notes, *self.oddities)
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
 

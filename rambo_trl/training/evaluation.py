@@ -83,7 +83,8 @@ def rollout_episodes(
         while running.any():
             action = act(observation)
             for i in np.flatnonzero(running):
-                following, reward, terminated, truncated, _ = envs[i].step(action[i])
+                shaped = action[i].reshape(envs[i].action_space.shape)
+                following, reward, terminated, truncated, _ = envs[i].step(shaped)
                 observation[i] = flatten(following)
                 returns[i] += float(reward)
                 discounted_returns[i] += gamma ** lengths[i] * float(reward)

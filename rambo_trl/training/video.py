@@ -71,7 +71,8 @@ def record_video(
         steps_per_second = float(env.metadata.get("render_fps", fps))
         every = max(1, round(steps_per_second / fps))
         while not ended:
-            following, reward, terminated, truncated, _ = env.step(policy(observation))
+            action = policy(observation).reshape(env.action_space.shape)
+            following, reward, terminated, truncated, _ = env.step(action)
             observation, total, step = flatten(following), total + float(reward), step + 1
             ended = terminated or truncated
             if step % every == 0 and len(frames) < max_frames:

@@ -102,6 +102,25 @@ def test_discounted_returns_are_those_of_the_rewards(countdown: str) -> None:
     assert got.discounted_returns.tolist() == [1, 2 + 0.5, 3 + 1 + 0.25]
 
 
+class InRows(Countdown):
+    """Takes actions in two rows only."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (2, 1))
+
+    def step(self, action: Any) -> Any:
+        assert action.shape == (2, 1)
+        return super().step(action)
+
+
+def test_actions_get_the_environment_s_shape() -> None:
+    gymnasium.register("InRows-v0", InRows)
+    try:
+        got = rollout_episodes(lambda x: np.zeros((len(x), 2)), "InRows-v0", num_episodes=1, seed=2)
+    finally:
+        del gymnasium.registry["InRows-v0"]
+    assert got.returns.tolist() == [3]
+
+
 def test_same_seed_same_returns() -> None:
     actor = make_actor(9, Bounded(-1, 1, shape=(1,)), hidden_sizes=(8,))
     first = evaluate_policy(actor, ENV_ID, num_episodes=3, seed=1)
