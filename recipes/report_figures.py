@@ -236,7 +236,8 @@ def _draw_mean_q(axes: Axes, members: Sequence[Configuration], styles: Styles) -
             elif x:
                 curves.append((x, y))
                 largest.append((min(y), max(y)))
-            bounds |= {run.results["q_bound"]} if run.results.get("q_bound") else set()
+            if x and run.results.get("q_bound"):  # a method without critics has no use for it
+                bounds.add(run.results["q_bound"])
         _draw_band(axes, curves, style, _name(configuration))
     axes.set_ylabel("mean Q in training")
     if not largest:
