@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from command_line import describe, refuse
 from omegaconf import DictConfig
+from run_reading import SCORE_COLUMNS
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -59,8 +60,6 @@ def score_text(row: Mapping[str, float | None]) -> str:
     return "" if score is None else f", score {score:.1f}"
 
 
-#: what an evaluation adds to an epoch's row
-SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std", "discounted_return_mean")
 Scores = dict[str, float | None]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from run_reading import EVALUATION_COLUMNS, Configuration, Record, configurations, find_runs
+from run_reading import SCORE_COLUMNS, Configuration, Record, configurations, find_runs
 
 from rambo_trl.training.divergence import DivergenceMonitor
 
@@ -70,7 +70,7 @@ def why_discarded(run: Record) -> str | None:
         sys.float_info.max if bound is None else bound, gamma=0.0, margin=1.0
     )
     for row in run.metrics:
-        training = {key: value for key, value in row.items() if key not in EVALUATION_COLUMNS}
+        training = {key: value for key, value in row.items() if key not in SCORE_COLUMNS}
         entropy = training.get("entropy")
         if entropy is not None and math.isfinite(entropy):
             del training["entropy"]  # the monitor would add it to the bound once more

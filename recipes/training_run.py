@@ -15,10 +15,10 @@ import torch
 from command_line import CONFIG_DIR, check_command_line, keys_set, refuse
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
+from run_reading import SCORE_COLUMNS
 from run_settings import check_config, rules_for, without
 from run_start import begin_or_resume, prepare
 from run_support import (
-    SCORE_COLUMNS,
     EndingWell,
     Evaluation,
     Scores,
