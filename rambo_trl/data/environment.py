@@ -8,7 +8,6 @@ import importlib
 import io
 import os
 import re
-import sys
 import warnings
 
 import gymnasium
@@ -19,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from torchrl.data import Bounded
 
 from rambo_trl.data.simulator import mujoco_messages_logged
+from rambo_trl.importing import import_user_module
 
 __all__ = [
     "action_bounds",
@@ -103,18 +103,14 @@ def _spec_of(env_id: str) -> EnvSpec:
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
-        folder = os.getcwd()
-        sys.path.insert(0, folder)
         try:
-            importlib.import_module(module)
+            import_user_module(module)
         except Exception as error:  # a user's module may fail in any way, by its syntax for one
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ValueError(
                 f"environment {env_id}: {module} cannot be imported ({reason}); modules are looked "
-                f"for in {folder} and in the installed packages"
+                f"for in {os.getcwd()} and in the installed packages"
             ) from error
-        finally:
-            sys.path.remove(folder)
     return gymnasium.spec(name)
 
 

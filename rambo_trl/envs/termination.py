@@ -7,9 +7,7 @@ observation ends the episode.
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,6 +15,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
+
+from rambo_trl.importing import import_user_module
 
 __all__ = [
     "TerminationRule",
@@ -179,20 +179,16 @@ def import_rule(path: str) -> TerminationRule:
             f"termination={path} must be auto, none, learned or MODULE:FUNCTION, such as "
             "my_rules:fell_over"
         )
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
     try:
-        rule = getattr(importlib.import_module(module_name), name)
+        rule = getattr(import_user_module(module_name), name)
     except Exception as error:  # a user's module may fail in any way, by its syntax for one
         reason = " ".join(str(error).split())
         if not isinstance(error, (ImportError, AttributeError)):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(
-            f"termination={path} cannot be imported ({reason}); modules are looked for in {folder} "
-            "and in the installed packages"
+            f"termination={path} cannot be imported ({reason}); modules are looked for in "
+            f"{os.getcwd()} and in the installed packages"
         ) from error
-    finally:
-        sys.path.remove(folder)
     if not callable(rule):
         raise ValueError(f"termination={path} is no function but {type(rule).__name__}")
     return rule

@@ -1,0 +1,24 @@
+"""Importing what a user names on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+
+__all__ = ["import_user_module"]
+
+
+def import_user_module(name: str) -> ModuleType:
+    """Import a module; the working folder is looked in first.
+
+    Raises:
+        Exception: whatever importing it raises: a user's module may fail in any way.
+    """
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
