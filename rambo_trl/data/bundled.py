@@ -35,7 +35,8 @@ __all__ = ["BUNDLED_PREFIX", "build_bundled", "bundled_names", "bundled_path", "
 
 BUNDLED_PREFIX = "bundled/"
 
-_POLICIES_DIR = Path(__file__).parent.parent / "policies"
+#: the package's behaviour policies, a file for each environment
+POLICIES = Path(__file__).parent.parent / "policies"
 _SCRIPTED = {"random": "uniform random", "waypoint": "waypoint controller"}  # need no policies
 _KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert", "waypoint")
 _ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set, kinds of sets
@@ -138,7 +139,7 @@ def build_bundled(
     env_id, default_steps, _ = _ENVIRONMENTS[env_name]
     if bundled_path(name).exists() and not overwrite:
         raise ValueError(f"{name} exists at {bundled_path(name)}: set overwrite to build it anew")
-    bundle_path = (policies_dir or _POLICIES_DIR) / f"{env_id}.safetensors"
+    bundle_path = (policies_dir or POLICIES) / f"{env_id}.safetensors"
     reference = reference_scores_for(env_id)
     bundle = None
     if kind not in _SCRIPTED or reference is None:

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import gymnasium
 
+from rambo_trl.data import bundled
 from rambo_trl.data.bundled import BUNDLED_PREFIX, bundled_names
 from rambo_trl.data.environment import is_maze, register_mazes
 
 __all__ = ["D4RLName", "bundled_kin", "needs_policies", "parse_d4rl_name", "time_limit"]
-
-#: the package's behaviour policies, a file for each environment
-POLICIES = Path(__file__).parents[1] / "policies"
 
 # D4RL recorded the "-v2" generation of these; Gymnasium's v5 is the one that can be played.
 _MUJOCO = {
@@ -85,7 +83,7 @@ def bundled_kin(path: Path) -> str | None:
         return None
     kind = match.group(2).replace("mixed", "medium_replay").replace("_", "-")
     name = f"{BUNDLED_PREFIX}{match.group(1)}/{kind}-v0"
-    policies = POLICIES / f"{_MUJOCO[match.group(1)]}-v5.safetensors"
+    policies = bundled.POLICIES / f"{_MUJOCO[match.group(1)]}-v5.safetensors"
     there = policies.is_file() or not needs_policies(name)
     return name if there and name in bundled_names() else None
 

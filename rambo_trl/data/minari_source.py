@@ -19,13 +19,14 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.dataset.minari_dataset import DATASET_ID_RE
 from torchrl.data import Bounded
 
+from rambo_trl.data import bundled
 from rambo_trl.data.bundled import (
     BUNDLED_PREFIX,
     bundled_names,
     bundled_path,
     ensure_bundled,
 )
-from rambo_trl.data.d4rl_names import POLICIES, needs_policies
+from rambo_trl.data.d4rl_names import needs_policies
 from rambo_trl.data.environment import (
     is_maze,
     is_scored_by_success,
@@ -107,7 +108,9 @@ def _ensure_bundled(name: str, progress: bool) -> None:
     try:
         ensure_bundled(name, progress=progress)
     except ValueError as error:
-        there = sorted(path.stem.rsplit("-v", 1)[0].lower() for path in POLICIES.glob("*-v*"))
+        there = sorted(
+            path.stem.rsplit("-v", 1)[0].lower() for path in bundled.POLICIES.glob("*-v*")
+        )
         env = name.removeprefix(BUNDLED_PREFIX).split("/")[0]
         if name not in bundled_names() or not needs_policies(name) or env in there:
             raise

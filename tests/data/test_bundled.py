@@ -105,7 +105,7 @@ def test_found_the_second_time(policies_dir: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("minari_root")
 def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "_POLICIES_DIR", policies_dir)
+    monkeypatch.setattr(bundled, "POLICIES", policies_dir)
     monkeypatch.setitem(bundled._ENVIRONMENTS, "inverteddoublependulum", (ENV, 200, ("expert",)))
     data = OfflineDataset.load(NAME.format("expert"), progress=False)
     assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()
