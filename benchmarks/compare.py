@@ -1,19 +1,23 @@
 """Side by side with OfflineRL-Kit: python benchmarks/compare.py --peer PATH.
 
 PATH is a checkout of https://github.com/yihaosun1124/OfflineRL-Kit; nothing of it is installed or
-changed. Both do the same work in one process, by turns, with the published sizes and settings on
-Hopper's 11 + 3 entries: imagined rollouts, the SAC update, the adversarial update, the likelihood
-step, and an iteration (one rollout of 50,000 x 5 and 1,000 updates of each player). The figures
-are the medians over rounds, and of the ratio within a round.
+changed. Both do the same work by turns, each in a process of its own, as its users run it, with
+the published sizes and settings on Hopper's 11 + 3 entries: imagined rollouts, the SAC update, the
+adversarial update, the likelihood step, and an iteration (one rollout of 50,000 x 5 and 1,000
+updates of each player). The figures are the medians over rounds, and of the ratio within a round.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import multiprocessing
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -47,11 +51,6 @@ class Peer:
     """OfflineRL-Kit's RAMBO, put together as its own example does."""
 
     def __init__(self, path: Path, num_rows: int) -> None:
-        if not (path / "offlinerlkit").is_dir():
-            raise SystemExit(
-                f"--peer {path} holds no folder offlinerlkit: clone "
-                "https://github.com/yihaosun1124/OfflineRL-Kit and give its path"
-            )
         sys.path.insert(0, str(path))
         # imported at the top of its files, used for nothing that is measured here
         for package, modules in {
@@ -159,6 +158,78 @@ def commit(path: Path) -> str | None:
     return result.stdout.strip() or None
 
 
+def make_ours(args: argparse.Namespace) -> Workload:
+    """Our side, compiled and set up as the recipes set it up."""
+    set_up(args)
+    return Workload(compile=True, num_starts=STARTS, horizon=HORIZON)
+
+
+def make_peer(args: argparse.Namespace) -> Peer:
+    """The peer's side, with torch as it comes."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return Peer(args.peer, 100_000)
+
+
+def serve(
+    connection: Connection, make: Callable[[argparse.Namespace], Any], args: argparse.Namespace
+) -> None:
+    """A side's process: does the work that it is told to, until there is no more."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    side: Any = make(args)
+    take_step = side.likelihood_step() if isinstance(side, Workload) else None
+
+    def likelihood(num: int) -> None:
+        if take_step is None:
+            side.likelihood_steps(num)
+        else:
+            for _ in range(num):
+                take_step()
+
+    def iteration(num: int) -> None:
+        side.rollouts()
+        side.agent_updates(num)
+        side.model_updates(num)
+
+    works: dict[str, Callable[[int], Any]] = {
+        "rollouts": lambda _: side.rollouts(),
+        "sac": side.agent_updates,
+        "adversarial": side.model_updates,
+        "likelihood": likelihood,
+        "iteration": iteration,
+    }
+    while (order := connection.recv()) is not None:
+        name, num = order
+        works[name](num)
+        connection.send(None)
+
+
+class Side:
+    """One of the two, in a process of its own."""
+
+    def __init__(self, make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, make, args), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def do(self, name: str, num: int) -> None:
+        """Have it done; returns when it is."""
+        try:
+            self._connection.send((name, num))
+            self._connection.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            raise SystemExit(f"{name}: the process ended, see above") from None
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send(None)
+        self._process.join()
+
+
 def main() -> None:
     """Compare, print, write the JSON file and the figure."""
     parser = arguments("Measure against a checkout of OfflineRL-Kit.")
@@ -167,52 +238,37 @@ def main() -> None:
     args = parser.parse_args()
     if args.device != "cpu":
         raise SystemExit("the comparison is made on the CPU")
+    if not (args.peer / "offlinerlkit").is_dir():
+        raise SystemExit(
+            f"--peer {args.peer} holds no folder offlinerlkit: clone "
+            "https://github.com/yihaosun1124/OfflineRL-Kit and give its path"
+        )
     set_up(args)
-    torch.manual_seed(0)
-    np.random.seed(0)
     rounds = 1 if args.quick else args.rounds
-    peer = Peer(args.peer, 100_000)
-    ours = Workload(compile=True, num_starts=STARTS, horizon=HORIZON)
-    likelihood = ours.likelihood_step()
     num = 2 if args.quick else 50
-    whole = 2 if args.quick else 1000
-
-    def iteration(side: Any) -> Callable[[], None]:
-        def run() -> None:
-            side.rollouts()
-            side.agent_updates(whole)
-            side.model_updates(whole)
-
-        return run
-
-    peer.rollouts()
-    ours.rollouts()
-    jobs: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {
-        "rollouts": (ours.rollouts, peer.rollouts, STARTS * HORIZON),
-        "sac": (lambda: ours.agent_updates(num), lambda: peer.agent_updates(num), num),
-        "adversarial": (lambda: ours.model_updates(num), lambda: peer.model_updates(num), num),
-        "likelihood": (
-            lambda: [likelihood() for _ in range(num)],
-            lambda: peer.likelihood_steps(num),
-            num,
-        ),
-        "iteration": (iteration(ours), iteration(peer), 1),
-    }
+    units = {
+        "rollouts": STARTS * HORIZON, "sac": num, "adversarial": num, "likelihood": num,
+        "iteration": 1,
+    }  # fmt: skip
+    updates = {"iteration": 2 if args.quick else 1000}
+    sides = [Side(make, args) for make in (make_ours, make_peer)]
+    for side in sides:
+        side.do("rollouts", 0)  # for the updates to draw from
     print(f"{'':20}        ours OfflineRL-Kit   ratio")
     results: dict[str, dict[str, Any]] = {}
-    for name, (our_work, peer_work, units) in jobs.items():
+    for name in NAMES:
         once = name == "iteration"
         our_seconds, peer_seconds = measure_in_turns(
-            [our_work, peer_work],
+            [partial(side.do, name, updates.get(name, num)) for side in sides],
             rounds=min(rounds, 3) if once else rounds,
             warmups=0 if once else 1,
             least=0.01 if once or args.quick else 1.0,
         )
         ratios = [p / o for o, p in zip(our_seconds, peer_seconds, strict=True)]
         results[name] = {
-            "units": units,
-            "ours_seconds": [x / units for x in our_seconds],
-            "peer_seconds": [x / units for x in peer_seconds],
+            "units": units[name],
+            "ours_seconds": [x / units[name] for x in our_seconds],
+            "peer_seconds": [x / units[name] for x in peer_seconds],
             "ratio": statistics.median(ratios),
             "ratios": ratios,
         }
@@ -222,6 +278,8 @@ def main() -> None:
             "iteration": f"{a:10.1f} s {b:11.1f} s",
         }.get(name, f"{1e3 * a:9.2f} ms {1e3 * b:10.2f} ms")
         print(f"{NAMES[name]:20} {shown} {results[name]['ratio']:6.1f}x", flush=True)
+    for side in sides:
+        side.close()
     content = {
         "machine": machine("cpu"),
         "peer_commit": commit(args.peer),

@@ -19,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torchrl._utils import logger as torchrl_logger
 
+from rambo_trl.training.allocation import keep_freed_memory
+
 __all__ = [
     "COLORS",
     "arguments",
@@ -57,13 +59,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def set_up(args: argparse.Namespace) -> None:
-    """Check the device, set the number of threads, and keep libraries' remarks off the screen."""
+    """Check the device, set up threads and memory as recipes do, keep remarks off the screen."""
     torchrl_logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", ".*inline_inbuilt_nn_modules", FutureWarning)
     if args.threads is not None:
         if args.threads < 1:
             raise SystemExit(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
+    keep_freed_memory()
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:

@@ -37,6 +37,7 @@ from tensordict.nn import TensorDictModuleBase
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, seed_everything
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.interruption import Interruption
@@ -310,6 +311,7 @@ def launch(
                 )
             if cfg.threads is not None:  # torch's own choice knows what this process may use
                 torch.set_num_threads(cfg.threads)
+            keep_freed_memory()
             if torch.device(cfg.device).type == "cuda":
                 torch.cuda.set_device(cfg.device)
             announce_compilation()

@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["elite_permutation", "gaussian_mixture_log_prob", "soft_clamp"]
+__all__ = [
+    "elite_permutation",
+    "gaussian_mixture_log_prob",
+    "repeat_members",
+    "row_blocks",
+    "soft_clamp",
+    "threads_of",
+]
 
 
 def soft_clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -77,3 +84,50 @@ def elite_permutation(
     inverse = torch.empty_like(positions)
     inverse[positions] = torch.arange(padded, device=device)
     return order, inverse[:num_rows]
+
+
+def row_blocks(num_members: int, num_rows: int, num_threads: int) -> int:
+    """Blocks to cut each member's rows into, so that threads get equal shares of a layer.
+
+    A batched product is shared out by whole matrices, and so are the compiled operations on its
+    output: two threads on five members take as long as on six. Five members' rows in two blocks
+    are ten matrices, five for each thread.
+
+    Args:
+        num_members: members M of the ensemble.
+        num_rows: rows B of each.
+        num_threads: threads that share the M * blocks matrices.
+
+    Returns:
+        A divisor of ``num_rows``, at most ``num_threads``, that leaves at least 64 rows a block:
+        smaller products are slower themselves. 1 where no cut helps.
+    """
+    best, least = 1, math.inf
+    for blocks in range(1, num_threads + 1):
+        if blocks > 1 and (num_rows % blocks or num_rows < 64 * blocks):
+            continue
+        matrices = num_members * blocks
+        time = -(-matrices // num_threads) / blocks  # of the busiest thread
+        if time < 0.99 * least:
+            best, least = blocks, time
+    return best
+
+
+def repeat_members(x: Tensor, times: int) -> Tensor:
+    """Each member's entry ``times`` times in a row: [M, ...] to [M * times, ...]."""
+    if times == 1:
+        return x
+    return x.unsqueeze(1).expand(-1, times, *x.shape[1:]).reshape(-1, *x.shape[1:])
+
+
+def threads_of(x: Tensor) -> int:
+    """Threads that share a tensor's operations: torch's own on a CPU, 1 elsewhere.
+
+    A compiled function keeps the number that it was compiled with: it decides about speed only.
+    """
+    return _cpu_threads() if x.device.type == "cpu" else 1
+
+
+@torch.compiler.assume_constant_result
+def _cpu_threads() -> int:
+    return torch.get_num_threads()

@@ -100,6 +100,32 @@ def test_predict_of_chosen_members_and_of_rows_of_their_own() -> None:
             torch.testing.assert_close(got[i], want[member])
 
 
+@pytest.mark.parametrize("own_rows", [False, True])
+@pytest.mark.parametrize("rows", [128, 131])
+def test_rows_cut_into_blocks_for_two_threads_change_no_prediction(
+    own_rows: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = EnsembleWorldModel(3, 1, hidden_sizes=(16, 16)).double()
+    shape = (5, rows) if own_rows else (rows,)
+    observation, action = torch.randn(*shape, 3).double(), torch.randn(*shape, 1).double()
+    weight = torch.randn(5, rows, 4).double()
+
+    def prediction_and_gradients() -> tuple[Tensor, ...]:
+        mean, log_var = model.predict(observation, action, model.elites)
+        total = (weight * (mean + log_var)).sum()
+        return mean, log_var, *torch.autograd.grad(total, list(model.parameters()))
+
+    whole = prediction_and_gradients()
+    seen = []
+    monkeypatch.setattr(ensemble, "threads_of", lambda x: 2)
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, w: seen.append(x.shape[:2]) or bmm(x, w))
+    cut = prediction_and_gradients()
+    assert set(seen) == {(10, 64) if rows == 128 else (5, 131)}
+    for a, b in zip(whole, cut, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
 def test_log_prob_is_the_elites_mixture(batch_size: tuple[int, ...]) -> None:
     model = random_model(num_elites=3)

@@ -12,6 +12,8 @@ from scipy import stats
 from rambo_trl.modules.functional import (
     elite_permutation,
     gaussian_mixture_log_prob,
+    repeat_members,
+    row_blocks,
     soft_clamp,
 )
 
@@ -127,3 +129,28 @@ def test_elite_permutation_is_uniform_for_every_row(rows: int) -> None:
         counts[np.arange(rows), block.numpy()] += 1
     for row in range(rows):
         assert stats.chisquare(counts[row]).pvalue > 1e-4, f"row {row}: {counts[row]}"
+
+
+@pytest.mark.parametrize(
+    ("members", "rows", "threads", "blocks"),
+    [
+        (5, 256, 1, 1),  # nobody to share with
+        (5, 256, 2, 2),  # five matrices each, not three and two
+        (4, 256, 2, 1),  # even as they are
+        (7, 256, 2, 2),
+        (5, 257, 2, 1),  # rows that cannot be cut evenly
+        (5, 100, 2, 1),  # blocks of 50 rows are too small
+        (5, 256, 4, 4),
+        (7, 320, 16, 2),  # 14 of 16 busy, at 160 rows
+    ],
+)
+def test_rows_are_cut_so_that_threads_get_equal_shares(
+    members: int, rows: int, threads: int, blocks: int
+) -> None:
+    assert row_blocks(members, rows, threads) == blocks
+
+
+def test_members_are_repeated_one_after_the_other() -> None:
+    x = torch.arange(6).reshape(3, 2)
+    assert torch.equal(repeat_members(x, 2), x.repeat_interleave(2, dim=0))
+    assert repeat_members(x, 1) is x
