@@ -14,7 +14,6 @@ from torchrl.objectives import SACLoss, SoftUpdate
 
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules.capturing import capture_on_gpu
-from rambo_trl.modules.compiling import compile_like_eager
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
 
@@ -129,18 +128,24 @@ class ModelPhase:
         self._apart = model_loss.members == "elites"
         trained = model.elite_parameters() if self._apart else model.parameters()
         self.optimizer = adam((trained, lr))
-        self._step = GradientStep(self._losses, self.optimizer, compile=compile)
-        self._imagine = compile_like_eager(
-            self._imagine_step, compile, name="the adversary's imagined step"
+        self._step = GradientStep(
+            self._losses, self.optimizer, passed_on=("observation",), compile=compile
         )
-        self._update = capture_on_gpu(
-            self._imagine_and_step, compile, name="the adversarial update"
+        self._update = capture_on_gpu(self._step_and_go_on, compile, name="the adversarial update")
+
+    def _losses(
+        self, observation: Tensor, restarts: Tensor, real: TensorDictBase
+    ) -> TensorDictBase:
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            imagined = self._imagine(observation)
+        out = self.adversarial_loss(imagined).update(self.model_loss(real))
+        # where the trajectories go on from
+        following = imagined["next"]
+        return out.set(
+            "observation", torch.where(following["terminated"], restarts, following["observation"])
         )
 
-    def _losses(self, imagined: TensorDictBase, real: TensorDictBase) -> TensorDictBase:
-        return self.adversarial_loss(imagined).update(self.model_loss(real))
-
-    def _imagine_step(self, observation: Tensor) -> TensorDictBase:
+    def _imagine(self, observation: Tensor) -> TensorDictBase:
         """Act and sample one step; nothing of it is differentiated through."""
         rows = observation.shape[:1]
         action = self.adversarial_loss.actor_network(
@@ -160,15 +165,12 @@ class ModelPhase:
             rows,
         )
 
-    def _imagine_and_step(
+    def _step_and_go_on(
         self, observation: Tensor, restarts: Tensor, real: TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One update, and the observations that the trajectories go on from."""
-        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            imagined = self._imagine(observation)
-        metrics = self._step(imagined, real)
-        following = imagined["next"]
-        return torch.where(following["terminated"], restarts, following["observation"]), metrics
+        metrics = self._step(observation, restarts, real)
+        return metrics.pop("observation"), metrics
 
     def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
         """Take ``num_updates`` updates; returns the mean metrics."""

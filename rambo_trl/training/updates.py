@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -59,6 +59,7 @@ class GradientStep:
         optimizer: owns the parameters that are to change.
 
     Keyword Args:
+        passed_on: entries of that TensorDict that are returned besides the scalars.
         compile: compile the losses and their gradients as one graph.
     """
 
@@ -67,19 +68,21 @@ class GradientStep:
         losses: Callable[..., TensorDictBase],
         optimizer: torch.optim.Optimizer,
         *,
+        passed_on: Collection[str] = (),
         compile: bool = False,
     ) -> None:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
         def gradients(
-            *batches: TensorDictBase,
+            *batches: TensorDictBase | Tensor,
         ) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
             # losses may write into their input: copies keep that out of the graph
             out = losses(*(b.copy() if isinstance(b, TensorDictBase) else b for b in batches))
             terms = {str(k): v for k, v in out.items() if isinstance(v, Tensor)}
             total = torch.stack([v for k, v in terms.items() if k.startswith("loss_")]).sum()
             grads = torch.autograd.grad(total, self._parameters, allow_unused=True)
-            return {k: v.detach() for k, v in terms.items() if v.ndim == 0}, grads
+            found = {k: v.detach() for k, v in terms.items() if v.ndim == 0 or k in passed_on}
+            return found, grads
 
         owner = getattr(losses, "__self__", losses)
         self._gradients = compile_like_eager(
@@ -87,8 +90,8 @@ class GradientStep:
         )
         self.optimizer = optimizer
 
-    def __call__(self, *batches: TensorDictBase) -> dict[str, Tensor]:
-        """Take the step; returns the detached scalar terms and metrics."""
+    def __call__(self, *batches: TensorDictBase | Tensor) -> dict[str, Tensor]:
+        """Take the step; returns the detached scalars, and what is passed on."""
         metrics, grads = self._gradients(*batches)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = _laid_out_like(grad, parameter)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +126,26 @@ def test_rows_cut_into_blocks_for_two_threads_change_no_prediction(
     assert set(seen) == {(10, 64) if rows == 128 else (5, 131)}
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_graph_knows_the_number_of_threads() -> None:
+    model = EnsembleWorldModel(3, 1, num_members=3, num_elites=3, hidden_sizes=(8,))
+    observation, action = torch.randn(128, 3), torch.randn(128, 1)
+    sizes: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        for node in graph.graph.find_nodes(op="call_function", target=torch.bmm):
+            sizes.append(tuple(node.args[0].meta["example_value"].shape[:2]))
+        return graph
+
+    torch.set_num_threads(2)
+    try:
+        compiled = torch.compile(model.predict, backend=backend, fullgraph=True)
+        got, want = compiled(observation, action), model.predict(observation, action)
+        torch.testing.assert_close(got, want)
+    finally:
+        torch.set_num_threads(1)
+    assert sizes == 2 * [(6, 64)]
 
 
 @pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
