@@ -27,6 +27,9 @@ from tqdm import tqdm
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
 from rambo_trl.training.evaluation import evaluate_policy
 
+#: snapshots are evaluated on episodes seeded from here: neither data nor evaluations have these
+SNAPSHOT_SEED = 800_000
+
 
 def select_snapshots(
     rows: list[dict[str, float]], num_snapshots: int, medium_range: tuple[float, float]
@@ -79,6 +82,11 @@ def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
     return path
 
 
+def snapshot_seed(cfg: DictConfig) -> int:
+    """The seed of a snapshot's first episode; all snapshots of a training play the same ones."""
+    return SNAPSHOT_SEED + cfg.seed * cfg.eval_episodes
+
+
 @hydra.main(version_base="1.3", config_path="config", config_name="behaviour")
 def main(cfg: DictConfig) -> None:
     """Train, snapshot, bundle."""
@@ -124,7 +132,7 @@ def main(cfg: DictConfig) -> None:
 
     def snapshot(step: int) -> float:
         result = evaluate_policy(
-            actor, cfg.env, num_episodes=cfg.eval_episodes, seed=1_000_000 + cfg.seed
+            actor, cfg.env, num_episodes=cfg.eval_episodes, seed=snapshot_seed(cfg)
         )
         save_file(
             {k: v.contiguous() for k, v in actor.state_dict().items() if k.startswith("module.0.")},

@@ -43,6 +43,13 @@ logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
 
 #: evaluation's episodes are seeded from here, beyond every seed that builds data
 EVALUATION_SEED = 1_000_000
+#: seeds that each run has for its episodes
+EVALUATION_SEEDS = 10_000_000
+
+
+def evaluation_seed(seed: int) -> int:
+    """The seed of the first episode that a run with this seed may evaluate."""
+    return EVALUATION_SEED + EVALUATION_SEEDS * seed
 
 
 @contextmanager
@@ -149,11 +156,19 @@ def progress_bar(description: str, total: int | None) -> tqdm:
 class Evaluation:
     """The policy's mode in the real environment, scored, with seeds that never repeat.
 
+    Every epoch has :attr:`stride` seeds, evaluated or not. A run that is resumed with another
+    number of episodes goes on with the largest that it ever had, so that no epoch reaches back
+    to the seeds of one before it.
+
     Args:
         policy: the actor.
         dataset: names the environment and holds normalisation and reference scores.
         cfg: the configuration: episodes, seed, device, and whether evaluations run beside
             training.
+
+    Attributes:
+        stride: seeds from one epoch's first episode to the next one's; at least as many as there
+            are episodes.
     """
 
     def __init__(
@@ -166,7 +181,7 @@ class Evaluation:
         self.num_episodes: int = cfg.evaluation.episodes
         layout = dataset.observation_layout
         self.flatten = np.asarray if layout is None else layout.flatten
-        self.first_seed = EVALUATION_SEED + 10_000_000 * cfg.seed
+        self.first_seed, self.stride = evaluation_seed(cfg.seed), self.num_episodes
         self.gamma: float | None = cfg.agent.get("gamma")
         self.process: EvaluationProcess | None = None
         beside = cfg.evaluate_beside
@@ -182,7 +197,7 @@ class Evaluation:
             self.policies = TemporaryDirectory(prefix="rambo_trl")
 
     def _seed(self, epoch: int) -> int:
-        return self.first_seed + epoch * self.num_episodes
+        return self.first_seed + epoch * self.stride
 
     def __call__(self, epoch: int) -> Scores:
         """Evaluate after an epoch: a value for each of :data:`SCORE_COLUMNS`."""
@@ -346,7 +361,7 @@ def summarise(
         "diverged": divergence is not None,
         "divergence": divergence,
         "seed": cfg.seed,
-        "evaluation_seed": EVALUATION_SEED + 10_000_000 * cfg.seed,
+        "evaluation_seed": evaluation_seed(cfg.seed),
         "dataset": dataset.name,
         "dataset_transitions": len(dataset),
         "env": dataset.env_id,

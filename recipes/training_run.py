@@ -124,6 +124,8 @@ class Run:
             device=cfg.device,
         )
         self.progress = begin_or_resume(self.checkpoints, self.dataset)
+        stride = max(self.progress.get("evaluation_stride", 0), self.evaluation.num_episodes)
+        self.evaluation.stride = self.progress["evaluation_stride"] = stride
         self.watch = Stopwatch(self.progress["seconds"])
         settings = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(settings, dict)

@@ -49,7 +49,8 @@ _ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set, kinds of sets
     "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",)),
 }
 
-# Episode seeds: one block for every kind, all below the evaluation's, which start at 1,000,000.
+# Episode seeds: one block for every kind. From 800,000 on recipes/behaviour.py evaluates its
+# snapshots, from 1,000,000 on the recipes evaluate their policies.
 _SEED_BLOCK = 100_000
 _REFERENCE_SEED = 900_000
 _REFERENCE_STEPS = 2_000

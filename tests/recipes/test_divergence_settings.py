@@ -8,64 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from command_line import compose_jobs
 from run_support import write_policy
-from tensordict import TensorDict
-from torchrl.data import Bounded
-from training_run import Run
-
-from rambo_trl.data import OfflineDataset
-from rambo_trl.modules import make_actor
-from rambo_trl.training.divergence import DivergenceMonitor
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
-
-SPEC = Bounded(-1, 1, shape=(1,))
 
 
-class Counting:
-    """A method whose policy's parameters all are the number of the epoch."""
-
-    label = "counting"
-    updates = 1
-
-    def __init__(self) -> None:
-        self.actor = make_actor(1, SPEC, hidden_sizes=(4,))
-        self.learn(0)
-
-    def learn(self, epoch: int) -> None:
-        for parameter in self.actor.parameters():
-            parameter.data.fill_(float(epoch))
-
-    def stateful_parts(self) -> dict[str, Any]:
-        return {"actor": self.actor}
-
-    def monitor(self) -> DivergenceMonitor:
-        return DivergenceMonitor(1.0, 0.9)  # a mean Q of up to 20
-
-    def results(self) -> dict[str, Any]:
-        return {}
-
-
-def make_run(path: Path, *words: str) -> Run:
-    rows, numbers = 20, torch.linspace(-1, 1, 20).unsqueeze(-1)
-    following = TensorDict(
-        observation=numbers,
-        reward=numbers,
-        terminated=torch.ones(rows, 1, dtype=torch.bool),
-        batch_size=[rows],
-    )
-    transitions = TensorDict(observation=numbers, action=numbers, next=following, batch_size=[rows])
-    words = ("schedule=smoke", "agent.hidden_sizes=[4]", *words)
-    (cfg,) = compose_jobs("bc", words, check=lambda cfg: None)
-    folder = RunFolder(path) if path.exists() else RunFolder.create(path)
-    return Run(cfg, OfflineDataset(transitions, action_spec=SPEC), folder, Interruption())
-
-
-def train(run: Run, mean_q: dict[int, float]) -> dict[str, Any]:
+def train(toy: Any, run: Any, mean_q: dict[int, float]) -> dict[str, Any]:
     """A run whose critics report these values in these epochs, and 1 in the others."""
-    method = Counting()
+    method = toy.Method()
     run.begin(method)
     for row in run.epochs():
         with run.epoch(row), run.watch("agent"):
@@ -74,8 +23,8 @@ def train(run: Run, mean_q: dict[int, float]) -> dict[str, Any]:
     return run.finish()
 
 
-def policy_of_epoch(epoch: int, run: Run, path: Path) -> bytes:
-    method = Counting()
+def policy_of_epoch(toy: Any, epoch: int, run: Any, path: Path) -> bytes:
+    method = toy.Method()
     method.learn(epoch)
     write_policy(path, method.actor, run.dataset, run.cfg)
     return path.read_bytes()
@@ -85,39 +34,39 @@ def policy_of_epoch(epoch: int, run: Run, path: Path) -> bytes:
 @pytest.mark.parametrize(("every", "good"), [(1, 1), (3, 0)])
 @pytest.mark.parametrize(("setting", "epochs"), [("stop", [1, 2]), ("continue", [1, 2, 3, 4])])
 def test_a_run_that_diverges_in_its_second_epoch(
-    setting: str, epochs: list[int], every: int, good: int, value: float, tmp_path: Path
+    setting: str, epochs: list[int], every: int, good: int, value: float, tmp_path: Path, toy: Any
 ) -> None:
     words = (f"on_divergence={setting}", "epochs=4", f"checkpoint_every={every}")
-    run = make_run(tmp_path / "run", *words)
+    run = toy.run(tmp_path / "run", *words)
     # the fourth epoch's is the second divergence, which changes nothing any more
-    train(run, {2: value, 4: value})
+    train(toy, run, {2: value, 4: value})
     assert [row["epoch"] for row in run.folder.read_metrics()] == epochs
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["diverged"] is True and results["score"] == 0
     assert results["divergence"]["epoch"] == 2 and "mean" in results["divergence"]["reason"]
     assert results["epochs"] == results["agent_updates"] // run.cfg.agent_updates == epochs[-1]
-    policies = [policy_of_epoch(n, run, tmp_path / "policy.safetensors") for n in range(5)]
+    policies = [policy_of_epoch(toy, n, run, tmp_path / "policy.safetensors") for n in range(5)]
     assert len(set(policies)) == 5
     found = (tmp_path / "run/policy.safetensors").read_bytes()
     assert policies.index(found) == good, "that of the last checkpoint before it diverged"
 
 
-def test_a_run_that_went_on_remembers_it_when_it_is_resumed(tmp_path: Path) -> None:
+def test_a_run_that_went_on_remembers_it_when_it_is_resumed(tmp_path: Path, toy: Any) -> None:
     words = ("on_divergence=continue", "checkpoint_every=1")
     for epochs in (3, 5):
-        run = make_run(tmp_path / "run", *words, f"epochs={epochs}")
-        results = train(run, {2: 1e9})
+        run = toy.run(tmp_path / "run", *words, f"epochs={epochs}")
+        results = train(toy, run, {2: 1e9})
     assert [row["epoch"] for row in run.folder.read_metrics()] == [1, 2, 3, 4, 5]
     assert results["epochs"] == 5 and results["divergence"]["epoch"] == 2
-    wanted = policy_of_epoch(1, run, tmp_path / "policy.safetensors")
+    wanted = policy_of_epoch(toy, 1, run, tmp_path / "policy.safetensors")
     assert (tmp_path / "run/policy.safetensors").read_bytes() == wanted
 
 
-def test_the_same_run_without_a_divergence_keeps_its_last_policy(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "on_divergence=stop", "epochs=4", "checkpoint_every=1")
-    results = train(run, {})
+def test_the_same_run_without_a_divergence_keeps_its_last_policy(tmp_path: Path, toy: Any) -> None:
+    run = toy.run(tmp_path / "run", "on_divergence=stop", "epochs=4", "checkpoint_every=1")
+    results = train(toy, run, {})
     assert results["diverged"] is False and results["divergence"] is None
-    wanted = policy_of_epoch(4, run, tmp_path / "policy.safetensors")
+    wanted = policy_of_epoch(toy, 4, run, tmp_path / "policy.safetensors")
     assert (tmp_path / "run/policy.safetensors").read_bytes() == wanted
 
 

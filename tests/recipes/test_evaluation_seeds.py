@@ -10,25 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import adversary_effect
+import behaviour
 import numpy as np
 import pytest
 import run_support
-import torch
 from command_line import compose_jobs
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from run_support import EVALUATION_SEED, Evaluation
-from tensordict import TensorDict
-from torchrl.data import Bounded
-from training_run import Run
 
-from rambo_trl.data import OfflineDataset, bundled
-from rambo_trl.modules import make_actor
-from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.data import bundled
 from rambo_trl.training.evaluation import EvaluationResult
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
-
-SPEC = Bounded(-1, 1, shape=(1,))
 
 
 def config(*words: str) -> DictConfig:
@@ -39,7 +30,7 @@ def config(*words: str) -> DictConfig:
 def episode_seeds(cfg: DictConfig) -> list[int]:
     """Every seed that a run may give an episode: of the cloned policy (epoch 0), and of epochs."""
     dataset: Any = SimpleNamespace(observation_layout=None, environment=None)
-    evaluation = Evaluation(make_actor(1, SPEC), dataset, cfg)
+    evaluation = Evaluation(None, dataset, cfg)  # type: ignore[arg-type]
     return [
         evaluation._seed(epoch) + episode
         for epoch in range(cfg.epochs + 1)
@@ -60,6 +51,19 @@ def test_no_episode_has_the_seed_of_another_or_of_data(schedule: str) -> None:
     assert max(found) < adversary_effect.FIRST_SEED
 
 
+def test_the_policies_that_play_data_were_chosen_on_episodes_of_their_own() -> None:
+    cfg = OmegaConf.load(behaviour.__file__.replace("behaviour.py", "config/behaviour.yaml"))
+    spans = []
+    for seed in range(100):
+        cfg.seed = seed
+        first = behaviour.snapshot_seed(cfg)
+        spans.append((first, first + cfg.eval_episodes - 1))
+    assert all(last < first for (_, last), (first, _) in pairwise(spans))
+    # between the seeds of the data's episodes and those of the reference returns and evaluations
+    assert spans[0][0] >= bundled._SEED_BLOCK * (1 + len(bundled._KINDS))
+    assert spans[-1][1] < bundled._REFERENCE_SEED < EVALUATION_SEED
+
+
 def test_runs_of_distant_seeds_stay_apart() -> None:
     # those whose episodes come next to the ones that figures are drawn of, and the largest
     seeds = [0, 1, 88, 89, 90, 91, 2**31 - 2, 2**31 - 1]
@@ -71,52 +75,14 @@ def test_runs_of_distant_seeds_stay_apart() -> None:
     assert all(last < first for (_, last), (first, _) in pairwise(spans))
 
 
-class Idle:
-    """A method that learns nothing."""
-
-    label = "idle"
-    updates = 1
-
-    def __init__(self) -> None:
-        self.actor = make_actor(1, SPEC, hidden_sizes=(4,))
-
-    def stateful_parts(self) -> dict[str, Any]:
-        return {"actor": self.actor}
-
-    def monitor(self) -> DivergenceMonitor:
-        return DivergenceMonitor(1.0, 0.9)
-
-    def results(self) -> dict[str, Any]:
-        return {}
-
-
-def make_run(path: Path, *words: str) -> Run:
-    rows, numbers = 20, torch.linspace(-1, 1, 20).unsqueeze(-1)
-    following = TensorDict(
-        observation=numbers,
-        reward=numbers,
-        terminated=torch.ones(rows, 1, dtype=torch.bool),
-        batch_size=[rows],
-    )
-    transitions = TensorDict(observation=numbers, action=numbers, next=following, batch_size=[rows])
-    # never made: evaluations are recorded instead
-    dataset = OfflineDataset(transitions, action_spec=SPEC, env_id="InvertedPendulum-v5")
-    cfg = config("schedule=smoke", "agent.hidden_sizes=[4]", *words)
-    return Run(cfg, dataset, RunFolder.create(path), Interruption())
-
-
-@pytest.mark.parametrize("beside", [False, True])
-@pytest.mark.parametrize("seed", [0, 3])
-def test_a_run_evaluates_from_the_seed_that_its_results_name(
-    seed: int, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    firsts: list[int] = []
-    result = EvaluationResult(np.ones(3), np.ones(3), np.ones(3))
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[range]:
+    """The seeds of each evaluation, which is noted in place of being made."""
+    found: list[range] = []
 
     def evaluate(*args: object, num_episodes: int, seed: int, **kwargs: object) -> EvaluationResult:
-        assert num_episodes == 3
-        firsts.append(seed)
-        return result
+        found.append(range(seed, seed + num_episodes))
+        return EvaluationResult(*(np.ones(num_episodes) for _ in range(3)))
 
     def submit(self: Any, path: Path, *, seed: int) -> Future[EvaluationResult]:
         future: Future[EvaluationResult] = Future()
@@ -125,20 +91,39 @@ def test_a_run_evaluates_from_the_seed_that_its_results_name(
 
     monkeypatch.setattr(run_support, "evaluate_policy", evaluate)
     monkeypatch.setattr(run_support.EvaluationProcess, "submit", submit)
-    run = make_run(
-        tmp_path / "run",
-        f"seed={seed}",
-        f"evaluate_beside={str(beside).lower()}",
-        "epochs=4",
-        "evaluation.episodes=3",
-    )
-    run.begin(Idle())
+    return found
+
+
+def train(toy: Any, path: Path, *words: str) -> dict[str, Any]:
+    """A run of the toy method that is evaluated after each epoch; its results."""
+    run = toy.run(path, *words, env_id="InvertedPendulum-v5")
+    run.begin(toy.Method())
     for row in run.epochs():
         with run.epoch(row), run.watch("agent"):
             pass
     run.finish()
-    results = json.loads((tmp_path / "run/results.json").read_text())
-    first = results["evaluation_seed"]
+    return json.loads((path / "results.json").read_text())
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_run_evaluates_from_the_seed_that_its_results_name(
+    seed: int, beside: bool, tmp_path: Path, played: list[range], toy: Any
+) -> None:
+    words = (f"evaluate_beside={str(beside).lower()}", "epochs=4", "evaluation.episodes=3")
+    first = train(toy, tmp_path / "run", f"seed={seed}", *words)["evaluation_seed"]
     assert first == EVALUATION_SEED + 10_000_000 * seed
     # three episodes an epoch, from where the cloned policy's (epoch 0) end
-    assert firsts == [first + 3 * epoch for epoch in (1, 2, 3, 4)]
+    assert played == [range(first + 3 * epoch, first + 3 * epoch + 3) for epoch in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("numbers", [(10, 2), (2, 10), (4, 10, 1, 3)])
+def test_a_run_resumed_with_another_number_of_episodes_repeats_no_seed(
+    numbers: tuple[int, ...], tmp_path: Path, played: list[range], toy: Any
+) -> None:
+    for n, episodes in enumerate(numbers, 1):
+        train(toy, tmp_path / "run", f"evaluation.episodes={episodes}", f"epochs={3 * n}")
+    assert [len(seeds) for seeds in played] == [n for n in numbers for _ in range(3)]
+    every = [EVALUATION_SEED + i for i in range(numbers[0])]  # the cloned policy's
+    every += [seed for seeds in played for seed in seeds]
+    assert len(set(every)) == len(every)

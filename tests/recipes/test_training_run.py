@@ -9,67 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from command_line import compose_jobs
-from tensordict import TensorDict
-from torchrl.data import Bounded
-from training_run import Run
 
-from rambo_trl.data import OfflineDataset
-from rambo_trl.modules import make_actor
-from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.interruption import Interrupted, Interruption
-from rambo_trl.training.run_folder import RunFolder
-
-
-class Idle:
-    """A method that learns nothing."""
-
-    label = "idle"
-    updates = 1
-
-    def __init__(self) -> None:
-        self.actor = make_actor(1, Bounded(-1, 1, shape=(1,)), hidden_sizes=(4,))
-
-    def stateful_parts(self) -> dict[str, Any]:
-        return {"actor": self.actor}
-
-    def monitor(self) -> DivergenceMonitor:
-        return DivergenceMonitor(1.0, 0.9)
-
-    def results(self) -> dict[str, Any]:
-        return {}
-
-
-def dataset() -> OfflineDataset:
-    rows, numbers = 20, torch.linspace(-1, 1, 20).unsqueeze(-1)
-    transitions = TensorDict(
-        observation=numbers,
-        action=numbers,
-        next=TensorDict(
-            observation=numbers,
-            reward=numbers,
-            terminated=torch.ones(rows, 1, dtype=torch.bool),
-            batch_size=[rows],
-        ),
-        batch_size=[rows],
-    )
-    return OfflineDataset(transitions, action_spec=Bounded(-1, 1, shape=(1,)))
-
-
-def make_run(path: Path, *words: str) -> Run:
-    (cfg,) = compose_jobs("bc", ["schedule=smoke", *words], check=lambda cfg: None)
-    folder = RunFolder(path) if path.exists() else RunFolder.create(path)
-    return Run(cfg, dataset(), folder, Interruption(grace=0.2))
 
 
 @pytest.mark.parametrize(
     "moment", ["it is going on", "its checkpoint was decided on", "it has ended"]
 )
 def test_a_signal_ends_the_run_with_its_epoch(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Any
 ) -> None:
-    run = make_run(tmp_path / "run", "epochs=6", "checkpoint_every=100")
+    words, signals = ("epochs=6", "checkpoint_every=100"), Interruption(grace=0.2)
+    run = toy.run(tmp_path / "run", *words, signals=signals)
 
     def decide(epoch: int) -> bool:
         if epoch == 2 and moment == "its checkpoint was decided on":
@@ -78,7 +29,7 @@ def test_a_signal_ends_the_run_with_its_epoch(
 
     epochs = []
     with pytest.raises(Interrupted), run.signals:
-        run.begin(Idle())
+        run.begin(toy.Method())
         monkeypatch.setattr(run.checkpoints, "due", decide)
         for row in run.epochs():
             with run.epoch(row), run.watch("agent"):
@@ -95,11 +46,11 @@ def test_a_signal_ends_the_run_with_its_epoch(
     assert [row["epoch"] for row in run.folder.read_metrics()] == [1, 2]
 
 
-def test_a_run_begun_without_a_column_goes_on_without_it(tmp_path: Path) -> None:
+def test_a_run_begun_without_a_column_goes_on_without_it(tmp_path: Path, toy: Any) -> None:
     path = tmp_path / "run"
     for epochs in (2, 4):
-        run = make_run(path, f"epochs={epochs}")
-        run.begin(Idle())
+        run = toy.run(path, f"epochs={epochs}")
+        run.begin(toy.Method())
         for row in run.epochs():
             with run.epoch(row), run.watch("agent"):
                 row["start_value"] = 1.0
