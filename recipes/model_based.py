@@ -21,6 +21,8 @@ from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.phases import AgentPhase
+from rambo_trl.training.policy_file import load_into_actor
+from rambo_trl.training.pretrained import load_fitted_model
 from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
 
 #: settings of the tasks and schedules that only the adversary of RAMBO has
@@ -179,13 +181,14 @@ class ModelBased:
         }
 
     def pretrain(self) -> None:
-        """The maximum-likelihood model and its elites, and the cloned actor; or a shared file."""
+        """The maximum-likelihood model and its elites, and the cloned actor; or files of them."""
         run = self.run
-        with refusing_bad_input():
-            pretrained = find_pretrained(
-                run.cfg, run.progress, world_model=self.world_model, actor=self.actor
-            )
         if "cloned" not in run.progress:
+            with refusing_bad_input():
+                self._load_given_parts()
+                pretrained = find_pretrained(
+                    run.cfg, run.progress, world_model=self.world_model, actor=self.actor
+                )
             with pretrained.claimed():
                 with refusing_bad_input():
                     found = pretrained.load()
@@ -198,6 +201,24 @@ class ModelBased:
             run.checkpoints.save(run.progress)
         self.on_fitted()
 
+    def _load_given_parts(self) -> None:
+        """Take the model, the policy or both from the files that the settings name."""
+        run, cfg, dataset = self.run, self.run.cfg, self.run.dataset
+        if cfg.cloned_policy is not None:
+            load_into_actor(
+                cfg.cloned_policy,
+                self.actor,
+                observation_mean=dataset.observation_mean,
+                observation_std=dataset.observation_std,
+                action_spec=dataset.action_spec,
+            )
+            tqdm.write(f"cloned policy: {cfg.cloned_policy}")
+        if cfg.fitted_model is not None:
+            digest = run.progress["dataset_digest"]
+            fit = load_fitted_model(cfg.fitted_model, self.world_model, digest=digest)
+            run.progress.update(fit)
+            tqdm.write(f"fitted model: {cfg.fitted_model}")
+
     def _pretrain(self) -> None:
         run, cfg = self.run, self.run.cfg
         if "holdout_mse" not in run.progress:
@@ -205,7 +226,8 @@ class ModelBased:
             run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
             run.checkpoints.save(run.progress)
         cloned: dict[str, float | None] = {}
-        if cfg.clone_behaviour and cfg.cloning.passes:
+        clone = cfg.cloned_policy is None and cfg.clone_behaviour and cfg.cloning.passes > 0
+        if clone:
             total = cfg.cloning.passes * (len(run.dataset) // cfg.cloning.batch_size)
             with run.watch("cloning"), progress_bar("clone the behaviour", total) as bar:
                 clone_behaviour(
@@ -218,6 +240,7 @@ class ModelBased:
                     compile=cfg.compile,
                     bar=bar,
                 )
+        if clone or cfg.cloned_policy is not None:
             with run.watch("evaluation"):
                 cloned = run.evaluation(0)
             if cloned["return_mean"] is not None:

@@ -15,7 +15,6 @@ import torch
 from model_based import ModelBased
 from paper_results import rambo_label
 from run_support import refusing_bad_input
-from safetensors.torch import save
 from torch import Tensor
 from torchrl.objectives import SACLoss
 from training_run import Metrics, Run, launch
@@ -29,7 +28,7 @@ from rambo_trl.objectives import (
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor, model_error_bound
 from rambo_trl.training.phases import ModelPhase
-from rambo_trl.training.run_folder import write_atomically
+from rambo_trl.training.pretrained import save_fitted_model
 
 #: rows of the data on which the model's error is followed
 ERROR_ROWS = 1000
@@ -88,11 +87,16 @@ class Rambo(ModelBased):
 
     def on_fitted(self) -> None:
         """Measure from the fitted model what the adversary may spend, and what it is held to."""
-        if self.run.progress["epoch"]:
+        progress = self.run.progress
+        if progress["epoch"]:
             return  # the checkpoint has both
-        if self.model_updates:  # kept for recipes/adversary_effect.py
-            fitted = {k: v.detach().cpu() for k, v in self.world_model.state_dict().items()}
-            write_atomically(self.run.folder.path / FITTED_MODEL, save(fitted))
+        if self.model_updates:  # kept for recipes/adversary_effect.py, and for other runs
+            save_fitted_model(
+                self.run.folder.path / FITTED_MODEL,
+                self.world_model,
+                digest=progress["dataset_digest"],
+                measured={key: progress[key] for key in ("holdout_mse", "model_passes")},
+            )
         if self.trust is not None:
             self.trust.anchor()
         elif self.budget is not None:

@@ -136,6 +136,8 @@ RULES: Mapping[str, Rule] = {
     "reward_shift": Number(-1e6, 1e6),
     "pretrained": Text(optional=True),
     "cache_dir": Text(),
+    "fitted_model": Text(optional=True),
+    "cloned_policy": Text(optional=True),
     "on_divergence": Choice(("stop", "continue")),
     "checkpoint_every": Whole(),
     "checkpoint_minutes": Number(above=True, optional=True),
@@ -256,6 +258,13 @@ def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = ALL_RULES) -> None
             "likelihood_budget needs an adversarial_weight above 0 to start from, got 0: give one, "
             "or leave the budget out"
         )
+    if OmegaConf.select(cfg, "pretrained") not in (None, "auto"):
+        for key in ("fitted_model", "cloned_policy"):
+            if OmegaConf.select(cfg, key) is not None:
+                raise ValueError(
+                    f"pretrained={cfg.pretrained} holds a model and a policy: leave {key} out, or "
+                    "use pretrained=auto"
+                )
     if "device" in present:
         check_device(cfg.device)
 

@@ -22,7 +22,7 @@ from yaml import YAMLError
 from rambo_trl.data import OfflineDataset, check_environment
 from rambo_trl.envs.termination import check_rule, choose_rule, never
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, make_deterministic
-from rambo_trl.training.pretrained import Pretrained, dataset_digest
+from rambo_trl.training.pretrained import Pretrained, dataset_digest, file_digest
 from rambo_trl.training.run_folder import RunFolder, package_versions
 from rambo_trl.training.tracking import check_tracker
 
@@ -244,9 +244,10 @@ def prepare(
     check_writable(path)
     if path.exists():
         RunFolder.create(path)  # refuses a folder that holds a run
-    pretrained = cfg.get("pretrained")
-    if pretrained not in (None, "auto") and not Path(pretrained).is_file():
-        raise FileNotFoundError(f"pretrained={pretrained}: there is no such file")
+    for key in ("pretrained", *GIVEN_PARTS):
+        value = cfg.get(key)
+        if value not in (None, "auto") and not Path(value).is_file():
+            raise FileNotFoundError(f"{key}={value}: there is no such file")
     if cfg.deterministic:
         make_deterministic()
     print(f"run folder: {path}", flush=True)
@@ -286,10 +287,13 @@ def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[s
         }
     if progress.get("dataset_digest", digest) != digest:
         raise ValueError(f"data set {dataset.name} is no longer what this run began with")
+    progress.setdefault("dataset_digest", digest)
     tqdm.write(f"resuming after epoch {progress['epoch']}")
     return progress
 
 
+#: settings that name a file with one part that pretraining would make
+GIVEN_PARTS = ("fitted_model", "cloned_policy")
 #: what pretraining adds to a run's progress
 PRETRAINING = ("holdout_mse", "model_passes", "cloned")
 
@@ -301,6 +305,9 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         cfg: the configuration.
         progress: the run's.
         parts: what pretraining changes, by name.
+
+    Raises:
+        OSError: if a file that a setting names cannot be read.
     """
     model = OmegaConf.to_container(cfg.model, resolve=True)
     assert isinstance(model, dict)
@@ -325,6 +332,9 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         settings["num_critics"] = cfg.num_critics
     if torch.device(cfg.device).type == "cuda":
         settings["card"] = torch.cuda.get_device_name(cfg.device)
+    for key in GIVEN_PARTS:
+        if (path := cfg.get(key)) is not None:
+            settings[key] = file_digest(path)
     return Pretrained(
         cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
     )

@@ -23,7 +23,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.training.run_folder import write_atomically
 
-__all__ = ["Policy", "load_policy", "save_policy"]
+__all__ = ["Policy", "load_into_actor", "load_policy", "save_policy"]
 
 _METADATA_KEY = "rambo_trl_policy"
 _FORMAT_VERSION = 1
@@ -162,14 +162,7 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, no policy file or of a later format.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no policy file at {path}")
-    header, tensors = _read(path)
-    problem = _find_problem(header, tensors)
-    if problem:
-        raise ValueError(f"{path} is not a usable policy file: {problem}")
-
+    header, tensors = _read_whole(Path(path))
     device = torch.device(device)
     action_spec = Bounded(
         low=torch.tensor(header["action_low"]),
@@ -184,10 +177,7 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
             hidden_sizes=header["hidden_sizes"],
             device=device,
         )
-    with torch.no_grad():
-        for i, layer in enumerate(_linear_layers(actor)):
-            layer.weight.copy_(tensors[f"layers.{i}.weight"])
-            layer.bias.copy_(tensors[f"layers.{i}.bias"])
+    _copy_weights(tensors, actor)
     return Policy(
         actor.requires_grad_(False).eval(),
         observation_mean=tensors["observation_mean"].to(device, torch.float32),
@@ -196,8 +186,75 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
     )
 
 
+def load_into_actor(
+    path: str | os.PathLike[str],
+    actor: TensorDictModuleBase,
+    *,
+    observation_mean: torch.Tensor,
+    observation_std: torch.Tensor,
+    action_spec: Bounded,
+) -> None:
+    """Give an actor the weights of a policy that was trained on the same data.
+
+    No random number is drawn.
+
+    Args:
+        path: a file that :func:`save_policy` wrote.
+        actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`; changed in place.
+        observation_mean: the data's mean per dimension, [observation_size].
+        observation_std: the data's standard deviation per dimension, [observation_size].
+        action_spec: bounds of the actions, [action_size].
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be used, or its policy has another normalisation, other
+            action bounds or another network.
+    """
+    header, tensors = _read_whole(Path(path))
+    mean, std = observation_mean.cpu(), observation_std.cpu()
+    saved_mean, saved_std = tensors["observation_mean"], tensors["observation_std"]
+    if mean.shape != saved_mean.shape:
+        raise ValueError(
+            f"{path} takes observations of {len(saved_mean)} entries, the data's have {len(mean)}"
+        )
+    # in units of the data's deviation: as good as the same where sums were taken in another order
+    apart = torch.cat([(saved_mean - mean) / std, saved_std / std - 1]).abs().max()
+    if apart > 1e-3:
+        raise ValueError(
+            f"{path} was trained on other data: its observations are normalised otherwise"
+        )
+    for name, bound in (("low", action_spec.space.low), ("high", action_spec.space.high)):
+        saved, own = header[f"action_{name}"], bound.flatten().tolist()
+        if saved != own:
+            raise ValueError(f"{path} has actions with {name} {saved}, the data's have {own}")
+    widths = [layer.out_features for layer in _linear_layers(actor)[:-1]]
+    if header["hidden_sizes"] != widths:
+        raise ValueError(
+            f"{path} has hidden layers of {header['hidden_sizes']}, this actor has {widths}"
+        )
+    _copy_weights(tensors, actor)
+
+
 def _linear_layers(actor: nn.Module) -> list[nn.Linear]:
     return [module for module in actor.modules() if isinstance(module, nn.Linear)]
+
+
+@torch.no_grad()
+def _copy_weights(tensors: Mapping[str, torch.Tensor], actor: nn.Module) -> None:
+    for i, layer in enumerate(_linear_layers(actor)):
+        layer.weight.copy_(tensors[f"layers.{i}.weight"])
+        layer.bias.copy_(tensors[f"layers.{i}.bias"])
+
+
+def _read_whole(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a file that describes a policy."""
+    if not path.exists():
+        raise FileNotFoundError(f"no policy file at {path}")
+    header, tensors = _read(path)
+    problem = _find_problem(header, tensors)
+    if problem:
+        raise ValueError(f"{path} is not a usable policy file: {problem}")
+    return header, tensors
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -6,25 +6,36 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from tensordict import TensorDictBase
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
+from rambo_trl.training.run_folder import remove_unfinished, write_atomically
 
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Pretrained", "dataset_digest"]
+__all__ = [
+    "Pretrained",
+    "dataset_digest",
+    "file_digest",
+    "load_fitted_model",
+    "save_fitted_model",
+]
 
 #: raised when pretraining computes something else than before from the same settings
 _FORMAT = 1
+_MODEL_KEY, _MODEL_FORMAT = "rambo_trl_fitted_model", 1
 
 
 def dataset_digest(dataset: OfflineDataset) -> str:
@@ -46,13 +57,85 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().numpy().tobytes()
 
 
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, as hex digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def save_fitted_model(
+    path: str | os.PathLike[str],
+    world_model: EnsembleWorldModel,
+    *,
+    digest: str,
+    measured: Mapping[str, Any],
+) -> None:
+    """Write a model as it was fitted to one safetensors file, in one step.
+
+    Args:
+        path: the file to write or replace.
+        world_model: the model.
+
+    Keyword Args:
+        digest: the data's, of :func:`dataset_digest`.
+        measured: JSON-like values that the fit has given, such as its holdout errors.
+    """
+    state = {k: v.detach().cpu().contiguous() for k, v in world_model.state_dict().items()}
+    header = {"format": _MODEL_FORMAT, "dataset_digest": digest, "measured": dict(measured)}
+    write_atomically(path, save(state, metadata={_MODEL_KEY: json.dumps(header)}))
+
+
+def load_fitted_model(
+    path: str | os.PathLike[str], world_model: EnsembleWorldModel, *, digest: str
+) -> dict[str, Any]:
+    """Restore a model from a file of :func:`save_fitted_model`. Nothing is unpickled.
+
+    Args:
+        path: the file.
+        world_model: of the same sizes as the one saved; changed in place.
+
+    Keyword Args:
+        digest: of the data that the model is to be used with.
+
+    Returns:
+        What the fit has measured.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, or its model is of other data or sizes.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no fitted model at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_MODEL_KEY)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        header = None if text is None else json.loads(text)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a readable model file: {reason}") from error
+    if not isinstance(header, dict) or header.get("format") != _MODEL_FORMAT:
+        raise ValueError(
+            f"{path} does not say, as this version reads it, what its model was fitted to: it "
+            "must be a pretrained_model.safetensors of a run of this version"
+        )
+    if header["dataset_digest"] != digest:
+        raise ValueError(f"{path} was fitted to other data")
+    try:
+        world_model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} holds a model of other sizes ({reason})") from error
+    return header["measured"]
+
+
 class Pretrained:
     """Pretrained parts that runs with the same data and settings share.
 
     A file holds the parts as pretraining left them, what it measured and the random state
     after it, so that a run goes on from the file as if it had pretrained itself. Files are
     moved into place whole, and of several runs that need the same one the first makes it
-    while the others wait.
+    while the others wait. What a killed run left of a file is removed by the next run that
+    looks for any.
 
     Args:
         where: ``None`` (pretrain always), ``"auto"`` (a file under ``folder`` named after the
@@ -101,7 +184,19 @@ class Pretrained:
         # the lock dies with its process, and its file stays: removing it would open a race
         with self.path.with_suffix(".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._remove_unfinished()
             yield
+
+    def _remove_unfinished(self) -> None:
+        """Remove what killed runs left half written, of files that nobody else is making."""
+        assert self.path is not None and fcntl is not None
+        folder, own = self.path.parent, self.path.with_suffix(".lock")
+        for lock_file in folder.glob("*.lock"):
+            # refused where a writer lives; and nobody's run ends for another one's remains
+            with suppress(OSError), lock_file.open("ab") as lock:
+                if lock_file != own:  # which is held
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_unfinished(folder, lock_file.with_suffix(".pt").name)
 
     def load(self) -> dict[str, Any] | None:
         """Restore the parts and, where the settings are the file's, the random state.

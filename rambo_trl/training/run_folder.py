@@ -62,13 +62,15 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
         beside.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+def remove_unfinished(folder: str | os.PathLike[str], name: str = "*") -> None:
     """Remove what a killed :func:`write_atomically` left in a folder.
 
     Args:
-        folder: nobody else may be writing to it.
+        folder: where to look.
+        name: of the files whose remains are removed, ``*`` for all; nobody else may be writing
+            any of them.
     """
-    for path in Path(folder).glob(".*.tmp"):
+    for path in Path(folder).glob(f".{name}.*.tmp"):
         path.unlink(missing_ok=True)
 
 

@@ -1,17 +1,22 @@
-"""Which runs share a fitted model and a cloned policy: what the cache's key is made of."""
+"""Which runs share a fitted model and a cloned policy, and runs that are given one of the two."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import bc
+import model_based
 import pytest
 import torch
 from command_line import compose_jobs
+from model_free import train_model_free
 from omegaconf import DictConfig, OmegaConf
 from run_start import PRETRAINING, find_pretrained
+from run_support import write_policy
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run
@@ -19,6 +24,7 @@ from training_run import Run
 from rambo_trl.data import OfflineDataset
 from rambo_trl.training.checkpoint import seed_everything
 from rambo_trl.training.interruption import Interruption
+from rambo_trl.training.policy_file import load_policy
 from rambo_trl.training.pretrained import dataset_digest
 from rambo_trl.training.run_folder import RunFolder
 
@@ -93,6 +99,35 @@ def test_the_data_and_the_threads_have_a_part(monkeypatch: pytest.MonkeyPatch) -
     here = key_of(cfg)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     assert key_of(cfg) != here
+
+
+def test_a_file_with_one_part_counts_by_its_content(tmp_path: Path) -> None:
+    file, same, other = (tmp_path / name for name in ("file", "same", "other"))
+    for path, content in ((file, "x"), (same, "x"), (other, "y")):
+        path.write_text(content)
+    keys = {}
+    for name in ("fitted_model", "cloned_policy"):
+        keys[name] = key_of(compose("rambo", f"{name}={file}"))
+        assert keys[name] == key_of(compose("rambo", f"{name}={same}"))
+        assert keys[name] != key_of(compose("rambo", f"{name}={other}"))
+    assert len({key_of(compose("rambo")), *keys.values()}) == 3
+
+
+def test_the_documentation_names_all_that_the_key_is_made_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    (tmp_path / "file").touch()
+    files = (f"{name}={tmp_path / 'file'}" for name in ("fitted_model", "cloned_policy"))
+    cfg = compose("rambo", "device=cuda", "deterministic=true", "num_critics=3", *files)
+    settings = find_pretrained(cfg, {"dataset_digest": "d"}, net=torch.nn.Identity()).settings
+    text = (Path(__file__).parents[2] / "docs/runs.md").read_text()
+    table = text.split("| in the name of an `auto` file |")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    named = {name for cell in cells for name in re.findall("`([a-z_.]+)`", cell)}
+    words = {"dataset_digest": "the data's", "versions": "versions", "card": "the GPU's name"}
+    assert all(word in "".join(cells) for word in words.values())
+    assert named == (settings.keys() - words.keys()) | {"model.adversarial_lr"}  # left out of model
 
 
 # --- the key is right about it: runs that share one begin pretraining in the same state, and one
@@ -186,3 +221,103 @@ def test_a_run_with_another_adversary_goes_on_from_the_file_as_if_it_had_pretrai
 
 def test_other_data_is_another_digest() -> None:
     assert dataset_digest(data()) != dataset_digest(data(shift=1e-3))
+
+
+# --- one part alone
+
+
+@pytest.fixture(scope="module")
+def pretrained_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of RAMBO that has pretrained, with its model in its folder."""
+    method = begun(tmp_path_factory.mktemp("first"), "rambo", "pretrained=null")
+    method.pretrain()
+    return method
+
+
+def refuse_to_clone(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a policy was given")
+
+
+def test_a_fitted_model_alone(pretrained_run: Any, tmp_path: Path) -> None:
+    file = pretrained_run.run.folder.path / "pretrained_model.safetensors"
+    for name in ("rambo", "mopo"):
+        method = begun(tmp_path, name, f"fitted_model={file}", "pretrained=null", "seed=1")
+        before = state(method)
+        method._fit_model = None  # it is not needed
+        method.pretrain()
+        after, wanted = state(method), state(pretrained_run)
+        models = [{k: v for k, v in s.items() if k.startswith("model.")} for s in (after, wanted)]
+        assert differences(*models) == []
+        changed = differences(before, after)
+        assert any(k.startswith("actor.") for k in changed), "it clones for itself"
+        for measured in ("holdout_mse", "model_passes"):
+            assert method.run.progress[measured] == pretrained_run.run.progress[measured]
+
+
+def test_the_policy_of_a_bc_run_alone(
+    pretrained_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose("bc", "agent.batch_size=64", "epochs=1")
+    run = Run(cfg, data(), RunFolder.create(tmp_path / "bc"), Interruption())
+    train_model_free(run, bc.BC)
+    file = tmp_path / "bc/policy.safetensors"
+
+    monkeypatch.setattr(model_based, "clone_behaviour", refuse_to_clone)
+    # also in a task that does not clone
+    words = (f"cloned_policy={file}", "clone_behaviour=false")
+    one = begun(tmp_path, "rambo", *words)
+    before = state(one)
+    one.pretrain()
+    policy = load_policy(file).actor.state_dict()
+    assert all(torch.equal(one.actor.state_dict()[k], v) for k, v in policy.items())
+    assert any(k.startswith("model.") for k in differences(before, state(one))), "it fits a model"
+    assert one.run.progress["cloned"]  # and is evaluated, as a cloned policy is
+
+    # a sweep over lambda: the second run finds both in the cache
+    other = begun(tmp_path, "rambo", *words, "adversarial_weight=0.1")
+    other._pretrain = None
+    other.pretrain()
+    assert differences(state(other), state(one)) == []
+
+
+@pytest.fixture
+def policy_file(pretrained_run: Any, tmp_path: Path) -> Path:
+    run = pretrained_run.run
+    write_policy(tmp_path / "policy.safetensors", pretrained_run.actor, run.dataset, run.cfg)
+    return tmp_path / "policy.safetensors"
+
+
+def test_both_parts_given_leave_nothing_to_do(
+    pretrained_run: Any, policy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_based, "clone_behaviour", refuse_to_clone)
+    model = pretrained_run.run.folder.path / "pretrained_model.safetensors"
+    words = ("pretrained=null", "seed=1", f"fitted_model={model}", f"cloned_policy={policy_file}")
+    method = begun(tmp_path, "rambo", *words)
+    method._fit_model = None
+    drawn = torch.get_rng_state()
+    method.pretrain()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert differences(state(method), state(pretrained_run)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["agent.hidden_sizes=[7]"], "policy.safetensors has hidden layers of [32, 32]"),
+        (["model.hidden_sizes=[7]"], "pretrained_model.safetensors holds a model of other sizes"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused_before_any_work(
+    words: list[str], message: str, pretrained_run: Any, policy_file: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = pretrained_run.run.folder.path / "pretrained_model.safetensors"
+    files = (f"fitted_model={model}", f"cloned_policy={policy_file}")
+    method = begun(tmp_path, "rambo", *files, *words)
+    method._fit_model = None  # would be the first work
+    with pytest.raises(SystemExit) as end:
+        method.pretrain()
+    assert end.value.code == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error:")]
+    assert message in line

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,6 +259,7 @@ class TestResumedSettings:
             ("schedule=paper", "keeps its schedule_name=smoke, got paper"),
             ("task=walker2d-medium-replay", "keeps its dataset="),
             ("agent={critic_lr: 0.1}", "keeps its agent.critic_lr="),
+            ("cloned_policy=other.safetensors", "keeps its cloned_policy=None, got other"),
             ("model.hidden_sizes=[8]", r"keeps its model.hidden_sizes=\[32, 32\], got \[8\]"),
         ],
     )
@@ -291,6 +293,25 @@ def test_a_broken_or_crafted_configuration_is_refused_and_runs_nothing(
         read_config(RunFolder.open(tmp_path))
     assert words in describe(error.value) and "\n" not in describe(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("key", ["fitted_model", "cloned_policy"])
+def test_a_file_with_one_part_of_pretraining(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"pretrained=both.pt holds .* leave {key} out"):
+        compose_jobs("rambo", ["pretrained=both.pt", f"{key}=one"])
+    words = [f"{key}=nowhere", "pretrained=auto"]
+    (cfg,) = compose_jobs("rambo", words)
+    hydra = SimpleNamespace(
+        overrides=SimpleNamespace(task=words),
+        runtime=SimpleNamespace(choices={"task": "hopper-medium-replay"}),
+    )
+    monkeypatch.setattr(run_start.HydraConfig, "get", lambda: hydra)
+    with pytest.raises(FileNotFoundError, match=f"^{key}=nowhere: there is no such file"):
+        run_start.prepare(cfg)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_program_itself(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.training.evaluation import evaluate_policy, rollout_episodes
-from rambo_trl.training.policy_file import Policy, load_policy, save_policy
+from rambo_trl.training.policy_file import Policy, load_into_actor, load_policy, save_policy
 
 OBSERVATION_SIZE = 11
 SPEC = Bounded(low=torch.tensor([-1.0, -0.5, 0.0]), high=torch.tensor([1.0, 2.0, 0.1]))
@@ -112,6 +112,53 @@ class TestRoundTrip:
         action = load_policy(saved[0], device="cuda")(raw)
         assert action.device.type == "cuda"
         torch.testing.assert_close(action.cpu(), load_policy(saved[0])(raw), rtol=1e-4, atol=1e-5)
+
+
+class TestIntoAnActor:
+    def load(self, path: Path, actor=None, **changes) -> None:
+        own = make_arguments()
+        fitting = {k: own[k] for k in ("observation_mean", "observation_std", "action_spec")}
+        load_into_actor(path, actor or own["actor"], **fitting | changes)
+
+    def test_it_has_the_policys_weights_and_can_be_trained(self, saved):
+        path, arguments = saved
+        actor, state = make_arguments()["actor"], torch.get_rng_state()
+        load_into_actor(
+            path,
+            actor,
+            observation_mean=arguments["observation_mean"] + 1e-6,  # sums in another order
+            observation_std=arguments["observation_std"],
+            action_spec=SPEC,
+        )
+        assert torch.equal(torch.get_rng_state(), state)
+        assert actor is not arguments["actor"]
+        for key, value in arguments["actor"].state_dict().items():
+            assert torch.equal(actor.state_dict()[key], value)
+        assert all(p.requires_grad for p in actor.parameters())
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"observation_mean": torch.linspace(-2, 2.2, 11)}, "was trained on other data"),
+            ({"observation_std": torch.linspace(0.1, 3.1, 11)}, "was trained on other data"),
+            ({"observation_mean": torch.zeros(9), "observation_std": torch.ones(9)},
+             "takes observations of 11 entries, the data's have 9"),
+            ({"action_spec": Bounded(-1, 1, shape=(3,))}, "has actions with low"),
+            ({"actor": make_actor(11, SPEC, hidden_sizes=(16, 16))},
+             r"has hidden layers of \[16, 8\], this actor has \[16, 16\]"),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_refused(self, saved, changes, match):
+        with pytest.raises(ValueError, match=match) as error:
+            self.load(saved[0], **changes)
+        assert str(saved[0]) in str(error.value)
+
+    def test_what_is_no_policy_is_refused(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no policy file at"):
+            self.load(tmp_path / "none.safetensors")
+        save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match="not one written by save_policy"):
+            self.load(tmp_path / "other.safetensors")
 
 
 class TestCall:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import threading
 import time
 from pathlib import Path
@@ -9,11 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.training.pretrained import Pretrained, dataset_digest
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.training.pretrained import (
+    Pretrained,
+    dataset_digest,
+    file_digest,
+    load_fitted_model,
+    save_fitted_model,
+)
 
 
 def dataset(reward: float = 1.0, *, env_id: str | None = None, bound: float = 1) -> OfflineDataset:
@@ -124,3 +134,80 @@ def test_of_several_runs_one_pretrains(tmp_path: Path) -> None:
     for run in runs:
         run.join(60)
     assert len(made) == 1
+
+
+def test_what_killed_runs_left_is_removed_but_nothing_of_living_ones(tmp_path: Path) -> None:
+    _, _, path = made(tmp_path)
+    other, living = ("0" * 32, "1" * 32)
+    for key in (other, living):
+        (tmp_path / f"{key}.lock").touch()
+    mine, dead, alive = (
+        tmp_path / f".{name}.pt.77.tmp" for name in (path.stem, other, living)
+    )  # 77: the processes that wrote them, here or on another machine
+    strange = tmp_path / ".somebody_elses.pt.77.tmp"
+    for file in (mine, dead, alive, strange):
+        file.write_bytes(b"half")
+    net = nn.Linear(3, 2)
+    assert pretrained("auto", tmp_path, net).load() is not None
+    assert mine.exists(), "only the one that has the lock may know that nobody is writing it"
+    with (tmp_path / f"{living}.lock").open("ab") as lock:  # as its writer holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pretrained("auto", tmp_path, net).claimed():
+            assert [f.exists() for f in (mine, dead, alive, strange)] == [False, False, True, True]
+        assert alive.read_bytes() == b"half"
+    with pretrained("auto", tmp_path, net).claimed():
+        assert not alive.exists() and strange.exists() and path.exists()
+
+
+def world_model(hidden: int = 4) -> EnsembleWorldModel:
+    return EnsembleWorldModel(2, 1, num_members=3, num_elites=2, hidden_sizes=(hidden,))
+
+
+class TestFittedModel:
+    measured = {"holdout_mse": [0.5, 0.1, 0.25], "model_passes": 4}
+
+    def saved(self, path: Path) -> EnsembleWorldModel:
+        model = world_model()
+        model.set_elites(torch.tensor([3.0, 1.0, 2.0]))
+        model.fit_input_statistics(torch.randn(9, 2), torch.randn(9, 1))
+        save_fitted_model(path, model, digest="d", measured=self.measured)
+        return model
+
+    def test_comes_back_with_what_the_fit_has_measured(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        saved, restored = self.saved(path), world_model()
+        state = torch.get_rng_state()
+        assert load_fitted_model(path, restored, digest="d") == self.measured
+        assert torch.equal(torch.get_rng_state(), state)
+        assert restored.elites.tolist() == [1, 2]
+        for name, value in saved.state_dict().items():
+            assert torch.equal(restored.state_dict()[name], value), name
+
+    def test_is_refused_where_it_does_not_fit(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        with pytest.raises(FileNotFoundError, match="no fitted model at .*model.safetensors"):
+            load_fitted_model(path, world_model(), digest="d")
+        self.saved(path)
+        with pytest.raises(ValueError, match="model.safetensors was fitted to other data"):
+            load_fitted_model(path, world_model(), digest="e")
+        with pytest.raises(ValueError, match="holds a model of other sizes .*size mismatch"):
+            load_fitted_model(path, world_model(5), digest="d")
+        path.write_bytes(path.read_bytes()[:99])
+        with pytest.raises(ValueError, match="not a readable model file"):
+            load_fitted_model(path, world_model(), digest="d")
+
+    @pytest.mark.parametrize("header", [None, "", "3", json.dumps({"format": 99})])
+    def test_of_another_kind_is_refused(self, tmp_path: Path, header: str | None) -> None:
+        path, model = tmp_path / "model.safetensors", world_model()
+        metadata = None if header is None else {"rambo_trl_fitted_model": header}
+        save_file(dict(model.state_dict()), path, metadata=metadata)
+        words = "not a readable model file" if header == "" else "does not say"
+        with pytest.raises(ValueError, match=words):
+            load_fitted_model(path, model, digest="d")
+
+
+def test_a_file_s_digest_is_that_of_its_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"x"), ("b", b"x"), ("c", b"y")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (file_digest(tmp_path / name) for name in "abc")
+    assert a == b != c and len(a) == 64
