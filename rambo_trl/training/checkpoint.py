@@ -1,4 +1,10 @@
-"""Checkpoints: everything that decides a run's future, written in one step."""
+"""Checkpoints: everything that decides a run's future, written in one step.
+
+TorchRL's ``Checkpoint`` (0.14) is not used here. It replaces an earlier checkpoint by moving that
+one away before the new one is moved in, and flushes nothing to the disk: a kill between the two
+moves, or a power cut, leaves no checkpoint under its name. Its directories of tensors are read by
+tensordict, which unpickles what is not a tensor. It knows no random states.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +60,15 @@ def make_deterministic() -> None:
     Compiled kernels are then not chosen by timing them, which would decide the order of sums.
     To be called before the GPU is used: cuBLAS reads its setting once. A CPU computes what it
     does anyway.
+
+    Raises:
+        RuntimeError: if the GPU is in use and cuBLAS was not told before.
     """
+    if "CUBLAS_WORKSPACE_CONFIG" not in os.environ and torch.cuda.is_initialized():
+        raise RuntimeError(
+            "make_deterministic comes too late: the GPU is in use already. Call it first, or set "
+            "the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8"
+        )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -176,6 +176,22 @@ def test_deterministic_algorithms_are_asked_for_everywhere(
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
+def test_determinism_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="comes too late: the GPU is in use already"):
+        make_deterministic()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # told by the user from the start
+    try:
+        make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_parts_of_another_size_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 2)}, {})
     with pytest.raises(ValueError, match=r"last.pt was saved with other settings: its net"):
