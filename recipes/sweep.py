@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -56,7 +57,8 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
         cwd: where the sweep was started; its folder counts from there.
 
     Returns:
-        The run's score, or its mean return where its data have no reference scores.
+        The run's score, or its mean return where its data have no reference scores. One that
+        diverged has the score 0, and where there are no scores minus infinity.
 
     Raises:
         RuntimeError: if the job failed ``1 + retries`` times, or its settings are refused.
@@ -88,6 +90,12 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
             f"{log or 'above'}; the other jobs are not touched by it"
         )
     results = json.loads((path / "results.json").read_text())
+    if results.get("diverged"):
+        found = results["divergence"]
+        what = f"DIVERGED in epoch {found['epoch']}: {found['reason']}"
+        print(f"job {hydra.job.num} {what}; see {path}", flush=True)
+        if results["behaviour_score"] is None:
+            return -math.inf
     return results["return_mean"] if results["score"] is None else results["score"]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import select_run
 
 from rambo_trl import load_policy
 
@@ -127,7 +128,9 @@ def test_a_diverged_run_is_marked_and_scored_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(tmp_path: Path) -> None:
+def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw = np.random.default_rng(0).normal
     observations, noise = draw(size=(1000, 11)), draw(size=(1000, 12))
     actions = np.random.default_rng(1).uniform(-1, 1, (1000, 1))
@@ -163,6 +166,11 @@ def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(tmp_path: Pa
     assert found[1]["divergence"]["epoch"] == found[1]["epochs"] == 1
     assert "error on the data" in found[1]["divergence"]["reason"]
     assert found[3e-4]["divergence"] is None and found[3e-4]["epochs"] == 2
+    # and the offline choice leaves it out
+    assert select_run.main([str(tmp_path / f"weight{weight}") for weight in found]) == 0
+    said = capsys.readouterr().out
+    assert f"out: {tmp_path / 'weight1'}: {found[1]['divergence']['reason']}\n" in said
+    assert "chosen: RAMBO (adversarial_weight=0.0003), smoke" in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,8 +29,10 @@ with tries.open("a") as file:
     print(*sys.argv[1:], file=file)
 (folder / "config.yaml").touch()
 print("said by the job", flush=True)
+found = {}
 exec(words["do"])
-(folder / "results.json").write_text(json.dumps({"score": 12.5, "return_mean": 3.0}))
+results = {"score": 12.5, "return_mean": 3.0, "behaviour_score": 9.0, "diverged": False} | found
+(folder / "results.json").write_text(json.dumps(results))
 """
 FIRST = "if len(tries.read_text().splitlines()) == 1: "
 
@@ -87,6 +90,21 @@ def test_a_job_that_goes_on_failing_is_reported(job, retries):
     with pytest.raises(RuntimeError, match=r"job 3 \(seed=7 .*\) failed with exit code 1: see "):
         job("sys.exit(1)", retries=retries)
     assert len(tries(job)) == 1 + retries
+
+
+DIVERGED = (
+    'found = {"score": 0.0, "return_mean": -3.0, "diverged": True, "behaviour_score": %s, '
+    '"divergence": {"epoch": 4, "reason": "mean Q 1e+09 is beyond 20"}}'
+)
+
+
+@pytest.mark.parametrize(("behaviour_score", "value"), [("9.0", 0.0), ("None", -math.inf)])
+def test_a_run_that_diverged_has_not_failed_and_is_told(job, capsys, behaviour_score, value):
+    for _ in range(2):  # also of a sweep that goes on
+        assert job(DIVERGED % behaviour_score) == value
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said == f"job 3 DIVERGED in epoch 4: mean Q 1e+09 is beyond 20; see {job.folder}"
+    assert len(tries(job)) == 1
 
 
 def test_bad_input_is_not_tried_again(job):
