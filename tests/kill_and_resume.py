@@ -4,8 +4,9 @@
 the run was doing and whether ``metrics.csv`` and the policy's weights are the undisturbed run's
 byte for byte after the resume. It exits with 1 if any is not. Every fourth kill comes at any
 moment of the run; the others come at a random moment of the phase that was hit least so far, one
-of them the writing of a checkpoint's file. What follows the options is handed to
-``recipes/rambo.py``.
+of them the writing of a checkpoint's file, one what comes after the last epoch. At the end it says
+how often each phase was hit. What follows the options is handed to ``recipes/rambo.py``, such as
+``evaluate_beside=true``.
 """
 
 # ruff: noqa: T201 - a program that talks to its user
@@ -36,8 +37,11 @@ SETTINGS = (
     "cloning.passes=2",
 )  # fmt: skip
 COMPARED = ("metrics.csv", "policy.safetensors")
-#: what a kill may interrupt; "write" is the writing of a checkpoint's file
-PHASES = ("write", "model", "evaluation", "agent", "model_fit", "cloning", "rollouts")
+#: what a kill may interrupt; "write" is the writing of a checkpoint's file, "finish" what comes
+#: after the last epoch
+PHASES = ("write", "model", "evaluation", "agent", "model_fit", "cloning", "rollouts", "finish")
+#: an evaluation in a process beside training, whatever training does meanwhile
+BESIDE = "beside"
 
 
 def run_traced(trace: str, words: Sequence[str]) -> None:
@@ -52,18 +56,23 @@ def run_traced(trace: str, words: Sequence[str]) -> None:
     sys.path.insert(0, str(RECIPE.parent))
     sys.argv = [str(RECIPE), *words]
     import run_support
+    import training_run
 
-    from rambo_trl.training import checkpoint
+    from rambo_trl.training import checkpoint, evaluation
 
     notes = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
+    def note(what: str, phase: str) -> None:
+        os.write(notes, f"{time.monotonic()} {what} {phase}\n".encode())
+
     @contextmanager
     def noted(phase: str) -> Iterator[None]:
-        os.write(notes, f"{time.monotonic()} begin {phase}\n".encode())
+        note("begin", phase)
         yield
-        os.write(notes, f"{time.monotonic()} end {phase}\n".encode())
+        note("end", phase)
 
     measured, written = run_support.Stopwatch.__call__, checkpoint.write_atomically
+    submitted, finished = evaluation.EvaluationProcess.submit, training_run.Run.finish
     flush = os.fsync
 
     @contextmanager
@@ -79,9 +88,21 @@ def run_traced(trace: str, words: Sequence[str]) -> None:
         time.sleep(0.1)
         flush(file)
 
+    def submit(self: Any, path: Any, *, seed: int) -> Any:
+        note("begin", BESIDE)
+        future = submitted(self, path, seed=seed)
+        future.add_done_callback(lambda _: note("end", BESIDE))
+        return future
+
+    def finish_run(self: Any) -> Any:
+        with noted("finish"):
+            return finished(self)
+
     run_support.Stopwatch.__call__ = watch  # type: ignore[method-assign]
     checkpoint.write_atomically = write
     os.fsync = flush_slowly
+    evaluation.EvaluationProcess.submit = submit  # type: ignore[method-assign]
+    training_run.Run.finish = finish_run  # type: ignore[method-assign]
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 
@@ -150,12 +171,13 @@ def nth_begin(run: subprocess.Popen[bytes], trace: Path, phase: str, n: int) -> 
     return time.monotonic()
 
 
-def interrupted_phase(run: subprocess.Popen[bytes], trace: Path) -> str:
-    """The innermost phase that a killed run was in."""
+def interrupted_phase(run: subprocess.Popen[bytes], trace: Path) -> tuple[str, bool]:
+    """The innermost phase that a killed run was in, and whether an evaluation went on beside."""
     if run.returncode != -signal.SIGKILL:
-        return "had ended"
+        return "had ended", False
     running = [s.phase for s in read_trace(trace) if s.end is None]
-    return running[-1] if running else "between phases"
+    phases = [phase for phase in running if phase != BESIDE]
+    return phases[-1] if phases else "between phases", BESIDE in running
 
 
 def left_behind(folder: Path) -> str:
@@ -190,13 +212,14 @@ def kill_and_resume(kills: int, seed: int, work: Path, words: Sequence[str] = ()
         since = begun(run, folder)
         if n % 4:
             aim = min(PHASES, key=lambda phase: hits[phase])
-            turn = moments.randrange(len(lasted[aim]))
+            # every moment of the phase is as likely as another
+            (turn,) = moments.choices(range(len(lasted[aim])), weights=lasted[aim])
             delay = moments.uniform(0, lasted[aim][turn])
             kill(run, nth_begin(run, trace, aim, turn) + delay)
         else:
             kill(run, since + moments.uniform(0, length))
         after = time.monotonic() - since
-        during, left = interrupted_phase(run, trace), left_behind(folder)
+        (during, beside), left = interrupted_phase(run, trace), left_behind(folder)
         hits[during] += 1
         epoch = sum(span.phase == "rollouts" for span in read_trace(trace))
         known = (folder / "config.yaml").is_file()
@@ -208,11 +231,14 @@ def kill_and_resume(kills: int, seed: int, work: Path, words: Sequence[str] = ()
         ]
         different += not all(same)
         verdicts = ["same" if s else "DIFFERS" for s in same]
-        where = f"{during} of epoch {epoch}" if epoch and during != "had ended" else during
+        in_epoch = epoch and during not in ("had ended", "finish")
+        where = f"{during} of epoch {epoch}" if in_epoch else during
+        where += ", an evaluation beside" if beside else ""
         print(
             f"{n:4d} {after:6.2f}s  {verdicts[0]:<8} {verdicts[1]:<8} {where}; {left}", flush=True
         )
-    print("kills by phase: " + ", ".join(f"{hits[p]} {p}" for p in sorted(hits)))
+    others = sorted(set(hits) - set(PHASES))
+    print("kills by phase: " + ", ".join(f"{hits[p]} {p}" for p in (*PHASES, *others)))
     print(f"{kills - different} of {kills} resumed runs equal the undisturbed one")
     return different
 
