@@ -41,7 +41,7 @@ from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, seed_everything
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.training.run_folder import RunFolder, remove_unfinished
 from rambo_trl.training.tracking import Tracker
 
 Metrics = dict[str, Any]
@@ -113,6 +113,7 @@ class Run:
     def begin(self, method: Method) -> None:
         """Begin, or go on from the newest checkpoint."""
         cfg = self.cfg
+        remove_unfinished(self.folder.path)  # it is locked
         self.method = method
         self.evaluation = Evaluation(method.actor, self.dataset, cfg)
         self.checkpoints = Checkpoints(
@@ -242,6 +243,7 @@ class Run:
             extra={
                 "agent_updates": progress["epoch"] * self.cfg.agent_updates,
                 **self.method.results(),
+                "evaluation_stride": progress["evaluation_stride"],
                 "q_bound": self.monitor.q_bound,
                 "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
                 "checkpoint_bytes": self.checkpoints.size,

@@ -2,11 +2,11 @@
 
 ``python tests/kill_and_resume.py --kills 20`` prints a line for every kill: when it came, what
 the run was doing and whether ``metrics.csv`` and the policy's weights are the undisturbed run's
-byte for byte after the resume. It exits with 1 if any is not. Every fourth kill comes at any
-moment of the run; the others come at a random moment of the phase that was hit least so far, one
-of them the writing of a checkpoint's file, one what comes after the last epoch. At the end it says
-how often each phase was hit. What follows the options is handed to ``recipes/rambo.py``, such as
-``evaluate_beside=true``.
+byte for byte after the resume. It exits with 1 if any is not, or if a half-written file is left.
+Every fourth kill comes at any moment of the run; the others come at a random moment of the phase
+that was hit least so far, one of them the writing of a checkpoint's file, one what comes after the
+last epoch. At the end it says how often each phase was hit. What follows the options is handed to
+``recipes/rambo.py``, such as ``evaluate_beside=true``.
 """
 
 # ruff: noqa: T201 - a program that talks to its user
@@ -229,11 +229,13 @@ def kill_and_resume(kills: int, seed: int, work: Path, words: Sequence[str] = ()
             (folder / file).read_bytes() == (work / "whole" / file).read_bytes()
             for file in COMPARED
         ]
+        same.append(not list(folder.rglob(".*.tmp")))
         different += not all(same)
         verdicts = ["same" if s else "DIFFERS" for s in same]
         in_epoch = epoch and during not in ("had ended", "finish")
         where = f"{during} of epoch {epoch}" if in_epoch else during
         where += ", an evaluation beside" if beside else ""
+        left += "" if same[2] else "; A HALF-WRITTEN FILE IS LEFT AFTER THE RESUME"
         print(
             f"{n:4d} {after:6.2f}s  {verdicts[0]:<8} {verdicts[1]:<8} {where}; {left}", flush=True
         )

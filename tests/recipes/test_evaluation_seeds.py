@@ -111,8 +111,9 @@ def test_a_run_evaluates_from_the_seed_that_its_results_name(
     seed: int, beside: bool, tmp_path: Path, played: list[range], toy: Any
 ) -> None:
     words = (f"evaluate_beside={str(beside).lower()}", "epochs=4", "evaluation.episodes=3")
-    first = train(toy, tmp_path / "run", f"seed={seed}", *words)["evaluation_seed"]
-    assert first == EVALUATION_SEED + 10_000_000 * seed
+    results = train(toy, tmp_path / "run", f"seed={seed}", *words)
+    first = results["evaluation_seed"]
+    assert first == EVALUATION_SEED + 10_000_000 * seed and results["evaluation_stride"] == 3
     # three episodes an epoch, from where the cloned policy's (epoch 0) end
     assert played == [range(first + 3 * epoch, first + 3 * epoch + 3) for epoch in (1, 2, 3, 4)]
 
@@ -122,7 +123,11 @@ def test_a_run_resumed_with_another_number_of_episodes_repeats_no_seed(
     numbers: tuple[int, ...], tmp_path: Path, played: list[range], toy: Any
 ) -> None:
     for n, episodes in enumerate(numbers, 1):
-        train(toy, tmp_path / "run", f"evaluation.episodes={episodes}", f"epochs={3 * n}")
+        words = (f"evaluation.episodes={episodes}", f"epochs={3 * n}")
+        results = train(toy, tmp_path / "run", *words)
+        # an epoch's seeds can be told from what is recorded
+        first = results["evaluation_seed"] + 3 * n * results["evaluation_stride"]
+        assert played[-1] == range(first, first + episodes)
     assert [len(seeds) for seeds in played] == [n for n in numbers for _ in range(3)]
     every = [EVALUATION_SEED + i for i in range(numbers[0])]  # the cloned policy's
     every += [seed for seeds in played for seed in seeds]

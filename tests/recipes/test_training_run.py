@@ -46,6 +46,20 @@ def test_a_signal_ends_the_run_with_its_epoch(
     assert [row["epoch"] for row in run.folder.read_metrics()] == [1, 2]
 
 
+def test_what_a_kill_left_half_written_is_gone_once_the_run_is_resumed(
+    tmp_path: Path, toy: Any
+) -> None:
+    for _ in range(2):
+        run = toy.run(tmp_path / "run", "epochs=1")
+        run.begin(toy.Method())
+        for row in run.epochs():
+            with run.epoch(row), run.watch("agent"):
+                pass
+        assert list(run.folder.path.rglob(".*.tmp")) == []
+        for file in (".policy.safetensors.77.tmp", "checkpoint/.last.pt.77.tmp"):
+            (run.folder.path / file).write_bytes(b"half")
+
+
 def test_a_run_begun_without_a_column_goes_on_without_it(tmp_path: Path, toy: Any) -> None:
     path = tmp_path / "run"
     for epochs in (2, 4):
