@@ -18,6 +18,7 @@ from rambo_trl.data import RealModelReplayBuffer, make_real_buffer, make_replay_
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.termination import TerminationRule, choose_rule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.phases import AgentPhase
@@ -164,7 +165,7 @@ class ModelBased:
 
     def max_abs_reward(self) -> float:
         """The largest absolute reward that the agent may be given."""
-        return float(self.run.dataset.transitions["next", "reward"].abs().max())
+        return largest_magnitude(self.run.dataset.transitions["next", "reward"])
 
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow."""

@@ -15,6 +15,7 @@ from training_run import Metrics, Run
 
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.modules import make_actor, make_qvalue
+from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.offline import OfflinePhase
@@ -86,7 +87,7 @@ class ModelFree:
 
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow."""
-        largest = float(self.transitions["next", "reward"].abs().max())
+        largest = largest_magnitude(self.transitions["next", "reward"])
         return DivergenceMonitor(largest, self.run.cfg.agent.get("gamma", 0.0))
 
     def results(self) -> dict[str, Any]:

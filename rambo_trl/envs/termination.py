@@ -151,7 +151,7 @@ def choose_rule(
     try:
         return rule_for(env_id or "")
     except KeyError:
-        ends = int(terminated.sum())
+        ends = int(terminated.count_nonzero())
         place = f"environment {env_id}" if env_id else "data that name no environment"
         if ends:
             raise ValueError(

@@ -20,6 +20,7 @@ from rambo_trl.modules.functional import (
     soft_clamp,
     threads_of,
 )
+from rambo_trl.modules.statistics import mean_and_std
 
 __all__ = ["EnsembleWorldModel"]
 
@@ -129,16 +130,23 @@ class EnsembleWorldModel(TensorDictModuleBase):
         self.__dict__["_apart"] = None
         self.__dict__["_is_apart"] = False
 
-    def fit_input_statistics(self, observation: Tensor, action: Tensor) -> None:
+    def fit_input_statistics(
+        self, observation: Tensor, action: Tensor, rows: Tensor | None = None
+    ) -> None:
         """Set the inputs' standardisation from the training rows.
 
         Args:
             observation: [N, observation_size].
             action: [N, action_size].
+            rows: the training rows' numbers; all rows where None.
         """
-        inputs = torch.cat([observation, action], dim=-1)
-        std = inputs.std(dim=0, correction=0)
-        self.input_mean.copy_(inputs.mean(dim=0))
+
+        def inputs(start: int, stop: int) -> Tensor:
+            chosen = slice(start, stop) if rows is None else rows[start:stop]
+            return torch.cat([observation[chosen], action[chosen]], dim=-1)
+
+        mean, std = mean_and_std(inputs, len(observation if rows is None else rows))
+        self.input_mean.copy_(mean)
         self.input_std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
 
     def set_elites(self, holdout_error: Tensor) -> None:

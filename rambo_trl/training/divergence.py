@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
+
+from rambo_trl.modules.statistics import mean_and_std
 
 __all__ = ["DivergenceMonitor", "model_error_bound"]
 
@@ -28,9 +31,14 @@ def model_error_bound(transitions: TensorDictBase, holdout_mse: Sequence[float])
             ``("next", "reward")`` in the model's units.
         holdout_mse: of each member after the fit.
     """
-    step = transitions["next", "observation"] - transitions["observation"]
-    known = torch.cat([step, transitions["next", "reward"]], dim=-1)
-    variance = float(known.var(dim=0, correction=0).mean())
+
+    def known(start: int, stop: int) -> Tensor:
+        rows = transitions[start:stop]
+        step = rows["next", "observation"] - rows["observation"]
+        return torch.cat([step, rows["next", "reward"]], dim=-1)
+
+    _, std = mean_and_std(known, transitions.shape[0])
+    variance = float(std.square().mean())
     fitted = max(holdout_mse)
     if not math.isfinite(fitted):  # nothing to compare with
         return variance

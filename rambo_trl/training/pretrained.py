@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -45,16 +46,17 @@ def dataset_digest(dataset: OfflineDataset) -> str:
     for key in sorted(rows.keys(True, True), key=str):
         value = rows.get(key)
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(_bytes(value))
+        digest.update(_buffer(value))
     space = dataset.action_spec.space
     for tensor in (space.low, space.high, dataset.observation_mean, dataset.observation_std):
-        digest.update(_bytes(tensor))
+        digest.update(_buffer(tensor))
     digest.update(str(dataset.env_id).encode())
     return digest.hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().numpy().tobytes()
+def _buffer(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's own memory where it lies on the CPU in one piece, mapped files too."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

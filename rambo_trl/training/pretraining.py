@@ -140,24 +140,25 @@ def fit_world_model(
     device = world_model.input_mean.device
     data = transitions.select(*world_model.in_keys, *world_model.out_keys).to(device)
     order = torch.rand(num_rows, device=device).argsort()
-    holdout, train = data[order[:num_holdout]], data[order[num_holdout:]]
+    # the training rows stay where they are, on the disk perhaps: only their numbers are moved
+    holdout, train = data[order[:num_holdout]], order[num_holdout:]
     world_model.fit_input_statistics(
-        train.get(world_model.observation_key), train.get(world_model.action_key)
+        data.get(world_model.observation_key), data.get(world_model.action_key), train
     )
     loss = EnsembleModelLoss(world_model)
     update = GradientStep(loss, adam((world_model.parameters(), lr)), compile=compile)
     step = capture_on_gpu(update.__call__, compile, name="the likelihood step")
     stopping = EarlyStopping(world_model, patience=patience, min_improvement=min_improvement)
 
-    members, num_train = world_model.num_members, train.shape[0]
+    num_train = len(train)
     batch_size = min(batch_size, num_train)
-    bootstrap = torch.randint(num_train, (members, num_train), device=device)
+    bootstrap = _bootstraps(train, world_model.num_members)
+    del order, train
     history: list[list[float]] = []
     while max_passes is None or len(history) < max_passes:
-        shuffle = torch.rand(members, num_train, device=device).argsort(dim=-1)
-        rows = bootstrap.gather(-1, shuffle)
+        rows = _shuffled(bootstrap)
         for start in range(0, num_train - batch_size + 1, batch_size):
-            step(train[rows[:, start : start + batch_size]])
+            step(data[rows[:, start : start + batch_size]])
             if bar is not None:
                 bar.update(1)
         error = loss.member_mse(holdout)
@@ -172,6 +173,35 @@ def fit_world_model(
     return ModelFit(best.tolist(), world_model.elites.tolist(), len(history), history)
 
 
+def _bootstraps(train: Tensor, num_members: int) -> Tensor:
+    """Draw as many of the training rows' numbers [N] as there are, for each member [M, N].
+
+    On the CPU in four bytes each: of many rows the numbers alone take much memory.
+    """
+    small = not train.is_cuda and int(train.max()) < 2**31
+    bootstrap = torch.randint(
+        len(train),
+        (num_members, len(train)),
+        dtype=torch.int32 if small else torch.int64,
+        device=train.device,
+    )
+    for own in bootstrap:
+        own.copy_(train[own])
+    return bootstrap
+
+
+def _shuffled(bootstrap: Tensor) -> Tensor:
+    """Every member's rows [M, N] in an order of their own."""
+    if bootstrap.is_cuda:
+        keys = torch.rand(bootstrap.shape, device=bootstrap.device)
+        return bootstrap.gather(-1, keys.argsort(dim=-1))
+    # on the CPU the same numbers come member by member, without the keys of all at once
+    rows = torch.empty_like(bootstrap)
+    for own, out in zip(bootstrap, rows, strict=True):
+        torch.index_select(own, 0, torch.rand(len(own)).argsort(), out=out)
+    return rows
+
+
 def clip_actions(action: Tensor, action_spec: Bounded, margin: float = 1e-3) -> Tensor:
     """Move actions a hair inside their bounds, where a tanh policy's density is finite.
 
@@ -180,9 +210,16 @@ def clip_actions(action: Tensor, action_spec: Bounded, margin: float = 1e-3) -> 
         action_spec: the bounds.
         margin: share of the half range that is kept free on each side.
     """
-    low, high = action_spec.space.low.to(action), action_spec.space.high.to(action)
+    return action.clamp(*_inside(action_spec, action.device, margin))
+
+
+def _inside(
+    action_spec: Bounded, device: torch.device, margin: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Bounds that leave a share of the half range free on each side."""
+    low, high = action_spec.space.low.to(device), action_spec.space.high.to(device)
     room = margin * (high - low) / 2
-    return action.clamp(low + room, high - room)
+    return low + room, high - room
 
 
 def clone_behaviour(
@@ -216,7 +253,7 @@ def clone_behaviour(
     """
     device = next(actor.parameters()).device
     data = transitions.select("observation", "action").to(device)
-    data["action"] = clip_actions(data["action"], action_spec)
+    inside = _inside(action_spec, device)
     with warnings.catch_warnings():
         # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
@@ -229,7 +266,9 @@ def clone_behaviour(
         means = MetricMeans()
         order = torch.rand(data.shape[0], device=device).argsort()
         for start in range(0, data.shape[0] - batch_size + 1, batch_size):
-            means.add(step(data[order[start : start + batch_size]]))
+            batch = data[order[start : start + batch_size]]
+            batch["action"] = batch["action"].clamp(*inside)
+            means.add(step(batch))
             if bar is not None:
                 bar.update(1)
     return means.read() if passes else {}
