@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from command_line import compose_jobs, describe
+from data_checks import load_data
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 from rambo import FITTED_MODEL, Rambo
-from run_start import load_data
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensordict import TensorDict

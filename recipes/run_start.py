@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import torch
 from command_line import keys_set
+from data_checks import check_before_data, check_data, check_task, load_data
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,8 +18,7 @@ from run_settings import check_config, leaf_keys
 from tqdm import tqdm
 from yaml import YAMLError
 
-from rambo_trl.data import OfflineDataset, check_environment
-from rambo_trl.envs.termination import check_rule, choose_rule, never
+from rambo_trl.data import OfflineDataset
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, make_deterministic
 from rambo_trl.training.pretrained import Pretrained, dataset_digest, file_digest
 from rambo_trl.training.run_folder import RunFolder, package_versions
@@ -54,85 +52,6 @@ def check_writable(path: Path) -> None:
         raise NotADirectoryError(f"run folder {path} cannot be made: {existing} is no folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"run folder {path} cannot be made: {existing} is not writable")
-
-
-def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = True) -> None:
-    """Refuse data that the configuration cannot train on, before any long work.
-
-    Args:
-        cfg: the configuration.
-        dataset: the data.
-        model_based: whether the environment needs a termination rule.
-
-    Raises:
-        ValueError: if a batch is larger than the data, the environment to evaluate in is not
-            installed or has other sizes than the data, there is no termination rule, or something
-            in the data may be a mistake.
-    """
-    if dataset.environment is None:
-        print(
-            f"note: {dataset.name} without an environment: the policy is not evaluated",
-            file=sys.stderr,
-        )
-    else:
-        check_environment(dataset)
-    if model_based:
-        check_termination(cfg, dataset)
-    present = leaf_keys(cfg)
-    for key in ("agent.batch_size", "model.batch_size", "cloning.batch_size"):
-        if key in present and OmegaConf.select(cfg, key) > len(dataset):
-            raise ValueError(
-                f"{key}={OmegaConf.select(cfg, key)} is more than the data's "
-                f"{len(dataset)} transitions"
-            )
-    if dataset.oddities and cfg.odd_data == "refuse":
-        raise ValueError(
-            f"{dataset.name}: {'; '.join(dataset.oddities)}. odd_data=accept trains on it as it is"
-        )
-
-
-def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
-    """Refuse a termination rule that is not there or cannot be used; tell if it misses ends.
-
-    Raises:
-        ValueError: saying what to choose instead.
-    """
-    terminated = dataset.transitions["next", "terminated"]
-    rule = choose_rule(cfg.termination, env_id=dataset.env_id, terminated=terminated)
-    if isinstance(rule, str):
-        if int(terminated.sum()) < 2:
-            raise ValueError("termination=learned, but hardly any transition is terminal: use none")
-        if int((~terminated).sum()) < 2:
-            raise ValueError(
-                "termination=learned, but nearly every transition is terminal: give a rule as "
-                "MODULE:FUNCTION"
-            )
-        return
-    if rule is never:
-        return
-    found, false = check_rule(
-        rule,
-        dataset.transitions,
-        observation_mean=dataset.observation_mean,
-        observation_std=dataset.observation_std,
-    )
-    if (found is not None and found < 0.99) or (false is not None and false > 0.01):
-        parts = [
-            f"{100 * share:.1f} % of {which}"
-            for share, which in ((found, "the data's ends"), (false, "the other transitions"))
-            if share is not None
-        ]
-        print(f"note: the termination rule ends {' and '.join(parts)}", file=sys.stderr)
-
-
-def load_data(cfg: DictConfig) -> OfflineDataset:
-    """Load the data; with ``env_id=none`` no environment is looked for."""
-    no_environment = cfg.env_id == "none"
-    env_id = None if no_environment else cfg.env_id
-    dataset = OfflineDataset.load(cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift)
-    if no_environment:
-        dataset.has_simulator = False
-    return dataset
 
 
 #: settings that may differ when a run is resumed: none of them touches what was learnt so far
@@ -229,6 +148,7 @@ def prepare(
         if cfg.deterministic:
             make_deterministic()
         print(f"run folder: {folder.path}", flush=True)
+        check_before_data(cfg, model_based=model_based)
         dataset = load_data(cfg)
         check_data(cfg, dataset, model_based=model_based)
         if cfg != saved:
@@ -248,18 +168,14 @@ def prepare(
         value = cfg.get(key)
         if value not in (None, "auto") and not Path(value).is_file():
             raise FileNotFoundError(f"{key}={value}: there is no such file")
+    chosen = "task" in keys_set(hydra.overrides.task)
+    check_before_data(cfg, model_based=model_based, task=task if chosen else None)
     if cfg.deterministic:
         make_deterministic()
     print(f"run folder: {path}", flush=True)
     dataset = load_data(cfg)
+    check_task(cfg, dataset, task, chosen=chosen)
     check_data(cfg, dataset, model_based=model_based)
-    family = re.match(r"[A-Za-z0-9]*", (dataset.env_id or "").split("/")[-1])
-    if family and family[0].lower() not in task.split("-"):
-        whose = "rollout length and adversarial weight" if cfg.method == "rambo" else "settings"
-        print(
-            f"note: {dataset.name} is from {dataset.env_id}; its {whose} are those of task={task}",
-            file=sys.stderr,
-        )
     folder = RunFolder.create(path)
     folder.lock()
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))

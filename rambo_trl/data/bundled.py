@@ -31,7 +31,15 @@ from rambo_trl.data.maze import PointMazeWaypoints
 from rambo_trl.data.scores import reference_scores_for
 from rambo_trl.data.simulator import mujoco_messages_logged
 
-__all__ = ["BUNDLED_PREFIX", "build_bundled", "bundled_names", "bundled_path", "ensure_bundled"]
+__all__ = [
+    "BUNDLED_PREFIX",
+    "BundledPlan",
+    "build_bundled",
+    "bundled_names",
+    "bundled_path",
+    "bundled_plan",
+    "ensure_bundled",
+]
 
 BUNDLED_PREFIX = "bundled/"
 
@@ -73,6 +81,29 @@ def bundled_names() -> list[str]:
         for env, (_, _, kinds) in _ENVIRONMENTS.items()
         for kind in kinds
     ]
+
+
+@dataclass(frozen=True)
+class BundledPlan:
+    """What is known of a bundled data set without its data.
+
+    Attributes:
+        env_id: the environment that it is played in.
+        most_steps: more steps than a build plays; the last episodes are played to their ends.
+        built: whether it is in Minari's root.
+    """
+
+    env_id: str
+    most_steps: int
+    built: bool
+
+
+def bundled_plan(name: str) -> BundledPlan | None:
+    """Look up what a build would give; None for names that are no bundled data set's."""
+    if name not in bundled_names():
+        return None
+    env_id, steps, _ = _ENVIRONMENTS[_parse(name)[0]]
+    return BundledPlan(env_id, 2 * steps, (bundled_path(name) / "data").is_dir())
 
 
 def bundled_path(name: str) -> Path:

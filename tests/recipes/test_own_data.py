@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import compose_jobs
+from data_checks import check_data, load_data
 from gymnasium.spaces import Box
 from minari.serialization import serialize_space
-from run_start import check_data, load_data
 from run_support import refusing_bad_input
 from torchrl.data import Bounded
 

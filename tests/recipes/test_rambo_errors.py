@@ -8,17 +8,22 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import run_start
 import torch
 from command_line import check_command_line, compose_jobs, describe
+from data_checks import check_data, check_task
 from omegaconf import OmegaConf
 from run_settings import RULES, Number, Text, Whole, check_config, check_device, leaf_keys
-from run_start import check_data, check_writable, read_config, resumed_config
+from run_start import check_writable, prepare, read_config, resumed_config
+from run_support import refusing_bad_input
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
@@ -27,16 +32,18 @@ from rambo_trl.training.run_folder import RunFolder
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def dataset(env_id: str | None, *, observation_size: int = 9, rows: int = 300) -> OfflineDataset:
+def dataset(
+    env_id: str | None, *, observation_size: int = 9, action_size: int = 1, rows: int = 300
+) -> OfflineDataset:
     episode = {
         "observations": np.random.default_rng(0).normal(size=(rows + 1, observation_size)),
-        "actions": np.zeros((rows, 1)),
+        "actions": np.zeros((rows, action_size)),
         "rewards": np.arange(rows, dtype=np.float32),
         "terminations": np.zeros(rows, dtype=bool),
         "truncations": np.zeros(rows, dtype=bool),
     }
     return OfflineDataset.from_episodes(
-        [episode], action_spec=Bounded(-1, 1, shape=(1,)), name="mine", env_id=env_id
+        [episode], action_spec=Bounded(-1, 1, shape=(action_size,)), name="mine", env_id=env_id
     )
 
 
@@ -195,10 +202,105 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("key", ["agent.batch_size", "model.batch_size", "cloning.batch_size"])
 def test_a_batch_larger_than_the_data(key: str) -> None:
     (cfg,) = compose_jobs("rambo", ["schedule=smoke", f"{key}=301"])
-    with pytest.raises(ValueError, match=f"{key}=301 is more than the data's 300 transitions"):
+    with pytest.raises(ValueError, match=f"{key}=301 is too large: mine has 300 transitions"):
         check_data(cfg, dataset("InvertedDoublePendulum-v5"))
     OmegaConf.update(cfg, key, 300)
     check_data(cfg, dataset("InvertedDoublePendulum-v5"))
+
+
+class TestBeforeTheData:
+    """What needs no data is refused before any are built, downloaded or read."""
+
+    UNBUILT = "dataset=bundled/inverteddoublependulum/random-v0"
+
+    @pytest.fixture
+    def prepared(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> Callable[..., str]:
+        """Prepares a run as the recipe does, with data that must not be asked for."""
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(OfflineDataset, "load", lambda *_, **__: pytest.fail("asked for"))
+
+        def prepare_run(*words: str) -> str:
+            (cfg,) = compose_jobs("rambo", ["schedule=smoke", *words])
+            (task,) = [w for w in words if w.startswith("task=")] or ["task=hopper-medium-replay"]
+            hydra = SimpleNamespace(
+                overrides=SimpleNamespace(task=list(words)),
+                runtime=SimpleNamespace(choices={"task": task.removeprefix("task=")}),
+            )
+            monkeypatch.setattr(run_start.HydraConfig, "get", lambda: hydra)
+            with pytest.raises(SystemExit) as end, refusing_bad_input():
+                prepare(cfg)
+            assert end.value.code == 2
+            # no set, no half of one and no run folder
+            assert [p for p in tmp_path.rglob("*") if p != tmp_path / "minari"] == []
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+            return err
+
+        return prepare_run
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("termination=no_such_module:rule", "termination=no_such_module:rule cannot be"),
+            ("termination=auto:matic:rule", "cannot be imported"),
+            ("termination=sometimes", "must be auto, none, learned or MODULE:FUNCTION"),
+            ("env_id=NoSuch-v0", "environment NoSuch-v0 is not installed"),
+            ("env_id=no_such_module:Robot-v0", "no_such_module cannot be imported"),
+            ("agent.batch_size=200000", "agent.batch_size=200000 is too large: bundled/inverted"),
+            ("model.batch_size=200000", "model.batch_size=200000 is too large"),
+            ("cloning.batch_size=200000", "cloning.batch_size=200000 is too large"),
+            ("task=walker2d-medium-replay", "does not fit task=walker2d-medium-replay"),
+        ],
+    )
+    def test_a_set_that_would_be_built(
+        self, word: str, message: str, prepared: Callable[..., str]
+    ) -> None:
+        assert message in prepared(self.UNBUILT, word)
+
+    @pytest.mark.parametrize(
+        "word", ["dataset=D4RL/antmaze/umaze-v1", "dataset=Ant_maze_u-maze_noisy_multistart.hdf5"]
+    )
+    def test_mazes_without_their_package(
+        self, word: str, prepared: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)  # importing it fails
+        for env_id in [key for key in gymnasium.registry if "Maze" in key]:
+            monkeypatch.delitem(gymnasium.registry, env_id)
+        assert 'pip install "rambo_trl[maze]"' in prepared(word)
+
+    def test_good_settings_get_as_far_as_the_data(self, prepared: Callable[..., str]) -> None:
+        with pytest.raises(pytest.fail.Exception, match="asked for"):
+            prepared(self.UNBUILT, "termination=none", "agent.batch_size=50000")
+
+
+class TestDataOfAnotherEnvironmentThanTheTask:
+    def told(self, *, chosen: bool, capsys: pytest.CaptureFixture[str], **data: Any) -> str:
+        (cfg,) = compose_jobs("rambo", ["schedule=smoke"])
+        check_task(cfg, dataset(**data), "hopper-medium-replay", chosen=chosen)
+        return capsys.readouterr().err
+
+    def test_a_chosen_task_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = (
+            "mine does not fit task=hopper-medium-replay: .* have 9 and 1 entries, those of "
+            "Hopper-v5 11 and 3; choose the task of its environment, or leave task= out"
+        )
+        for env_id in ("InvertedDoublePendulum-v5", None):
+            with pytest.raises(ValueError, match=words):
+                self.told(chosen=True, capsys=capsys, env_id=env_id)
+
+    def test_the_default_one_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        told = self.told(chosen=False, capsys=capsys, env_id="InvertedDoublePendulum-v5")
+        assert "its rollout length and adversarial weight are those of task=hopper" in told
+        assert self.told(chosen=False, capsys=capsys, env_id=None) == ""
+
+    def test_of_the_same_sizes_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        other = {"observation_size": 11, "action_size": 3}
+        assert "task=hopper" in self.told(chosen=True, capsys=capsys, env_id="Other-v1", **other)
+        # and the task's own environment is not compared: its arguments may be others
+        assert self.told(chosen=True, capsys=capsys, env_id="Hopper-v2") == ""
 
 
 @pytest.mark.parametrize(

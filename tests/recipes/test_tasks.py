@@ -8,9 +8,9 @@ import iql
 import numpy as np
 import pytest
 import torch
+from data_checks import TASK_ENVIRONMENTS, load_data
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from run_start import load_data
 from run_support import refusing_bad_input
 from torchrl.data import Bounded
 from training_run import Run
@@ -69,6 +69,10 @@ def test_settings_are_table_1_s(name: str) -> None:
         cfg.clone_behaviour,
         cfg.rollout_policy,
     ) == TABLE_1[name]
+
+
+def test_each_task_s_environment_is_known() -> None:
+    assert {task.removeprefix("d4rl-").split("-")[0] for task in TASKS} == set(TASK_ENVIRONMENTS)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,0 +1,192 @@
+"""Whether settings and data fit each other: what is told before there are data, and after."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from run_settings import leaf_keys
+
+from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment
+from rambo_trl.data.bundled import bundled_plan
+from rambo_trl.data.d4rl_names import parse_d4rl_name
+from rambo_trl.data.environment import environment_spaces
+from rambo_trl.envs.termination import check_rule, choose_rule, import_rule, never
+
+#: the environments of the tasks, by the first word of their names
+TASK_ENVIRONMENTS = {
+    "antmaze": "AntMaze_UMaze-v4",
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "inverteddoublependulum": "InvertedDoublePendulum-v5",
+    "pointmaze": "PointMaze_UMaze-v3",
+    "walker2d": "Walker2d-v5",
+}
+BATCH_SIZES = ("agent.batch_size", "model.batch_size", "cloning.batch_size")
+
+
+def check_before_data(
+    cfg: DictConfig, *, model_based: bool = True, task: str | None = None
+) -> None:
+    """Refuse what needs no data to be refused, before they are built, downloaded or read.
+
+    Args:
+        cfg: the configuration.
+        model_based: whether the environment needs a termination rule.
+        task: the task, where the user chose one.
+
+    Raises:
+        ValueError: if a termination rule cannot be imported, the environment is not installed, a
+            batch is larger than the set that would be built, or that is of another environment
+            than the task.
+    """
+    if model_based and cfg.termination not in ("auto", "none", "learned"):
+        import_rule(cfg.termination)
+    plan, known = bundled_plan(cfg.dataset), parse_d4rl_name(Path(cfg.dataset))
+    env_id = plan.env_id if plan else known.env_id if known else None
+    maze = re.match("D4RL/((?:ant|point)maze)/", cfg.dataset)  # Minari's, large to download
+    env_id = TASK_ENVIRONMENTS[maze[1]] if maze else env_id
+    if cfg.env_id != "none" and (cfg.env_id or env_id):
+        environment_spaces(cfg.env_id or env_id)
+    if plan is not None and not plan.built:
+        _check_batches(cfg, plan.most_steps, f"{cfg.dataset} will have at most")
+        if task is not None:
+            _check_sizes(cfg.dataset, plan.env_id, _sizes(plan.env_id), task)
+
+
+def check_task(cfg: DictConfig, dataset: OfflineDataset, task: str, *, chosen: bool) -> None:
+    """Refuse a task of another environment than the data, or tell that its settings are used.
+
+    Args:
+        cfg: the configuration.
+        dataset: the data.
+        task: the task's name.
+        chosen: whether the user gave it; data of one's own come with the default one.
+
+    Raises:
+        ValueError: if it was chosen and its environment has other sizes than the data.
+    """
+    if chosen:
+        sizes = (dataset.observation_size, dataset.action_size)
+        _check_sizes(dataset.name, dataset.env_id, sizes, task)
+    if dataset.env_id is not None and not _same_family(dataset.env_id, task):
+        whose = "rollout length and adversarial weight" if cfg.method == "rambo" else "settings"
+        print(
+            f"note: {dataset.name} is from {dataset.env_id}; its {whose} are those of task={task}",
+            file=sys.stderr,
+        )
+
+
+def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, task: str) -> None:
+    """Refuse a set of other sizes than the task's environment; its own fits in any version."""
+    if sizes is None or (env_id is not None and _same_family(env_id, task)):
+        return
+    other = TASK_ENVIRONMENTS[task.removeprefix("d4rl-").split("-")[0]]
+    wanted = _sizes(other)
+    if wanted is not None and sizes != wanted:
+        raise ValueError(
+            f"{name} does not fit task={task}: its observations and actions have {sizes[0]} and "
+            f"{sizes[1]} entries, those of {other} {wanted[0]} and {wanted[1]}; choose the task of "
+            "its environment, or leave task= out and set rollout_length= and the like for it"
+        )
+
+
+def _same_family(env_id: str, task: str) -> bool:
+    """Whether an environment is a task's, in any version: Hopper-v2 is hopper's."""
+    family = re.match(r"[A-Za-z0-9]*", env_id.split(":")[-1].split("/")[-1])
+    return family is not None and family[0].lower() in task.split("-")
+
+
+def _sizes(env_id: str) -> tuple[int, int] | None:
+    """How many entries observations and actions have; None where it is not installed."""
+    try:
+        observations, actions = environment_spaces(env_id)
+    except ValueError:
+        return None
+    layout = ObservationLayout.of(observations, name=env_id, env_id=env_id)
+    return layout.size, math.prod(actions.shape or ())
+
+
+def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
+    present = leaf_keys(cfg)
+    for key in BATCH_SIZES:
+        if key in present and OmegaConf.select(cfg, key) > rows:
+            raise ValueError(
+                f"{key}={OmegaConf.select(cfg, key)} is too large: {whose} {rows} transitions"
+            )
+
+
+def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = True) -> None:
+    """Refuse data that the configuration cannot train on, before any long work.
+
+    Args:
+        cfg: the configuration.
+        dataset: the data.
+        model_based: whether the environment needs a termination rule.
+
+    Raises:
+        ValueError: if a batch is larger than the data, the environment to evaluate in is not
+            installed or has other sizes than the data, there is no termination rule, or something
+            in the data may be a mistake.
+    """
+    if dataset.environment is None:
+        print(
+            f"note: {dataset.name} without an environment: the policy is not evaluated",
+            file=sys.stderr,
+        )
+    else:
+        check_environment(dataset)
+    if model_based:
+        check_termination(cfg, dataset)
+    _check_batches(cfg, len(dataset), f"{dataset.name} has")
+    if dataset.oddities and cfg.odd_data == "refuse":
+        raise ValueError(
+            f"{dataset.name}: {'; '.join(dataset.oddities)}. odd_data=accept trains on it as it is"
+        )
+
+
+def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
+    """Refuse a termination rule that is not there or cannot be used; tell if it misses ends.
+
+    Raises:
+        ValueError: saying what to choose instead.
+    """
+    terminated = dataset.transitions["next", "terminated"]
+    rule = choose_rule(cfg.termination, env_id=dataset.env_id, terminated=terminated)
+    if isinstance(rule, str):
+        if int(terminated.count_nonzero()) < 2:
+            raise ValueError("termination=learned, but hardly any transition is terminal: use none")
+        if len(terminated) - int(terminated.count_nonzero()) < 2:
+            raise ValueError(
+                "termination=learned, but nearly every transition is terminal: give a rule as "
+                "MODULE:FUNCTION"
+            )
+        return
+    if rule is never:
+        return
+    found, false = check_rule(
+        rule,
+        dataset.transitions,
+        observation_mean=dataset.observation_mean,
+        observation_std=dataset.observation_std,
+    )
+    if (found is not None and found < 0.99) or (false is not None and false > 0.01):
+        parts = [
+            f"{100 * share:.1f} % of {which}"
+            for share, which in ((found, "the data's ends"), (false, "the other transitions"))
+            if share is not None
+        ]
+        print(f"note: the termination rule ends {' and '.join(parts)}", file=sys.stderr)
+
+
+def load_data(cfg: DictConfig) -> OfflineDataset:
+    """Load the data; with ``env_id=none`` no environment is looked for."""
+    no_environment = cfg.env_id == "none"
+    env_id = None if no_environment else cfg.env_id
+    dataset = OfflineDataset.load(cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift)
+    if no_environment:
+        dataset.has_simulator = False
+    return dataset
