@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,9 +183,14 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         folder = _data_folder(root / name)
         if folder is not None:
             return _read(name, folder)
+        there = (root / name).exists()
         try:
             minari.download_dataset(name)
-        except Exception as error:
+        except BaseException as error:
+            if not there:  # a part of a set would be found later and taken for all of it
+                shutil.rmtree(root / name, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
             # The downloader's errors range from a missing package to a broken connection.
             reason = f"downloading it failed ({_first_line(error)})"
         else:

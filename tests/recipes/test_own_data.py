@@ -17,6 +17,7 @@ import h5py
 import minari
 import numpy as np
 import pytest
+import rambo
 import torch
 from command_line import compose_jobs
 from data_checks import check_data, load_data
@@ -24,10 +25,16 @@ from gymnasium.spaces import Box
 from minari.serialization import serialize_space
 from run_support import refusing_bad_input
 from torchrl.data import Bounded
+from training_run import Run
 
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset, bundled
+from rambo_trl.data.bundled import build_bundled
+from rambo_trl.training.checkpoint import seed_everything
+from rambo_trl.training.interruption import Interruption
+from rambo_trl.training.run_folder import RunFolder
 
+Rambo = rambo.Rambo
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOKE = ("schedule=smoke", "agent_updates=5", "model_updates=5", "rollout_starts=100")
 # of a set with one episode of four observations and one action
@@ -295,8 +302,6 @@ def failing(error: Exception) -> Callable[..., NoReturn]:
 def test_a_maze_from_its_scripted_player_to_a_success_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rambo_trl.data.bundled import build_bundled
-
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     build_bundled("bundled/pointmaze-umaze/waypoint-v0", num_steps=600, progress=False)
     done = run("task=pointmaze-umaze-waypoint", "rollout_length=2", cwd=tmp_path)
@@ -304,3 +309,38 @@ def test_a_maze_from_its_scripted_player_to_a_success_score(
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["evaluated"] and results["score"] in (0.0, 50.0, 100.0)  # of 2 episodes
     assert results["behaviour_score"] > 90
+
+
+@needs_mazes
+def test_antmaze_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    build_bundled("bundled/antmaze-umaze/random-v0", num_steps=300, progress=False)
+    words = [*SMOKE, "task=antmaze-umaze-random", "evaluation.episodes=1", "evaluation.every=2"]
+    (cfg,) = compose_jobs("rambo", words)
+    seed_everything(0)
+    data = load_data(cfg)
+    check_data(cfg, data)
+    method: list[rambo.Rambo] = []
+    monkeypatch.setattr(rambo, "Rambo", lambda run: method.append(Rambo(run)) or method[0])
+    results = rambo.train(Run(cfg, data, RunFolder.create(tmp_path / "run"), Interruption()))
+
+    # scored by success; an episode that begins at the goal ends there
+    assert results["evaluated"] and results["score"] in (0.0, 100.0)
+    reached = int(data.transitions["next", "terminated"].sum())
+    assert results["behaviour_score"] == 100 * reached / data.num_episodes
+    assert results["cloned_score"] is None
+    # each step costs 1, but for the one to the goal
+    reward = data.transitions["next", "reward"]
+    assert int((reward == 0).sum()) == reached and int((reward == -1).sum()) == len(data) - reached
+    # the goal is in the observation, stays as it is for an episode, and the model is given it
+    goals = data.denormalize(data.transitions["observation"])[:, -2:]
+    assert goals.std() > 0 and method[0].world_model.observation_size == 31
+    assert data.observation_layout is not None
+    assert data.observation_layout.keys == ("achieved_goal", "observation", "desired_goal")
+    # rollouts are of uniformly random actions, and nothing ends them
+    model = method[0].model_buffer[:]
+    action = model["action"]
+    assert action.abs().max() <= 1 and len(model) == 2 * 100 * cfg.rollout_length
+    for quantile in (0.1, 0.5, 0.9):
+        assert action.quantile(quantile) == pytest.approx(2 * quantile - 1, abs=0.05)
+    assert not model["next", "terminated"].any()

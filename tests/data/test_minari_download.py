@@ -1,0 +1,150 @@
+"""A Minari set from a remote: Minari's own downloader, with a remote that is a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
+from minari.namespace import create_namespace
+from minari.storage import remotes
+from minari.storage.remotes.cloud_storage import CloudStorage
+
+from rambo_trl.data import OfflineDataset
+
+NAME = "far/away/walk-v0"
+
+
+class FolderRemote(CloudStorage):
+    """Minari's interface to a remote, ``folder://PATH``; notes what it is asked for."""
+
+    asked: list[str] = []
+    fails: BaseException | None = None
+
+    def __init__(self, name: str, token: str | None = None) -> None:
+        self.root = Path(name)
+
+    def list_datasets(self, prefix: str | None = None) -> Iterable[str]:
+        self.asked.append(f"list {prefix}")
+        for path in sorted(self.root.rglob("data/metadata.json")):
+            name = path.parents[1].relative_to(self.root).as_posix()
+            if name.startswith(prefix or ""):
+                yield name
+
+    def get_dataset_metadata(self, dataset_id: str) -> dict:
+        return json.loads((self.root / dataset_id / "data/metadata.json").read_text())
+
+    def download_dataset(self, dataset_id: str, path: Path) -> None:
+        self.asked.append(f"download {dataset_id}")
+        # the description comes first, and alone where the connection breaks
+        (path / dataset_id / "data").mkdir(parents=True)
+        shutil.copy(self.root / dataset_id / "data/metadata.json", path / dataset_id / "data")
+        if self.fails is not None:
+            raise self.fails
+        shutil.copytree(self.root / dataset_id, path / dataset_id, dirs_exist_ok=True)
+
+    def list_namespaces(self) -> Iterable[str]:
+        for path in self.root.rglob("namespace_metadata.json"):
+            yield path.parent.relative_to(self.root).as_posix()
+
+    def download_namespace_metadata(self, namespace: str, path: Path) -> None:
+        (path / namespace).mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.root / namespace / "namespace_metadata.json", path / namespace)
+
+    def upload_dataset(self, dataset_id: str) -> None:
+        raise NotImplementedError
+
+    def upload_namespace(self, namespace: str) -> None:
+        raise NotImplementedError
+
+
+def episode(version: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(version)
+    return {
+        "observations": rng.normal(size=(6, 3)),
+        "actions": rng.uniform(-1, 1, size=(5, 2)).astype(np.float32),
+        "rewards": rng.normal(size=5),
+        "terminations": np.arange(5) == 4,
+        "truncations": np.zeros(5, dtype=bool),
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root, and a remote with versions 0 and 1 of a set, and a 2 of a Minari to come."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "remote"))
+    for namespace in ("far", "far/away"):
+        create_namespace(namespace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an author is missing
+        for version in range(3):
+            minari.create_dataset_from_buffers(
+                NAME.replace("v0", f"v{version}"),
+                buffer=[EpisodeBuffer(**episode(version))],
+                observation_space=Box(-9, 9, (3,), np.float64),
+                action_space=Box(-1, 1, (2,), np.float32),
+            )
+    path = tmp_path / "remote/far/away/walk-v2/data/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"minari_version": "99.0"}))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "root"))
+    monkeypatch.setenv("MINARI_REMOTE", f"folder://{tmp_path}/remote")
+    monkeypatch.setitem(remotes._registry, "folder", lambda: FolderRemote)
+    monkeypatch.setattr(FolderRemote, "asked", [])
+    return tmp_path / "root"
+
+
+def test_it_is_downloaded_once_and_loaded(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = NAME.replace("v0", "v1")  # the newest that this Minari reads
+    data = OfflineDataset.load(name)
+    assert FolderRemote.asked == ["list far/away/walk", f"download {name}"]
+    assert f"Downloading {name}" in capsys.readouterr().out  # Minari says what goes on
+    assert (root / name / "data/main_data.hdf5").is_file()
+    assert (root / "far/away/namespace_metadata.json").is_file()
+    want = OfflineDataset.from_episodes([episode(1)], action_spec=data.action_spec)
+    assert (data.transitions == want.transitions).all() and data.name == name
+
+    again = OfflineDataset.load(name)  # it is local now
+    assert (again.transitions == data.transitions).all() and len(FolderRemote.asked) == 2
+
+
+def test_an_older_version_is_had_as_asked_for(root: Path) -> None:
+    with pytest.warns(UserWarning, match="far/away/walk-v1"):  # Minari recommends the newer
+        data = OfflineDataset.load(NAME)
+    want = OfflineDataset.from_episodes([episode(0)], action_spec=data.action_spec)
+    assert (data.transitions == want.transitions).all()
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("v2", "is not compatible with .* latest compatible version .*: far/away/walk-v1"),
+        ("v7", "doesn't exist in the remote .* far/away/walk-v1"),
+    ],
+)
+def test_a_version_that_cannot_be_had(version: str, words: str, root: Path) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        OfflineDataset.load(NAME.replace("v0", version))
+    assert "\n" not in str(caught.value) and not (root / "far").exists()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("cut off"), KeyboardInterrupt()])
+def test_half_a_download_is_not_left_to_be_found(
+    error: BaseException, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = NAME.replace("v0", "v1")
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderRemote, "fails", error)
+        kind = ValueError if isinstance(error, Exception) else KeyboardInterrupt
+        with pytest.raises(kind) as caught:
+            OfflineDataset.load(name)
+    if kind is ValueError:
+        assert "downloading it failed (ConnectionError: cut off)" in str(caught.value)
+    assert not (root / name).exists()
+    assert len(OfflineDataset.load(name)) == 5  # the next try is a whole one
