@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rambo_trl.data.coverage import measure_coverage
 from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
 
@@ -25,7 +26,8 @@ def describe_dataset(dataset: OfflineDataset) -> str:
         dataset: any data set; ranges are told in the environment's own units.
 
     Returns:
-        Its size, returns, episode ends, spaces and ranges, and the checks with their outcome.
+        Its size, returns, episode ends, coverage, spaces and ranges, and the checks with their
+        outcome.
     """
     lines = [f"data set     {dataset.name}"]
     lines += [f"environment  {dataset.env_id or 'none named'}"]
@@ -42,6 +44,7 @@ def describe_dataset(dataset: OfflineDataset) -> str:
         lines.append(f"             observation joined from {', '.join(layout.keys)}")
     lines += [
         f"ends         {terminated:,} terminated, {truncated:,} truncated",
+        *_coverage(dataset),
         "",
         f"{'':12} {'mean':>12} {'std':>12} {'min':>12} {'median':>12} {'max':>12}",
         _row("return", dataset.behaviour_returns),
@@ -62,6 +65,20 @@ def describe_dataset(dataset: OfflineDataset) -> str:
             text, _WIDTH, initial_indent=f"  {outcome:<8} ", subsequent_indent=" " * 11
         )
     return "\n".join(lines)
+
+
+def _coverage(dataset: OfflineDataset) -> list[str]:
+    """Tell how widely the data are spread."""
+    found = measure_coverage(dataset)
+    actions, least = found.actions, int(found.actions.argmin())
+    share = f"{100 * actions.mean():.0f} % of their bounds"
+    if len(actions) > 1:
+        share += f", action {least} over {100 * actions[least]:.0f} %"
+    directions = f"{found.directions:.1f} of their {dataset.observation_size} directions"
+    return [
+        f"coverage     actions as if spread evenly over {share}",
+        f"             states as if spread evenly over {directions}",
+    ]
 
 
 def episode_lengths(dataset: OfflineDataset) -> np.ndarray:
@@ -132,7 +149,7 @@ def _checks(dataset: OfflineDataset) -> list[tuple[str, str]]:
 
 
 def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
-    """Draw returns, episode lengths, rewards, and the spread of observations and actions.
+    """Draw returns, episode lengths, rewards, where states lie, and the spread of all entries.
 
     Args:
         dataset: any data set.
@@ -144,7 +161,8 @@ def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
     """
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False}):
         figure = Figure(figsize=(10, 6), layout="constrained")
-        axes = figure.subplot_mosaic([["return", "steps", "reward"], ["observation"] * 3])
+        rows = [["return", "steps", "reward"], ["states", "observation", "observation"]]
+        axes = figure.subplot_mosaic(rows)
         reward = dataset.transitions["next", "reward"].squeeze(-1).numpy()
         for key, values, label in (
             ("return", dataset.behaviour_returns, "episodes"),
@@ -156,11 +174,24 @@ def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
         mean = dataset.behaviour_returns.mean()
         axes["return"].axvline(mean, color="#bb5566", label=f"mean {mean:.1f}")
         axes["return"].legend(frameon=False)
+        _plot_states(dataset, axes["states"])
         _plot_spread(dataset, axes["observation"])
         figure.suptitle(
             f"{dataset.name}: {len(dataset):,} transitions, {dataset.num_episodes:,} episodes"
         )
         figure.savefig(path, dpi=150)
+
+
+def _plot_states(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
+    """Draw how many states lie where, in the plane in which they vary most."""
+    found = measure_coverage(dataset)
+    first, second = found.plane[:, 0], found.plane[:, -1]
+    image = axes.hexbin(first, second, gridsize=30, bins="log", mincnt=1, cmap="viridis")
+    axes.set(
+        xlabel=f"states, in the two directions of {100 * found.variance:.0f} % of the variance",
+        ylabel="standard deviations",
+    )
+    axes.figure.colorbar(image, ax=axes, label="states")
 
 
 def _plot_spread(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:

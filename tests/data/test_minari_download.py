@@ -16,6 +16,8 @@ from minari.data_collector import EpisodeBuffer
 from minari.namespace import create_namespace
 from minari.storage import remotes
 from minari.storage.remotes.cloud_storage import CloudStorage
+from tensordict import TensorDict
+from torchrl.data.datasets import MinariExperienceReplay
 
 from rambo_trl.data import OfflineDataset
 
@@ -148,3 +150,35 @@ def test_half_a_download_is_not_left_to_be_found(
         assert "downloading it failed (ConnectionError: cut off)" in str(caught.value)
     assert not (root / name).exists()
     assert len(OfflineDataset.load(name)) == 5  # the next try is a whole one
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_torchrls_own_reader_gives_no_data(data_format: str, root: Path, tmp_path: Path) -> None:
+    # Why Minari's sets are not read through MinariExperienceReplay: all that it gives is zeros,
+    # because the files that it makes for the data stay empty, and it knows no Arrow.
+    if data_format == "arrow":
+        pytest.importorskip("pyarrow")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an author is missing
+        minari.create_dataset_from_buffers(
+            "near/walk-v0",
+            buffer=[EpisodeBuffer(**episode(version)) for version in range(2)],
+            observation_space=Box(-9, 9, (3,), np.float64),
+            action_space=Box(-1, 1, (2,), np.float32),
+            data_format=data_format,
+        )
+
+    def theirs() -> TensorDict:
+        settings = {"batch_size": 2, "root": tmp_path / "torchrl", "load_from_local_minari": True}
+        return MinariExperienceReplay("near/walk-v0", download=False, **settings)[:]
+
+    ours = OfflineDataset.load("near/walk-v0", normalize=False).transitions
+    if data_format == "arrow":
+        with pytest.raises(FileNotFoundError, match=r"main_data\.hdf5"):
+            theirs()
+        return
+    rows = theirs()
+    assert len(rows) == len(ours) == 10
+    for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
+        assert (rows[key] == 0).all() and (ours[key] != 0).all()
+    assert not rows["next", "done"].any()
