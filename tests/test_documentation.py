@@ -56,6 +56,12 @@ def test_the_pitfalls_name_tests_that_exist() -> None:
     assert found >= 12
 
 
+def test_the_data_s_page_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/data.md").read_text()))
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 50 and [name for name in named if f"def {name}(" not in code] == []
+
+
 def commands() -> Iterator[list[str]]:
     """Every different command of the pages that starts a program of this project."""
     found = set()
