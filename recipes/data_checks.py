@@ -49,8 +49,9 @@ def check_before_data(
     env_id = plan.env_id if plan else known.env_id if known else None
     maze = re.match("D4RL/((?:ant|point)maze)/", cfg.dataset)  # Minari's, large to download
     env_id = TASK_ENVIRONMENTS[maze[1]] if maze else env_id
-    if cfg.env_id != "none" and (cfg.env_id or env_id):
-        environment_spaces(cfg.env_id or env_id)
+    env_id = cfg.env_id or env_id
+    if env_id is not None and cfg.env_id != "none":
+        environment_spaces(env_id)
     if plan is not None and not plan.built:
         _check_batches(cfg, plan.most_steps, f"{cfg.dataset} will have at most")
         if task is not None:

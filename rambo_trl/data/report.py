@@ -161,8 +161,9 @@ def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
     """
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False}):
         figure = Figure(figsize=(10, 6), layout="constrained")
-        rows = [["return", "steps", "reward"], ["states", "observation", "observation"]]
-        axes = figure.subplot_mosaic(rows)
+        axes = figure.subplot_mosaic(
+            [["return", "steps", "reward"], ["states", "observation", "observation"]]
+        )
         reward = dataset.transitions["next", "reward"].squeeze(-1).numpy()
         for key, values, label in (
             ("return", dataset.behaviour_returns, "episodes"),

@@ -54,9 +54,9 @@ def dataset_digest(dataset: OfflineDataset) -> str:
     return digest.hexdigest()
 
 
-def _buffer(tensor: torch.Tensor) -> np.ndarray:
+def _buffer(tensor: torch.Tensor) -> memoryview:
     """The tensor's own memory where it lies on the CPU in one piece, mapped files too."""
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    return memoryview(np.ascontiguousarray(tensor.detach().cpu().numpy()))
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
