@@ -56,7 +56,7 @@ def dataset_digest(dataset: OfflineDataset) -> str:
 
 def _buffer(tensor: torch.Tensor) -> memoryview:
     """The tensor's own memory where it lies on the CPU in one piece, mapped files too."""
-    return memoryview(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+    return np.ascontiguousarray(tensor.detach().cpu().numpy()).data
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
