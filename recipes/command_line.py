@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from run_settings import check_config, leaf_keys
 
 CONFIG_DIR = Path(__file__).parent / "config"
+#: sweepers that search, and which way; the methods that have no critics
+SEARCHES = {"optuna": "minimize", "optuna_offline": "minimize", "optuna_online": "maximize"}
+WITHOUT_Q = ("bc",)
 
 
 def describe(error: BaseException | str) -> str:
@@ -81,6 +85,7 @@ def compose_jobs(
         ValueError: one line that names the setting.
     """
     parsed = [_parse(text) for text in overrides]
+    check_search(config_name, parsed)
     if any(o.key_or_group == "hydra/sweeper" for o in parsed):
         # other sweepers draw from intervals, whose ends are checked here
         parsed = [_parse(_ends(o)) if o.is_interval_sweep() else o for o in parsed]
@@ -107,6 +112,39 @@ def compose_jobs(
                 "differs, as in 'run_dir=runs/mine-${seed}'"
             )
     return configs
+
+
+def check_search(config_name: str, overrides: Sequence[Override]) -> None:
+    """Refuse a search that could not run, or would look for the opposite.
+
+    Args:
+        config_name: file in ``config/``, without its extension.
+        overrides: the command line's words.
+
+    Raises:
+        ValueError: one line on what to change.
+    """
+    given = {o.key_or_group: o.value() for o in overrides}
+    sweeper = given.get("hydra/sweeper")
+    if sweeper not in SEARCHES:
+        return
+    try:
+        found = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper")
+    except ModuleNotFoundError:  # no plugin of Hydra's at all
+        found = None
+    if found is None:
+        raise ValueError(
+            f"hydra/sweeper={sweeper} needs hydra-optuna-sweeper: pip install 'rambo_trl[optuna]'"
+        )
+    direction = given.get("hydra.sweeper.direction", SEARCHES[sweeper])
+    if direction != SEARCHES[sweeper]:
+        raise ValueError(
+            f"hydra/sweeper={sweeper} has hydra.sweeper.direction={SEARCHES[sweeper]}, got "
+            f"{direction}: optuna_offline looks for the steadiest mean Q, optuna_online for the "
+            "best score"
+        )
+    if sweeper != "optuna_online" and config_name in WITHOUT_Q:
+        raise ValueError(f"{config_name} has no mean Q that hydra/sweeper={sweeper} could go by")
 
 
 def keys_set(overrides: Iterable[str]) -> list[str]:

@@ -85,6 +85,28 @@ def window_of(runs: Sequence[Record], wanted: int = WINDOW) -> int:
     return max(2, min(wanted, shortest // 2))
 
 
+def unsteadiness(path: str | Path, wanted: int = WINDOW) -> float:
+    """What a search minimises: one run's part of the choice.
+
+    Args:
+        path: the folder of a run that has ended.
+        wanted: epochs at the end of training, at most half of the run.
+
+    Returns:
+        The standard deviation of its mean Q over these epochs; infinite where the run is out.
+
+    Raises:
+        ValueError: for a run whose method has no mean Q.
+    """
+    (run,), _ = find_runs([path])
+    values = run.series("mean_q")[1]
+    if not values:
+        raise ValueError(f"{path} has no mean Q to choose by")
+    if why_discarded(run):
+        return math.inf
+    return float(np.std(values[-window_of([run], wanted) :]))
+
+
 def rank(found: Sequence[Configuration], window: int) -> list[Candidate]:
     """The configurations, the one to take first.
 

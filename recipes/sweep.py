@@ -1,7 +1,8 @@
 """Sweeps: each job of ``-m`` in a process of its own, resumed where it was killed.
 
 A job that fails takes no other with it, whichever Hydra launcher runs it. Give the sweep's folder
-again (``hydra.sweep.dir=FOLDER``) and finished jobs are passed over, the others go on.
+again (``hydra.sweep.dir=FOLDER``) and finished jobs are passed over, the others go on. A search
+(``hydra/sweeper=optuna_offline``) is told of each job what the offline choice goes by.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 # nothing else is imported: a worker only waits for the program that does the work
 
+OFFLINE_SEARCHES = ("optuna", "optuna_offline")  # not told what the environment gives
 BAD_INPUT = 2  # the exit code that no second try changes
 SECONDS_TO_END = 8  # more than a run takes at most from a signal to its end
 _PR_SET_PDEATHSIG = 1
@@ -57,11 +59,14 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
         cwd: where the sweep was started; its folder counts from there.
 
     Returns:
-        The run's score, or its mean return where its data have no reference scores. One that
-        diverged has the score 0, and where there are no scores minus infinity.
+        What a search is told: how far the mean Q strays at the end of training, see
+        :func:`select_run.unsteadiness`. To other sweepers, the run's score, or its mean return
+        where its data have no reference scores; one that diverged has the score 0, and where
+        there are no scores minus infinity.
 
     Raises:
-        RuntimeError: if the job failed ``1 + retries`` times, or its settings are refused.
+        RuntimeError: if the job failed ``1 + retries`` times, its settings are refused, or its
+            folder holds a run that has ended with other settings.
     """
     hydra = HydraConfig.get()
     name = f"{hydra.job.num:03d}-{cfg.method}-{hydra.runtime.choices['task']}-seed{cfg.seed}"
@@ -71,6 +76,8 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
     if hydra.runtime.choices["hydra/launcher"] != "basic":
         log = path.with_name(f"{path.name}.log")
     settings = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
+    if (path / "results.json").is_file():
+        _check_settings(cfg, path, settings)
     code = 0
     for attempt in range(1 + cfg.retries):
         if (path / "results.json").is_file():
@@ -94,9 +101,33 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
         found = results["divergence"]
         what = f"DIVERGED in epoch {found['epoch']}: {found['reason']}"
         print(f"job {hydra.job.num} {what}; see {path}", flush=True)
-        if results["behaviour_score"] is None:
-            return -math.inf
+    if hydra.runtime.choices.get("hydra/sweeper") in OFFLINE_SEARCHES:
+        from select_run import unsteadiness
+
+        return unsteadiness(path)
+    if results.get("diverged") and results["behaviour_score"] is None:
+        return -math.inf
     return results["return_mean"] if results["score"] is None else results["score"]
+
+
+def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
+    """Refuse to take a finished run for one with other settings.
+
+    Raises:
+        RuntimeError: naming the setting.
+    """
+    from command_line import keys_set
+    from run_start import RESUME_MAY_CHANGE
+
+    saved = OmegaConf.load(path / "config.yaml")
+    names = {"task": "dataset", "schedule": "schedule_name"}
+    for key in {names.get(key, key) for key in keys_set(words)}.difference(RESUME_MAY_CHANGE):
+        own, given = OmegaConf.select(saved, key), OmegaConf.select(cfg, key)
+        if own is not None and given is not None and own != given:
+            raise RuntimeError(
+                f"{path} holds a run with {key}={own}, not {given}: give this sweep another "
+                "hydra.sweep.dir"
+            )
 
 
 def _run(command: Sequence[str], cwd: str, log: Path | None) -> int:

@@ -43,15 +43,15 @@ def job(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(STANDIN)
 
-    def run(do: str, *, retries: int = 1, launcher: str = "ray", run_dir=None):
+    def run(do: str, *, retries: int = 1, launcher: str = "ray", run_dir=None, words=()):
         hydra = SimpleNamespace(
             job=SimpleNamespace(num=3),
             runtime=SimpleNamespace(choices={"task": "hopper", "hydra/launcher": launcher}),
             sweep=SimpleNamespace(dir="swept"),
-            overrides=SimpleNamespace(task=["seed=7", f"do={do}"]),
+            overrides=SimpleNamespace(task=words or ["seed=7", f"do={do}"]),
         )
         monkeypatch.setattr(sweep.HydraConfig, "get", lambda: hydra)
-        cfg = {"method": "rambo", "seed": 7, "retries": retries, "run_dir": run_dir}
+        cfg = {"method": "rambo", "seed": 7, "threads": 2, "retries": retries, "run_dir": run_dir}
         return sweep.run_job(OmegaConf.create(cfg), str(recipe), str(tmp_path))
 
     run.folder = tmp_path / "swept/003-rambo-hopper-seed7"
@@ -115,7 +115,19 @@ def test_bad_input_is_not_tried_again(job):
 
 def test_a_finished_job_is_passed_over_in_a_sweep_that_goes_on(job):
     job("pass")
-    assert job("sys.exit(1)") == 12.5
+    assert job("", words=["seed=7"]) == 12.5
+    assert len(tries(job)) == 1
+
+
+def test_a_finished_job_is_not_taken_for_one_with_other_settings(job):
+    job("pass")
+    config = job.folder / "config.yaml"
+    config.write_text("seed: 7\nthreads: 4\n")
+    words = ["seed=7", "threads=2"]
+    assert job("pass", words=words) == 12.5
+    config.write_text("seed: 8\n")
+    with pytest.raises(RuntimeError, match=r"holds a run with seed=8, not 7: give this sweep an"):
+        job("pass", words=words)
     assert len(tries(job)) == 1
 
 
