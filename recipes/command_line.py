@@ -125,7 +125,7 @@ def check_search(config_name: str, overrides: Sequence[Override]) -> None:
         ValueError: one line on what to change.
     """
     given = {o.key_or_group: o.value() for o in overrides}
-    sweeper = given.get("hydra/sweeper")
+    sweeper = str(given.get("hydra/sweeper"))
     if sweeper not in SEARCHES:
         return
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -171,6 +172,8 @@ class Tracker:
             return self.logger.experiment.id
         if isinstance(self.logger, MLFlowLogger):
             return self.logger.experiment.info.run_id
+        if isinstance(self.logger, TrackioLogger):
+            return self.logger.experiment.name
         return None
 
     def _make_tensorboard(self, project: str, run_id: str | None) -> Logger:
@@ -205,7 +208,9 @@ class Tracker:
         return made
 
     def _make_trackio(self, project: str, run_id: str | None) -> Logger:
-        return TrackioLogger(exp_name=self.folder.name, project=project)
+        # Trackio knows runs by their names alone, and folders elsewhere may be called the same
+        name = run_id or f"{self.folder.name}-{uuid.uuid4().hex[:8]}"
+        return TrackioLogger(exp_name=name, project=project)
 
     def _send_to_tensorboard(self, path: Path) -> None:
         from PIL import Image

@@ -112,11 +112,24 @@ def test_mlflow_and_resumed(folder, gif, monkeypatch):
 
 
 @pytest.mark.slow
-def test_trackio(folder, monkeypatch):
+def test_trackio_and_resumed_beside_a_folder_of_the_same_name(folder, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
-    pytest.importorskip("trackio")
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    other = folder / "elsewhere" / folder.name
+    other.mkdir(parents=True)
     track("trackio", folder, files=[folder / "learning_curve.png"])
-    assert list((folder / "trackio").rglob("*.db")) or list((folder / "trackio").rglob("*.parquet"))
+    track("trackio", other, rows=[{"epoch": 1, "mean_q": 5.0}])
+    track("trackio", folder, rows=[{"epoch": 3, "mean_q": 7.0}])
+    found = {
+        run.name: [row["mean_q"] for row in SQLiteStorage.get_logs("rambo_trl", run.name)
+                   if "mean_q" in row]
+        for run in trackio.Api().runs("rambo_trl")
+    }  # fmt: skip
+    names = [json.loads((f / "tracking.json").read_text())["id"] for f in (folder, other)]
+    assert found == {names[0]: [2.5, -1.0, 7.0], names[1]: [5.0]}
+    assert all(name.startswith(folder.name) for name in names)
 
 
 class TestWhatGoesWrong:
