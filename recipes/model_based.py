@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from run_start import PRETRAINING, find_pretrained
 from run_support import mode_values, progress_bar, refusing_bad_input, score_text
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torchrl.objectives import SACLoss
 from tqdm import tqdm
@@ -41,6 +43,74 @@ def first_rows(done: Tensor) -> Tensor:
     before = torch.cat([torch.ones(1, dtype=torch.bool), done[:-1].flatten()])
     rows = before.nonzero().flatten()
     return rows[:: -(-len(rows) // START_ROWS)]
+
+
+def fit_with_bar(
+    run: Run, world_model: EnsembleWorldModel, transitions: TensorDictBase, name: str
+) -> ModelFit:
+    """Fit an ensemble by maximum likelihood, with a bar and a line on the outcome."""
+    cfg = run.cfg
+    limit = cfg.model.max_passes
+    per_pass = len(run.dataset) // cfg.model.batch_size
+    with (
+        run.watch("model_fit"),
+        progress_bar(f"fit the {name}", limit and limit * per_pass) as bar,
+    ):
+        fit = fit_world_model(
+            world_model,
+            transitions,
+            batch_size=cfg.model.batch_size,
+            lr=cfg.model.lr,
+            patience=cfg.model.patience,
+            min_improvement=cfg.model.min_improvement,
+            max_passes=limit,
+            compile=cfg.compile,
+            on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
+            bar=bar,
+        )
+    tqdm.write(
+        f"{name}: {fit.passes} passes, holdout mse {min(fit.holdout_mse):.4f} to "
+        f"{max(fit.holdout_mse):.4f}, elites {fit.elites}"
+    )
+    return fit
+
+
+def clone_with_bar(
+    run: Run,
+    actor: ProbabilisticTensorDictSequential,
+    transitions: TensorDictBase,
+    description: str,
+) -> None:
+    """Behaviour-clone an actor, with a bar."""
+    cfg = run.cfg.cloning
+    total = cfg.passes * (len(run.dataset) // cfg.batch_size)
+    with run.watch("cloning"), progress_bar(description, total) as bar:
+        clone_behaviour(
+            actor,
+            transitions,
+            run.dataset.action_spec,
+            passes=cfg.passes,
+            batch_size=cfg.batch_size,
+            lr=cfg.lr,
+            compile=run.cfg.compile,
+            bar=bar,
+        )
+
+
+class RolloutSource(Protocol):
+    """What imagined transitions come from."""
+
+    def collect(self) -> TensorDictBase:
+        """One round of rollouts; flat TensorDict [valid transitions]."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the next round, but for the random state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        ...
 
 
 class ModelBased:
@@ -107,7 +177,7 @@ class ModelBased:
         )
         first = first_rows(dataset.transitions["next", "done"])
         self.start_rows = dataset.transitions["observation"][first].to(device)
-        self.collector = ModelRolloutCollector(
+        self.collector: RolloutSource = ModelRolloutCollector(
             self.env,
             self.actor if cfg.rollout_policy == "current" else None,
             num_starts=cfg.rollout_starts,
@@ -163,6 +233,10 @@ class ModelBased:
             "collector": self.collector,
         }
 
+    def pretrained_parts(self) -> dict[str, Stateful]:
+        """What pretraining changes, for runs that share it."""
+        return {"world_model": self.world_model, "actor": self.actor}
+
     def max_abs_reward(self) -> float:
         """The largest absolute reward that the agent may be given."""
         return largest_magnitude(self.run.dataset.transitions["next", "reward"])
@@ -187,15 +261,13 @@ class ModelBased:
         if "cloned" not in run.progress:
             with refusing_bad_input():
                 self._load_given_parts()
-                pretrained = find_pretrained(
-                    run.cfg, run.progress, world_model=self.world_model, actor=self.actor
-                )
+                pretrained = find_pretrained(run.cfg, run.progress, **self.pretrained_parts())
             with pretrained.claimed():
                 with refusing_bad_input():
                     found = pretrained.load()
                 if found is None:
                     self._pretrain()
-                    pretrained.save({k: run.progress[k] for k in PRETRAINING})
+                    pretrained.save({k: run.progress[k] for k in PRETRAINING if k in run.progress})
                 else:
                     tqdm.write(f"pretrained: {pretrained.path}")
                     run.progress.update(found)
@@ -223,24 +295,13 @@ class ModelBased:
     def _pretrain(self) -> None:
         run, cfg = self.run, self.run.cfg
         if "holdout_mse" not in run.progress:
-            fit = self._fit_model()
+            fit = fit_with_bar(run, self.world_model, run.dataset.transitions, "model")
             run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
             run.checkpoints.save(run.progress)
         cloned: dict[str, float | None] = {}
         clone = cfg.cloned_policy is None and cfg.clone_behaviour and cfg.cloning.passes > 0
         if clone:
-            total = cfg.cloning.passes * (len(run.dataset) // cfg.cloning.batch_size)
-            with run.watch("cloning"), progress_bar("clone the behaviour", total) as bar:
-                clone_behaviour(
-                    self.actor,
-                    run.dataset.transitions,
-                    run.dataset.action_spec,
-                    passes=cfg.cloning.passes,
-                    batch_size=cfg.cloning.batch_size,
-                    lr=cfg.cloning.lr,
-                    compile=cfg.compile,
-                    bar=bar,
-                )
+            clone_with_bar(run, self.actor, run.dataset.transitions, "clone the behaviour")
         if clone or cfg.cloned_policy is not None:
             with run.watch("evaluation"):
                 cloned = run.evaluation(0)
@@ -249,33 +310,6 @@ class ModelBased:
                     f"behaviour cloning: return {cloned['return_mean']:.1f}{score_text(cloned)}"
                 )
         run.progress["cloned"] = cloned
-
-    def _fit_model(self) -> ModelFit:
-        """Fit the ensemble by maximum likelihood, with a bar and a line on the outcome."""
-        run, cfg = self.run, self.run.cfg
-        per_pass = len(run.dataset) // cfg.model.batch_size
-        limit = cfg.model.max_passes
-        with (
-            run.watch("model_fit"),
-            progress_bar("fit the model", limit and limit * per_pass) as bar,
-        ):
-            fit = fit_world_model(
-                self.world_model,
-                run.dataset.transitions,
-                batch_size=cfg.model.batch_size,
-                lr=cfg.model.lr,
-                patience=cfg.model.patience,
-                min_improvement=cfg.model.min_improvement,
-                max_passes=limit,
-                compile=cfg.compile,
-                on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
-                bar=bar,
-            )
-        tqdm.write(
-            f"model: {fit.passes} passes, holdout mse {min(fit.holdout_mse):.4f} to "
-            f"{max(fit.holdout_mse):.4f}, elites {fit.elites}"
-        )
-        return fit
 
     def roll_out(self) -> Metrics:
         """Fill the model buffer with k-step rollouts from states of the data."""

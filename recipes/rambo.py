@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from model_based import ModelBased
 from paper_results import rambo_label
+from reverse_rollouts import BothDirections, ReverseRollouts
 from run_support import refusing_bad_input
 from torch import Tensor
 from torchrl.objectives import SACLoss
 from training_run import Metrics, Run, launch
 
+from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.objectives import (
     AdversarialModelLoss,
     EnsembleModelLoss,
@@ -47,6 +49,7 @@ class Rambo(ModelBased):
         super().__init__(run)
         cfg, dataset = run.cfg, run.dataset
         self.label = rambo_label(cfg.adversarial_weight, dataset.name)
+        self.reverse = self.turn_round() if cfg.rollout_direction != "forward" else None
         adversarial = AdversarialModelLoss.from_loss(
             self.world_model,
             self.loss,
@@ -85,6 +88,24 @@ class Rambo(ModelBased):
         """SAC, with as many critics as configured."""
         return super().make_loss(*networks, num_qvalue_nets=self.run.cfg.num_critics, **settings)
 
+    def turn_round(self) -> ReverseRollouts:
+        """Take the rollouts, or half of them, from a model of where the data came from."""
+        forward, starts = self.collector, self.run.cfg.rollout_starts
+        assert isinstance(forward, ModelRolloutCollector)
+        if self.run.cfg.rollout_direction == "reverse":
+            reverse = ReverseRollouts(self, starts)
+            self.collector = reverse.collector
+        else:
+            reverse = ReverseRollouts(self, starts // 2)
+            forward.num_starts -= starts // 2
+            self.collector = BothDirections(forward, reverse.collector)
+        return reverse
+
+    def _pretrain(self) -> None:
+        super()._pretrain()
+        if self.reverse is not None:
+            self.reverse.pretrain()
+
     def on_fitted(self) -> None:
         """Measure from the fitted model what the adversary may spend, and what it is held to."""
         progress = self.run.progress
@@ -118,9 +139,15 @@ class Rambo(ModelBased):
         variants = {"model_trust": self.trust, "likelihood_budget": self.budget}
         return {
             **super().stateful_parts(),
+            **({} if self.reverse is None else self.reverse.stateful_parts()),
             "model_optimizer": self.adversary.optimizer,
             **{name: part for name, part in variants.items() if part is not None},
         }
+
+    def pretrained_parts(self) -> dict[str, Stateful]:
+        """What pretraining changes, for runs that share it."""
+        reverse = {} if self.reverse is None else self.reverse.stateful_parts()
+        return {**super().pretrained_parts(), **reverse}
 
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow, or the model the data."""
@@ -139,6 +166,7 @@ class Rambo(ModelBased):
             "model_updates": -(-self.run.progress["epoch"] // self.run.cfg.model_updates_every)
             * self.model_updates,
             **super().results(),
+            **{k: v for k, v in self.run.progress.items() if k == "reverse_holdout_mse"},
         }
 
     def model_error(self) -> float:

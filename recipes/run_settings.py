@@ -151,6 +151,7 @@ RULES: Mapping[str, Rule] = {
     "rollout_starts": Whole(),
     "rollout_length": Whole(),
     "rollout_policy": Choice(("current", "random")),
+    "rollout_direction": Choice(("forward", "reverse", "both")),
     "retained_epochs": Whole(),
     "adversarial_weight": Number(),
     "num_critics": Whole(),
@@ -265,8 +266,34 @@ def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = ALL_RULES) -> None
                     f"pretrained={cfg.pretrained} holds a model and a policy: leave {key} out, or "
                     "use pretrained=auto"
                 )
+    if "rollout_direction" in present:
+        check_direction(cfg)
     if "device" in present:
         check_device(cfg.device)
+
+
+def check_direction(cfg: DictConfig) -> None:
+    """Refuse reverse rollouts beside settings that take their sense away.
+
+    Raises:
+        ValueError: saying what to choose instead.
+    """
+    direction = cfg.rollout_direction
+    if direction == "forward":
+        return
+    if direction == "reverse" and cfg.adversarial_weight:
+        raise ValueError(
+            "rollout_direction=reverse leaves the agent nothing that the adversary touches: use "
+            "both, or adversarial_weight=0"
+        )
+    if direction == "both" and cfg.rollout_starts < 2:
+        raise ValueError(f"rollout_direction=both needs 2 rollout_starts, got {cfg.rollout_starts}")
+    if cfg.termination == "learned":
+        raise ValueError(
+            f"rollout_direction={direction} needs a termination rule that judges by the next "
+            "observation, and termination=learned looks at the whole step: use none or "
+            "MODULE:FUNCTION"
+        )
 
 
 def check_device(name: str) -> None:

@@ -211,7 +211,7 @@ def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[s
 #: settings that name a file with one part that pretraining would make
 GIVEN_PARTS = ("fitted_model", "cloned_policy")
 #: what pretraining adds to a run's progress
-PRETRAINING = ("holdout_mse", "model_passes", "cloned")
+PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
 
 
 def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
@@ -246,6 +246,8 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         settings["deterministic"] = True
     if cfg.get("num_critics", 2) != 2:  # drawn before the fit
         settings["num_critics"] = cfg.num_critics
+    if cfg.get("rollout_direction", "forward") != "forward":
+        settings["reverse_rollouts"] = cfg.rollout_policy
     if torch.device(cfg.device).type == "cuda":
         settings["card"] = torch.cuda.get_device_name(cfg.device)
     for key in GIVEN_PARTS:

@@ -43,6 +43,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert cfg.model_updates_every == 1
     assert cfg.model_term == "likelihood"
     assert cfg.likelihood_budget is None
+    assert cfg.rollout_direction == "forward"
 
 
 def pretrained(folder: Path, *words: str) -> Rambo:
@@ -121,6 +122,59 @@ def test_the_models_term_is_what_the_adversary_is_held_to(term: str, tmp_path: P
     assert any((value != fitted[key]).any() for key, value in model.state_dict().items())
 
 
+def among(rows: torch.Tensor, data: torch.Tensor) -> int:
+    """How many rows are rows of the data."""
+    return int((rows[:, None] == data[None]).all(-1).any(-1).sum())
+
+
+@pytest.mark.parametrize(
+    ("direction", "leaving", "arriving"),
+    [("forward", 50, 0), ("both", 25, 25), ("reverse", 0, 50)],
+)
+def test_rollouts_leave_the_data_or_lead_into_it(
+    direction: str, leaving: int, arriving: int, tmp_path: Path
+) -> None:
+    words = [f"rollout_direction={direction}"]
+    if direction == "reverse":
+        words.append("adversarial_weight=0")
+    rambo = pretrained(tmp_path / "run", *words)
+    data = rambo.run.dataset.transitions
+    assert rambo.roll_out()["model_transitions"] == 100
+    rows = rambo.model_buffer[:]
+    # the first step of each rollout has one end in the data
+    assert among(rows["observation"], data["observation"]) == leaving
+    assert among(rows["next", "observation"], data["next", "observation"]) == arriving
+    parts = {"reverse_model", "reverse_policy"} & set(rambo.stateful_parts())
+    if direction == "forward":
+        assert rambo.reverse is None and not parts
+        return
+    assert len(parts) == 2 and "reverse_holdout_mse" in rambo.results()
+    # the reverse model was fitted to the data read backwards, where its input is what follows
+    model = rambo.reverse.model
+    following = data["next", "observation"].mean(0)
+    assert (model.input_mean[:2] - following).abs().max() < 0.05
+    assert (model.input_mean - rambo.world_model.input_mean).abs().max() > 0
+    assert rambo.adversary.env is rambo.env and rambo.env.world_model is not model
+
+
+def test_the_way_back_is_cloned_or_random_and_pretrained_once(tmp_path: Path) -> None:
+    words = ["rollout_direction=both", "pretrained=auto", f"cache_dir={tmp_path / 'cache'}"]
+    first = pretrained(tmp_path / "first", *words)
+    second = pretrained(tmp_path / "second", *words)
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 1
+    for name in ("world_model", "actor", "reverse_model", "reverse_policy"):
+        one, other = (run.pretrained_parts()[name].state_dict() for run in (first, second))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    fresh = pretrained(tmp_path / "fresh", "rollout_direction=both", "cloning.passes=0")
+    before, after = fresh.reverse.policy.state_dict(), first.reverse.policy.state_dict()
+    assert any((value != before[key]).any() for key, value in after.items())
+    assert first.reverse.collector.policy is first.reverse.policy
+    third = pretrained(tmp_path / "third", *words, "rollout_policy=random")
+    assert third.reverse.policy is None is third.reverse.collector.policy
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 2
+    assert "reverse_policy" not in third.stateful_parts()
+
+
 @pytest.mark.usefixtures("tiny_dataset")
 @pytest.mark.slow
 def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
@@ -132,6 +186,7 @@ def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
         "model_term=kl",
         "likelihood_budget=0.001",
         "budget_lr=100",
+        "rollout_direction=both",
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     ended = rambo(tmp_path, *words, "epochs=4", f"run_dir={whole}")
@@ -164,6 +219,7 @@ def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
         ("model_updates_every=0", "model_updates_every must be a whole number of at least 1"),
         ("num_critics=0", "num_critics must be a whole number of at least 1, got 0"),
         ("likelihood_budget=-1", "likelihood_budget must be a finite number above 0 or null"),
+        ("rollout_direction=back", "rollout_direction must be one of forward, reverse, both, got"),
         ("budget_lr=0", "budget_lr must be a finite number above 0, got 0"),
     ],
 )
@@ -176,3 +232,16 @@ def test_a_budget_needs_an_adversary() -> None:
     compose_jobs("rambo", ["adversarial_weight=3e-4", "likelihood_budget=0.5"])
     with pytest.raises(ValueError, match="likelihood_budget needs an adversarial_weight above 0"):
         compose_jobs("rambo", ["adversarial_weight=0", "likelihood_budget=0.5"])
+
+
+def test_reverse_rollouts_need_settings_that_they_make_sense_with() -> None:
+    compose_jobs("rambo", ["rollout_direction=both"])
+    compose_jobs("rambo", ["rollout_direction=reverse", "adversarial_weight=0"])
+    compose_jobs("rambo", ["termination=learned"])
+    for words, message in (
+        (["rollout_direction=reverse"], "use both, or adversarial_weight=0"),
+        (["rollout_direction=both", "rollout_starts=1"], "needs 2 rollout_starts, got 1"),
+        (["rollout_direction=both", "termination=learned"], "use none or MODULE:FUNCTION"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compose_jobs("rambo", words)
