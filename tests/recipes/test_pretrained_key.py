@@ -119,7 +119,14 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     (tmp_path / "file").touch()
     files = (f"{name}={tmp_path / 'file'}" for name in ("fitted_model", "cloned_policy"))
-    cfg = compose("rambo", "device=cuda", "deterministic=true", "num_critics=3", "rollout_direction=both", *files)
+    cfg = compose(
+        "rambo",
+        "device=cuda",
+        "deterministic=true",
+        "num_critics=3",
+        "rollout_direction=both",
+        *files,
+    )
     settings = find_pretrained(cfg, {"dataset_digest": "d"}, net=torch.nn.Identity()).settings
     text = (Path(__file__).parents[2] / "docs/runs.md").read_text()
     table = text.split("| in the name of an `auto` file |")[1].split("\n\n")[0]
