@@ -289,7 +289,7 @@ class ModelBased:
         if cfg.fitted_model is not None:
             digest = run.progress["dataset_digest"]
             fit = load_fitted_model(cfg.fitted_model, self.world_model, digest=digest)
-            run.progress.update(fit)
+            run.progress.update({key: fit[key] for key in ("holdout_mse", "model_passes")})
             tqdm.write(f"fitted model: {cfg.fitted_model}")
 
     def _pretrain(self) -> None:

@@ -96,6 +96,11 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     given_keys = {choices.get(key, key) for key in keys_set(overrides)}
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(merged, DictConfig)
+    for key in GIVEN_PARTS:  # a run older than these began without
+        if key in cfg:
+            merged[key] = None
+    if "rollout_direction" in cfg:
+        merged.rollout_direction = "forward"
     merged.merge_with(saved)
     method = saved.get("method", "rambo")  # runs older than the other methods do not name it
     if method != cfg.method:
@@ -168,10 +173,10 @@ def prepare(
         value = cfg.get(key)
         if value not in (None, "auto") and not Path(value).is_file():
             raise FileNotFoundError(f"{key}={value}: there is no such file")
-    chosen = "task" in keys_set(hydra.overrides.task)
-    check_before_data(cfg, model_based=model_based, task=task if chosen else None)
     if cfg.deterministic:
         make_deterministic()
+    chosen = "task" in keys_set(hydra.overrides.task)
+    check_before_data(cfg, model_based=model_based, task=task if chosen else None)
     print(f"run folder: {path}", flush=True)
     dataset = load_data(cfg)
     check_task(cfg, dataset, task, chosen=chosen)

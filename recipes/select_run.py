@@ -102,6 +102,8 @@ def unsteadiness(path: str | Path, wanted: int = WINDOW) -> float:
     values = run.series("mean_q")[1]
     if not values:
         raise ValueError(f"{path} has no mean Q to choose by")
+    if len(values) < 2:
+        raise ValueError(f"{path} has one epoch only: its mean Q can't stray, train for more")
     if why_discarded(run):
         return math.inf
     return float(np.std(values[-window_of([run], wanted) :]))

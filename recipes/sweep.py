@@ -117,13 +117,20 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
         RuntimeError: naming the setting.
     """
     from command_line import keys_set
+    from run_settings import leaf_keys
     from run_start import RESUME_MAY_CHANGE
 
     saved = OmegaConf.load(path / "config.yaml")
-    names = {"task": "dataset", "schedule": "schedule_name"}
-    for key in {names.get(key, key) for key in keys_set(words)}.difference(RESUME_MAY_CHANGE):
+    assert isinstance(saved, DictConfig)
+    kept = set(leaf_keys(saved))  # without those that the method does not have
+    free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs"}
+    given_keys = keys_set(words)
+    for key in leaf_keys(cfg):
+        if key in free or key not in kept:
+            continue
         own, given = OmegaConf.select(saved, key), OmegaConf.select(cfg, key)
-        if own is not None and given is not None and own != given:
+        # a null that was not asked for may stand for a published value, which the run's file has
+        if own != given and (given is not None or key in given_keys):
             raise RuntimeError(
                 f"{path} holds a run with {key}={own}, not {given}: give this sweep another "
                 "hydra.sweep.dir"

@@ -246,13 +246,14 @@ class EnsembleWorldModel(TensorDictModuleBase):
         num_members, rows = weights[0].shape[0], observation.shape[-2]
         x = (torch.cat([observation, action], dim=-1) - self.input_mean) / self.input_std
         blocks = row_blocks(num_members, rows, threads_of(x))
-        x = x.expand(num_members, rows, -1).reshape(num_members * blocks, rows // blocks, -1)
+        x = x.expand(num_members, rows, x.shape[-1])
+        x = x.reshape(num_members * blocks, rows // blocks, x.shape[-1])
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             # a sum of its own is fused into the activation when compiled, baddbmm's copy is not
             x = torch.bmm(x, repeat_members(weight, blocks)) + repeat_members(bias, blocks)
             if i < len(weights) - 1:
                 x = nn.functional.silu(x)
-        x = x.reshape(num_members, rows, -1)
+        x = x.reshape(num_members, rows, x.shape[-1])
         delta, log_var = x.chunk(2, dim=-1)
         mean = torch.cat([delta[..., :-1] + observation, delta[..., -1:]], dim=-1)
         return mean, soft_clamp(log_var, self.min_log_var, self.max_log_var)

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 #: raised when pretraining computes something else than before from the same settings
-_FORMAT = 1
+_FORMAT = 2
 _MODEL_KEY, _MODEL_FORMAT = "rambo_trl_fitted_model", 1
 
 
@@ -115,7 +115,12 @@ def load_fitted_model(
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a readable model file: {reason}") from error
-    if not isinstance(header, dict) or header.get("format") != _MODEL_FORMAT:
+    wanted = {"format", "dataset_digest", "measured"}
+    if (
+        not isinstance(header, dict)
+        or header.get("format") != _MODEL_FORMAT
+        or not wanted <= header.keys()
+    ):
         raise ValueError(
             f"{path} does not say, as this version reads it, what its model was fitted to: it "
             "must be a pretrained_model.safetensors of a run of this version"

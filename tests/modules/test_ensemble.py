@@ -102,6 +102,11 @@ def test_predict_of_chosen_members_and_of_rows_of_their_own() -> None:
             torch.testing.assert_close(got[i], want[member])
 
 
+def test_no_rows_are_no_predictions() -> None:
+    mean, log_var = EnsembleWorldModel(3, 1).predict(torch.zeros(0, 3), torch.zeros(0, 1))
+    assert mean.shape == log_var.shape == (7, 0, 4)
+
+
 @pytest.mark.parametrize("own_rows", [False, True])
 @pytest.mark.parametrize("rows", [128, 131])
 def test_rows_cut_into_blocks_for_two_threads_change_no_prediction(

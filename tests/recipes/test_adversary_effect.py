@@ -265,14 +265,15 @@ def test_a_run_from_its_start_to_its_figure(
 ) -> None:
     recipe = Path(adversary_effect.__file__).with_name("rambo.py")
     run = tmp_path / "run"
-    subprocess.run(
+    done = subprocess.run(
         [
             sys.executable, str(recipe), "schedule=smoke",
             "task=inverteddoublependulum-medium-replay",
             "dataset=test/idp/tiny-v0", "adversarial_weight=0.1", f"run_dir={run}",
         ],
-        cwd=tmp_path, check=True, capture_output=True,
+        cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert adversary_effect.main([str(run), "--horizon", "5", "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out/adversary_effect.json").read_text())
     assert found["epoch"] == 2 and set(found["returns"]) == {"real", "fitted", "adversarial"}

@@ -218,8 +218,9 @@ def test_a_run_with_another_adversary_goes_on_from_the_file_as_if_it_had_pretrai
     other._pretrain = None  # it is not needed
     other.pretrain()
     assert differences(state(other), wanted) == []
+    assert {"holdout_mse", "model_passes", "cloned"} <= one.run.progress.keys()
     for measured in PRETRAINING:
-        assert other.run.progress[measured] == one.run.progress[measured]
+        assert other.run.progress.get(measured) == one.run.progress.get(measured)
 
     for n, words in enumerate((["seed=1"], ["model.lr=1e-2"], ["cloning.lr=1e-2"]), start=2):
         begun(tmp_path, "rambo", *words).pretrain()
@@ -241,16 +242,18 @@ def pretrained_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return method
 
 
-def refuse_to_clone(*args: object, **kwargs: object) -> None:
-    raise AssertionError("a policy was given")
+def refuse(*args: object, **kwargs: object) -> None:
+    raise AssertionError("there is nothing to fit or to clone")
 
 
-def test_a_fitted_model_alone(pretrained_run: Any, tmp_path: Path) -> None:
+def test_a_fitted_model_alone(
+    pretrained_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_based, "fit_world_model", refuse)
     file = pretrained_run.run.folder.path / "pretrained_model.safetensors"
     for name in ("rambo", "mopo"):
         method = begun(tmp_path, name, f"fitted_model={file}", "pretrained=null", "seed=1")
         before = state(method)
-        method._fit_model = None  # it is not needed
         method.pretrain()
         after, wanted = state(method), state(pretrained_run)
         models = [{k: v for k, v in s.items() if k.startswith("model.")} for s in (after, wanted)]
@@ -269,7 +272,7 @@ def test_the_policy_of_a_bc_run_alone(
     train_model_free(run, bc.BC)
     file = tmp_path / "bc/policy.safetensors"
 
-    monkeypatch.setattr(model_based, "clone_behaviour", refuse_to_clone)
+    monkeypatch.setattr(model_based, "clone_behaviour", refuse)
     # also in a task that does not clone
     words = (f"cloned_policy={file}", "clone_behaviour=false")
     one = begun(tmp_path, "rambo", *words)
@@ -297,11 +300,11 @@ def policy_file(pretrained_run: Any, tmp_path: Path) -> Path:
 def test_both_parts_given_leave_nothing_to_do(
     pretrained_run: Any, policy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_based, "clone_behaviour", refuse_to_clone)
+    monkeypatch.setattr(model_based, "clone_behaviour", refuse)
     model = pretrained_run.run.folder.path / "pretrained_model.safetensors"
     words = ("pretrained=null", "seed=1", f"fitted_model={model}", f"cloned_policy={policy_file}")
+    monkeypatch.setattr(model_based, "fit_world_model", refuse)
     method = begun(tmp_path, "rambo", *words)
-    method._fit_model = None
     drawn = torch.get_rng_state()
     method.pretrain()
     assert torch.equal(torch.get_rng_state(), drawn)
@@ -317,12 +320,12 @@ def test_both_parts_given_leave_nothing_to_do(
 )
 def test_a_part_that_does_not_fit_is_refused_before_any_work(
     words: list[str], message: str, pretrained_run: Any, policy_file: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(model_based, "fit_world_model", refuse)  # would be the first work
     model = pretrained_run.run.folder.path / "pretrained_model.safetensors"
     files = (f"fitted_model={model}", f"cloned_policy={policy_file}")
     method = begun(tmp_path, "rambo", *files, *words)
-    method._fit_model = None  # would be the first work
     with pytest.raises(SystemExit) as end:
         method.pretrain()
     assert end.value.code == 2

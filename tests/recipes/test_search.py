@@ -90,7 +90,10 @@ def test_a_search_finds_what_it_looks_for(sweeper: str, best: Callable, tmp_path
         # the same search, gone on with for longer, draws the same trials and passes them over
         again = search(tmp_path, sweeper, *SPACE, "hydra.sweeper.n_trials=10")
         assert again.returncode == 0, again.stdout + again.stderr
+        assert "holds a run with" not in again.stdout + again.stderr
         assert set(tried) < set((tmp_path / sweeper).glob("*/results.json"))
+        for path, settings in tried.items():
+            assert yaml.safe_load((path.parent / "config.yaml").read_text()) == settings
 
 
 def test_a_search_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,8 +100,8 @@ DIVERGED = (
 
 @pytest.mark.parametrize(("behaviour_score", "value"), [("9.0", 0.0), ("None", -math.inf)])
 def test_a_run_that_diverged_has_not_failed_and_is_told(job, capsys, behaviour_score, value):
-    for _ in range(2):  # also of a sweep that goes on
-        assert job(DIVERGED % behaviour_score) == value
+    for words in ([], ["seed=7"]):  # also of a sweep that goes on
+        assert job(DIVERGED % behaviour_score, words=words) == value
         said = capsys.readouterr().out.splitlines()[-1]
         assert said == f"job 3 DIVERGED in epoch 4: mean Q 1e+09 is beyond 20; see {job.folder}"
     assert len(tries(job)) == 1
@@ -125,9 +125,18 @@ def test_a_finished_job_is_not_taken_for_one_with_other_settings(job):
     config.write_text("seed: 7\nthreads: 4\n")
     words = ["seed=7", "threads=2"]
     assert job("pass", words=words) == 12.5
-    config.write_text("seed: 8\n")
-    with pytest.raises(RuntimeError, match=r"holds a run with seed=8, not 7: give this sweep an"):
-        job("pass", words=words)
+    for saved, given, message in (
+        ("seed: 8\n", words, "seed=8, not 7: give this sweep an"),
+        ("seed: 7\nrun_dir: x\n", words, None),
+        ("seed: 9\n", [], "seed=9, not 7"),  # a word was left out
+        ("seed: null\n", words, "seed=None, not 7"),
+    ):
+        config.write_text(saved)
+        if message is None:
+            assert job("pass", words=given) == 12.5
+            continue
+        with pytest.raises(RuntimeError, match=f"holds a run with {message}"):
+            job("pass", words=given or ["threads=2"])
     assert len(tries(job)) == 1
 
 
