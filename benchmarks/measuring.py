@@ -110,21 +110,36 @@ def _stretch(work: Callable[[], Any], calls: int, device: str) -> float:
 
 
 def measure_in_turns(
-    works: Sequence[Callable[[], Any]], *, rounds: int, least: float = 1.0, warmups: int = 1
+    works: Sequence[Callable[[], Any]],
+    *,
+    rounds: int,
+    least: float = 1.0,
+    warmups: int = 1,
+    wake: Sequence[Callable[[], Any]] = (),
 ) -> list[list[float]]:
     """Seconds per call of each of ``works``, [works][rounds], each round in turn.
 
     What else the machine does then meets all of them alike; compare them round by round.
+
+    Args:
+        works: what is compared.
+        rounds: turns of each.
+        least: seconds that a turn lasts at least; with 0 it is one call.
+        warmups: calls of each before the first turn.
+        wake: one for each, called before every turn and not measured: the memory and the caches
+            of what has been idle are cold.
     """
     calls = []
     for work in works:
         for _ in range(warmups):
             work()
-        calls.append(max(1, round(least / max(_stretch(work, 1, "cpu"), 1e-9))))
+        calls.append(max(1, round(least / max(_stretch(work, 1, "cpu"), 1e-9))) if least else 1)
     seconds: list[list[float]] = [[] for _ in works]
     for i in range(rounds):
         order = list(range(len(works)))
         for j in order if i % 2 == 0 else reversed(order):
+            if wake:
+                wake[j]()
             seconds[j].append(_stretch(works[j], calls[j], "cpu"))
     return seconds
 
