@@ -63,6 +63,12 @@ RESUME_MAY_CHANGE = (
 )  # fmt: skip
 
 
+#: settings that name a file with one part that pretraining would make
+GIVEN_PARTS = ("fitted_model", "cloned_policy")
+#: settings that older runs do not name, and what those had
+LATER_SETTINGS = {**dict.fromkeys(GIVEN_PARTS), "rollout_direction": "forward"}
+
+
 def read_config(folder: RunFolder) -> DictConfig:
     """A run's own configuration; plain values only, no object is made of it.
 
@@ -96,11 +102,7 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     given_keys = {choices.get(key, key) for key in keys_set(overrides)}
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(merged, DictConfig)
-    for key in GIVEN_PARTS:  # a run older than these began without
-        if key in cfg:
-            merged[key] = None
-    if "rollout_direction" in cfg:
-        merged.rollout_direction = "forward"
+    merged.update({key: value for key, value in LATER_SETTINGS.items() if key in cfg})
     merged.merge_with(saved)
     method = saved.get("method", "rambo")  # runs older than the other methods do not name it
     if method != cfg.method:
@@ -213,8 +215,6 @@ def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[s
     return progress
 
 
-#: settings that name a file with one part that pretraining would make
-GIVEN_PARTS = ("fitted_model", "cloned_policy")
 #: what pretraining adds to a run's progress
 PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
 
