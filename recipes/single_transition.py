@@ -103,9 +103,14 @@ class Run:
 class KnownRewardEnv(EnsembleModelEnv):
     """The model's env, with the reward that is known here: the successor state itself."""
 
-    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        prediction: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors; the model's own reward is left aside."""
-        following, _, terminated = super().transition(observation, action)
+        following, _, terminated = super().transition(observation, action, prediction)
         return following, following, terminated
 
 

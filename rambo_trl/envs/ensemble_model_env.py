@@ -110,17 +110,25 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         )
         return ended.reshape(*action.shape[:-1], 1)
 
-    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        prediction: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors, the body of the hot path.
 
         Args:
             observation: normalised [B, observation_size].
             action: [B, action_size].
+            prediction: what the elites predict for these rows, where that is known already,
+                see :meth:`EnsembleWorldModel.sample <rambo_trl.modules.EnsembleWorldModel.sample>`.
 
         Returns:
             Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
         """
-        next_observation, reward = self.world_model.sample(observation, action)
+        known = () if prediction is None else (prediction,)
+        next_observation, reward = self.world_model.sample(observation, action, *known)
         return next_observation, reward, self.is_terminal(observation, action, next_observation)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -280,17 +280,23 @@ class PessimisticModelEnv(EnsembleModelEnv):
         )
         self.pessimism = pessimism
 
-    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        prediction: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One pessimistic step on plain tensors.
 
         Args:
             observation: normalised [B, observation_size].
             action: [B, action_size].
+            prediction: as in :class:`EnsembleModelEnv`.
 
         Returns:
             Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
         """
-        following, reward, terminated = super().transition(observation, action)
+        following, reward, terminated = super().transition(observation, action, prediction)
         reward, terminated = self.pessimism(
             self.world_model, observation, action, reward, terminated
         )

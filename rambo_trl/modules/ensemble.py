@@ -72,6 +72,9 @@ class EnsembleWorldModel(TensorDictModuleBase):
     elites: Tensor
     input_mean: Tensor
     input_std: Tensor
+    #: entry with every elite's ``mean`` and ``log_var`` of a row, [*B, num_elites, D], that
+    #: densities are computed from where the input holds it
+    prediction_key = "elite_prediction"
 
     def __init__(
         self,
@@ -258,7 +261,35 @@ class EnsembleWorldModel(TensorDictModuleBase):
         mean = torch.cat([delta[..., :-1] + observation, delta[..., -1:]], dim=-1)
         return mean, soft_clamp(log_var, self.min_log_var, self.max_log_var)
 
-    def sample(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_together(
+        self, *batches: tuple[Tensor, Tensor], members: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`predict` of several batches in one pass: fewer and larger products.
+
+        Args:
+            batches: observation and action of each, [B, ...] or [M, B, ...]; each of its own B.
+            members: as in :meth:`predict`.
+
+        Returns:
+            Mean and log-variance of each batch, each [M, B, observation_size + 1].
+        """
+        num_members = self.num_members if members is None else len(members)
+        observation, action = (
+            torch.cat([x.expand(num_members, *x.shape[-2:]) for x in parts], dim=1)
+            for parts in zip(*batches, strict=True)
+        )
+        rows = [observation.shape[-2] for observation, _ in batches]
+        mean, log_var = (
+            x.split(rows, dim=1) for x in self.predict(observation, action, members=members)
+        )
+        return list(zip(mean, log_var, strict=True))
+
+    def sample(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        prediction: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Draw (s', r) from one uniformly chosen elite per row.
 
         A random permutation cut into equal blocks gives each row its elite, so that only
@@ -267,6 +298,9 @@ class EnsembleWorldModel(TensorDictModuleBase):
         Args:
             observation: [B, observation_size].
             action: [B, action_size].
+            prediction: every elite's mean and log-variance on these rows, as :meth:`predict`
+                gives them, each [num_elites, B, observation_size + 1]: where they are known
+                already the members are not evaluated again.
 
         Returns:
             The next observation [B, observation_size] and the reward [B, 1], detached: the
@@ -276,7 +310,11 @@ class EnsembleWorldModel(TensorDictModuleBase):
             rows = observation.shape[0]
             order, inverse = elite_permutation(rows, self.num_elites, observation.device)
             block = order.view(self.num_elites, -1)
-            mean, log_var = self.predict(observation[block], action[block], self.elites)
+            if prediction is None:
+                mean, log_var = self.predict(observation[block], action[block], self.elites)
+            else:
+                member = torch.arange(self.num_elites, device=block.device).unsqueeze(-1)
+                mean, log_var = (x[member, block] for x in prediction)
             value = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
             value = value.flatten(0, 1)[inverse]
         return value[:, :-1], value[:, -1:]
@@ -296,6 +334,11 @@ class EnsembleWorldModel(TensorDictModuleBase):
         return tensordict
 
     def _elite_prediction(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [num_elites, B, D], from the input where it holds them."""
+        known = tensordict.get(self.prediction_key, None)
+        if known is not None:
+            shape = (-1, self.num_elites, self.output_size)
+            return tuple(known.get(k).reshape(shape).movedim(1, 0) for k in ("mean", "log_var"))
         return self.predict(
             tensordict.get(self.observation_key).reshape(-1, self.observation_size),
             tensordict.get(self.action_key).reshape(-1, self.action_size),
@@ -321,7 +364,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
         Args:
             tensordict: holds observation, action and under ``"next"`` the observation and
-                the reward that were drawn or recorded.
+                the reward that were drawn or recorded. Where it also holds what the elites
+                predict (:attr:`prediction_key`), they are not evaluated again.
 
         Returns:
             [*B], summed over the dimensions of the next observation and the reward.

@@ -44,7 +44,9 @@ class EnsembleModelLoss(LossModule):
             through these.
         reduction: ``"mean"`` (published), ``"sum"`` over the batch, or ``"none"``.
 
-    The input holds a batch [B] that all members learn from, or one batch per member [M, B].
+    The input holds a batch [B] that all members learn from, or one batch per member [M, B]; the
+    latter may come with the members' predictions (:attr:`prediction_key`), which are then not
+    computed again.
     The output's ``loss_model``, ``loss_bounds`` and ``loss_decay`` add up to the objective;
     ``mse`` [members] is a detached metric.
 
@@ -85,6 +87,8 @@ class EnsembleModelLoss(LossModule):
     tensor_keys: _AcceptedKeys
     out_keys = ["loss_model", "loss_bounds", "loss_decay", "mse"]
     _schedulable_buffers = frozenset({"bound_weight"})
+    #: entry with ``mean`` and ``log_var`` [M, B, D] of the fitted members, computed elsewhere
+    prediction_key = "member_prediction"
 
     def __init__(
         self,
@@ -165,11 +169,15 @@ class EnsembleModelLoss(LossModule):
                 f"EnsembleModelLoss needs a batch [B] or [{num_members}, B], one per member, "
                 f"got {list(batch)}"
             )
-        mean, log_var = model.predict(
-            tensordict.get(self._key("observation")),
-            tensordict.get(self._key("action")),
-            model.elites if elites_only else None,
-        )
+        known = tensordict.get(self.prediction_key, None)
+        if known is not None:
+            mean, log_var = known.get("mean"), known.get("log_var")
+        else:
+            mean, log_var = model.predict(
+                tensordict.get(self._key("observation")),
+                tensordict.get(self._key("action")),
+                model.elites if elites_only else None,
+            )
         target = self._targets(tensordict)
         nll = functional.ensemble_nll(mean, log_var, target)
         if self.reduction == "mean":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
@@ -126,6 +127,16 @@ class ModelPhase:
         self._members = model.num_elites if model_loss.members == "elites" else model.num_members
         # where the likelihood term leaves the other members alone, so does everything here
         self._apart = model_loss.members == "elites"
+        # one pass over imagined and real rows, unless the likelihood term needs other members, or
+        # an env or a model of the user's own takes its steps in another way
+        self._together = (
+            self._apart
+            and isinstance(model_loss, EnsembleModelLoss)
+            and all(
+                "prediction" in inspect.signature(step).parameters
+                for step in (env.transition, model.sample)
+            )
+        )
         trained = model.elite_parameters() if self._apart else model.parameters()
         self.optimizer = adam((trained, lr))
         self._step = GradientStep(
@@ -136,8 +147,20 @@ class ModelPhase:
     def _losses(
         self, observation: Tensor, restarts: Tensor, real: TensorDictBase
     ) -> TensorDictBase:
+        model = self.env.world_model
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            imagined = self._imagine(observation)
+            action = self._act(observation)
+        if self._together:
+            prediction, (mean, log_var) = self._predict(observation, action, real)
+            known = {"mean": mean, "log_var": log_var}
+            real = real.set(self.model_loss.prediction_key, TensorDict(known, real.batch_size))
+            imagined = self._imagine(observation, action, prediction)
+            # not inside of what is sampled without gradients: the density is differentiated
+            mean, log_var = (x.movedim(0, 1) for x in prediction)
+            known = {"mean": mean, "log_var": log_var}
+            imagined.set(model.prediction_key, TensorDict(known, imagined.batch_size))
+        else:
+            imagined = self._imagine(observation, action)
         out = self.adversarial_loss(imagined).update(self.model_loss(real))
         # where the trajectories go on from
         following = imagined["next"]
@@ -145,13 +168,27 @@ class ModelPhase:
             "observation", torch.where(following["terminated"], restarts, following["observation"])
         )
 
-    def _imagine(self, observation: Tensor) -> TensorDictBase:
-        """Act and sample one step; nothing of it is differentiated through."""
-        rows = observation.shape[:1]
-        action = self.adversarial_loss.actor_network(
-            TensorDict({"observation": observation}, rows)
-        ).get("action")
-        following, reward, terminated = self.env.transition(observation, action)
+    def _act(self, observation: Tensor) -> Tensor:
+        imagined = TensorDict({"observation": observation}, observation.shape[:1])
+        return self.adversarial_loss.actor_network(imagined).get("action")
+
+    def _predict(
+        self, observation: Tensor, action: Tensor, real: TensorDictBase
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the elites make of the imagined and of the real rows, in one pass."""
+        keys = self.model_loss.in_keys[:2]
+        return self.env.world_model.predict_together(
+            (observation, action),
+            (real.get(keys[0]), real.get(keys[1])),
+            members=self.env.world_model.elites,
+        )
+
+    @torch.no_grad()
+    def _imagine(
+        self, observation: Tensor, action: Tensor, *prediction: tuple[Tensor, Tensor]
+    ) -> TensorDict:
+        """Sample one step; nothing of it is differentiated through."""
+        following, reward, terminated = self.env.transition(observation, action, *prediction)
         return TensorDict(
             {
                 "observation": observation,
@@ -162,7 +199,7 @@ class ModelPhase:
                     "terminated": terminated,
                 },
             },
-            rows,
+            observation.shape[:1],
         )
 
     def _step_and_go_on(

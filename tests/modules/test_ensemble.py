@@ -102,6 +102,50 @@ def test_predict_of_chosen_members_and_of_rows_of_their_own() -> None:
             torch.testing.assert_close(got[i], want[member])
 
 
+def test_batches_predicted_together_are_predicted_as_each_alone() -> None:
+    model = random_model(num_members=4, num_elites=3)
+    model.elites.copy_(torch.tensor([2, 0, 3]))
+    shared, own = transitions(5), transitions(3, 7)
+    pairs = [(x["observation"], x["action"]) for x in (shared, own)]
+    for found, pair in zip(
+        model.predict_together(*pairs, members=model.elites), pairs, strict=True
+    ):
+        torch.testing.assert_close(found, model.predict(*pair, model.elites))
+    (found,) = model.predict_together(pairs[0])
+    torch.testing.assert_close(found, model.predict(*pairs[0]))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 12])
+def test_known_predictions_give_the_same_draws_and_densities(rows: int) -> None:
+    model = random_model(num_members=4, num_elites=3)
+    model.elites.copy_(torch.tensor([2, 0, 3]))
+    batch = transitions(rows)
+    pair = batch["observation"], batch["action"]
+    prediction = model.predict(*pair, model.elites)
+    torch.manual_seed(0)
+    want = model.sample(*pair)
+    torch.manual_seed(0)
+    found = model.sample(*pair, prediction)
+    torch.testing.assert_close(found, want)
+    assert not any(x.requires_grad for x in found)
+
+    mean, log_var = (x.movedim(0, 1) for x in prediction)
+    known = batch.clone()
+    known[model.prediction_key] = TensorDict({"mean": mean, "log_var": log_var}, [rows])
+    torch.testing.assert_close(model.log_prob(known), model.log_prob(batch))
+    # and it is these that count, with their gradient
+    moved = batch.clone()
+    moved[model.prediction_key] = TensorDict({"mean": mean + 1, "log_var": log_var}, [rows])
+    assert not torch.allclose(model.log_prob(moved), model.log_prob(batch))
+    for known_or_not in (known, batch):
+        model.zero_grad()
+        model.log_prob(known_or_not).sum().backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        if known_or_not is known:
+            first = grads
+    torch.testing.assert_close(first, grads)
+
+
 def test_no_rows_are_no_predictions() -> None:
     mean, log_var = EnsembleWorldModel(3, 1).predict(torch.zeros(0, 3), torch.zeros(0, 1))
     assert mean.shape == log_var.shape == (7, 0, 4)

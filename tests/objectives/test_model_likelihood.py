@@ -80,6 +80,21 @@ def test_batch_per_member_reaches_that_member_only(members: str) -> None:
     assert differs.nonzero().flatten().tolist() == [fitted[-1]]
 
 
+@pytest.mark.parametrize("members", ["all", "elites"])
+def test_known_predictions_give_the_same_loss(members: str) -> None:
+    model = make_model()
+    fitted = list(range(7)) if members == "all" else ELITES
+    batch = real_batch(len(fitted), 5)
+    loss = EnsembleModelLoss(model, members=members)
+    want = loss(batch)
+    mean, log_var = model.predict(batch["observation"], batch["action"], torch.tensor(fitted))
+    known = batch.clone()
+    known[loss.prediction_key] = TensorDict({"mean": mean, "log_var": log_var}, batch.shape)
+    torch.testing.assert_close(loss(known), want)
+    known[loss.prediction_key, "log_var"] = log_var + 1
+    assert not torch.allclose(loss(known)["loss_model"], want["loss_model"])
+
+
 def test_penalties_by_hand() -> None:
     model = make_model()
     decay = [0.1, 0.2, 0.3]

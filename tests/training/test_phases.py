@@ -13,6 +13,7 @@ from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
@@ -228,14 +229,22 @@ def make_buffer(data: TensorDict) -> TensorDictReplayBuffer:
     return buffer
 
 
-def make_model_phase(adversarial_weight: float, *, members: str = "all", **kwargs) -> ModelPhase:
-    model = EnsembleWorldModel(
+def make_model_phase(
+    adversarial_weight: float,
+    *,
+    members: str = "all",
+    model_class: type[EnsembleWorldModel] = EnsembleWorldModel,
+    env_class: type[EnsembleModelEnv] = EnsembleModelEnv,
+    termination: TerminationRule | None = None,
+    **kwargs,
+) -> ModelPhase:
+    model = model_class(
         3, 1, num_members=4, num_elites=2, hidden_sizes=(16,), log_var_init=(-4.0, -1.0)
     )
     model.elites.copy_(torch.tensor([3, 1]))
     data = transitions(200)
     buffer = make_buffer(data)
-    env = EnsembleModelEnv(model, action_spec=SPEC, starts=buffer)
+    env = env_class(model, action_spec=SPEC, starts=buffer, termination=termination)
     actor, critic = hand_agent()
     adversarial = AdversarialModelLoss(
         model, actor, critic, adversarial_weight=adversarial_weight, gamma=0.9
@@ -276,6 +285,46 @@ def test_model_phase_moves_the_fitted_members(members: str, fitted: list[int]) -
     phase.run(3)
     moved = (phase.env.world_model.weights[0] != before).flatten(1).any(1)
     assert moved.nonzero().flatten().tolist() == fitted
+
+
+class PlainEnv(EnsembleModelEnv):
+    """A user's env, whose steps know nothing of predictions made before."""
+
+    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().transition(observation, action)
+
+
+class PlainModel(EnsembleWorldModel):
+    """A user's model, likewise."""
+
+    def sample(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return super().sample(observation, action)
+
+
+@pytest.mark.parametrize("plain", ["env", "model"])
+def test_one_pass_over_both_batches_is_the_update_of_two_passes(plain: str) -> None:
+    outcomes = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        phase = make_model_phase(
+            3.0,
+            members="elites",
+            batch_size=32,
+            horizon=3,
+            model_class=EnsembleWorldModel if together or plain == "env" else PlainModel,
+            env_class=EnsembleModelEnv if together or plain == "model" else PlainEnv,
+            termination=lambda observation, action, following: following[..., 0] > 0.5,
+        )
+        calls = []
+        phase.env.world_model.predict = lambda *args, calls=calls, **kwargs: (  # type: ignore[method-assign]
+            calls.append(args[0].shape)
+            or EnsembleWorldModel.predict(phase.env.world_model, *args, **kwargs)  # noqa: B023
+        )
+        torch.manual_seed(1)
+        metrics = phase.run(7)
+        assert len(calls) == (7 if together else 21)
+        outcomes.append((metrics, dict(phase.env.world_model.state_dict())))
+    torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
 
 
 def test_each_member_learns_from_a_real_batch_of_its_own() -> None:
