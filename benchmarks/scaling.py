@@ -61,7 +61,13 @@ def main() -> None:
         "elites": [1, 5] if quick else [1, 2, 5, 10, 20],
         "observation size": [5, 11] if quick else [5, 11, 17, 50, 111, 300],
     }
+    # the quick part first, and a file after each: what was measured is kept
+    memory = memory_over(Workload(num_starts=2000, **base), 5 if quick else 50)
+    growth = memory[-1] - memory[min(len(memory) - 1, 10)]
+    print(f"memory after {len(memory)} iterations: {memory[-1]:.0f} MB")
+    print(f"since the 10th: {growth:+.1f} MB", flush=True)
     results: dict[str, Any] = {}
+    content = {"machine": machine(args.device), "results": results, "memory_mb": memory}
     for name, values in sizes.items():
         seconds = []
         for value in values:
@@ -85,13 +91,8 @@ def main() -> None:
             "seconds": seconds,
             "slope": slope([float(v) for v in values], seconds),
         }
-        print(f"{name:16} slope {results[name]['slope']:.2f}")
-    memory = memory_over(Workload(num_starts=2000, **base), 5 if quick else 50)
-    growth = memory[-1] - memory[min(len(memory) - 1, 10)]
-    print(f"memory after {len(memory)} iterations: {memory[-1]:.0f} MB")
-    print(f"since the 10th: {growth:+.1f} MB")
-    content = {"machine": machine(args.device), "results": results, "memory_mb": memory}
-    write_json(args.out / "scaling.json", content)
+        print(f"{name:16} slope {results[name]['slope']:.2f}", flush=True)
+        write_json(args.out / "scaling.json", content)
     draw(content, args.out / "scaling.png")
 
 
