@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import math
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, unifor
 from rambo_trl.data.disk import check_space
 from rambo_trl.data.environment import environment_spaces, make_environment
 from rambo_trl.data.maze import PointMazeWaypoints
+from rambo_trl.data.minari_root import minari_root
 from rambo_trl.data.scores import reference_scores_for
 from rambo_trl.data.simulator import mujoco_messages_logged
 
@@ -193,7 +193,7 @@ def build_bundled(
             reference = _measured_reference(env_id, bundle)
         steps = sum(len(episode.rewards) for episode in episodes)
         check_space(Path(scratch), _stored_bytes(env_id, steps, len(episodes)))
-        with _minari_root(scratch), warnings.catch_warnings():
+        with minari_root(scratch), warnings.catch_warnings():
             # Minari asks for an e-mail address and a link to code, which there are not.
             warnings.simplefilter("ignore", UserWarning)
             spec = _spec(env_id)
@@ -348,20 +348,6 @@ def _spec(env_id: str) -> EnvSpec:
     env.close()
     assert env.spec is not None
     return env.spec
-
-
-@contextmanager
-def _minari_root(root: str) -> Iterator[None]:
-    """Point Minari to another root; it reads the environment variable at each call."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = root
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import minari
 import torch
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.dataset.minari_dataset import DATASET_ID_RE
+from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import bundled
@@ -34,6 +35,7 @@ from rambo_trl.data.environment import (
     of_registered_class,
     register_mazes,
 )
+from rambo_trl.data.minari_root import minari_root
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
 
 __all__ = ["MinariSource", "open_minari"]
@@ -183,14 +185,14 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         folder = _data_folder(root / name)
         if folder is not None:
             return _read(name, folder)
-        there = (root / name).exists()
+        if (root / name).exists() and _data_folder(root / name) is None:
+            raise ValueError(
+                f"{root / name} is no whole Minari set, it has no metadata.json: delete the "
+                "folder and get the data set again"
+            )
         try:
-            minari.download_dataset(name)
-        except BaseException as error:
-            if not there:  # a part of a set would be found later and taken for all of it
-                shutil.rmtree(root / name, ignore_errors=True)
-            if not isinstance(error, Exception):
-                raise
+            _download(name, root)
+        except Exception as error:
             # The downloader's errors range from a missing package to a broken connection.
             reason = f"downloading it failed ({_first_line(error)})"
         else:
@@ -206,6 +208,36 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         f"no data set {name!r}: it is not in Minari's root {root} and {reason}. "
         f"{_suggestion(name)}{help_}"
     )
+
+
+def _download(name: str, root: Path) -> None:
+    """Download a set to a folder of its own, and move it into place when it is complete.
+
+    Half a set would be found later and taken for all of it, and of two jobs that download the same
+    one neither must touch what the other has.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as scratch:
+        with minari_root(scratch):
+            minari.download_dataset(name)
+        for found in sorted(Path(scratch).rglob("namespace_metadata.json")):
+            _move_unless_there(found, root / found.relative_to(scratch))
+        sets = {path.parents[1] for path in Path(scratch).rglob("data/metadata.json")}
+        own = Path(scratch) / name
+        for found in [*sorted(sets - {own}), own]:  # the sets that it was combined from come first
+            _move_unless_there(found, root / found.relative_to(scratch))
+    torchrl_logger.info(f"{name} is in {root / name}")
+
+
+def _move_unless_there(source: Path, target: Path) -> None:
+    """Rename a file or folder to its place, unless another process has put it there already."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not target.exists():
+            source.rename(target)
+    except OSError:  # a folder that is not empty
+        if _data_folder(target) is None:
+            raise
 
 
 def _first_line(error: Exception) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import minari
@@ -150,6 +154,62 @@ def test_half_a_download_is_not_left_to_be_found(
         assert "downloading it failed (ConnectionError: cut off)" in str(caught.value)
     assert not (root / name).exists()
     assert len(OfflineDataset.load(name)) == 5  # the next try is a whole one
+
+
+#: a job beside this one, which downloads the same set; given an argument, in vain
+OTHER_JOB = """
+import sys
+from minari.storage import remotes
+from test_minari_download import FolderRemote, NAME
+from rambo_trl.data import OfflineDataset
+
+remotes._registry["folder"] = lambda: FolderRemote
+FolderRemote.fails = ConnectionError("cut off") if sys.argv[1:] else None
+try:
+    OfflineDataset.load(NAME.replace("v0", "v1"))
+except ValueError as error:
+    assert "downloading it failed (ConnectionError: cut off)" in str(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", ["none", "this", "other"])
+def test_of_two_downloads_at_once_neither_touches_the_other(
+    failing: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = NAME.replace("v0", "v1")
+    environment = dict(
+        os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    )
+    download = FolderRemote.download_dataset
+
+    def beside_another(self: FolderRemote, dataset_id: str, path: Path) -> None:
+        """Half of this one's, all of the other's, and the rest."""
+        with monkeypatch.context() as patch:
+            patch.setattr(FolderRemote, "fails", InterruptedError())
+            with suppress(InterruptedError):
+                download(self, dataset_id, path)
+        command = [sys.executable, "-c", OTHER_JOB, *(["fail"] if failing == "other" else [])]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (root / name).exists() == (failing != "other")
+        if failing == "this":
+            raise ConnectionError("cut off")
+        shutil.copytree(self.root / dataset_id, path / dataset_id, dirs_exist_ok=True)
+
+    monkeypatch.setattr(FolderRemote, "download_dataset", beside_another)
+    if failing == "this":
+        with pytest.raises(ValueError, match="downloading it failed"):
+            OfflineDataset.load(name)
+    assert len(OfflineDataset.load(name)) == 5
+    assert sorted(path.name for path in root.iterdir()) == ["far"]  # nothing half is left
+
+
+def test_a_folder_that_is_no_set_is_named(root: Path) -> None:
+    (root / NAME / "data").mkdir(parents=True)  # as Minari's own download leaves it when killed
+    with pytest.raises(ValueError, match="walk-v0 is no whole Minari set.*: delete the folder"):
+        OfflineDataset.load(NAME)
+    assert FolderRemote.asked == []
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
