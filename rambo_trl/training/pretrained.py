@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tensordict import TensorDictBase
+from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.modules import EnsembleWorldModel
@@ -141,8 +142,9 @@ class Pretrained:
     A file holds the parts as pretraining left them, what it measured and the random state
     after it, so that a run goes on from the file as if it had pretrained itself. Files are
     moved into place whole, and of several runs that need the same one the first makes it
-    while the others wait. What a killed run left of a file is removed by the next run that
-    looks for any.
+    while the others wait; on a file system without locks each makes it for itself, with one
+    warning, and the last one's stays. What a killed run left of a file is removed by the next run
+    that looks for any.
 
     Args:
         where: ``None`` (pretrain always), ``"auto"`` (a file under ``folder`` named after the
@@ -190,8 +192,15 @@ class Pretrained:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # the lock dies with its process, and its file stays: removing it would open a race
         with self.path.with_suffix(".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._remove_unfinished()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:  # a file system without locks
+                torchrl_logger.warning(
+                    f"the file system of {self.path.parent} has no locks ({error.strerror}): runs "
+                    "that begin at once pretrain each for itself"
+                )
+            else:
+                self._remove_unfinished()
             yield
 
     def _remove_unfinished(self) -> None:

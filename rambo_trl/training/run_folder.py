@@ -9,6 +9,7 @@ import math
 import numbers
 import os
 import platform
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -49,7 +50,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
         OSError: if it cannot be written, naming the file; an earlier one is then as it was.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # two machines, or containers, may have processes of the same number
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)

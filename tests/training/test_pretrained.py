@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
@@ -157,6 +160,40 @@ def test_what_killed_runs_left_is_removed_but_nothing_of_living_ones(tmp_path: P
         assert alive.read_bytes() == b"half"
     with pretrained("auto", tmp_path, net).claimed():
         assert not alive.exists() and strange.exists() and path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_without_locks_each_run_makes_its_own_and_is_told(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(file: object, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("rambo_trl.training.pretrained.fcntl.flock", no_locks)
+    folder = tmp_path / "cache"
+    first, second = (pretrained("auto", folder, nn.Linear(3, 2)) for _ in range(2))
+    assert first.path is not None
+    folder.mkdir()
+    another_s = folder / f".{first.path.name}.77.tmp"  # nobody knows whether its writer lives
+    another_s.write_bytes(b"half")
+    torchrl_logger.addHandler(caplog.handler)
+    try:
+        with first.claimed(), second.claimed():  # neither waits
+            for store in (first, second):
+                store.save({"passes": 1})
+    finally:
+        torchrl_logger.removeHandler(caplog.handler)
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0] == (
+        f"the file system of {folder} has no locks ({os.strerror(number)}): runs that begin at "
+        "once pretrain each for itself"
+    )
+    assert another_s.exists()
+    # what has been made is shared all the same
+    third = nn.Linear(3, 2)
+    with pretrained("auto", folder, third).claimed():
+        assert pretrained("auto", folder, third).load() == {"passes": 1}
+    assert torch.equal(third.weight, second.parts["net"].weight)
 
 
 def world_model(hidden: int = 4) -> EnsembleWorldModel:

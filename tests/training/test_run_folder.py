@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -258,6 +259,21 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(path, b"long content")
     write_atomically(path, b"short")
     assert path.read_bytes() == b"short"
+
+
+def test_writers_of_one_file_with_the_same_process_number_do_not_meet(tmp_path, monkeypatch):
+    # such as the first process of each of two containers, which this one stands for twice
+    path, replace = tmp_path / "file", os.replace
+
+    def replace_after_the_other(*names):
+        monkeypatch.undo()
+        write_atomically(path, b"the other's")
+        replace(*names)
+
+    monkeypatch.setattr("os.replace", replace_after_the_other)
+    write_atomically(path, b"mine")
+    assert path.read_bytes() == b"mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_write_atomically_names_the_file_that_does_not_fit(small_disk):
