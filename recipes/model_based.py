@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from run_evaluation import mode_values, score_text
 from run_start import PRETRAINING, find_pretrained
-from run_support import mode_values, progress_bar, refusing_bad_input, score_text
+from run_support import progress_bar, refusing_bad_input
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from run_support import mode_values, refusing_bad_input
+from run_evaluation import mode_values
+from run_support import refusing_bad_input
 from tensordict import TensorDictBase
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
 from torchrl.modules import ValueOperator

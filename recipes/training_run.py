@@ -15,22 +15,17 @@ import torch
 from command_line import CONFIG_DIR, check_command_line, keys_set, refuse
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
+from run_evaluation import Evaluation, Scores, score_text, write_policy
 from run_reading import SCORE_COLUMNS
+from run_results import finish_tracking, last_screen, summarise
 from run_settings import check_config, rules_for, without
 from run_start import begin_or_resume, prepare
 from run_support import (
     EndingWell,
-    Evaluation,
-    Scores,
     Stopwatch,
     announce_compilation,
-    finish_tracking,
-    last_screen,
     progress_bar,
     refusing_bad_input,
-    score_text,
-    summarise,
-    write_policy,
 )
 from sweep import sweep_job
 from tensordict.nn import TensorDictModuleBase

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import adversary_effect
+import adversary_figure
 import pytest
 import torch
-from adversary_effect import (
+from adversary_game import read_fitted
+from adversary_measures import (
     credible_steps,
     discounted,
     imagined_rewards,
     off_the_data,
     one_step,
-    read_fitted,
 )
 from safetensors.torch import save_file
 from tensordict import TensorDict
@@ -203,12 +204,12 @@ def test_what_is_said(adversarial: float, expected: str) -> None:
 def test_the_figure_is_drawn_with_and_without_what_may_be_missing(tmp_path: Path) -> None:
     found = made_up(40.0, 30.0)
     rows = [{"epoch": e, "mean_q": 10.0 * e, "score": None, "return_mean": 3.0} for e in (1, 2, 3)]
-    adversary_effect.draw(found, rows, tmp_path / "a.png")
+    adversary_figure.draw(found, rows, tmp_path / "a.png")
     found["horizon_asked"] = 50
     assert "from step 31 on" in "".join(adversary_effect.verdict(found))
     found["horizon_asked"] = 30
     del found["returns"]["real"]
-    adversary_effect.draw(found, [{"epoch": 1}], tmp_path / "b.png")
+    adversary_figure.draw(found, [{"epoch": 1}], tmp_path / "b.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 20_000 for name in "ab")
     assert len(adversary_effect.verdict(found)) == 3
 
@@ -217,9 +218,9 @@ def test_the_game_s_panels_span_the_whole_game(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(adversary_effect.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
+    monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
     rows = [{"epoch": e, "mean_q": 1.0, "return_mean": 3.0 if e == 40 else None} for e in range(41)]
-    adversary_effect.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
+    adversary_figure.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
     _, _, believed, achieved = drawn[0].axes
     # one evaluation alone would be a panel of its own
     assert believed.get_xlim() == achieved.get_xlim() == (0, 41)
@@ -229,13 +230,13 @@ def test_the_start_s_value_is_drawn_beside_what_it_came_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(adversary_effect.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
+    monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
     rows = [
         {"epoch": e, "start_value": 2.0 * e, "alpha": 0.5, "entropy": -1.0, "score": 5.0,
          "discounted_return_mean": 3.0 if e % 2 == 0 else None}
         for e in range(1, 5)
     ]  # fmt: skip
-    adversary_effect.draw({**made_up(40.0, 30.0), "gamma": 0.9}, rows, tmp_path / "a.png")
+    adversary_figure.draw({**made_up(40.0, 30.0), "gamma": 0.9}, rows, tmp_path / "a.png")
     later = 0.5 * (0.9 + 0.9**2 / (1 - 0.9))
     promised, counted, true = drawn[0].axes[2].lines
     assert counted.get_ydata().tolist() == [2, 4, 6, 8]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import compose_jobs
-from run_support import write_policy
+from run_evaluation import write_policy
 
 
 def train(toy: Any, run: Any, mean_q: dict[int, float]) -> dict[str, Any]:

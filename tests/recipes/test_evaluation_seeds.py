@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import adversary_effect
+import adversary_measures
 import behaviour
 import numpy as np
 import pytest
-import run_support
+import run_evaluation
 from command_line import compose_jobs
 from omegaconf import DictConfig, OmegaConf
-from run_support import EVALUATION_SEED, Evaluation
+from run_evaluation import EVALUATION_SEED, Evaluation
 
 from rambo_trl.data import bundled
 from rambo_trl.training.evaluation import EvaluationResult
@@ -48,7 +48,7 @@ def test_no_episode_has_the_seed_of_another_or_of_data(schedule: str) -> None:
     blocks = bundled._SEED_BLOCK * (1 + len(bundled._KINDS))
     assert min(found) >= max(blocks, bundled._REFERENCE_SEED + bundled._SEED_BLOCK)
     assert min(found) == EVALUATION_SEED > 3
-    assert max(found) < adversary_effect.FIRST_SEED
+    assert max(found) < adversary_measures.FIRST_SEED
 
 
 def test_the_policies_that_play_data_were_chosen_on_episodes_of_their_own() -> None:
@@ -67,7 +67,7 @@ def test_the_policies_that_play_data_were_chosen_on_episodes_of_their_own() -> N
 def test_runs_of_distant_seeds_stay_apart() -> None:
     # those whose episodes come next to the ones that figures are drawn of, and the largest
     seeds = [0, 1, 88, 89, 90, 91, 2**31 - 2, 2**31 - 1]
-    spans, figures = [], adversary_effect.FIRST_SEED
+    spans, figures = [], adversary_measures.FIRST_SEED
     for seed in seeds:
         found = episode_seeds(config("schedule=paper", f"seed={seed}"))
         spans.append((min(found), max(found)))
@@ -89,8 +89,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[range]:
         future.set_result(evaluate(num_episodes=self.num_episodes, seed=seed))
         return future
 
-    monkeypatch.setattr(run_support, "evaluate_policy", evaluate)
-    monkeypatch.setattr(run_support.EvaluationProcess, "submit", submit)
+    monkeypatch.setattr(run_evaluation, "evaluate_policy", evaluate)
+    monkeypatch.setattr(run_evaluation.EvaluationProcess, "submit", submit)
     return found
 
 

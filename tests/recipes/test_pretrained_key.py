@@ -15,8 +15,8 @@ import torch
 from command_line import compose_jobs
 from model_free import train_model_free
 from omegaconf import DictConfig, OmegaConf
+from run_evaluation import write_policy
 from run_start import PRETRAINING, find_pretrained
-from run_support import write_policy
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import single_transition
+import single_transition_figure
+import single_transition_training
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Bounded
@@ -35,13 +37,13 @@ def tiny() -> DictConfig:
 @pytest.mark.filterwarnings("ignore:The name target_")  # an annotation that TorchRL lacks
 def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
     cfg = tiny()
-    assert set(cfg.methods) == set(single_transition.METHODS)
-    runs = [single_transition.train(name, 0, cfg) for name in cfg.methods]
+    assert set(cfg.methods) == set(single_transition_training.METHODS)
+    runs = [single_transition_training.train(name, 0, cfg) for name in cfg.methods]
     assert [[s.epoch for s in run.snapshots] for run in runs] == [[1, 2]] * 3
-    again = single_transition.train("combo", 0, cfg)
+    again = single_transition_training.train("combo", 0, cfg)
     assert again.mode == runs[list(cfg.methods).index("combo")].mode
     assert len({run.mode for run in runs}) == 3, "the methods differ"
-    single_transition.draw(runs, tmp_path / "figure.png")
+    single_transition_figure.draw(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     table = single_transition.format_table(single_transition.summarise(runs))
     assert "RAMBO" in table
@@ -51,11 +53,13 @@ def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
 
 
 def test_no_curve_leaves_the_figure() -> None:
-    flat = torch.ones_like(single_transition.GRID.squeeze(-1))
+    flat = torch.ones_like(single_transition_training.GRID.squeeze(-1))
     for mean, std, qvalue in ((9.0, 1.0, 0.0), (-4.0, 2.0, 1.0), (1.0, 0.1, 7.0), (1.0, 0.1, -7.0)):
-        snapshot = single_transition.Snapshot(1, mean * flat, std * flat, qvalue * flat, 0.0)
-        run = single_transition.Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot])
-        low, high = single_transition._limits([run])
+        snapshot = single_transition_training.Snapshot(
+            1, mean * flat, std * flat, qvalue * flat, 0.0
+        )
+        run = single_transition_training.Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot])
+        low, high = single_transition_figure._limits([run])
         assert low <= min(0.0, mean - std, qvalue)
         assert high > max(0.0, mean + std, qvalue)
 
@@ -70,25 +74,25 @@ def test_combo_is_told_how_many_rows_of_its_batches_are_real(
         told.append(num_real)
         return original(*args, num_real=num_real, **kwargs)
 
-    original = single_transition.make_agent_loss
-    monkeypatch.setattr(single_transition, "make_agent_loss", make)
+    original = single_transition_training.make_agent_loss
+    monkeypatch.setattr(single_transition_training, "make_agent_loss", make)
     cfg = OmegaConf.merge(tiny(), {"epochs": 1, "agent": {"real_fraction": 0.25}})
-    single_transition.train("combo", 0, cfg)
+    single_transition_training.train("combo", 0, cfg)
     assert told == [4]
 
 
 def test_only_combo_is_conservative_and_only_rambo_adversarial() -> None:
-    methods = single_transition.METHODS
+    methods = single_transition_training.METHODS
     assert [name for name, m in methods.items() if m.conservative] == ["combo"]
     assert [name for name, m in methods.items() if m.adversarial] == ["rambo"]
 
 
 def test_combo_s_loss_is_configured_and_knows_the_real_rows() -> None:
     cfg, spec = tiny(), Bounded(-1.0, 1.0, (1,))
-    loss = single_transition.make_agent_loss(cfg, spec, conservative=True, num_real=5)
+    loss = single_transition_training.make_agent_loss(cfg, spec, conservative=True, num_real=5)
     assert isinstance(loss, COMBOLoss)
     assert loss.num_real == 5
     assert loss.conservative_weight == cfg.combo.conservative_weight
     assert loss.penalized_actions == cfg.combo.penalized_actions
-    loss = single_transition.make_agent_loss(cfg, spec, conservative=False, num_real=5)
+    loss = single_transition_training.make_agent_loss(cfg, spec, conservative=False, num_real=5)
     assert type(loss) is SACLoss

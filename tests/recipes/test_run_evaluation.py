@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_based import START_ROWS, first_rows
 from omegaconf import OmegaConf
-from run_support import Evaluation, mode_values
+from run_evaluation import Evaluation, mode_values
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type

@@ -1,0 +1,110 @@
+"""A run whose game is over: its parts, and the world model that the game began with."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from command_line import compose_jobs, describe
+from data_checks import load_data
+from omegaconf import DictConfig, OmegaConf
+from rambo import FITTED_MODEL, Rambo
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from training_run import Run
+
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.training.checkpoint import load_checkpoint
+from rambo_trl.training.interruption import Interruption
+from rambo_trl.training.pretrained import dataset_digest
+from rambo_trl.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Game:
+    """A run whose game is over.
+
+    Attributes:
+        rambo: its parts, as its checkpoint has them.
+        fitted: the world model before the game.
+        epoch: epochs played.
+    """
+
+    rambo: Rambo
+    fitted: EnsembleWorldModel
+    epoch: int
+
+
+def load_game(path: Path, fitted_file: Path | None = None) -> Game:
+    """Read a run folder.
+
+    Args:
+        path: the run folder.
+        fitted_file: the model before the game, or a file of the cache of pretrained parts; the
+            run folder's own by default.
+
+    Raises:
+        OSError, ValueError: one line on what is missing or does not fit.
+    """
+    folder = RunFolder.open(path)
+    saved = OmegaConf.load(path / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    method = saved.get("method", "rambo")
+    if method != "rambo":
+        raise ValueError(f"{path} is a run of method={method}: only RAMBO's model has an adversary")
+    if not saved.get("adversarial_weight"):
+        raise ValueError(f"{path} has adversarial_weight=0: its model is the fitted one")
+    fitted_file = fitted_file or path / FITTED_MODEL
+    if not fitted_file.is_file():
+        raise FileNotFoundError(
+            f"there is no {fitted_file}, the model before the game: name one with --pretrained "
+            "(the file that pretrained=auto keeps in cache_dir will do)"
+        )
+    # settings that are newer than the run have their defaults
+    cfg = OmegaConf.create(OmegaConf.to_container(compose_jobs("rambo", [])[0], resolve=True))
+    assert isinstance(cfg, DictConfig)
+    cfg.merge_with(saved)
+    cfg.device, cfg.compile = "cpu", False
+    dataset = load_data(cfg)
+    rambo = Rambo(Run(cfg, dataset, folder, Interruption()))
+    last_good = folder.checkpoint_dir / "last_good.pt"
+    progress = load_checkpoint(
+        last_good if last_good.is_file() else folder.checkpoint_dir / "last.pt",
+        rambo.stateful_parts(),
+        restore_random=False,
+    )
+    if progress.get("dataset_digest", dataset_digest(dataset)) != dataset_digest(dataset):
+        raise ValueError(f"data set {dataset.name} is no longer what this run was trained on")
+    if not progress["epoch"]:
+        raise ValueError(f"{path} has not played yet: there is no epoch in its checkpoint")
+    return Game(rambo, read_fitted(fitted_file, rambo.world_model), progress["epoch"])
+
+
+def read_fitted(file: Path, world_model: EnsembleWorldModel) -> EnsembleWorldModel:
+    """Read the model that a game began with.
+
+    Args:
+        file: ``pretrained_model.safetensors``, or a file of the cache of pretrained parts.
+        world_model: the model after the game.
+
+    Raises:
+        ValueError: if the file cannot be read or is of another fit.
+    """
+    try:
+        state = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)["parts"]["world_model"]
+        )
+        fitted = copy.deepcopy(world_model)
+        fitted.load_state_dict(state)
+    except (SafetensorError, RuntimeError, LookupError, TypeError, OSError) as error:
+        raise ValueError(f"{file} does not hold this run's model: {describe(error)}") from error
+    except Exception as error:  # torch.load raises what the unpickler stumbles over
+        raise ValueError(f"{file} is not readable: {describe(error)}") from error
+    for name in ("input_mean", "input_std", "elites"):  # what the game leaves as it is
+        if not torch.equal(getattr(fitted, name), getattr(world_model, name)):
+            raise ValueError(f"{file} is of another fit than this run's: its {name} differs")
+    return fitted

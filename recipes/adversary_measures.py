@@ -1,0 +1,259 @@
+"""What a game did to the world model: the fitted one against the one that it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from adversary_game import Game
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_logged
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+
+#: rows of the data, steps of the way off the data, real episodes, imagined ones from each start
+ROWS, STEPS, EPISODES, REPEATS = 2000, 11, 20, 20
+#: seed of the first real episode: no other part of a run uses it
+FIRST_SEED = 900_000_000
+
+
+@torch.no_grad()
+def one_step(
+    world_model: EnsembleWorldModel,
+    env: EnsembleModelEnv,
+    loss: AdversarialModelLoss,
+    observation: Tensor,
+    action: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What a model promises for a step: the reward r, and r + gamma V(s').
+
+    Each elite's mean is taken, and the mean over elites: no random number is drawn.
+
+    Args:
+        world_model: the model.
+        env: for its termination rule.
+        loss: for its critics, its policy and its discount factor.
+        observation: normalised, [B, observation_size].
+        action: [B, action_size].
+
+    Returns:
+        Reward and value, each [B].
+    """
+    mean, _ = world_model.predict(observation, action, world_model.elites)
+    elites, rows = mean.shape[:2]
+    observation, action = observation.repeat(elites, 1), action.repeat(elites, 1)
+    following, reward = mean[..., :-1].flatten(0, 1), mean[..., -1:].flatten(0, 1)
+    step = TensorDict(
+        {
+            "observation": observation,
+            "action": action,
+            "next": {
+                "observation": following,
+                "reward": reward,
+                "terminated": env.is_terminal(observation, action, following),
+            },
+        },
+        batch_size=[elites * rows],
+    )
+    advantage, _, qvalue = loss.advantage(step)
+    value = advantage + qvalue  # Eq. 5's r + gamma V(s')
+    return reward.view(elites, rows).mean(dim=0), value.view(elites, rows).mean(dim=0)
+
+
+def off_the_data(
+    models: tuple[EnsembleWorldModel, EnsembleWorldModel],
+    env: EnsembleModelEnv,
+    loss: AdversarialModelLoss,
+    data: TensorDict,
+    target: Tensor,
+) -> dict[str, list[float]]:
+    """How the promise for a step has changed, on the way from the data's actions to others.
+
+    Args:
+        models: before and after the game.
+        env: for its termination rule.
+        loss: for its critics and its policy.
+        data: rows [B] with observation and action.
+        target: the actions that the way leads to, [B, action_size].
+
+    Returns:
+        By share of the way: ``share``, mean change of the reward, and median and quartiles of
+        the change of r + gamma V(s').
+    """
+    change: dict[str, list[float]] = {
+        key: [] for key in ("share", "reward", "value", "value_low", "value_high")
+    }
+    for share in torch.linspace(0, 1, STEPS).tolist():
+        action = data["action"] + share * (target - data["action"])
+        before, after = (
+            one_step(model, env, loss, data["observation"], action) for model in models
+        )
+        low, median, high = (after[1] - before[1]).quantile(torch.tensor([0.25, 0.5, 0.75]))
+        change["share"].append(share)
+        change["reward"].append(float((after[0] - before[0]).mean()))
+        change["value"].append(float(median))
+        change["value_low"].append(float(low))
+        change["value_high"].append(float(high))
+    return change
+
+
+def mode(actor: TensorDictModuleBase, observation: Tensor) -> Tensor:
+    """The policy's mode in normalised states, [B, action_size]."""
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        return actor(TensorDict({"observation": observation}, observation.shape[:1]))["action"]
+
+
+@torch.no_grad()
+def imagined_rewards(
+    world_model: EnsembleWorldModel,
+    env: EnsembleModelEnv,
+    act: Callable[[Tensor], Tensor],
+    start: Tensor,
+    horizon: int,
+) -> Tensor:
+    """Rewards of rollouts in a model, [horizon, B]; 0 after a predicted end.
+
+    Args:
+        world_model: the model.
+        env: for its termination rule.
+        act: maps normalised states to actions.
+        start: normalised states [B, observation_size].
+        horizon: steps.
+    """
+    observation, rewards = start, []
+    alive = torch.ones_like(start[:, :1], dtype=torch.bool)
+    for _ in range(horizon):
+        action = act(observation)
+        following, reward = world_model.sample(observation, action)
+        rewards.append((reward * alive).squeeze(-1))
+        alive = alive & ~env.is_terminal(observation, action, following)
+        # an ended row stands still in its last valid state, so that nothing overflows
+        observation = torch.where(alive, following, observation)
+    return torch.stack(rewards)
+
+
+def real_rewards(
+    dataset: OfflineDataset, act: Callable[[Tensor], Tensor], horizon: int, reward_shift: float
+) -> tuple[Tensor, Tensor]:
+    """Rewards of the policy's episodes in the environment, 0 after their end.
+
+    Args:
+        dataset: names the environment, normalises its states.
+        act: maps normalised states to actions.
+        horizon: steps.
+        reward_shift: added to every reward, as in training.
+
+    Returns:
+        The normalised start states [EPISODES, observation_size] and the rewards
+        [horizon, EPISODES].
+    """
+    assert dataset.environment is not None
+    layout = dataset.observation_layout
+    flatten = np.asarray if layout is None else layout.flatten
+
+    def normalise(observation: Any) -> Tensor:
+        raw = torch.as_tensor(flatten(observation), dtype=torch.float32)
+        return (raw - dataset.observation_mean) / dataset.observation_std
+
+    with mujoco_messages_logged():
+        env = make_environment(dataset.environment)
+    starts, rewards = [], torch.zeros(horizon, EPISODES)
+    try:
+        for episode in range(EPISODES):
+            observation = normalise(env.reset(seed=FIRST_SEED + episode)[0])
+            starts.append(observation)
+            for step in range(horizon):
+                action = act(observation[None])[0].numpy()
+                raw, reward, terminated, truncated, _ = env.step(action)
+                rewards[step, episode] = float(reward) + reward_shift
+                if terminated or truncated:
+                    break
+                observation = normalise(raw)
+    finally:
+        env.close()
+    return torch.stack(starts), rewards
+
+
+def discounted(rewards: Tensor, gamma: float, groups: int) -> dict[str, list[float]]:
+    """Discounted return after each step: its mean, and its standard error over start states.
+
+    Args:
+        rewards: [horizon, B].
+        gamma: discount factor.
+        groups: start states; the B columns are so many, repeated.
+    """
+    weights = gamma ** torch.arange(rewards.shape[0])
+    sums = (rewards * weights[:, None]).cumsum(dim=0)
+    by_start = sums.view(rewards.shape[0], -1, groups).mean(dim=1)
+    error = by_start.std(dim=1) / groups**0.5
+    return {"mean": by_start.mean(dim=1).tolist(), "standard_error": error.tolist()}
+
+
+def credible_steps(rewards: Sequence[Tensor], largest: float) -> int:
+    """Steps for which models can be believed.
+
+    Args:
+        rewards: of rollouts in each model, [horizon, B].
+        largest: the largest absolute reward in the data. A model whose mean is beyond twice
+            that, the margin of the monitor of divergence, has rollouts that explode.
+
+    Returns:
+        The steps before the first at which one of the models is beyond it; at least 1.
+    """
+    horizon = rewards[0].shape[0]
+    believed = [(r.abs().mean(dim=1) <= 2 * largest).long().cumprod(dim=0).sum() for r in rewards]
+    return max(1, min(horizon, *map(int, believed)))
+
+
+def measure(game: Game, horizon: int) -> dict[str, Any]:
+    """Everything that the figure shows, as numbers."""
+    rambo, cfg, dataset = game.rambo, game.rambo.run.cfg, game.rambo.run.dataset
+    env, loss = rambo.env, rambo.adversary.adversarial_loss
+    models = (game.fitted, rambo.world_model)
+    torch.manual_seed(0)
+    rows = torch.randperm(len(dataset))[:ROWS]
+    data = dataset.transitions[rows]
+    errors = [
+        float(EnsembleModelLoss(model).member_mse(data)[model.elites].mean()) for model in models
+    ]
+    space = dataset.action_spec.space
+    uniform = space.low + torch.rand_like(data["action"]) * (space.high - space.low)
+
+    def act(observation: Tensor) -> Tensor:
+        return mode(rambo.actor, observation)
+
+    start, rewards = data["observation"][:EPISODES], {}
+    if dataset.environment is not None:
+        start, rewards["real"] = real_rewards(dataset, act, horizon, cfg.reward_shift)
+    for name, model in zip(("fitted", "adversarial"), models, strict=True):
+        torch.manual_seed(0)  # the same noise for both
+        rewards[name] = imagined_rewards(model, env, act, start.repeat(REPEATS, 1), horizon)
+    steps = credible_steps(
+        (rewards["fitted"], rewards["adversarial"]),
+        float(dataset.transitions["next", "reward"].abs().max()),
+    )
+    returns = {
+        name: discounted(values[:steps], cfg.agent.gamma, len(start))
+        for name, values in rewards.items()
+    }
+    return {
+        "dataset": dataset.name,
+        "seed": cfg.seed,
+        "epoch": game.epoch,
+        "adversarial_weight": cfg.adversarial_weight,
+        "gamma": cfg.agent.gamma,
+        "horizon": steps,
+        "horizon_asked": horizon,
+        "rows": len(data),
+        "model_error": {"fitted": errors[0], "adversarial": errors[1]},
+        "policy_actions": off_the_data(models, env, loss, data, act(data["observation"])),
+        "random_actions": off_the_data(models, env, loss, data, uniform),
+        "returns": returns,
+    }

@@ -1,0 +1,148 @@
+"""The end of a run: ``results.json``, the learning curve, the tracker and the last screen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from run_evaluation import evaluation_seed
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.training.figures import plot_learning_curve
+from rambo_trl.training.policy_file import load_policy
+from rambo_trl.training.run_folder import RunFolder, package_versions
+from rambo_trl.training.tracking import Tracker
+from rambo_trl.training.video import record_video
+
+
+def finish_tracking(
+    tracker: Tracker, video: str, *, flatten: Callable[[Any], np.ndarray] = np.asarray
+) -> None:
+    """Record the trained policy if asked to, and send the run's figure and video on.
+
+    Args:
+        tracker: closed here.
+        video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
+        flatten: makes a vector of an observation.
+    """
+    files = [tracker.folder / "learning_curve.png"]
+    if video != "none":
+        try:
+            path = tracker.folder / f"policy.{video}"
+            record_video(load_policy(path.with_name("policy.safetensors")), path, flatten=flatten)
+            files.append(path)
+        except RuntimeError as error:  # a run that has ended well is not spoilt by it
+            print(f"no video: {error}", file=sys.stderr)
+    for path in files:
+        tracker.log_file(path)
+    tracker.close()
+
+
+def summarise(
+    folder: RunFolder,
+    dataset: OfflineDataset,
+    cfg: DictConfig,
+    *,
+    method: str,
+    cloned: Mapping[str, float | None],
+    divergence: Mapping[str, Any] | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write ``results.json`` and ``learning_curve.png`` from ``metrics.csv``.
+
+    The score is the mean of the last evaluations (paper sec. 6); a diverged run's is 0, as
+    the paper scores it.
+    """
+    rows = folder.read_metrics()
+    evaluated = [row for row in rows if row.get("return_mean") is not None]
+    last = evaluated[-cfg.evaluation.last :]
+
+    def mean(key: str) -> float | None:
+        values = [float(v) for row in last if (v := row.get(key)) is not None]
+        return sum(values) / len(values) if values else None
+
+    behaviour = dataset.behaviour_returns
+    results = {
+        "method": method,
+        "score": mean("score") if divergence is None else 0.0,
+        "return_mean": mean("return_mean"),
+        "return_std": mean("return_std"),
+        "evaluations_averaged": len(last),
+        "behaviour_return_mean": float(behaviour.mean()),
+        "behaviour_return_best": float(behaviour.max()),
+        "behaviour_score": dataset.behaviour_score,
+        "behaviour_score_best": dataset.normalized_score(float(behaviour.max())),
+        "cloned_score": cloned.get("score"),
+        "cloned_return_mean": cloned.get("return_mean"),
+        "diverged": divergence is not None,
+        "divergence": divergence,
+        "seed": cfg.seed,
+        "evaluation_seed": evaluation_seed(cfg.seed),
+        "dataset": dataset.name,
+        "dataset_transitions": len(dataset),
+        "env": dataset.env_id,
+        "evaluated": dataset.environment is not None,
+        "schedule": cfg.schedule_name,
+        "epochs": int(rows[-1]["epoch"] or 0) if rows else 0,
+        **extra,
+        "threads": torch.get_num_threads(),
+        "versions": package_versions(),
+    }
+    folder.write_results(results)
+    mean_score, best = dataset.behaviour_score, dataset.normalized_score(float(behaviour.max()))
+    scored = mean_score is not None and best is not None
+    plot_learning_curve(
+        [r if scored else {**r, "score": r["return_mean"], "score_std": r["return_std"]}
+         for r in rows],
+        folder.path / "learning_curve.png",
+        title=f"{method} on {dataset.name}",
+        behaviour_mean=float(behaviour.mean()) if mean_score is None else mean_score,
+        behaviour_best=float(behaviour.max()) if best is None else best,
+        cloned=cloned.get("score" if scored else "return_mean"),
+        y_label="normalised score" if scored else "return",
+        policy_label=method,
+        num_final=max(len(last), 1),
+    )  # fmt: skip
+    return results
+
+
+def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
+    """What was learnt compared with the data, as text."""
+    method = results["method"]
+
+    def line(label: str, episode_return: float | None, score: float | None) -> str:
+        numbers = [f"{x:10.1f}" if x is not None else f"{'-':>10}" for x in (episode_return, score)]
+        return f"  {label:<34}{''.join(numbers)}"
+
+    count = results["evaluations_averaged"]
+    lines = [
+        "",
+        f"{method} on {results['dataset']} ({results['env']}), seed {results['seed']}, "
+        f"{results['epochs']} epochs",
+        f"  {'':<34}{'return':>10}{'score':>10}",
+        line("data, mean episode", results["behaviour_return_mean"], results["behaviour_score"]),
+        line(
+            "data, best episode", results["behaviour_return_best"], results["behaviour_score_best"]
+        ),
+    ]
+    if results["cloned_return_mean"] is not None:
+        lines.append(
+            line("behaviour cloning alone", results["cloned_return_mean"], results["cloned_score"])
+        )
+    label = f"{method}, mean of last {count}" if count > 1 else f"{method}, last evaluation"
+    lines.append(line(label, results["return_mean"], results["score"]))
+    if not results["evaluated"]:
+        lines.append("  not evaluated: there is no environment")
+    if results["diverged"]:
+        found = results["divergence"]
+        lines.append(f"  DIVERGED at epoch {found['epoch']}: {found['reason']}; scored 0")
+    elif results["score"] is not None:
+        gap = results["score"] - results["behaviour_score"]
+        lines.append(f"  {gap:+.1f} points against the data's mean episode")
+    lines += ["", f"learning curve: {folder.path / 'learning_curve.png'}"]
+    lines.append(f"run folder: {folder.path}")
+    return "\n".join(lines)
