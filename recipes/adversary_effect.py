@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adversary_figure import PLACES, draw
+from adversary_figure import EFFECT_FILE, PLACES, draw
 from adversary_game import load_game
 from adversary_measures import measure
 from command_line import describe
@@ -30,11 +30,17 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     error, policy = found["model_error"], found["policy_actions"]["value"]
     random, returns = found["random_actions"]["value"], found["returns"]
     last = {name: curve["mean"][-1] for name, curve in returns.items()}
+    moved = {key: way["moved"] for key, way in found["next_states"].items()}
+    at_data = {key: way[0] for key, way in found["next_states"]["policy_actions"].items()}
     lines = [
         f"error on {found['rows']} rows of the data: {error['fitted']:.4g} before the game, "
         f"{error['adversarial']:.4g} after",
         f"change of r + gamma V(s'): {policy[0]:+.4g} at the data's actions, {policy[-1]:+.4g} at "
         f"the policy's, {random[-1]:+.4g} at random ones (medians)",
+        f"next states moved by {at_data['moved']:.3g} standard deviations of the data at the "
+        f"data's actions, {moved['policy_actions'][-1]:.3g} at the policy's, "
+        f"{moved['random_actions'][-1]:.3g} at random ones; from the data's own they lie "
+        f"{at_data['fitted']:.3g} before the game, {at_data['adversarial']:.3g} after (medians)",
         f"discounted return of {found['horizon']} steps: "
         + ", ".join(f"{value:.4g} {PLACES[name]}" for name, value in last.items()),
     ]
@@ -73,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     found = measure(game, options.horizon)
-    write_atomically(out / "adversary_effect.json", (json.dumps(found, indent=2) + "\n").encode())
+    write_atomically(out / EFFECT_FILE, (json.dumps(found, indent=2) + "\n").encode())
     metrics = game.rambo.run.folder.read_metrics()
     draw(found, [row for row in metrics if (row["epoch"] or 0) <= game.epoch],
          out / "adversary_effect.png")  # fmt: skip

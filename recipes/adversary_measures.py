@@ -104,6 +104,52 @@ def off_the_data(
     return change
 
 
+@torch.no_grad()
+def mean_next_state(world_model: EnsembleWorldModel, observation: Tensor, action: Tensor) -> Tensor:
+    """The mean over elites of their mean next states, [B, observation_size], normalised."""
+    mean, _ = world_model.predict(observation, action, world_model.elites)
+    return mean[..., :-1].mean(dim=0)
+
+
+def moved_next_states(
+    models: tuple[EnsembleWorldModel, EnsembleWorldModel], data: TensorDict, target: Tensor
+) -> dict[str, list[float]]:
+    """How far the predicted next states have moved, on the way from the data's actions to others.
+
+    A distance is the root mean square over a state's entries, in standard deviations of the data:
+    its states are normalised (paper sec. 5.2).
+
+    Args:
+        models: before and after the game.
+        data: rows [B] with observation, action and next observation, normalised.
+        target: the actions that the way leads to, [B, action_size].
+
+    Returns:
+        By share of the way: ``share``; median and quartiles over rows of the distance between the
+        two models' predictions, ``moved``; the medians of each one's distance from the next state
+        that the data have, ``fitted`` and ``adversarial``. Where the share is 0 these are the
+        models' errors; further on they hold what the other action does as well.
+    """
+    found: dict[str, list[float]] = {
+        key: [] for key in ("share", "moved", "moved_low", "moved_high", "fitted", "adversarial")
+    }
+    true = data["next", "observation"]
+    for share in torch.linspace(0, 1, STEPS).tolist():
+        action = data["action"] + share * (target - data["action"])
+        before, after = (mean_next_state(model, data["observation"], action) for model in models)
+        moved, fitted, adversarial = (
+            x.square().mean(dim=-1).sqrt() for x in (after - before, before - true, after - true)
+        )
+        low, median, high = moved.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        found["share"].append(share)
+        found["moved"].append(median)
+        found["moved_low"].append(low)
+        found["moved_high"].append(high)
+        found["fitted"].append(float(fitted.quantile(0.5)))
+        found["adversarial"].append(float(adversarial.quantile(0.5)))
+    return found
+
+
 def mode(actor: TensorDictModuleBase, observation: Tensor) -> Tensor:
     """The policy's mode in normalised states, [B, action_size]."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -229,6 +275,7 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
     def act(observation: Tensor) -> Tensor:
         return mode(rambo.actor, observation)
 
+    targets = {"policy_actions": act(data["observation"]), "random_actions": uniform}
     start, rewards = data["observation"][:EPISODES], {}
     if dataset.environment is not None:
         start, rewards["real"] = real_rewards(dataset, act, horizon, cfg.reward_shift)
@@ -253,7 +300,9 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
         "horizon_asked": horizon,
         "rows": len(data),
         "model_error": {"fitted": errors[0], "adversarial": errors[1]},
-        "policy_actions": off_the_data(models, env, loss, data, act(data["observation"])),
-        "random_actions": off_the_data(models, env, loss, data, uniform),
+        **{name: off_the_data(models, env, loss, data, way) for name, way in targets.items()},
+        "next_states": {
+            name: moved_next_states(models, data, way) for name, way in targets.items()
+        },
         "returns": returns,
     }

@@ -19,6 +19,7 @@ from adversary_measures import (
     credible_steps,
     discounted,
     imagined_rewards,
+    moved_next_states,
     off_the_data,
     one_step,
 )
@@ -112,6 +113,47 @@ def test_a_changed_successor_is_seen_through_the_critic(parts: tuple[Any, Any, A
     assert not torch.allclose(before, reward, atol=1e-3)
 
 
+def test_next_states_move_as_far_as_the_elites_were_moved(parts: tuple[Any, Any, Any]) -> None:
+    fitted, _, _ = parts
+    fitted.elites.copy_(torch.tensor([2, 0]))
+    after = copy.deepcopy(fitted)
+    with torch.no_grad():
+        after.biases[-1][2, :, 0] += 0.6  # one of two elites: the mean moves by half of it
+        after.weights[-1][:, 2, 0] -= 2.0  # by the action, -2 in all
+        after.biases[-1][1] += 100.0  # no elite
+        after.biases[-1][..., REWARD] += 50.0  # no state
+    rows = data()
+    weight, bias = (x[0][fitted.elites].mean(dim=0) for x in (fitted.weights, fitted.biases))
+    inputs = torch.cat([rows["observation"], rows["action"]], dim=-1)
+    predicted = rows["observation"] + (inputs @ weight + bias)[:, :2].detach()
+    rows["next"] = TensorDict({"observation": predicted + torch.tensor([0.4, 0.0])}, [50])
+    found = moved_next_states((fitted, after), rows, torch.ones(50, 1))
+    moved = [abs(0.3 - 2 * share) / 2**0.5 for share in found["share"]]
+    assert found["share"] == pytest.approx([k / 10 for k in range(11)])
+    for key in ("moved", "moved_low", "moved_high"):
+        assert found[key] == pytest.approx(moved, abs=1e-5), key
+    # from the data's next state: the errors at its action, then with what the action does
+    x, y = weight[2, :2].tolist()
+    for share in (0, 1):
+        off = {"fitted": share * x - 0.4, "adversarial": share * (x - 2) + 0.3 - 0.4}
+        for key, entry in off.items():
+            distance = ((entry**2 + (share * y) ** 2) / 2) ** 0.5
+            assert found[key][-share] == pytest.approx(distance, abs=1e-5), (key, share)
+
+
+def test_next_states_are_told_by_median_and_quartiles(parts: tuple[Any, Any, Any]) -> None:
+    fitted, _, _ = parts
+    after = copy.deepcopy(fitted)
+    with torch.no_grad():
+        after.weights[-1][:, 2, 1] += 2**0.5  # a row moves by its action
+    rows = data(5)
+    rows["next"] = TensorDict({"observation": rows["observation"]}, [5])
+    target = torch.tensor([0.0, 0.1, 0.2, 0.5, 1.0]).unsqueeze(-1)
+    found = moved_next_states((fitted, after), rows, target)
+    got = [found[key][-1] for key in ("moved_low", "moved", "moved_high")]
+    assert got == pytest.approx([0.1, 0.2, 0.5], abs=1e-5)
+
+
 def test_imagined_rewards_stop_at_a_predicted_end(parts: tuple[Any, Any, Any]) -> None:
     model, env, _ = parts
     with torch.no_grad():
@@ -178,12 +220,19 @@ def made_up(real: float, adversarial: float) -> dict[str, Any]:
         spread = {"value_low": [2 * v for v in value], "value_high": [0.5 * v for v in value]}
         return {"share": share, "reward": value, "value": value, **spread}
 
+    def moved(size: float) -> dict[str, list[float]]:
+        value = [0.01 + size * x for x in share]
+        spread = {"moved_low": [0.5 * v for v in value], "moved_high": [2 * v for v in value]}
+        true = {"fitted": [0.04 + x for x in share], "adversarial": [0.05 + x for x in share]}
+        return {"share": share, "moved": value, **spread, **true}
+
     curves = {"real": real, "fitted": 50.0, "adversarial": adversarial}
     return {
         "dataset": "bundled/hopper/medium-replay-v0", "seed": 0, "epoch": 20,
         "adversarial_weight": 3e-4, "gamma": 0.99, "horizon": 30, "horizon_asked": 30, "rows": 100,
         "model_error": {"fitted": 0.01, "adversarial": 0.011},
         "policy_actions": change(2.0), "random_actions": change(8.0),
+        "next_states": {"policy_actions": moved(0.25), "random_actions": moved(0.5)},
         "returns": {
             name: {"mean": [end * k / 30 for k in range(1, 31)], "standard_error": [1.0] * 30}
             for name, end in curves.items()
@@ -199,6 +248,8 @@ def test_what_is_said(adversarial: float, expected: str) -> None:
     text = "\n".join(adversary_effect.verdict(made_up(40.0, adversarial)))
     assert expected in text and "0.01 before the game, 0.011 after" in text
     assert "-0 at the data's actions, -2 at the policy's, -8 at random ones" in text
+    assert "moved by 0.01 standard" in text and "0.26 at the policy's, 0.51 at random" in text
+    assert "they lie 0.04 before the game, 0.05 after" in text
 
 
 def test_the_figure_is_drawn_with_and_without_what_may_be_missing(tmp_path: Path) -> None:
@@ -211,7 +262,7 @@ def test_the_figure_is_drawn_with_and_without_what_may_be_missing(tmp_path: Path
     del found["returns"]["real"]
     adversary_figure.draw(found, [{"epoch": 1}], tmp_path / "b.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 20_000 for name in "ab")
-    assert len(adversary_effect.verdict(found)) == 3
+    assert len(adversary_effect.verdict(found)) == 4
 
 
 def test_the_game_s_panels_span_the_whole_game(
@@ -221,9 +272,27 @@ def test_the_game_s_panels_span_the_whole_game(
     monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
     rows = [{"epoch": e, "mean_q": 1.0, "return_mean": 3.0 if e == 40 else None} for e in range(41)]
     adversary_figure.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
-    _, _, believed, achieved = drawn[0].axes
+    *_, believed, achieved = drawn[0].axes
     # one evaluation alone would be a panel of its own
     assert believed.get_xlim() == achieved.get_xlim() == (0, 41)
+
+
+def test_next_states_are_drawn_beside_the_data_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
+    found = made_up(40.0, 30.0)
+    adversary_figure.draw(found, [], tmp_path / "a.png")
+    axes = drawn[0].axes[1]
+    lines = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata())]
+    ways = [found["next_states"][key] for key in ("random_actions", "policy_actions")]
+    assert lines == [w["moved"] for w in ways] + [
+        w[key] for w in ways for key in ("fitted", "adversarial")
+    ]
+    assert axes.get_yscale() == "log"
+    title = axes.get_title(loc="left")
+    assert "(on the data 0.01; error 0.04 before, 0.05 after)" in title
 
 
 def test_the_start_s_value_is_drawn_beside_what_it_came_to(
@@ -238,7 +307,7 @@ def test_the_start_s_value_is_drawn_beside_what_it_came_to(
     ]  # fmt: skip
     adversary_figure.draw({**made_up(40.0, 30.0), "gamma": 0.9}, rows, tmp_path / "a.png")
     later = 0.5 * (0.9 + 0.9**2 / (1 - 0.9))
-    promised, counted, true = drawn[0].axes[2].lines
+    promised, counted, true = drawn[0].axes[3].lines
     assert counted.get_ydata().tolist() == [2, 4, 6, 8]
     assert promised.get_ydata().tolist() == pytest.approx([v + later for v in (2, 4, 6, 8)])
     assert (true.get_xdata().tolist(), true.get_ydata().tolist()) == ([2, 4], [3, 3])
@@ -281,6 +350,9 @@ def test_a_run_from_its_start_to_its_figure(
     assert len(found["returns"]["real"]["mean"]) == 5
     # the game has moved the model
     assert found["model_error"]["fitted"] != found["model_error"]["adversarial"]
+    random, policy = (found["next_states"][key] for key in ("random_actions", "policy_actions"))
+    assert random["moved"][0] == policy["moved"][0] > 0 and random["moved"][-1] > 0
+    assert random["moved"][-1] != policy["moved"][-1] and random["fitted"] != random["adversarial"]
     assert (tmp_path / "out/adversary_effect.png").stat().st_size > 20_000
     assert not (run / "adversary_effect.json").exists()
     assert "error on" in capsys.readouterr().out
