@@ -113,7 +113,9 @@ def _draw_next_states(axes: Axes, found: Mapping[str, Any]) -> None:
     )
     axes.set_xlabel(_WAY)
     axes.set_ylabel("distance [standard deviations of the data]")
-    axes.legend(frameon=False, fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
 
 
 def _draw_returns(axes: Axes, found: Mapping[str, Any]) -> None:
