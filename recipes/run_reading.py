@@ -85,6 +85,11 @@ class Record:
         epochs = self.results["epochs"]
         return self.results.get("agent_updates", epochs) / epochs if epochs else 1.0
 
+    @property
+    def minutes(self) -> float:
+        """What it took."""
+        return round(sum(self.results.get("seconds", {}).values()) / 60, 1)
+
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """A column by the agent's updates; rows without it are left out.
 
