@@ -1,4 +1,4 @@
-"""The paper's Table 1, and which of its data sets one of ours corresponds to.
+"""The paper's Tables 1 and 2, and which of their data sets one of ours corresponds to.
 
 Its lambda of a data set is the one that the set's task has, ``config/task/d4rl-NAME.yaml``: for
 eight of the eighteen it is 0, and RAMBO without an adversary is then RAMBO as published.
@@ -15,8 +15,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 TABLE = Path(__file__).with_name("paper_table1.csv")
+ABLATION_TABLE = Path(__file__).with_name("paper_table2.csv")
 TASKS = Path(__file__).parent / "config" / "task"
 SOURCE = "Table 1 of the paper's submission (arXiv 2204.12581; 5 seeds, D4RL's data)"
+ABLATION_SOURCE = "Table 2 of the submission"
 
 RAMBO = "RAMBO"
 #: lambda = 0 where the paper's is not
@@ -51,11 +53,47 @@ class Published:
     same_data: bool
 
 
+@dataclass(frozen=True)
+class PublishedAblation:
+    """The paper's Table 2: totals over all of a benchmark's data sets in Table 1.
+
+    Attributes:
+        benchmark: its name.
+        data_sets: how many they are.
+        rambo: sum of RAMBO's scores.
+        rambo_std: over seeds.
+        ablation: the same with lambda = 0.
+        ablation_std: over seeds.
+    """
+
+    benchmark: str
+    data_sets: int
+    rambo: float
+    rambo_std: float
+    ablation: float
+    ablation_std: float
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    lines = path.read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
 @cache
 def _table() -> dict[str, dict[str, str]]:
-    lines = TABLE.read_text().splitlines()
-    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return {row["dataset"]: row for row in rows}
+    return {row["dataset"]: row for row in _read(TABLE)}
+
+
+@cache
+def _ablations() -> dict[str, PublishedAblation]:
+    return {
+        row["benchmark"]: PublishedAblation(
+            row["benchmark"],
+            int(row["data_sets"]),
+            *(float(row[key]) for key in ("rambo", "rambo_std", "ablation", "ablation_std")),
+        )
+        for row in _read(ABLATION_TABLE)
+    }
 
 
 def table_dataset(name: str) -> tuple[str, bool] | None:
@@ -127,3 +165,18 @@ def published(method: str, dataset: str) -> Published | None:
         return None
     std = row.get(f"{column}_std")
     return Published(float(row[column]), float(std) if std else None, same)
+
+
+def published_ablation(dataset: str) -> PublishedAblation | None:
+    """The paper's Table 2 for the benchmark that a data set or its counterpart belongs to.
+
+    Args:
+        dataset: name of the data set here.
+
+    Returns:
+        None where Table 1 has none of its kind.
+    """
+    found = table_dataset(dataset)
+    if found is None:
+        return None
+    return _ablations()["AntMaze" if found[0].startswith("antmaze") else "MuJoCo"]

@@ -6,9 +6,10 @@ interquartile mean with its 95 % interval, the paper's number; where there are s
 ``table.md`` totals them. A run that diverged scores 0; where the data have no reference scores it
 is left out of the mean return, and the row says so.
 ``results.csv`` has one row a run. ``learning_curves.png`` draws the evaluations beside the data,
-``q_and_return.png`` what the critics believe against what is achieved. Where run folders
-hold what ``adversary_effect.py`` writes, ``table.md`` tells and ``adversary_effect.png`` draws what
-the adversary did to their models. With ``--readme FILE`` the tables are put between the file's
+``q_and_return.png`` what the critics believe against what is achieved. Where RAMBO and its ablation
+have the same data, ``table.md`` sets them side by side with the paper's Table 2; where run folders
+hold what ``adversary_effect.py`` writes, it tells and ``adversary_effect.png`` draws what the
+adversary did to their models. With ``--readme FILE`` the tables are put between the file's
 ``<!-- results:NAME -->`` markers, where NAME is the folder's name.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from paper_results import published
+from report_ablation import ablation_table
 from report_adversary import Effect, draw_effects, effect_table, read_effects
 from report_figures import draw_learning_curves, draw_q_and_return
 from report_tables import notes, score_table, scores_of, totals
@@ -40,7 +42,7 @@ COLUMNS = (
 
 def markdown_table(found: Sequence[Configuration], effects: Sequence[Effect] = ()) -> str:
     """The tables as text, and what must be known to read them."""
-    lines = [*score_table(found), *totals(found), *effect_table(effects)]
+    lines = [*score_table(found), *totals(found), *ablation_table(found), *effect_table(effects)]
     return "\n".join([*lines, *notes(found)]) + "\n"
 
 

@@ -1,0 +1,120 @@
+"""RAMBO beside itself without an adversary, and the paper's Table 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from paper_results import (
+    ABLATION,
+    ABLATION_SOURCE,
+    RAMBO,
+    PublishedAblation,
+    published,
+    published_ablation,
+    published_weight,
+    table_dataset,
+)
+from report_tables import paper_text, scores_of, spread, total_text
+from run_reading import Configuration
+
+#: RAMBO's runs and the runs with lambda = 0; the same where the paper's lambda is 0
+Pair = tuple[Configuration, Configuration]
+
+
+def ablation_table(found: Sequence[Configuration]) -> list[str]:
+    """A row for each data set that has both, then totals beside the paper's.
+
+    Args:
+        found: the configurations of the report.
+
+    Returns:
+        Lines; none where there is no data set with both.
+    """
+    groups: dict[str, list[Pair]] = {}
+    for configuration in found:
+        if configuration.method == RAMBO and scores_of(configuration):
+            partner = _without_adversary(configuration, found)
+            if partner is not None:
+                name = f"{configuration.label}, `{configuration.schedule}`"
+                groups.setdefault(name, []).append((configuration, partner))
+    # where the paper's lambda is 0 RAMBO is its own ablation: alone that compares nothing
+    groups = {name: pairs for name, pairs in groups.items() if any(a is not b for a, b in pairs)}
+    if not groups:
+        return []
+    lines = [
+        "",
+        "What the adversary is worth: RAMBO beside itself with lambda = 0. The paper's totals "
+        f"({ABLATION_SOURCE}) are over all data sets of a benchmark; where its own lambda is not 0 "
+        "it has no scores with lambda = 0 of single ones.",
+        "",
+        "| data set | method | score | with lambda = 0 | difference | paper | paper, lambda = 0 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, pairs in groups.items():
+        lines += [_row(name, *pair) for pair in pairs]
+        benchmarks: dict[PublishedAblation, list[Pair]] = {}
+        for pair in pairs:
+            paper = published_ablation(pair[0].dataset)
+            if paper is not None:
+                benchmarks.setdefault(paper, []).append(pair)
+        lines += [
+            _total(name, paper, members)
+            for paper, members in benchmarks.items()
+            if any(a is not b for a, b in members)
+        ]
+    return lines
+
+
+def _without_adversary(
+    configuration: Configuration, found: Sequence[Configuration]
+) -> Configuration | None:
+    """The runs with lambda = 0 on the same data that differ in nothing else that is told apart."""
+    for other in found:
+        keys = {*configuration.differs, *other.differs} - {"adversarial_weight"}
+        mine, theirs = configuration.runs[0].settings, other.runs[0].settings
+        if (
+            (other.method, other.dataset, other.schedule)
+            == (ABLATION, configuration.dataset, configuration.schedule)
+            and all(mine.get(key) == theirs.get(key) for key in keys)
+            and scores_of(other)
+        ):
+            return other
+    # without an adversary it is called RAMBO only where the paper has none
+    own = configuration.runs[0].results.get("adversarial_weight") == 0
+    return configuration if own else None
+
+
+def _row(name: str, rambo: Configuration, without: Configuration) -> str:
+    gap = np.mean(scores_of(rambo)) - np.mean(scores_of(without))
+    cells = [
+        f"`{rambo.dataset}`",
+        name,
+        f"**{spread(scores_of(rambo))}**",
+        f"**{spread(scores_of(without))}**",
+        "its own ablation" if rambo is without else f"{gap:+.1f}",
+        paper_text(rambo),
+        paper_text(rambo) if published_weight(rambo.dataset) == 0 else "-",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> str:
+    """Sums over the data sets of a benchmark that have both, beside the paper's over all."""
+    keys = {(table_dataset(rambo.dataset) or ("",))[0] for rambo, _ in pairs}
+    remarks = [] if len(pairs) == len(keys) == paper.data_sets else [f"all {paper.data_sets}"]
+    numbers = [published(RAMBO, rambo.dataset) for rambo, _ in pairs]
+    if any(number is not None and not number.same_data for number in numbers):
+        remarks.append("other data")
+    remark = f" ({', '.join(remarks)})" if remarks else ""
+    sums = [[scores_of(pair[side]) for pair in pairs] for side in (0, 1)]
+    gap = sum(np.mean(mine) - np.mean(theirs) for mine, theirs in zip(*sums, strict=True))
+    cells = [
+        f"{paper.benchmark}, {len(pairs)} of {paper.data_sets}",
+        name,
+        *(f"**{total_text(side)}**" for side in sums),
+        f"{gap:+.1f}",
+        f"{paper.rambo:.1f} +- {paper.rambo_std:.1f}{remark}",
+        f"{paper.ablation:.1f} +- {paper.ablation_std:.1f}{remark}",
+    ]
+    return "| " + " | ".join(cells) + " |"
