@@ -201,6 +201,10 @@ def state_of(pid: int) -> str | None:
         return None
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def wait_for(condition, seconds: float) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -222,8 +226,10 @@ def process_of(folder: Path) -> int | None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("launcher", ["ray", "joblib"])
-def test_four_runs_on_two_workers_one_of_them_killed(launcher, tiny_dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "victim"), [("ray", "run"), ("ray", "worker"), ("joblib", "run")]
+)
+def test_four_runs_on_two_workers_one_of_them_killed(launcher, victim, tiny_dataset, tmp_path):
     workers = {
         "ray": ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.remote.num_cpus=1",
                 "+hydra.launcher.ray.init.include_dashboard=false"],
@@ -248,6 +254,9 @@ def test_four_runs_on_two_workers_one_of_them_killed(launcher, tiny_dataset, tmp
         )
         pid = process_of(folder)
         assert pid is not None, (tmp_path / "said").read_text()
+        if victim == "worker":  # Ray starts another one, and the run ends with its worker
+            pid = parent_of(pid)
+            assert "ray::" in Path(f"/proc/{pid}/cmdline").read_text()
         os.kill(pid, signal.SIGKILL)
         assert process.wait(900) == 0, (tmp_path / "said").read_text()
     finally:
