@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hydra
 import torch
+from command_line import check_command_line
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torchrl._utils import logger
@@ -178,4 +179,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    check_command_line("behaviour", check=lambda cfg: None)
     main()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hydra
 import torch
+from command_line import check_command_line
 from omegaconf import DictConfig
 
 from rambo_trl.data import OfflineDataset
@@ -64,4 +65,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    check_command_line("build_dataset", check=lambda cfg: None)
     main()

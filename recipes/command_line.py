@@ -57,7 +57,9 @@ def check_command_line(
     Raises:
         SystemExit: with code 2 after one line on what to change.
     """
-    args = get_args_parser().parse_args(argv)
+    args, unknown = get_args_parser().parse_known_args(argv)
+    if unknown:
+        refuse(f"cannot read {unknown[0]!r}: settings are given as key=value, without dashes")
     if args.help or args.hydra_help or args.info or args.shell_completion:
         return
     try:

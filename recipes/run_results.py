@@ -121,8 +121,8 @@ def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
     count = results["evaluations_averaged"]
     lines = [
         "",
-        f"{method} on {results['dataset']} ({results['env']}), seed {results['seed']}, "
-        f"{results['epochs']} epochs",
+        f"{method} on {results['dataset']} ({results['env'] or 'no environment'}), "
+        f"seed {results['seed']}, {results['epochs']} epochs",
         f"  {'':<34}{'return':>10}{'score':>10}",
         line("data, mean episode", results["behaviour_return_mean"], results["behaviour_score"]),
         line(

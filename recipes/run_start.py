@@ -23,6 +23,7 @@ from rambo_trl.training.checkpoint import Checkpoints, Stateful, make_determinis
 from rambo_trl.training.pretrained import Pretrained, dataset_digest, file_digest
 from rambo_trl.training.run_folder import RunFolder, package_versions
 from rambo_trl.training.tracking import check_tracker
+from rambo_trl.training.video import check_video
 
 
 def choose_run_dir(cfg: DictConfig, task: str) -> Path:
@@ -152,6 +153,7 @@ def prepare(
         cfg = resumed_config(cfg, saved, hydra.overrides.task)
         check_config(cfg)
         check_tracker(cfg.logger)
+        check_video(cfg.video)
         if cfg.deterministic:
             make_deterministic()
         print(f"run folder: {folder.path}", flush=True)
@@ -167,6 +169,7 @@ def prepare(
             OmegaConf.update(cfg, key, value)
     check_config(cfg)
     check_tracker(cfg.logger)
+    check_video(cfg.video)
     path = choose_run_dir(cfg, task)
     check_writable(path)
     if path.exists():

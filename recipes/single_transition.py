@@ -18,6 +18,7 @@ from typing import Any
 
 import hydra
 import torch
+from command_line import check_command_line
 from omegaconf import DictConfig, OmegaConf
 from run_support import refusing_bad_input
 from single_transition_figure import draw
@@ -87,7 +88,8 @@ def check(cfg: DictConfig) -> None:
     unknown = [name for name in cfg.methods if name not in METHODS]
     if unknown or not cfg.methods:
         raise ValueError(f"methods must be some of {list(METHODS)}, got {list(cfg.methods)}")
-    if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
+    seeds = cfg.seeds if OmegaConf.is_list(cfg.seeds) else []
+    if not all(type(seed) is int for seed in seeds) or not 0 < len(seeds) == len(set(seeds)):
         raise ValueError(f"seeds must be different whole numbers, got {cfg.seeds}")
 
 
@@ -110,4 +112,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    check_command_line("single_transition", check)
     main()

@@ -79,6 +79,11 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                     arrays[key] = _read(file[key])
     except Exception as error:  # h5py's errors are of many types
         reason = " ".join(str(error).split())
+        if Path(path).suffix not in (".hdf5", ".h5"):
+            raise ValueError(
+                f"{path} is no HDF5 file ({reason}): make a data set of it, which for logs such as "
+                "CSV files takes a few lines (docs/tutorials/own_data.md)"
+            ) from error
         raise ValueError(
             f"{path} is truncated, corrupt or no HDF5 file ({reason}): get the file again"
         ) from error

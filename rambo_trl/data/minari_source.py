@@ -254,9 +254,8 @@ def _suggestion(name: str) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"Nearest known names: {', '.join(near)}"
-    return (
-        f"Known names are {', '.join([*local[:3], 'bundled/hopper/medium-replay-v0'])} and others"
-    )
+    some = dict.fromkeys(["bundled/hopper/medium-replay-v0", *local[:3]])
+    return f"Known names are {', '.join(some)} and others"
 
 
 def _describe(

@@ -174,7 +174,7 @@ def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
             axes[key].set(xlabel=key, ylabel=label)
         mean = dataset.behaviour_returns.mean()
         axes["return"].axvline(mean, color="#bb5566", label=f"mean {mean:.1f}")
-        axes["return"].legend(frameon=False)
+        axes["return"].legend()
         _plot_states(dataset, axes["states"])
         _plot_spread(dataset, axes["observation"])
         figure.suptitle(

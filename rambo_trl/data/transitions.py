@@ -114,7 +114,8 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
             rows = bad.any(-1).nonzero()[0]
             label = key if isinstance(key, str) else " ".join(key)
             problems.append(
-                f"{int(bad.sum())} in {label} ({len(rows)} rows, the first is row {int(rows[0])})"
+                f"{int(bad.sum())} in {label} ({len(rows)} rows, the first is "
+                f"{_place(transitions, int(rows[0]))})"
             )
     if problems:
         raise ValueError(
@@ -143,9 +144,16 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
     if outside.any():
         raise ValueError(
             f"{name}: {int(outside.sum())} actions leave their bounds {low.tolist()} to "
-            f"{high.tolist()}, the first in row {int(outside.nonzero()[0])}: correct the "
-            "action_spec or clip the actions"
+            f"{high.tolist()}, the first in {_place(transitions, int(outside.nonzero()[0]))}: "
+            "correct the action_spec or clip the actions"
         )
+
+
+def _place(transitions: TensorDict, row: int) -> str:
+    """A row's number, and where it is within its episode, both counted from 0."""
+    ends = transitions["next", "done"][:row].reshape(-1).nonzero()
+    step = row - (int(ends[-1]) + 1 if len(ends) else 0)
+    return f"row {row}, which is step {step} of episode {len(ends)}"
 
 
 def flat_action_spec(action_spec: Bounded) -> Bounded:

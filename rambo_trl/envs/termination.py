@@ -158,7 +158,7 @@ def choose_rule(
                 f"no termination rule is known for {place}, but {ends} of {len(terminated)} "
                 "transitions are terminal: choose termination=learned, "
                 "termination=MODULE:FUNCTION, or termination=none if the model may go on past "
-                "such states"
+                f"such states{'' if env_id else '; or name the environment (env_id=)'}"
             ) from None
         torchrl_logger.info(
             f"no termination rule is known for {place} and no transition is terminal: nothing "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +17,20 @@ from rambo_trl.data import mujoco_messages_logged
 from rambo_trl.training.policy_file import Policy
 from rambo_trl.training.run_folder import write_atomically
 
-__all__ = ["record_video"]
+__all__ = ["check_video", "record_video"]
+
+
+def check_video(kind: str) -> None:
+    """Refuse a kind of video that cannot be encoded here, before any work.
+
+    Args:
+        kind: ``"gif"``, ``"mp4"`` or ``"none"``.
+
+    Raises:
+        ImportError: saying what to install.
+    """
+    if kind == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ImportError("video=mp4 needs imageio_ffmpeg: pip install 'rambo_trl[video]'")
 
 
 def record_video(

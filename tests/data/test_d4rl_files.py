@@ -387,6 +387,9 @@ def test_a_file_cut_short_or_of_another_kind_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="no data file .*other.hdf5"):
         OfflineDataset.load(tmp_path / "other.hdf5")
+    table = path.rename(tmp_path / "log.csv")
+    with pytest.raises(ValueError, match=r"log.csv is no HDF5 file .*tutorials/own_data.md"):
+        OfflineDataset.load(table)
 
 
 @pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminals"])

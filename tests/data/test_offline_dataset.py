@@ -251,15 +251,16 @@ def test_values_that_are_not_finite_are_located(bad: float) -> None:
     episodes[1]["actions"][3] = bad
     with pytest.raises(ValueError) as caught, np.errstate(over="ignore"):
         load(episodes)
-    assert "2 in action (1 rows, the first is row 7)" in str(caught.value)
-    assert "1 in next reward (1 rows, the first is row 6)" in str(caught.value)
-    assert "observation" not in str(caught.value)
+    said = str(caught.value)
+    assert "2 in action (1 rows, the first is row 7, which is step 3 of episode 1)" in said
+    assert "1 in next reward (1 rows, the first is row 6, which is step 2 of episode 1)" in said
+    assert "observation" not in said
 
 
 def test_a_last_observation_that_is_not_finite_is_found() -> None:
     episode = make_episode(4)
     episode["observations"][-1, 1] = np.nan
-    with pytest.raises(ValueError, match=r"next observation \(1 rows, the first is row 3\)"):
+    with pytest.raises(ValueError, match=r"next observation .* row 3, which is step 3 of"):
         load([episode])
 
 
@@ -318,7 +319,9 @@ def test_actions_must_fit_their_spec() -> None:
             OfflineDataset.from_episodes([make_episode(3)], action_spec=spec)
     episode = make_episode(3)
     episode["actions"][1, 0] = 1.5
-    with pytest.raises(ValueError, match="1 actions leave their bounds.*the first in row 1"):
+    with pytest.raises(
+        ValueError, match="1 actions leave their .*the first in row 1, which is step 1"
+    ):
         load([episode])
 
 
@@ -409,6 +412,13 @@ def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.Monke
     damaged.mkdir(parents=True)
     (damaged / "metadata.json").write_text("{")  # another set's trouble is not told here
     with pytest.raises(ValueError, match="Known names are bundled/hopper/medium-replay-v0 and"):
+        OfflineDataset.load("zzz/qqq-v0")
+    store("mine/walker-v0")
+    words = "Known names are bundled/hopper/medium-replay-v0, mine/walker-v0 and others"
+    with pytest.raises(ValueError, match=words):
+        OfflineDataset.load("zzz/qqq-v0")
+    store("bundled/hopper/medium-replay-v0")  # named once
+    with pytest.raises(ValueError, match=words):
         OfflineDataset.load("zzz/qqq-v0")
 
 

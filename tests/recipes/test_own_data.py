@@ -94,6 +94,7 @@ def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
     assert "log: all 600 rewards are 2" in done.stderr + done.stdout  # remarks are told
     assert "held-out rows" in done.stdout + done.stderr  # how the learnt rule does
     assert "not evaluated" in done.stdout
+    assert "(no environment), seed 0" in done.stdout
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["evaluated"] is False and results["env"] is None
     assert results["score"] is None and results["return_mean"] is None
@@ -144,6 +145,7 @@ class TestTermination:
         path = write(tmp_path / "log.hdf5", make_arrays())
         line = refused(check(f"dataset={path}"))
         assert "of 600 transitions are terminal: choose termination=learned" in line
+        assert line.endswith("such states; or name the environment (env_id=)")
 
     def test_no_ends_need_no_rule(self, tmp_path: Path, check: Check) -> None:
         path = write(tmp_path / "log.hdf5", make_arrays(ends=False))

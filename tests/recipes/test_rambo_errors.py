@@ -65,6 +65,8 @@ BAD_SETTINGS = [
     # not settings at all
     ("seed", "settings are given as key=value"),
     ("seed=[1", "cannot read 'seed=[1'"),
+    ("--seed=1", "cannot read '--seed=1': settings are given as key=value, without dashes"),
+    ("--resume", "settings are given as key=value, without dashes"),
     ("~seed", "seed cannot be left out"),
     ("agent=3", "agent is a group of settings: set one of agent."),
     ("agent={batch_siz: 3}", "batch_siz"),

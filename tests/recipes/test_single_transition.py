@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,32 @@ def tiny() -> DictConfig:
             "figure": {"epochs": [1, 2]},
         },
     )
+
+
+@pytest.mark.parametrize("recipe", ["single_transition", "build_dataset", "behaviour"])
+def test_a_misspelt_setting_is_one_line_and_code_2(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = CONFIG.parents[1] / f"{recipe}.py"
+    for word, message in (
+        ("thread=3", "no setting is called 'thread'"),
+        ("--threads=3", "settings are given as key=value, without dashes"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(path), word])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("seeds", ["abc", [], [1, 1], ["a"], [True], 3])
+def test_seeds_are_different_whole_numbers(seeds: object) -> None:
+    cfg = OmegaConf.merge(tiny(), {"seeds": [2, 3]})
+    single_transition.check(cfg)
+    cfg.seeds = seeds
+    with pytest.raises(ValueError, match="seeds must be different whole numbers, got"):
+        single_transition.check(cfg)
 
 
 @pytest.mark.filterwarnings("ignore:The name target_")  # an annotation that TorchRL lacks

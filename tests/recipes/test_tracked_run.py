@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,21 @@ import pytest
 RECIPE = Path(__file__).parents[2] / "recipes/rambo.py"
 
 
-def run(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+#: runs a recipe as if a module were not installed
+WITHOUT = """
+import runpy, sys
+sys.modules[sys.argv.pop(1)] = None
+sys.argv.pop(0)
+sys.path.insert(0, sys.argv[0].rsplit("/", 1)[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(cwd: Path, *words: str, missing: str | None = None) -> subprocess.CompletedProcess[str]:
     common = ("schedule=smoke", "dataset=test/idp/tiny-v0", "run_dir=mine")
     task = "task=inverteddoublependulum-medium-replay"
-    command = [sys.executable, str(RECIPE), *common, task, *words]
+    program = [str(RECIPE)] if missing is None else ["-c", WITHOUT, missing, str(RECIPE)]
+    command = [sys.executable, *program, *common, task, *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
@@ -36,13 +46,14 @@ def test_a_run_is_tracked_and_filmed(tiny_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_missing_package_is_named_before_any_work(tiny_dataset, tmp_path):
-    missing = [n for n in ("trackio", "mlflow", "wandb") if importlib.util.find_spec(n) is None]
-    if not missing:
-        pytest.skip("all trackers are installed")
-    done = run(tmp_path, f"logger={missing[0]}")
+@pytest.mark.parametrize(
+    ("setting", "module", "extra"),
+    [("logger=mlflow", "mlflow", "mlflow"), ("video=mp4", "imageio_ffmpeg", "video")],
+)
+def test_a_missing_package_is_named_before_any_work(setting, module, extra, tiny_dataset, tmp_path):
+    done = run(tmp_path, setting, missing=module)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"error: logger={missing[0]} needs {missing[0]}: pip install 'rambo_trl[{missing[0]}]'"
+        f"error: {setting} needs {module}: pip install 'rambo_trl[{extra}]'"
     )
     assert not (tmp_path / "mine").exists()
