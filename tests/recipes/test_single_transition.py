@@ -80,6 +80,26 @@ def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
     assert "1.34 +- 0.14" in table
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The name target_")
+def test_the_adversary_makes_the_policy_stay_where_the_model_is_right() -> None:
+    # half as long and with two members instead of seven; all else is the example's
+    cfg = OmegaConf.merge(
+        OmegaConf.load(CONFIG),
+        {"epochs": 35, "model": {"num_members": 2, "num_elites": 2}, "figure": {"epochs": []}},
+    )
+    seed = 1
+    robust, naive = (
+        single_transition_training.train(name, seed, cfg) for name in ("rambo", "no_adversary")
+    )
+    # of the actions in the data the best is worth 1.5, the next one 1.25; off the data it is 0.5
+    assert robust.true_reward > 1.4, f"RAMBO's action {robust.mode:.2f} is not the best one"
+    assert naive.true_reward < 1.4, f"{naive.mode:.2f} is found without an adversary too"
+    # it is the model that led it astray: more was promised than there is
+    assert naive.predicted_reward > naive.true_reward + 0.5
+    assert robust.predicted_reward < robust.true_reward + 0.1
+
+
 def test_no_curve_leaves_the_figure() -> None:
     flat = torch.ones_like(single_transition_training.GRID.squeeze(-1))
     for mean, std, qvalue in ((9.0, 1.0, 0.0), (-4.0, 2.0, 1.0), (1.0, 0.1, 7.0), (1.0, 0.1, -7.0)):
