@@ -122,7 +122,7 @@ def _draw_returns(axes: Axes, found: Mapping[str, Any]) -> None:
     for name, color in (("fitted", ORANGE), ("adversarial", BLUE), ("real", BLACK)):
         if name in found["returns"]:
             _band(axes, found["returns"][name], color, PLACES[name])
-    starts = "" if "real" in found["returns"] else ", from states of the data"
+    starts = "" if "real" in found["returns"] else ",\nfrom states of the data"
     axes.set_title(f"many steps: the policy's discounted return{starts}", loc="left")
     axes.set_xlabel("step")
     axes.set_ylabel("discounted return so far")

@@ -182,8 +182,11 @@ def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles)
                     transform=axes.transData if run.scored else axes.get_xaxis_transform(),
                     clip_on=run.scored,
                 )  # fmt: skip
-    scored = any(run.scored for c in members for run in c.runs)
-    axes.set_ylabel("normalised score" if scored else "return")
+    runs = [run for c in members for run in c.runs]
+    axes.set_ylabel("normalised score" if any(run.scored for run in runs) else "return")
+    if not any(len(achieved(run)[0]) for run in runs):
+        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
+        axes.set_xlim(0, max(run.results["agent_updates"] for run in runs))
 
 
 def _draw_band(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from paper_results import ABLATION, RAMBO, SOURCE, published
@@ -63,6 +64,15 @@ def total_text(scores: Sequence[Sequence[float]]) -> str:
     return f"{text} +- {np.sqrt(sum(np.var(task) for task in scores)):.1f}"
 
 
+def score_or_return(results: Sequence[Mapping[str, Any]], score: str, mean_return: str) -> str:
+    """A figure beside the score: a score itself, or a return where there are none."""
+    scores = spread(found.get(score) for found in results)
+    if scores != "-":
+        return scores
+    returns = spread(found.get(mean_return) for found in results)
+    return returns if returns == "-" else f"return {returns}"
+
+
 def score_table(found: Sequence[Configuration]) -> list[str]:
     """One row a configuration."""
     lines = [
@@ -79,9 +89,9 @@ def score_table(found: Sequence[Configuration]) -> list[str]:
             f"{configuration.label}, `{configuration.schedule}`",
             str(len(runs)),
             str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
-            spread([first.get("behaviour_score")]),
-            spread([first.get("behaviour_score_best")]),
-            spread(run.results.get("cloned_score") for run in runs),
+            score_or_return([first], "behaviour_score", "behaviour_return_mean"),
+            score_or_return([first], "behaviour_score_best", "behaviour_return_best"),
+            score_or_return([r.results for r in runs], "cloned_score", "cloned_return_mean"),
             score_text(configuration),
             iqm_text([scores_of(configuration)]),
             paper_text(configuration),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +27,22 @@ from rambo_trl.training.tracking import check_tracker
 from rambo_trl.training.video import check_video
 
 
-def choose_run_dir(cfg: DictConfig, task: str) -> Path:
-    """The run's folder: ``run_dir`` where it is set, else a new one under ``runs/``."""
+def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Path:
+    """The run's folder: ``run_dir`` where it is set, else a new one under ``runs/``.
+
+    Args:
+        cfg: the run's.
+        task: the task's name.
+        words: the command line's settings. A data set that was given without a task is the name's
+            first part, and not the default task, with which it may have nothing to do.
+    """
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
+    given = keys_set(words)
+    if "dataset" in given and "task" not in given:
+        file = Path(cfg.dataset)
+        name = file.absolute().stem if file.exists() else cfg.dataset
+        task = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     method = "" if cfg.method == "rambo" else f"{cfg.method}-"
     base = Path("runs") / f"{method}{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
@@ -170,7 +183,7 @@ def prepare(
     check_config(cfg)
     check_tracker(cfg.logger)
     check_video(cfg.video)
-    path = choose_run_dir(cfg, task)
+    path = choose_run_dir(cfg, task, hydra.overrides.task)
     check_writable(path)
     if path.exists():
         RunFolder.create(path)  # refuses a folder that holds a run

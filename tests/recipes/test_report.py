@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import report
 import report_figures
+from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 from paper_results import published, published_weight, rambo_label, table_dataset
 from report_figures import achieved, mean_curve
@@ -333,12 +334,31 @@ def test_what_is_missing_is_left_out_and_said(
     (tmp_path / "runs/bc/metrics.csv").unlink()
     make_run(
         tmp_path / "runs/unscored", score=None, dataset="my/own/data-v0", behaviour_score=None,
-        behaviour_score_best=None, cloned_score=None,
+        behaviour_score_best=None, cloned_score=None, behaviour_return_mean=-7.0,
+        behaviour_return_best=8.0,
     )  # fmt: skip
     table, rows = made_report(tmp_path, [str(tmp_path / "runs"), str(tmp_path / "runs/long")])
+    assert "| return -7.0 | return 8.0 | - | return 30.0 |" in table
     assert "10 to 20" in table and "| return 30.0 |" in table and "(one seed)" in table
     assert [r["seeds"] for r in rows] == ["2", "1", "1"]
     assert "left out, not ended" in (err := capsys.readouterr().err) and "unended" in err
+
+
+def test_runs_without_evaluations_have_a_panel_that_says_so(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(
+        tmp_path / "run", score=None, behaviour_score=None, behaviour_return_mean=-7.0,
+        behaviour_return_best=8.0,
+    )  # fmt: skip
+    (tmp_path / "run/metrics.csv").write_text("epoch,mean_q\n1,1.0\n20,1.0\n")
+    panels: list[Axes] = []
+    monkeypatch.setattr(report_figures, "_finish", panels.append)
+    found = configurations(find_runs([run])[0])
+    report_figures.draw_learning_curves(found, tmp_path / "figure.png")
+    (axes,) = panels
+    assert [text.get_text() for text in axes.texts] == ["not evaluated"]
+    assert axes.get_xlim() == (0, 20_000)
 
 
 def test_bad_input_writes_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from model_based import START_ROWS, first_rows
 from omegaconf import OmegaConf
 from run_evaluation import Evaluation, mode_values
+from run_start import choose_run_dir
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -68,3 +70,22 @@ def test_first_rows_follow_ends() -> None:
     assert first_rows(done).tolist() == [0, 2, 3]
     many = first_rows(torch.ones(2 * START_ROWS + 1, 1, dtype=torch.bool))
     assert many.tolist() == list(range(0, 2 * START_ROWS + 1, 3))
+
+
+def test_a_run_of_one_s_own_data_is_not_named_after_the_default_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.hdf5").touch()
+
+    def name(*words: str, method: str = "rambo") -> str:
+        values = dict(word.split("=") for word in words)
+        cfg = {"run_dir": None, "method": method, "schedule_name": "quick", "seed": 3} | values
+        found = choose_run_dir(OmegaConf.create(cfg), "hopper-medium-replay", words)
+        assert found.parent == Path("runs")
+        return found.name.split("-quick-seed3-")[0]
+
+    assert name() == name("task=x") == name("task=x", "dataset=mine/a-v0") == "hopper-medium-replay"
+    assert name("dataset=mine/heater-v0", method="bc") == "bc-mine-heater-v0"
+    assert name(f"dataset={tmp_path}/log.hdf5") == name("dataset=log.hdf5") == "log"
+    assert name("dataset=../x y.h5") == "x-y.h5"
