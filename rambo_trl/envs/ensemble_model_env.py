@@ -122,7 +122,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             observation: normalised [B, observation_size].
             action: [B, action_size].
             prediction: what the elites predict for these rows, where that is known already,
-                see :meth:`EnsembleWorldModel.sample <rambo_trl.modules.EnsembleWorldModel.sample>`.
+                see :meth:`~rambo_trl.modules.EnsembleWorldModel.sample`.
 
         Returns:
             Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
