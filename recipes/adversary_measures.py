@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,20 @@ def one_step(
     return reward.view(elites, rows).mean(dim=0), value.view(elites, rows).mean(dim=0)
 
 
+def way_off(data: TensorDict, target: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Shares of the way from the data's actions to others, and the actions there."""
+    for share in torch.linspace(0, 1, STEPS).tolist():
+        yield share, data["action"] + share * (target - data["action"])
+
+
+def add_quartiles(found: dict[str, list[float]], key: str, values: Tensor) -> None:
+    """Append the median of values [B] to ``key``, the quartiles to ``key_low`` and ``key_high``."""
+    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    found[key].append(median)
+    found[f"{key}_low"].append(low)
+    found[f"{key}_high"].append(high)
+
+
 def off_the_data(
     models: tuple[EnsembleWorldModel, EnsembleWorldModel],
     env: EnsembleModelEnv,
@@ -90,17 +104,13 @@ def off_the_data(
     change: dict[str, list[float]] = {
         key: [] for key in ("share", "reward", "value", "value_low", "value_high")
     }
-    for share in torch.linspace(0, 1, STEPS).tolist():
-        action = data["action"] + share * (target - data["action"])
+    for share, action in way_off(data, target):
         before, after = (
             one_step(model, env, loss, data["observation"], action) for model in models
         )
-        low, median, high = (after[1] - before[1]).quantile(torch.tensor([0.25, 0.5, 0.75]))
         change["share"].append(share)
         change["reward"].append(float((after[0] - before[0]).mean()))
-        change["value"].append(float(median))
-        change["value_low"].append(float(low))
-        change["value_high"].append(float(high))
+        add_quartiles(change, "value", after[1] - before[1])
     return change
 
 
@@ -134,17 +144,13 @@ def moved_next_states(
         key: [] for key in ("share", "moved", "moved_low", "moved_high", "fitted", "adversarial")
     }
     true = data["next", "observation"]
-    for share in torch.linspace(0, 1, STEPS).tolist():
-        action = data["action"] + share * (target - data["action"])
+    for share, action in way_off(data, target):
         before, after = (mean_next_state(model, data["observation"], action) for model in models)
         moved, fitted, adversarial = (
             x.square().mean(dim=-1).sqrt() for x in (after - before, before - true, after - true)
         )
-        low, median, high = moved.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         found["share"].append(share)
-        found["moved"].append(median)
-        found["moved_low"].append(low)
-        found["moved_high"].append(high)
+        add_quartiles(found, "moved", moved)
         found["fitted"].append(float(fitted.quantile(0.5)))
         found["adversarial"].append(float(adversarial.quantile(0.5)))
     return found

@@ -138,6 +138,13 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     return merged
 
 
+def check_run(cfg: DictConfig) -> None:
+    """Refuse settings that cannot be, and what they ask for that is not installed."""
+    check_config(cfg)
+    check_tracker(cfg.logger)
+    check_video(cfg.video)
+
+
 def prepare(
     cfg: DictConfig,
     *,
@@ -164,9 +171,7 @@ def prepare(
         folder.lock()
         saved = read_config(folder)
         cfg = resumed_config(cfg, saved, hydra.overrides.task)
-        check_config(cfg)
-        check_tracker(cfg.logger)
-        check_video(cfg.video)
+        check_run(cfg)
         if cfg.deterministic:
             make_deterministic()
         print(f"run folder: {folder.path}", flush=True)
@@ -180,9 +185,7 @@ def prepare(
     for key, value in (published(task) if published else {}).items():
         if OmegaConf.select(cfg, key) is None:
             OmegaConf.update(cfg, key, value)
-    check_config(cfg)
-    check_tracker(cfg.logger)
-    check_video(cfg.video)
+    check_run(cfg)
     path = choose_run_dir(cfg, task, hydra.overrides.task)
     check_writable(path)
     if path.exists():

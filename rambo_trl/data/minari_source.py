@@ -185,6 +185,7 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         folder = _data_folder(root / name)
         if folder is not None:
             return _read(name, folder)
+        # asked again: another job may have moved the whole set there in between
         if (root / name).exists() and _data_folder(root / name) is None:
             raise ValueError(
                 f"{root / name} is no whole Minari set, it has no metadata.json: delete the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -147,18 +147,16 @@ class ModelPhase:
     def _losses(
         self, observation: Tensor, restarts: Tensor, real: TensorDictBase
     ) -> TensorDictBase:
-        model = self.env.world_model
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             action = self._act(observation)
         if self._together:
-            prediction, (mean, log_var) = self._predict(observation, action, real)
-            known = {"mean": mean, "log_var": log_var}
-            real = real.set(self.model_loss.prediction_key, TensorDict(known, real.batch_size))
+            prediction, of_real = self._predict(observation, action, real)
+            real = real.set(self.model_loss.prediction_key, _known(of_real, real.batch_size))
             imagined = self._imagine(observation, action, prediction)
             # not inside of what is sampled without gradients: the density is differentiated
-            mean, log_var = (x.movedim(0, 1) for x in prediction)
-            known = {"mean": mean, "log_var": log_var}
-            imagined.set(model.prediction_key, TensorDict(known, imagined.batch_size))
+            by_row = [x.movedim(0, 1) for x in prediction]
+            key = self.env.world_model.prediction_key
+            imagined.set(key, _known(by_row, imagined.batch_size))
         else:
             imagined = self._imagine(observation, action)
         out = self.adversarial_loss(imagined).update(self.model_loss(real))
@@ -232,3 +230,9 @@ class ModelPhase:
                 self.after_update(metrics)
             if bar is not None:
                 bar.update(1)
+
+
+def _known(prediction: Sequence[Tensor], batch_size: torch.Size) -> TensorDict:
+    """Mean and log-variance as the entry that losses and densities read."""
+    mean, log_var = prediction
+    return TensorDict({"mean": mean, "log_var": log_var}, batch_size)
