@@ -186,7 +186,7 @@ def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles)
     axes.set_ylabel("normalised score" if any(run.scored for run in runs) else "return")
     if not any(len(achieved(run)[0]) for run in runs):
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
-        axes.set_xlim(0, max(run.results["agent_updates"] for run in runs))
+        axes.set_xlim(0, max(run.updates_per_epoch * run.results["epochs"] for run in runs))
 
 
 def _draw_band(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -344,21 +345,26 @@ def test_what_is_missing_is_left_out_and_said(
     assert "left out, not ended" in (err := capsys.readouterr().err) and "unended" in err
 
 
+@pytest.mark.parametrize("counted", [True, False])
 def test_runs_without_evaluations_have_a_panel_that_says_so(
-    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: bool
 ) -> None:
     run = make_run(
         tmp_path / "run", score=None, behaviour_score=None, behaviour_return_mean=-7.0,
         behaviour_return_best=8.0,
     )  # fmt: skip
     (tmp_path / "run/metrics.csv").write_text("epoch,mean_q\n1,1.0\n20,1.0\n")
+    if not counted:
+        results = json.loads((tmp_path / "run/results.json").read_text())
+        del results["agent_updates"]
+        (tmp_path / "run/results.json").write_text(json.dumps(results))
     panels: list[Axes] = []
     monkeypatch.setattr(report_figures, "_finish", panels.append)
     found = configurations(find_runs([run])[0])
     report_figures.draw_learning_curves(found, tmp_path / "figure.png")
     (axes,) = panels
     assert [text.get_text() for text in axes.texts] == ["not evaluated"]
-    assert axes.get_xlim() == (0, 20_000)
+    assert axes.get_xlim() == (0, 20_000 if counted else 20)
 
 
 def test_bad_input_writes_nothing(
