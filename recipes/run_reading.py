@@ -39,7 +39,7 @@ class Record:
         path: its folder.
         results: its ``results.json``.
         metrics: the rows of its ``metrics.csv``; none where there is no such file.
-        settings: its ``config.yaml``, dotted keys.
+        settings: its ``config.yaml``, dotted keys; none where there is no such file.
     """
 
     path: Path
@@ -134,7 +134,7 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Path]]:
 
     Args:
         paths: run folders, or folders of sweeps: these stand for the runs below them. A folder
-            named twice counts once.
+            named twice counts once. Of a run that has ended ``results.json`` is enough.
 
     Returns:
         The runs that have ended, and the folders of those that have not.
@@ -145,11 +145,14 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Path]]:
     """
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
-        below = [] if (path / "config.yaml").is_file() else sorted(path.glob("*/config.yaml"))
-        for folder in [config.parent for config in below] or [path]:
+        below = [] if _holds_run(path) else [p for p in sorted(path.glob("*/")) if _holds_run(p)]
+        for folder in below or [path]:
             folders.setdefault(folder.resolve(), folder)
-    opened = [RunFolder.open(folder) for folder in folders.values()]
-    ended = [folder for folder in opened if (folder.path / "results.json").is_file()]
+    opened = [
+        RunFolder(folder) if _has_ended(folder) else RunFolder.open(folder)
+        for folder in folders.values()
+    ]
+    ended = [folder for folder in opened if _has_ended(folder.path)]
     unfinished = [folder.path for folder in opened if folder not in ended]
     if not ended:
         raise FileNotFoundError(
@@ -158,17 +161,27 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Path]]:
     return [_read(folder) for folder in ended], unfinished
 
 
+def _has_ended(path: Path) -> bool:
+    return (path / "results.json").is_file()
+
+
+def _holds_run(path: Path) -> bool:
+    return _has_ended(path) or (path / "config.yaml").is_file()
+
+
 def _read(folder: RunFolder) -> Record:
+    config = folder.path / "config.yaml"
     try:
         results = folder.read_results()
         metrics = folder.read_metrics()
-        config = OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml"), resolve=True)
+        loaded = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+        settings = OmegaConf.to_container(loaded, resolve=True)
     except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"run folder {folder.path} cannot be read: {error}") from error
     missing = [key for key in _NEEDED if key not in results]
     if missing:
         raise ValueError(f"{folder.path / 'results.json'} lacks {', '.join(missing)}")
-    return Record(folder.path, results, metrics, dict(_leaves(config)))
+    return Record(folder.path, results, metrics, dict(_leaves(settings)))
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -32,6 +32,9 @@ _OF_A_DEFINITION = re.compile(r"dict\(type\(|__mro__|__defaults__|__kwdefaults__
 #: kinds that ask for a module's hooks, and for a method in the place of its class's
 _OF_OVERRIDES = {"CLOSURE_MATCH", "EMPTY_NN_MODULE_HOOKS_DICT", "NOT_PRESENT_IN_GENERIC_DICT"}
 
+#: kinds that ask whether a name still stands for the function, class or module that it stood for
+_OF_A_NAME = {"BUILTIN_MATCH", "CLASS_MATCH", "HASATTR", "MODULE_MATCH"}
+
 #: functions made from the same lines of code each have graphs of their own, where torch can
 _OWN_GRAPHS: dict[str, Any] = (
     {"isolate_recompiles": True}
@@ -57,6 +60,8 @@ def _worth_checking(guards: Sequence[Any]) -> list[bool]:
 def _is_worth_checking(guard: Any) -> bool:
     if _OF_A_LIBRARY.search(guard.name):
         return bool(_MODE.search(guard.name))
+    if guard.guard_type in _OF_A_NAME and guard.name.startswith("G["):
+        return False
     return guard.guard_type not in _OF_OVERRIDES and not _OF_A_DEFINITION.search(guard.name)
 
 

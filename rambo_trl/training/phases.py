@@ -11,12 +11,18 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.objectives import SACLoss
 
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
-from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
+from rambo_trl.training.updates import (
+    FusedSoftUpdate,
+    GradientStep,
+    MetricMeans,
+    ProgressBar,
+    adam,
+)
 
 __all__ = ["AgentPhase", "ModelPhase"]
 
@@ -46,7 +52,7 @@ class AgentPhase:
         compile: bool = False,
     ) -> None:
         self.loss = loss
-        self.target_update = SoftUpdate(loss, tau=tau)
+        self.target_update = FusedSoftUpdate(loss, tau=tau)
         self.optimizer = adam(
             (loss.qvalue_network_params.parameters(), critic_lr),
             (loss.actor_network_params.parameters(), actor_lr),

@@ -73,6 +73,8 @@ def test_what_can_change_is_checked_and_definitions_are_not() -> None:
         Guard("L['self'].horizon"),
         Guard("", "GLOBAL_STATE"),
         Guard(probabilistic),
+        Guard("G['HORIZON']"),
+        Guard("L['self'].loss", "HASATTR"),
     ]
     drop = [
         Guard("len(G['__import_tensordict_dot_utils']._TENSORCLASS_MEMO)"),
@@ -81,6 +83,8 @@ def test_what_can_change_is_checked_and_definitions_are_not() -> None:
         Guard("dict(type(L['self'].loss).__mro__[1].__dict__)['get'].__defaults__[0]"),
         Guard("L['self'].actor", "NOT_PRESENT_IN_GENERIC_DICT"),
         Guard("L['self'].actor._forward_hooks", "EMPTY_NN_MODULE_HOOKS_DICT"),
+        Guard("G['_140142345987120_c0'].Tensor", "HASATTR"),
+        Guard("G['torch'].bmm", "BUILTIN_MATCH"),
     ]
     kept = compiling._worth_checking([*keep, *drop])
     assert kept == [True] * len(keep) + [False] * len(drop)

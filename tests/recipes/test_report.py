@@ -367,6 +367,17 @@ def test_runs_without_evaluations_have_a_panel_that_says_so(
     assert axes.get_xlim() == (0, 20_000 if counted else 20)
 
 
+def test_results_without_their_settings_are_enough(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path / f"runs/seed{seed}", seed=seed, score=10.0 * seed, settings={"lr": 1})
+    whole, _ = made_report(tmp_path, [str(tmp_path / "runs")])
+    (tmp_path / "runs/seed0/config.yaml").unlink()
+    assert made_report(tmp_path, [str(tmp_path / "runs")])[0] == whole
+    (tmp_path / "runs/seed1/config.yaml").unlink()
+    assert made_report(tmp_path, [str(tmp_path / "runs")])[0] == whole
+    assert made_report(tmp_path, [str(tmp_path / f"runs/seed{s}") for s in range(2)])[0] == whole
+
+
 def test_bad_input_writes_nothing(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
-from rambo_trl.training.updates import GradientStep, MetricMeans, adam
+from rambo_trl.training.updates import FusedSoftUpdate, GradientStep, MetricMeans, adam
 
 SPEC = Bounded(-1, 1, shape=(1,))
 
@@ -151,6 +151,24 @@ def test_a_fixed_temperature_stays() -> None:
     metrics = AgentPhase(agent, actor_lr=0.01).run([transitions(32), transitions(32)])
     assert metrics["alpha"] == pytest.approx(0.3) == float(agent.log_alpha.exp())
     assert not torch.allclose(before[-1], entries(agent.actor_network_params)[-1])
+
+
+def test_targets_follow_as_with_torchrls_own_update() -> None:
+    found = []
+    for update in (SoftUpdate, FusedSoftUpdate):
+        torch.manual_seed(3)
+        agent = make_agent()
+        follow = update(agent, tau=0.3)
+        critics = agent.qvalue_network_params.parameters()
+        with torch.no_grad():
+            for number, parameter in enumerate(critics):
+                parameter += 0.1 * (number + 1)
+        behind = entries(agent.target_qvalue_network_params)
+        follow.step()
+        follow.step()
+        found.append(entries(agent.target_qvalue_network_params))
+        assert not any(torch.equal(a, b) for a, b in zip(behind, found[-1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_actors_term_does_not_train_the_critics() -> None:
