@@ -243,7 +243,9 @@ def main() -> None:
     """Compare, print, write the JSON file and the figure."""
     parser = arguments("Measure against a checkout of OfflineRL-Kit.")
     parser.add_argument("--peer", type=Path, required=True, help="the checkout's folder")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each, 3 of the iteration (default: 9)")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="turns of each, 3 of the iteration (default: 9)"
+    )
     args = parser.parse_args()
     if args.device != "cpu":
         raise SystemExit("the comparison is made on the CPU")

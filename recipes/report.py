@@ -5,7 +5,8 @@ data set and setting: mean and population standard deviation over seeds (divided
 interquartile mean with its 95 % interval, the paper's number; where there are several data sets,
 ``table.md`` totals them. A run that diverged scores 0; where the data have no reference scores it
 is left out of the mean return, and the row says so.
-``results.csv`` has one row a run. ``learning_curves.png`` draws the evaluations beside the data,
+``results.csv`` has one row a run. ``scores.png`` ranks the configurations, seed by seed;
+``learning_curves.png`` draws the evaluations beside the data,
 ``q_and_return.png`` what the critics believe against what is achieved. Where RAMBO and its ablation
 have the same data, ``table.md`` sets them side by side with the paper's Table 2; where run folders
 hold what ``adversary_effect.py`` writes, it tells and ``adversary_effect.png`` draws what the
@@ -27,6 +28,7 @@ from paper_results import published
 from report_ablation import ablation_table
 from report_adversary import Effect, draw_effects, effect_table, read_effects
 from report_figures import draw_learning_curves, draw_q_and_return
+from report_scores import draw_scores
 from report_tables import notes, score_table, scores_of, totals
 from run_reading import Configuration, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
@@ -136,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = table_rows(found)
     write_csv(out / "table.csv", list(summary[0]), summary)
     (out / "table.md").write_text(table)
+    draw_scores(found, out / "scores.png")
     draw_learning_curves(found, out / "learning_curves.png")
     draw_q_and_return(found, out / "q_and_return.png")
     if effects:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import cycle, product
 from pathlib import Path
 from textwrap import fill
@@ -16,11 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from run_reading import Configuration, Record
 
-# Okabe and Ito's palette, told apart with every common colour blindness; then other line styles
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+from rambo_trl.training.figures import kernel_mean
+
+# Okabe and Ito's palette, told apart with every common colour blindness, brown in the place of
+# its yellow, which is faint on white; then other line styles
+_COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C564B",
+)  # fmt: skip
 _STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
 _GREY = "#666666"
+
+#: points and values of each run
+Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
 _CHARACTERS_PER_INCH = 13  # of the legend's letters
+_CROWD = 4  # as many configurations of a data set can be told apart with all their runs
 
 
 def achieved(run: Record) -> tuple[list[float], list[float]]:
@@ -47,9 +57,7 @@ def diverged_at(run: Record) -> float:
     return run.updates_per_epoch * float(found.get("epoch") or run.results["epochs"])
 
 
-def mean_curve(
-    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(curves: Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and standard deviation over curves, where all of them have values.
 
     Curves may be measured at different points: between its own a curve is a straight line.
@@ -70,21 +78,23 @@ def mean_curve(
 def draw_learning_curves(found: Sequence[Configuration], path: Path) -> None:
     """One panel a data set: each configuration's mean over seeds, a deviation to both sides.
 
+    Where one has more than four configurations, smoothed means alone can be told apart.
+
     Args:
         found: the configurations.
         path: the PNG to write.
     """
     datasets = sorted({c.dataset for c in found})
-    figure, (panels,) = _panels(len(datasets), 1)
-    styles = _styles(found)
+    figure, (panels,) = new_panels(len(datasets), 1)
+    styles, crowded = styles_of(found), _is_crowded(found)
     for axes, dataset in zip(panels, datasets, strict=True):
         members = [c for c in found if c.dataset == dataset]
-        _draw_achieved(axes, members, styles)
-        _draw_data(axes, members)
+        _draw_achieved(axes, members, styles, crowded=crowded)
+        draw_data(axes.axhline, members)
         axes.set_title(dataset, loc="left", fontsize=11)
         axes.set_xlabel("agent updates")
         _finish(axes)
-    _save(figure, panels, path)
+    _save(figure, panels, path, crowded=crowded)
 
 
 def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
@@ -95,23 +105,23 @@ def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
         path: the PNG to write.
     """
     datasets = sorted({c.dataset for c in found})
-    figure, (upper, lower) = _panels(len(datasets), 2)
-    styles = _styles(found)
+    figure, (upper, lower) = new_panels(len(datasets), 2)
+    styles, crowded = styles_of(found), _is_crowded(found)
     for top, bottom, dataset in zip(upper, lower, datasets, strict=True):
         members = [c for c in found if c.dataset == dataset]
-        _draw_achieved(top, members, styles)
+        _draw_achieved(top, members, styles, crowded=crowded)
         top.set_title(f"{dataset}: achieved", loc="left", fontsize=11)
-        _draw_mean_q(bottom, members, styles)
+        _draw_mean_q(bottom, members, styles, crowded=crowded)
         bottom.set_title("believed by the critics", loc="left", fontsize=11)
         bottom.set_xlabel("agent updates")
         bottom.set_xlim(0, max(top.get_xlim()[1], bottom.get_xlim()[1]))
         top.set_xlim(bottom.get_xlim())
         for axes in (top, bottom):
             _finish(axes)
-    _save(figure, [*upper, *lower], path)
+    _save(figure, [*upper, *lower], path, crowded=crowded)
 
 
-def _panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
+def new_panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
     """A figure of so many columns of panels, at most three beside each other.
 
     Returns:
@@ -132,7 +142,11 @@ def _panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
     return figure, [row[:count] for row in ordered]
 
 
-def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
+def _is_crowded(found: Sequence[Configuration]) -> bool:
+    return max(Counter(c.dataset for c in found).values()) > _CROWD
+
+
+def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) -> None:
     """One legend below all panels, then the file."""
     handles: dict[str, Artist] = {}
     for axes in panels:
@@ -149,8 +163,12 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
         ncols=max(1, min(3, room // (widest + 10))),
         frameon=False,
         fontsize=9,
-        title="line and band: mean and standard deviation over seeds; thin: each run; "
-        "X: diverged (score 0)",
+        title=(
+            "line: mean over seeds, evaluations smoothed; "
+            if crowded
+            else "line and band: mean and standard deviation over seeds; thin: each run; "
+        )
+        + "X: diverged (score 0)",
         title_fontsize=9,
         alignment="left",
     )
@@ -160,20 +178,24 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
 Styles = dict[str, dict[str, Any]]
 
 
-def _name(configuration: Configuration) -> str:
+def name_of(configuration: Configuration) -> str:
+    """What a configuration is called in a legend."""
     return f"{configuration.label}, {configuration.schedule}"
 
 
-def _styles(found: Sequence[Configuration]) -> Styles:
+def styles_of(found: Sequence[Configuration]) -> Styles:
     """Colour and line of each configuration, the same in every panel."""
     pairs = ({"color": c, "linestyle": s} for s, c in cycle(product(_STYLES, _COLORS)))
-    return dict(zip(dict.fromkeys(map(_name, found)), pairs, strict=False))
+    return dict(zip(dict.fromkeys(map(name_of, found)), pairs, strict=False))
 
 
-def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles) -> None:
+def _draw_achieved(
+    axes: Axes, members: Sequence[Configuration], styles: Styles, *, crowded: bool
+) -> None:
+    draw = _draw_smoothed if crowded else _draw_band
     for configuration in members:
-        style = styles[_name(configuration)]
-        _draw_band(axes, [achieved(run) for run in configuration.runs], style, _name(configuration))
+        style = styles[name_of(configuration)]
+        draw(axes, [achieved(run) for run in configuration.runs], style, name_of(configuration))
         for run in configuration.runs:
             if run.results["diverged"]:
                 # without a score there is no height to put it at: the panel's lower edge
@@ -189,12 +211,18 @@ def _draw_achieved(axes: Axes, members: Sequence[Configuration], styles: Styles)
         axes.set_xlim(0, max(run.updates_per_epoch * run.results["epochs"] for run in runs))
 
 
-def _draw_band(
-    axes: Axes,
-    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
-    style: dict[str, Any],
-    label: str,
-) -> None:
+def _draw_smoothed(axes: Axes, curves: Curves, style: dict[str, Any], label: str) -> None:
+    """The mean over seeds, each point with its neighbours of a twentieth of the range."""
+    points, mean, _ = mean_curve(curves)
+    if len(points) > 2:
+        at = np.linspace(points[0], points[-1], 200)
+        bandwidth = max(0.05 * (points[-1] - points[0]), 0.6 * np.diff(points).max())
+        points, mean = at, kernel_mean(points, mean, at, bandwidth)
+    marker = "o" if len(points) == 1 else None
+    axes.plot(points, mean, **style, linewidth=2.4, marker=marker, label=label)
+
+
+def _draw_band(axes: Axes, curves: Curves, style: dict[str, Any], label: str) -> None:
     points, mean, std = mean_curve(curves)
     for x, y in curves if len(curves) > 1 else ():
         axes.plot(x, y, color=style["color"], alpha=0.35, linewidth=0.8)
@@ -206,8 +234,13 @@ def _draw_band(
     axes.plot(points, mean, **style, linewidth=2.4, marker=marker, label=label)
 
 
-def _draw_data(axes: Axes, members: Sequence[Configuration]) -> None:
-    """The data's best and mean episode, and its cloned policy, as horizontal lines."""
+def draw_data(line: Callable[..., Any], members: Sequence[Configuration]) -> None:
+    """The data's best and mean episode, and its cloned policy, as lines.
+
+    Args:
+        line: ``axhline`` or ``axvline`` of the panel.
+        members: the data set's configurations.
+    """
     results = [run.results for c in members for run in c.runs]
     scored = any(run.scored for c in members for run in c.runs)
     best, mean, cloned = (
@@ -223,14 +256,16 @@ def _draw_data(axes: Axes, members: Sequence[Configuration]) -> None:
         values = [result[key] for result in results if result.get(key) is not None]
         if values:
             value = float(np.mean(values))
-            axes.axhline(value, color=_GREY, linestyle=style, linewidth=1.3, label=label, zorder=1)
+            line(value, color=_GREY, linestyle=style, linewidth=1.3, label=label, zorder=1)
 
 
-def _draw_mean_q(axes: Axes, members: Sequence[Configuration], styles: Styles) -> None:
+def _draw_mean_q(
+    axes: Axes, members: Sequence[Configuration], styles: Styles, *, crowded: bool
+) -> None:
     """Mean Q; runs that diverged are thin lines, outside of the means, that leave the panel."""
     largest, bounds = [], set()
     for configuration in members:
-        style = styles[_name(configuration)]
+        style = styles[name_of(configuration)]
         curves = []
         for run in configuration.runs:
             x, y = run.series("mean_q")
@@ -241,7 +276,8 @@ def _draw_mean_q(axes: Axes, members: Sequence[Configuration], styles: Styles) -
                 largest.append((min(y), max(y)))
             if x and run.results.get("q_bound"):  # a method without critics has no use for it
                 bounds.add(run.results["q_bound"])
-        _draw_band(axes, curves, style, _name(configuration))
+        draw = _draw_smoothed if crowded else _draw_band
+        draw(axes, curves, style, name_of(configuration))
     axes.set_ylabel("mean Q in training")
     if not largest:
         return

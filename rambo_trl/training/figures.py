@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 
-__all__ = ["plot_learning_curve"]
+__all__ = ["kernel_mean", "plot_learning_curve"]
 
 # Okabe and Ito's palette, told apart with every common colour blindness.
 _BLUE = "#0072B2"
@@ -156,10 +156,10 @@ def _draw_evaluations(axes: Axes, x: np.ndarray, y: np.ndarray, spread: np.ndarr
     if len(x) > 2:
         at = np.linspace(x[0], x[-1], 200)
         bandwidth = max(0.03 * (x[-1] - x[0]), 0.6 * np.diff(x).max())
-        axes.plot(at, _kernel_mean(x, y, at, bandwidth), color=_BLUE, linewidth=2)
+        axes.plot(at, kernel_mean(x, y, at, bandwidth), color=_BLUE, linewidth=2)
 
 
-def _kernel_mean(x: np.ndarray, y: np.ndarray, at: np.ndarray, bandwidth: float) -> np.ndarray:
+def kernel_mean(x: np.ndarray, y: np.ndarray, at: np.ndarray, bandwidth: float) -> np.ndarray:
     """Mean of ``y`` [n] weighted by a Gaussian of its distance to each of ``at`` [m], [m]."""
     weight = np.exp(-0.5 * ((at[:, None] - x[None, :]) / bandwidth) ** 2)
     return (weight * y).sum(axis=1) / weight.sum(axis=1)

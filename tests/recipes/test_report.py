@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import report
 import report_figures
+import report_scores
 from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 from paper_results import published, published_weight, rambo_label, table_dataset
@@ -28,7 +29,7 @@ def made_report(tmp_path: Path, runs: list[str]) -> tuple[str, list[dict[str, st
     """The report's table as text and as rows."""
     out = tmp_path / "out"
     assert report.main([*runs, "--out", str(out)]) == 0
-    for name in ("learning_curves.png", "q_and_return.png"):
+    for name in ("scores.png", "learning_curves.png", "q_and_return.png"):
         assert (out / name).stat().st_size > 10_000
     with (out / "table.csv").open() as file:
         return (out / "table.md").read_text(), list(csv.DictReader(file))
@@ -64,6 +65,57 @@ def test_a_diverged_run_is_a_zero_in_the_curves_too(make_run: MakeRun, tmp_path:
     make_run(tmp_path / "a", score=90.0, diverged=True, settings={"epochs": 30})
     (run,), _ = find_runs([tmp_path / "a"])
     assert achieved(run) == ([5e3, 10e3, 15e3, 20e3, 30e3], [90.0, 90.0, 90.0, 0.0, 0.0])
+
+
+def panels_of(
+    monkeypatch: pytest.MonkeyPatch, draw: Callable[..., None], folder: Path
+) -> list[Axes]:
+    """The panels of a report's figure of the runs in a folder."""
+    figures: list[Any] = []
+    monkeypatch.setattr(
+        report_figures.Figure, "savefig", lambda self, *_, **__: figures.append(self)
+    )
+    draw(configurations(find_runs([folder])[0]), folder / "figure.png")
+    return figures[0].axes
+
+
+def test_scores_are_ranked_with_every_seed(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "a", method="MOPO", score=10.0)
+    make_run(tmp_path / "b", seed=0, score=60.0)
+    make_run(tmp_path / "c", seed=1, score=60.0, diverged=True)
+    unscored = {"behaviour_score": None, "behaviour_score_best": None, "cloned_score": None}
+    make_run(tmp_path / "d", dataset="my/own-v0", score=None, return_mean=-7.0, **unscored)
+    make_run(tmp_path / "e", dataset="my/own-v0", score=None, seed=1, diverged=True, **unscored)
+    first, second = panels_of(monkeypatch, report_scores.draw_scores, tmp_path)
+    labels = [label.get_text() for label in first.get_yticklabels()]
+    assert labels == ["RAMBO, quick", "MOPO, quick"]
+    assert [bar.get_width() for bar in first.patches] == [30.0, 10.0]
+    dots = {
+        (line.get_xdata()[0], line.get_marker())
+        for line in first.lines
+        if len(line.get_xdata()) == 1
+    }
+    assert dots == {(60.0, "o"), (0.0, "X"), (10.0, "o")}
+    assert [bar.get_width() for bar in second.patches] == [-7.0]
+    assert second.get_xlabel() == "return"
+    assert any("2 seeds, 1 diverged, 20 epochs" in text.get_text() for text in second.texts)
+
+
+@pytest.mark.parametrize(("count", "bands"), [(4, 4), (5, 0)])
+def test_many_configurations_are_drawn_as_smoothed_means(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, bands: int
+) -> None:
+    for k in range(count):
+        for s in range(2):
+            make_run(tmp_path / f"{k}{s}", seed=s, score=10.0 * (k + s), method=f"M{k}")
+    (panel,) = panels_of(monkeypatch, report_figures.draw_learning_curves, tmp_path)
+    assert len(panel.collections) == bands
+    means = [line for line in panel.lines if line.get_label().startswith("M")]
+    assert len(means) == count
+    for k, line in enumerate(means):
+        np.testing.assert_allclose(line.get_ydata(), 10.0 * k + 5)
 
 
 def test_returns_stay_returns_where_a_run_diverged(make_run: MakeRun, tmp_path: Path) -> None:

@@ -166,6 +166,6 @@ class TestMoveApart:
 def test_kernel_mean_keeps_constants_and_stays_between_the_extremes():
     x = np.array([0.0, 1.0, 2.0, 10.0])
     at = np.linspace(0, 10, 7)
-    np.testing.assert_allclose(figures._kernel_mean(x, np.full(4, 3.0), at, 5.0), 3.0)
-    smooth = figures._kernel_mean(x, np.array([0.0, 4.0, 2.0, 1.0]), at, 5.0)
+    np.testing.assert_allclose(figures.kernel_mean(x, np.full(4, 3.0), at, 5.0), 3.0)
+    smooth = figures.kernel_mean(x, np.array([0.0, 4.0, 2.0, 1.0]), at, 5.0)
     assert (smooth > 0).all() and (smooth < 4).all()

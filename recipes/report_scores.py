@@ -1,0 +1,83 @@
+"""The figure of a report that answers first: who gets how far, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from report_figures import draw_data, name_of, styles_of
+from run_reading import Configuration
+
+_ROW, _AROUND = 0.34, 1.15  # inches
+
+
+def draw_scores(found: Sequence[Configuration], path: Path) -> None:
+    """One panel a data set, the best configuration first: its mean as a bar, each seed as a dot.
+
+    Args:
+        found: the configurations.
+        path: the PNG to write.
+    """
+    datasets = sorted({c.dataset for c in found})
+    counts = [sum(c.dataset == dataset for c in found) for dataset in datasets]
+    heights = [_ROW * count + _AROUND for count in counts]
+    figure = Figure(figsize=(7.6, sum(heights) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
+    colors = {name: style["color"] for name, style in styles_of(found).items()}
+    for axes, dataset in zip(panels, datasets, strict=True):
+        _draw_panel(axes, [c for c in found if c.dataset == dataset], colors)
+        axes.set_title(dataset, loc="left", fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9,
+        title="bar: mean over seeds; dot: a run; X: diverged", title_fontsize=9, alignment="left",
+    )  # fmt: skip
+    figure.savefig(path, dpi=120)
+
+
+def worth(configuration: Configuration, *, scored: bool) -> list[float | None]:
+    """Each run's score, or its return where the data have no reference scores."""
+    return [run.score if scored else run.mean_return for run in configuration.runs]
+
+
+def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, str]) -> None:
+    scored = any(run.scored for c in members for run in c.runs)
+    values = {
+        id(c): [value for value in worth(c, scored=scored) if value is not None] for c in members
+    }
+    ranked = sorted(members, key=lambda c: -np.mean(values[id(c)] or [-np.inf]))
+    for row, configuration in enumerate(ranked):
+        color, found = colors[name_of(configuration)], values[id(configuration)]
+        if found:
+            axes.barh(row, np.mean(found), height=0.62, color=color, alpha=0.35, linewidth=0)
+            text = f"{np.mean(found):.1f}"
+        else:
+            text = "no value"
+        diverged = [bool(run.results["diverged"]) for run in configuration.runs]
+        for value, ended_early in zip(worth(configuration, scored=scored), diverged, strict=True):
+            if value is not None:
+                marker = "X" if ended_early else "o"
+                axes.plot(value, row, marker, color=color, markersize=6, zorder=4)
+        text += f"   {len(diverged)} seed{'s' if len(diverged) > 1 else ''}, "
+        text += f"{sum(diverged)} diverged, " if any(diverged) else ""
+        text += f"{_epochs(configuration)} epochs"
+        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    draw_data(axes.axvline, members)
+    axes.set_yticks(range(len(ranked)), [name_of(c) for c in ranked], fontsize=9)
+    axes.set_ylim(len(ranked) - 0.4, -0.6)
+    if not any(values.values()):
+        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
+    axes.set_xlabel("normalised score" if scored else "return")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _epochs(configuration: Configuration) -> str:
+    epochs = sorted({run.results["epochs"] for run in configuration.runs})
+    return f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
