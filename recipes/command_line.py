@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -147,6 +148,25 @@ def check_search(config_name: str, overrides: Sequence[Override]) -> None:
         )
     if sweeper != "optuna_online" and config_name in WITHOUT_Q:
         raise ValueError(f"{config_name} has no mean Q that hydra/sweeper={sweeper} could go by")
+
+
+def name_of_data(cfg: DictConfig, task: str, words: Sequence[str], root: str | Path = ".") -> str:
+    """What a run's folder is called after: the task, or a data set that was given without one.
+
+    Such a data set may have nothing to do with the default task.
+
+    Args:
+        cfg: the run's.
+        task: the task's name.
+        words: the command line's settings.
+        root: the folder that files are looked up from.
+    """
+    given = {word.partition("=")[0].lstrip("+") for word in words}
+    if "dataset" not in given or "task" in given:
+        return task
+    file = Path(root, cfg.dataset)
+    name = file.absolute().stem if file.exists() else cfg.dataset
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def keys_set(overrides: Iterable[str]) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import keys_set
+from command_line import keys_set, name_of_data
 from data_checks import check_before_data, check_data, check_task, load_data
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -33,16 +32,11 @@ def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Pat
     Args:
         cfg: the run's.
         task: the task's name.
-        words: the command line's settings. A data set that was given without a task is the name's
-            first part, and not the default task, with which it may have nothing to do.
+        words: the command line's settings.
     """
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
-    given = keys_set(words)
-    if "dataset" in given and "task" not in given:
-        file = Path(cfg.dataset)
-        name = file.absolute().stem if file.exists() else cfg.dataset
-        task = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    task = name_of_data(cfg, task, words)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     method = "" if cfg.method == "rambo" else f"{cfg.method}-"
     base = Path("runs") / f"{method}{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"

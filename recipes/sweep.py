@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from command_line import name_of_data
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -69,7 +70,8 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
             folder holds a run that has ended with other settings.
     """
     hydra = HydraConfig.get()
-    name = f"{hydra.job.num:03d}-{cfg.method}-{hydra.runtime.choices['task']}-seed{cfg.seed}"
+    data = name_of_data(cfg, hydra.runtime.choices["task"], hydra.overrides.task, cwd)
+    name = f"{hydra.job.num:03d}-{cfg.method}-{data}-seed{cfg.seed}"
     path = Path(cwd, cfg.run_dir or Path(hydra.sweep.dir) / name)
     # one job after the other speaks for itself; jobs side by side write a file each
     log = None

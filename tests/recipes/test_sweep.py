@@ -52,6 +52,7 @@ def job(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(sweep.HydraConfig, "get", lambda: hydra)
         cfg = {"method": "rambo", "seed": 7, "threads": 2, "retries": retries, "run_dir": run_dir}
+        cfg["dataset"] = "log.hdf5"
         return sweep.run_job(OmegaConf.create(cfg), str(recipe), str(tmp_path))
 
     run.folder = tmp_path / "swept/003-rambo-hopper-seed7"
@@ -67,6 +68,19 @@ def test_a_job_that_ends_well_gives_its_score(job):
     (only,) = tries(job)
     assert only.split()[0] == "seed=7" and only.endswith(f"run_dir='{job.folder}'")
     assert "said by the job" in job.folder.with_name(f"{job.folder.name}.log").read_text()
+
+
+def test_a_job_on_data_of_one_s_own_is_named_after_them(job, tmp_path, monkeypatch):
+    # files are looked for where the sweep was started, wherever a worker stands
+    (tmp_path / "log.hdf5").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    job("pass", words=["seed=7", "dataset=log.hdf5", "do=pass"])
+    job("pass", words=["seed=7", "dataset=log.hdf5", "task=hopper", "do=pass"])
+    assert {path.name for path in (tmp_path / "swept").iterdir() if path.is_dir()} == {
+        "003-rambo-log-seed7",
+        "003-rambo-hopper-seed7",
+    }
 
 
 def test_a_killed_job_is_resumed(job, capsys):
