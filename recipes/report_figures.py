@@ -85,7 +85,7 @@ def draw_learning_curves(found: Sequence[Configuration], path: Path) -> None:
         path: the PNG to write.
     """
     datasets = sorted({c.dataset for c in found})
-    figure, (panels,) = new_panels(len(datasets), 1)
+    figure, (panels,) = _panels(len(datasets), 1)
     styles, crowded = styles_of(found), _is_crowded(found)
     for axes, dataset in zip(panels, datasets, strict=True):
         members = [c for c in found if c.dataset == dataset]
@@ -105,7 +105,7 @@ def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
         path: the PNG to write.
     """
     datasets = sorted({c.dataset for c in found})
-    figure, (upper, lower) = new_panels(len(datasets), 2)
+    figure, (upper, lower) = _panels(len(datasets), 2)
     styles, crowded = styles_of(found), _is_crowded(found)
     for top, bottom, dataset in zip(upper, lower, datasets, strict=True):
         members = [c for c in found if c.dataset == dataset]
@@ -121,7 +121,7 @@ def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
     _save(figure, [*upper, *lower], path, crowded=crowded)
 
 
-def new_panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
+def _panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
     """A figure of so many columns of panels, at most three beside each other.
 
     Returns:

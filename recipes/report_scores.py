@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from report_figures import draw_data, name_of, styles_of
 from run_reading import Configuration
 
-_ROW, _AROUND = 0.34, 1.15  # inches
+_ROW, _LINE, _AROUND = 0.34, 0.15, 1.15  # inches
+_WIDEST = 36  # characters of a label's line
 
 
 def draw_scores(found: Sequence[Configuration], path: Path) -> None:
@@ -23,8 +26,11 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
         path: the PNG to write.
     """
     datasets = sorted({c.dataset for c in found})
-    counts = [sum(c.dataset == dataset for c in found) for dataset in datasets]
-    heights = [_ROW * count + _AROUND for count in counts]
+    heights = []
+    for dataset in datasets:
+        labels = [_label(c) for c in found if c.dataset == dataset]
+        row = _ROW + _LINE * max(label.count("\n") for label in labels)
+        heights.append(row * len(labels) + _AROUND)
     figure = Figure(figsize=(7.6, sum(heights) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -32,9 +38,12 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
     for axes, dataset in zip(panels, datasets, strict=True):
         _draw_panel(axes, [c for c in found if c.dataset == dataset], colors)
         axes.set_title(dataset, loc="left", fontsize=11)
-    handles, labels = panels[0].get_legend_handles_labels()
+    lines: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(label, handle)
     figure.legend(
-        handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9,
+        list(lines.values()), list(lines), loc="outside lower left", ncols=3, frameon=False, fontsize=9,
         title="bar: mean over seeds; dot: a run; X: diverged", title_fontsize=9, alignment="left",
     )  # fmt: skip
     figure.savefig(path, dpi=120)
@@ -43,6 +52,10 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
 def worth(configuration: Configuration, *, scored: bool) -> list[float | None]:
     """Each run's score, or its return where the data have no reference scores."""
     return [run.score if scored else run.mean_return for run in configuration.runs]
+
+
+def _label(configuration: Configuration) -> str:
+    return fill(name_of(configuration), _WIDEST)
 
 
 def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, str]) -> None:
@@ -68,7 +81,7 @@ def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, 
         text += f"{_epochs(configuration)} epochs"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     draw_data(axes.axvline, members)
-    axes.set_yticks(range(len(ranked)), [name_of(c) for c in ranked], fontsize=9)
+    axes.set_yticks(range(len(ranked)), [_label(c) for c in ranked], fontsize=9)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
     if not any(values.values()):
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")

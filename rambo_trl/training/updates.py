@@ -107,7 +107,7 @@ class FusedSoftUpdate(SoftUpdate):
     @torch.no_grad()
     def _step(self, p_source: TensorDictBase, p_target: TensorDictBase) -> None:
         sources, targets = (
-            list(parameters.values(include_nested=True, leaves_only=True))
+            list(parameters.values(include_nested=True, leaves_only=True, sort=True))
             for parameters in (p_source, p_target)
         )
         torch._foreach_lerp_(targets, sources, 1 - self.eps)
