@@ -44,7 +44,8 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
             lines.setdefault(label, handle)
     figure.legend(
         list(lines.values()), list(lines), loc="outside lower left", ncols=3, frameon=False,
-        fontsize=9, title="bar: mean over seeds; dot: a run; X: diverged", title_fontsize=9, alignment="left",
+        fontsize=9, title="bar: mean over seeds; dot: a run; X: diverged",
+        title_fontsize=9, alignment="left",
     )  # fmt: skip
     figure.savefig(path, dpi=120)
 
