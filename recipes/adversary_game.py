@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from command_line import compose_jobs, describe
 from data_checks import load_data
+from model_based import FITTED_MODEL
 from omegaconf import DictConfig, OmegaConf
-from rambo import FITTED_MODEL, Rambo
+from rambo import Rambo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training_run import Run

@@ -26,9 +26,11 @@ from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.phases import AgentPhase
 from rambo_trl.training.policy_file import load_into_actor
-from rambo_trl.training.pretrained import load_fitted_model
+from rambo_trl.training.pretrained import load_fitted_model, save_fitted_model
 from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
 
+#: the model as it was fitted, in the run folder
+FITTED_MODEL = "pretrained_model.safetensors"
 #: settings of the tasks and schedules that only the adversary of RAMBO has
 ADVERSARY_ONLY = ("adversarial_weight", "model_updates", "model.adversarial_lr")
 #: first states of episodes in which the agent's value is followed
@@ -217,6 +219,16 @@ class ModelBased:
     def on_fitted(self) -> None:
         """What depends on the fitted model; called before the first epoch, resumed or not."""
 
+    def _keep_fitted_model(self) -> None:
+        """A file of it, for other runs and for what is compared with it."""
+        progress = self.run.progress
+        save_fitted_model(
+            self.run.folder.path / FITTED_MODEL,
+            self.world_model,
+            digest=progress["dataset_digest"],
+            measured={key: progress[key] for key in ("holdout_mse", "model_passes")},
+        )
+
     @property
     def updates(self) -> int:
         """Gradient steps of an epoch."""
@@ -273,6 +285,8 @@ class ModelBased:
                     tqdm.write(f"pretrained: {pretrained.path}")
                     run.progress.update(found)
             run.checkpoints.save(run.progress)
+        if not run.progress["epoch"]:
+            self._keep_fitted_model()
         self.on_fitted()
 
     def _load_given_parts(self) -> None:

@@ -30,12 +30,9 @@ from rambo_trl.objectives import (
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor, model_error_bound
 from rambo_trl.training.phases import ModelPhase
-from rambo_trl.training.pretrained import save_fitted_model
 
 #: rows of the data on which the model's error is followed
 ERROR_ROWS = 1000
-#: the model as it was before the game, in the run folder
-FITTED_MODEL = "pretrained_model.safetensors"
 
 
 class Rambo(ModelBased):
@@ -108,16 +105,8 @@ class Rambo(ModelBased):
 
     def on_fitted(self) -> None:
         """Measure from the fitted model what the adversary may spend, and what it is held to."""
-        progress = self.run.progress
-        if progress["epoch"]:
+        if self.run.progress["epoch"]:
             return  # the checkpoint has both
-        if self.model_updates:  # kept for recipes/adversary_effect.py, and for other runs
-            save_fitted_model(
-                self.run.folder.path / FITTED_MODEL,
-                self.world_model,
-                digest=progress["dataset_digest"],
-                measured={key: progress[key] for key in ("holdout_mse", "model_passes")},
-            )
         if self.trust is not None:
             self.trust.anchor()
         elif self.budget is not None:

@@ -94,6 +94,7 @@ def test_a_run_and_its_resumption(
     action = load_policy(folder / "policy.safetensors")(np.zeros((3, 9)))
     assert action.shape == (3, 1) and np.abs(action).max() <= 1
     assert (folder / "learning_curve.png").stat().st_size > 0
+    assert (folder / "pretrained_model.safetensors").is_file() is (name in MODEL_BASED)
     cfg = OmegaConf.load(folder / "config.yaml")
     assert cfg.method == name and ("model" in cfg) is (name in MODEL_BASED)
 
