@@ -284,7 +284,8 @@ def _draw_mean_q(
     low, high = min(0.0, *(a for a, _ in largest)), max(0.0, *(b for _, b in largest))
     room = 0.15 * (high - low) or 1.0
     axes.set_ylim(low - room if low < 0 else -0.3 * room, high + 2 * room)
-    for bound in bounds:
+    # methods with bounds of their own have no line in common
+    for bound in bounds if len(bounds) == 1 else ():
         axes.axhline(
             bound, color=_GREY, linestyle=(0, (1, 1.5)), linewidth=1.3,
             label="mean Q at which a run counts as diverged" if bound < high + 2 * room else None,
