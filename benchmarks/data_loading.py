@@ -27,6 +27,7 @@ from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 
 from rambo_trl.data import OfflineDataset, make_real_buffer
+from rambo_trl.data.minari_root import minari_root
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import EnsembleModelLoss
 
@@ -55,8 +56,7 @@ def write(kind: str, rows: int, folder: Path) -> Path:
     if kind.startswith("d4rl"):
         return write_d4rl(folder / f"{kind}.hdf5", episodes, with_next=kind == "d4rl")
     if kind == "minari-hdf5":
-        os.environ["MINARI_DATASETS_PATH"] = str(folder)
-        with warnings.catch_warnings():
+        with minari_root(folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an author is missing
             minari.create_dataset_from_buffers(
                 "benchmark/set-v0",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,6 +21,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _seeded() -> None:
     """Every test starts from the same random state, in whatever order the tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _minari_root_stays(_own_minari_root: None) -> Iterator[None]:
+    """No test leaves a root of its own to those that run after it in the same process."""
+    before = os.environ["MINARI_DATASETS_PATH"]
+    yield
+    assert os.environ["MINARI_DATASETS_PATH"] == before
 
 
 @pytest.fixture(autouse=True, scope="session")
