@@ -17,6 +17,7 @@ from adversary_figure import BLACK, BLUE, EFFECT_FILE, GREY, ORANGE, plain_numbe
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from report_figures import legend_entries
 from run_reading import Configuration, Record
 
 #: where an effect is looked at: way off the data, its first or its last point, colour, name
@@ -169,11 +170,7 @@ def draw_effects(effects: Sequence[Effect], path: Path) -> None:
         for axes in (value, moved):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="x", alpha=0.3)
-    handles = {
-        label: handle
-        for axes in panels.flat
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    handles = legend_entries(panels.flat)
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower left", ncols=4, frameon=False,
         fontsize=9, title="what the game did to the model: median and quartiles over rows of the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, product
 from pathlib import Path
 from textwrap import fill
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from run_reading import Configuration, Record
 
-from rambo_trl.training.figures import kernel_mean
+from rambo_trl.training.figures import smoothed
 
 # Okabe and Ito's palette, told apart with every common colour blindness, brown in the place of
 # its yellow, which is faint on white; then other line styles
@@ -148,10 +148,7 @@ def _is_crowded(found: Sequence[Configuration]) -> bool:
 
 def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) -> None:
     """One legend below all panels, then the file."""
-    handles: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+    handles = legend_entries(panels)
     # a label of all the settings that differ can be wider than the figure
     room = int(_CHARACTERS_PER_INCH * figure.get_size_inches()[0])
     labels = [fill(label, room - 10) for label in handles]
@@ -215,9 +212,7 @@ def _draw_smoothed(axes: Axes, curves: Curves, style: dict[str, Any], label: str
     """The mean over seeds, each point with its neighbours of a twentieth of the range."""
     points, mean, _ = mean_curve(curves)
     if len(points) > 2:
-        at = np.linspace(points[0], points[-1], 200)
-        bandwidth = max(0.05 * (points[-1] - points[0]), 0.6 * np.diff(points).max())
-        points, mean = at, kernel_mean(points, mean, at, bandwidth)
+        points, mean = smoothed(points, mean, 0.05)
     marker = "o" if len(points) == 1 else None
     axes.plot(points, mean, **style, linewidth=2.4, marker=marker, label=label)
 
@@ -290,6 +285,15 @@ def _draw_mean_q(
             bound, color=_GREY, linestyle=(0, (1, 1.5)), linewidth=1.3,
             label="mean Q at which a run counts as diverged" if bound < high + 2 * room else None,
         )  # fmt: skip
+
+
+def legend_entries(panels: Iterable[Axes]) -> dict[str, Artist]:
+    """What the panels' lines are called, and the first line of each name."""
+    handles: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return handles
 
 
 def _finish(axes: Axes) -> None:

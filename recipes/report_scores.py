@@ -7,11 +7,10 @@ from pathlib import Path
 from textwrap import fill
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from report_figures import draw_data, name_of, styles_of
+from report_figures import draw_data, legend_entries, name_of, styles_of
 from run_reading import Configuration
 
 _ROW, _LINE, _AROUND = 0.34, 0.15, 1.15  # inches
@@ -38,10 +37,7 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
     for axes, dataset in zip(panels, datasets, strict=True):
         _draw_panel(axes, [c for c in found if c.dataset == dataset], colors)
         axes.set_title(dataset, loc="left", fontsize=11)
-    lines: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            lines.setdefault(label, handle)
+    lines = legend_entries(panels)
     figure.legend(
         list(lines.values()), list(lines), loc="outside lower left", ncols=3, frameon=False,
         fontsize=9, title="bar: mean over seeds; dot: a run; X: diverged",
@@ -61,15 +57,17 @@ def _label(configuration: Configuration) -> str:
 
 def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, str]) -> None:
     scored = any(run.scored for c in members for run in c.runs)
-    values = {
-        id(c): [value for value in worth(c, scored=scored) if value is not None] for c in members
-    }
-    ranked = sorted(members, key=lambda c: -np.mean(values[id(c)] or [-np.inf]))
+
+    def mean_of(configuration: Configuration) -> float:
+        found = [v for v in worth(configuration, scored=scored) if v is not None]
+        return float(np.mean(found)) if found else -np.inf
+
+    ranked = sorted(members, key=mean_of, reverse=True)
     for row, configuration in enumerate(ranked):
-        color, found = colors[name_of(configuration)], values[id(configuration)]
-        if found:
-            axes.barh(row, np.mean(found), height=0.62, color=color, alpha=0.35, linewidth=0)
-            text = f"{np.mean(found):.1f}"
+        color, mean = colors[name_of(configuration)], mean_of(configuration)
+        if np.isfinite(mean):
+            axes.barh(row, mean, height=0.62, color=color, alpha=0.35, linewidth=0)
+            text = f"{mean:.1f}"
         else:
             text = "no value"
         diverged = [bool(run.results["diverged"]) for run in configuration.runs]
@@ -84,7 +82,7 @@ def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, 
     draw_data(axes.axvline, members)
     axes.set_yticks(range(len(ranked)), [_label(c) for c in ranked], fontsize=9)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
-    if not any(values.values()):
+    if not np.isfinite(mean_of(ranked[0])):
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
     axes.set_xlabel("normalised score" if scored else "return")
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 
-__all__ = ["kernel_mean", "plot_learning_curve"]
+__all__ = ["plot_learning_curve", "smoothed"]
 
 # Okabe and Ito's palette, told apart with every common colour blindness.
 _BLUE = "#0072B2"
@@ -154,15 +154,25 @@ def _draw_evaluations(axes: Axes, x: np.ndarray, y: np.ndarray, spread: np.ndarr
         axes.fill_between(x, y - half, y + half, color=_BLUE, alpha=0.15, linewidth=0)
     axes.plot(x, y, "o", color=_BLUE, markersize=4.5, alpha=0.5, markeredgewidth=0)
     if len(x) > 2:
-        at = np.linspace(x[0], x[-1], 200)
-        bandwidth = max(0.03 * (x[-1] - x[0]), 0.6 * np.diff(x).max())
-        axes.plot(at, kernel_mean(x, y, at, bandwidth), color=_BLUE, linewidth=2)
+        axes.plot(*smoothed(x, y, 0.03), color=_BLUE, linewidth=2)
 
 
-def kernel_mean(x: np.ndarray, y: np.ndarray, at: np.ndarray, bandwidth: float) -> np.ndarray:
-    """Mean of ``y`` [n] weighted by a Gaussian of its distance to each of ``at`` [m], [m]."""
+def smoothed(x: np.ndarray, y: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Means of neighbouring points, weighted by a Gaussian of their distance.
+
+    Args:
+        x: points, ascending [n], at least two.
+        y: their values [n].
+        fraction: the kernel's standard deviation as a part of the range, where the points are
+            not so far apart that it must be wider.
+
+    Returns:
+        200 points over the same range, and the curve there.
+    """
+    at = np.linspace(x[0], x[-1], 200)
+    bandwidth = max(fraction * (x[-1] - x[0]), 0.6 * np.diff(x).max())
     weight = np.exp(-0.5 * ((at[:, None] - x[None, :]) / bandwidth) ** 2)
-    return (weight * y).sum(axis=1) / weight.sum(axis=1)
+    return at, (weight * y).sum(axis=1) / weight.sum(axis=1)
 
 
 def _draw_mean_q(axes: Axes, epoch: np.ndarray, mean_q: np.ndarray) -> None:

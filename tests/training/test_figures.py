@@ -163,9 +163,16 @@ class TestMoveApart:
         np.testing.assert_allclose(placed, [0.0, 2.5, 5.0, 7.5, 10.0])
 
 
-def test_kernel_mean_keeps_constants_and_stays_between_the_extremes():
+def test_smoothed_keeps_constants_and_stays_between_the_extremes():
     x = np.array([0.0, 1.0, 2.0, 10.0])
-    at = np.linspace(0, 10, 7)
-    np.testing.assert_allclose(figures.kernel_mean(x, np.full(4, 3.0), at, 5.0), 3.0)
-    smooth = figures.kernel_mean(x, np.array([0.0, 4.0, 2.0, 1.0]), at, 5.0)
-    assert (smooth > 0).all() and (smooth < 4).all()
+    at, flat = figures.smoothed(x, np.full(4, 3.0), 0.05)
+    np.testing.assert_allclose([at[0], at[-1]], [0.0, 10.0])
+    np.testing.assert_allclose(flat, 3.0)
+    _, curve = figures.smoothed(x, np.array([0.0, 4.0, 2.0, 1.0]), 0.05)
+    assert (curve > 0).all() and (curve < 4).all()
+
+
+def test_smoothed_lets_a_wider_kernel_waver_less():
+    x, y = np.arange(50.0), np.arange(50) % 2 * 1.0
+    narrow, wide = (np.ptp(figures.smoothed(x, y, fraction)[1]) for fraction in (0.0, 0.2))
+    assert wide < 0.05 < narrow
