@@ -115,7 +115,7 @@ class Workload:
         )
         rule = termination.rule_for("Hopper-v5") if self.observation_size == 11 else None
         self.env = EnsembleModelEnv(
-            self.world_model, action_spec=spec, starts=real, termination=rule
+            self.world_model, action_spec=spec, starts=self.data, termination=rule
         )
         self.collector = ModelRolloutCollector(
             self.env,

@@ -173,7 +173,7 @@ class ModelBased:
         self.env = self.make_env(
             self.world_model,
             action_spec=dataset.action_spec,
-            starts=self.real,
+            starts=self.real.storage[:],  # not the buffer: of a start only the state is read
             termination=self.termination,
             observation_mean=dataset.observation_mean,
             observation_std=dataset.observation_std,
