@@ -24,6 +24,7 @@ _NOT_CONFIGURATION = frozenset(
     (
         "seed", "run_dir", "resume", "device", "compile", "deterministic", "threads",
         "on_divergence", "odd_data", "evaluate_beside", "evaluation", "pretrained", "cache_dir",
+        "fitted_model",
         "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "logger", "video",
         "retries", "hydra", "dataset", "method", "schedule_name",
     )
@@ -181,7 +182,11 @@ def _read(folder: RunFolder) -> Record:
     missing = [key for key in _NEEDED if key not in results]
     if missing:
         raise ValueError(f"{folder.path / 'results.json'} lacks {', '.join(missing)}")
-    return Record(folder.path, results, metrics, dict(_leaves(settings)))
+    leaves = dict(_leaves(settings))
+    if leaves.get("cloned_policy") is not None:
+        # that there was one counts, not whose: every seed may have its own
+        leaves["cloned_policy"] = "given"
+    return Record(folder.path, results, metrics, leaves)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -166,19 +166,10 @@ def test_the_legend_fits_however_many_settings_differ(
     for k in range(4):
         settings = {name: 10 * k + i for i, name in enumerate(names)}
         make_run(tmp_path / f"{k}", settings=settings)
-    drawn = []
-    original = report_figures.Figure.savefig
-
-    def savefig(figure: Any, *args: Any, **kwargs: Any) -> None:
-        original(figure, *args, **kwargs)
-        (legend,) = figure.legends
-        drawn.append((figure.bbox, legend.get_window_extent()))
-
-    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
-    report_figures.draw_learning_curves(
-        configurations(find_runs([tmp_path])[0]), tmp_path / "x.png"
-    )
-    ((whole, legend),) = drawn
+    axes = panels_of(monkeypatch, report_figures.draw_learning_curves, tmp_path)[0]
+    figure: Any = axes.figure
+    figure.draw_without_rendering()
+    whole, legend = figure.bbox, figure.legends[0].get_window_extent()
     assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1
     assert whole.y0 <= legend.y0
 
@@ -401,7 +392,7 @@ def test_what_is_missing_is_left_out_and_said(
 def test_runs_without_evaluations_have_a_panel_that_says_so(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: bool
 ) -> None:
-    run = make_run(
+    make_run(
         tmp_path / "run", score=None, behaviour_score=None, behaviour_return_mean=-7.0,
         behaviour_return_best=8.0,
     )  # fmt: skip
@@ -410,11 +401,7 @@ def test_runs_without_evaluations_have_a_panel_that_says_so(
         results = json.loads((tmp_path / "run/results.json").read_text())
         del results["agent_updates"]
         (tmp_path / "run/results.json").write_text(json.dumps(results))
-    panels: list[Axes] = []
-    monkeypatch.setattr(report_figures, "_finish", panels.append)
-    found = configurations(find_runs([run])[0])
-    report_figures.draw_learning_curves(found, tmp_path / "figure.png")
-    (axes,) = panels
+    (axes,) = panels_of(monkeypatch, report_figures.draw_learning_curves, tmp_path)
     assert [text.get_text() for text in axes.texts] == ["not evaluated"]
     assert axes.get_xlim() == (0, 20_000 if counted else 20)
 
@@ -462,6 +449,17 @@ def test_older_runs_without_a_newer_setting_belong_together() -> None:
     assert len(configurations([record(tau=1), record(tau=1, num_critics=2)])) == 1
     assert len(configurations([record(tau=1), record(tau=2)])) == 2
     assert len(configurations([record(seed=1, threads=2), record(seed=2, threads=1)])) == 1
+
+
+def test_seeds_may_start_from_parts_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        parts = {"fitted_model": f"runs/{seed}.safetensors", "cloned_policy": f"{seed}.safetensors"}
+        make_run(tmp_path / f"{seed}", seed=seed, settings=parts)
+    (one,) = configurations(find_runs([tmp_path])[0])
+    assert len(one.runs) == 2
+    make_run(tmp_path / "plain", settings={"fitted_model": "null", "cloned_policy": "null"})
+    differ = [c.differs for c in configurations(find_runs([tmp_path])[0])]
+    assert differ == [{"cloned_policy": None}, {"cloned_policy": "given"}]
 
 
 def test_no_program_hides_a_module_of_python() -> None:
