@@ -36,7 +36,8 @@ class ReverseRollouts:
     def __init__(self, method: ModelBased, num_starts: int) -> None:
         self.run = method.run
         cfg, dataset = self.run.cfg, self.run.dataset
-        self.transitions = reverse_transitions(dataset.transitions.to(cfg.device))
+        # as the data's buffer has them: on a GPU they are there once
+        self.transitions = reverse_transitions(method.real.storage[:])
         self.model = EnsembleWorldModel(
             dataset.observation_size,
             dataset.action_size,
