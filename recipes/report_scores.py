@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from report_figures import draw_data, legend_entries, name_of, styles_of
 from run_reading import Configuration
 
-_ROW, _LINE, _AROUND = 0.34, 0.15, 1.15  # inches
+_ROW, _LINE, _AROUND = 0.34, 0.15, 1.15  # inches of a row, of each further line, around them
 _WIDEST = 36  # characters of a label's line
 
 
@@ -25,11 +25,9 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
         path: the PNG to write.
     """
     datasets = sorted({c.dataset for c in found})
-    heights = []
-    for dataset in datasets:
-        labels = [_label(c) for c in found if c.dataset == dataset]
-        row = _ROW + _LINE * max(label.count("\n") for label in labels)
-        heights.append(row * len(labels) + _AROUND)
+    heights = [
+        sum(_row_height(c) for c in found if c.dataset == dataset) + _AROUND for dataset in datasets
+    ]
     figure = Figure(figsize=(7.6, sum(heights) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -55,6 +53,11 @@ def _label(configuration: Configuration) -> str:
     return fill(name_of(configuration), _WIDEST)
 
 
+def _row_height(configuration: Configuration) -> float:
+    """Room for the label, in inches."""
+    return _ROW + _LINE * _label(configuration).count("\n")
+
+
 def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, str]) -> None:
     scored = any(run.scored for c in members for run in c.runs)
 
@@ -63,10 +66,12 @@ def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, 
         return float(np.mean(found)) if found else -np.inf
 
     ranked = sorted(members, key=mean_of, reverse=True)
-    for row, configuration in enumerate(ranked):
+    edges = np.cumsum([0.0, *map(_row_height, ranked)])
+    rows = (edges[:-1] + edges[1:]) / 2
+    for row, configuration in zip(rows, ranked, strict=True):
         color, mean = colors[name_of(configuration)], mean_of(configuration)
         if np.isfinite(mean):
-            axes.barh(row, mean, height=0.62, color=color, alpha=0.35, linewidth=0)
+            axes.barh(row, mean, height=0.62 * _ROW, color=color, alpha=0.35, linewidth=0)
             text = f"{mean:.1f}"
         else:
             text = "no value"
@@ -80,8 +85,8 @@ def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, 
         text += f"{_epochs(configuration)} epochs"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     draw_data(axes.axvline, members)
-    axes.set_yticks(range(len(ranked)), [_label(c) for c in ranked], fontsize=9)
-    axes.set_ylim(len(ranked) - 0.4, -0.6)
+    axes.set_yticks(rows, [_label(c) for c in ranked], fontsize=9)
+    axes.set_ylim(edges[-1], 0)
     if not np.isfinite(mean_of(ranked[0])):
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
     axes.set_xlabel("normalised score" if scored else "return")

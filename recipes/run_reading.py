@@ -113,7 +113,8 @@ class Configuration:
         dataset: name of the data set.
         method: label of the method.
         schedule: name of the schedule.
-        differs: settings in which it differs from the others of the same three.
+        differs: settings in which it differs from the others of the same three, but for those
+            that are the schedule's own.
         runs: ordered by seed.
     """
 
@@ -197,6 +198,14 @@ def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
+def _settings_of(schedule: str) -> dict[str, Any]:
+    """What a schedule sets, dotted keys; nothing for one that is not known here."""
+    file = Path(__file__).parent / "config/schedule" / f"{schedule}.yaml"
+    if not file.is_file():
+        return {}
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
+
+
 def configurations(runs: Iterable[Record]) -> list[Configuration]:
     """Gather runs by data set, method, schedule and the settings in which they differ.
 
@@ -209,6 +218,7 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
         groups.setdefault(key, []).append(run)
     found: list[Configuration] = []
     for (dataset, method, schedule), members in groups.items():
+        usual = _settings_of(schedule)
         keys = [
             key
             for key in dict.fromkeys(key for run in members for key in run.settings)
@@ -219,7 +229,8 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
         for run in members:
             parts.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
         for part in parts.values():
-            differs = {key: part[0].settings.get(key, "unset") for key in keys}
+            values = {key: part[0].settings.get(key, "unset") for key in keys}
+            differs = {k: v for k, v in values.items() if k not in usual or v != usual[k]}
             found.append(Configuration(dataset, method, schedule, differs, part))
     # RAMBO before the others
     found.sort(key=lambda c: (c.dataset, not c.method.startswith("RAMBO"), c.label, c.schedule))

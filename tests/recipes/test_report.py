@@ -462,6 +462,34 @@ def test_seeds_may_start_from_parts_of_their_own(make_run: MakeRun, tmp_path: Pa
     assert differ == [{"cloned_policy": None}, {"cloned_policy": "given"}]
 
 
+def test_what_the_schedule_sets_is_not_named(make_run: MakeRun, tmp_path: Path) -> None:
+    for epochs, updates in ((100, 50), (100, 300), (20, 50)):  # of quick: 100 and 50
+        settings = {"epochs": epochs, "model_updates": updates}
+        make_run(tmp_path / f"{epochs}-{updates}", settings=settings)
+    assert [c.label for c in configurations(find_runs([tmp_path])[0])] == [
+        "RAMBO",
+        "RAMBO (epochs=20)",
+        "RAMBO (model_updates=300)",
+    ]
+
+
+def test_a_row_of_scores_is_as_high_as_its_label(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {f"setting_with_a_long_name_{i}": 1 for i in range(6)}
+    make_run(tmp_path / "a", method="MOPO", score=50.0)
+    make_run(tmp_path / "b", score=60.0, settings=settings)
+    make_run(tmp_path / "c", score=40.0, settings=dict.fromkeys(settings, 2))
+    (axes,) = panels_of(monkeypatch, report_scores.draw_scores, tmp_path)
+    figure: Any = axes.figure
+    figure.draw_without_rendering()
+    first, second, third = (label.get_window_extent() for label in axes.get_yticklabels())
+    assert min(first.height, third.height) > 3 * second.height
+    assert first.y0 > second.y1 and second.y0 > third.y1
+    room = axes.get_window_extent()
+    assert first.y1 <= room.y1 and third.y0 >= room.y0
+
+
 def test_no_program_hides_a_module_of_python() -> None:
     # next to a program called select.py no other one could start: subprocess imports select
     names = {path.stem for path in RECIPES.glob("*.py")}
