@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,7 @@ class Configuration:
         dataset: name of the data set.
         method: label of the method.
         schedule: name of the schedule.
-        differs: settings in which it differs from the others of the same three, but for those
-            that are the schedule's own.
+        differs: settings in which it differs from the others of the same three.
         runs: ordered by seed.
     """
 
@@ -126,8 +126,10 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """Method and what it differs in."""
-        changes = ", ".join(f"{key}={value}" for key, value in self.differs.items())
+        """Method and what it differs in, but for what the schedule sets itself."""
+        usual = _settings_of(self.schedule)
+        named = {k: v for k, v in self.differs.items() if k not in usual or v != usual[k]}
+        changes = ", ".join(f"{key}={value}" for key, value in named.items())
         return f"{self.method} ({changes})" if changes else self.method
 
 
@@ -198,6 +200,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
+@cache
 def _settings_of(schedule: str) -> dict[str, Any]:
     """What a schedule sets, dotted keys; nothing for one that is not known here."""
     file = Path(__file__).parent / "config/schedule" / f"{schedule}.yaml"
@@ -218,7 +221,6 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
         groups.setdefault(key, []).append(run)
     found: list[Configuration] = []
     for (dataset, method, schedule), members in groups.items():
-        usual = _settings_of(schedule)
         keys = [
             key
             for key in dict.fromkeys(key for run in members for key in run.settings)
@@ -229,8 +231,7 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
         for run in members:
             parts.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
         for part in parts.values():
-            values = {key: part[0].settings.get(key, "unset") for key in keys}
-            differs = {k: v for k, v in values.items() if k not in usual or v != usual[k]}
+            differs = {key: part[0].settings.get(key, "unset") for key in keys}
             found.append(Configuration(dataset, method, schedule, differs, part))
     # RAMBO before the others
     found.sort(key=lambda c: (c.dataset, not c.method.startswith("RAMBO"), c.label, c.schedule))

@@ -138,6 +138,17 @@ def test_only_what_differs_in_lambda_alone_is_set_side_by_side(
     ]  # fmt: skip
 
 
+def test_settings_that_a_label_does_not_name_are_compared_too(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    hopper = "bundled/hopper/medium-replay-v0"
+    runs_on(make_run, tmp_path, hopper, 40.0, model_updates=50)  # the quick schedule's own
+    runs_on(make_run, tmp_path, hopper, 50.0, model_updates=300)
+    runs_on(make_run, tmp_path, hopper, 20.0, weight=0.0, model_updates=300)
+    (row, *_) = table_of(tmp_path)
+    assert row[1:4] == ["RAMBO (model_updates=300), `quick`", "**50.0**", "**20.0**"]
+
+
 @pytest.mark.parametrize("scores", [(None, None), (40.0, None), (None, 40.0)])
 def test_without_scores_there_is_nothing_to_set_side_by_side(
     make_run: MakeRun, tmp_path: Path, scores: tuple[float | None, float | None]
