@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -12,7 +12,14 @@ from torchrl.objectives import SoftUpdate
 
 from rambo_trl.modules.compiling import compile_like_eager
 
-__all__ = ["FusedSoftUpdate", "GradientStep", "MetricMeans", "ProgressBar", "adam"]
+__all__ = [
+    "FusedAdam",
+    "FusedSoftUpdate",
+    "GradientStep",
+    "MetricMeans",
+    "ProgressBar",
+    "adam",
+]
 
 
 class ProgressBar(Protocol):
@@ -93,12 +100,107 @@ class GradientStep:
 
     def __call__(self, *batches: TensorDictBase | Tensor) -> dict[str, Tensor]:
         """Take the step; returns the detached scalars, and what is passed on."""
-        metrics, grads = self._gradients(*batches)
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            parameter.grad = _laid_out_like(grad, parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        metrics, found = self._gradients(*batches)
+        grads = [_laid_out_like(g, p) for g, p in zip(found, self._parameters, strict=True)]
+        if isinstance(self.optimizer, FusedAdam):
+            self.optimizer.step_with(grads)
+        else:
+            _step_with(self.optimizer, self._parameters, grads)
         return metrics
+
+
+def _step_with(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> None:
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+class FusedAdam(torch.optim.Adam):
+    """Torch's fused Adam, with a step on a CPU that costs little more than its kernel.
+
+    :meth:`step_with` gives the same numbers as ``step``, in half the time on networks of this
+    library's size: torch gathers each parameter's state anew at every step, and counts the steps
+    of each one by one. The two can be mixed, and the state is Adam's; hooks are called by ``step``
+    alone.
+    """
+
+    _gathered: list[dict[str, Any]] | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch."""
+        super().add_param_group(param_group)
+        self._gathered = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Where a state is loaded, what was gathered of the one before is forgotten."""
+        super().__setstate__(state)
+        self._gathered = None
+
+    @torch.no_grad()
+    def step_with(self, grads: Sequence[Tensor | None]) -> None:
+        """Take one step.
+
+        Args:
+            grads: of each parameter in the order of ``param_groups``, laid out in memory as it
+                is; None leaves a parameter as it is.
+        """
+        gathered, given = self._gathered, [g for g in grads if g is not None]
+        if gathered is None or len(given) < len(grads) or not self._is_current(gathered):
+            # torch's own way, which also begins the state of a parameter at its first gradient
+            _step_with(self, [p for group in self.param_groups for p in group["params"]], grads)
+            self._gathered = self._gather()
+            return
+        done = 0
+        for group, kept in zip(self.param_groups, gathered, strict=True):
+            count = len(kept["params"])
+            if count == 0:
+                continue
+            kept["steps"].add_(1)
+            torch._fused_adam_(
+                kept["params"],
+                given[done : done + count],
+                kept["exp_avg"],
+                kept["exp_avg_sq"],
+                kept["max_exp_avg_sq"],
+                kept["step"],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=group["amsgrad"],
+                maximize=group["maximize"],
+            )
+            done += count
+
+    def _gather(self) -> list[dict[str, Any]] | None:
+        """Each group's parameters and state as lists, where this class's own step can use them."""
+        gathered: list[dict[str, Any]] = []
+        for group in self.param_groups:
+            params = list(group["params"])
+            states = [self.state.get(p, {}) for p in params]
+            kinds = {(p.device.type, p.dtype) for p in params}
+            if not all("step" in s for s in states) or not kinds <= {("cpu", torch.float32)}:
+                return None
+            # one tensor of all counts, each parameter's a view of it: counted up in one call
+            steps = torch.tensor([float(s["step"]) for s in states])
+            for state, step in zip(states, steps, strict=True):
+                state["step"] = step
+            names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+            lists = {name: [s[name] for s in states if name in s] for name in names}
+            gathered.append({"params": params, "states": states, "steps": steps, **lists})
+        return gathered
+
+    def _is_current(self, gathered: list[dict[str, Any]]) -> bool:
+        """Whether the state is still the one that was gathered, not emptied or replaced."""
+        return all(
+            self.state.get(kept["params"][0]) is kept["states"][0]
+            for kept in gathered
+            if kept["params"]
+        )
 
 
 class FusedSoftUpdate(SoftUpdate):
@@ -113,7 +215,7 @@ class FusedSoftUpdate(SoftUpdate):
         torch._foreach_lerp_(targets, sources, 1 - self.eps)
 
 
-def adam(*groups: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Adam:
+def adam(*groups: tuple[Iterable[nn.Parameter], float]) -> FusedAdam:
     """Adam as one fused kernel a step, which a CUDA graph may hold.
 
     Args:
@@ -121,7 +223,7 @@ def adam(*groups: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Adam:
     """
     listed = [(list(parameters), lr) for parameters, lr in groups]
     on_gpu = all(p.is_cuda for parameters, _ in listed for p in parameters)
-    return torch.optim.Adam(
+    return FusedAdam(
         [{"params": parameters, "lr": lr} for parameters, lr in listed],
         fused=True,
         capturable=on_gpu,

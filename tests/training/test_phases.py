@@ -17,7 +17,13 @@ from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
-from rambo_trl.training.updates import FusedSoftUpdate, GradientStep, MetricMeans, adam
+from rambo_trl.training.updates import (
+    FusedAdam,
+    FusedSoftUpdate,
+    GradientStep,
+    MetricMeans,
+    adam,
+)
 
 SPEC = Bounded(-1, 1, shape=(1,))
 
@@ -72,6 +78,65 @@ def test_gradient_step_takes_gradients_of_any_layout(compile: bool) -> None:
         theirs.step()
     torch.testing.assert_close(list(layers.parameters()), list(twin.parameters()))
     torch.testing.assert_close(scale, twin_scale)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"amsgrad": True}])
+def test_fused_adam_is_adam_through_all_that_can_happen_to_it(options: dict) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(n, 4)) for n in (3, 5, 2)]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+
+    def groups(parameters: list[nn.Parameter]) -> list[dict]:
+        first, *others = parameters
+        return [{"params": [first], "lr": 0.1}, {"params": [], "lr": 1.0}, {"params": others}]
+
+    a = FusedAdam(groups(ours), lr=0.01, fused=True, **options)
+    b = torch.optim.Adam(groups(theirs), lr=0.01, fused=False, **options)
+
+    def step(*absent: int, plain: bool = False) -> None:
+        grads = [None if i in absent else torch.randn_like(p) for i, p in enumerate(ours)]
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad
+        b.step()
+        if plain:
+            for parameter, grad in zip(ours, grads, strict=True):
+                parameter.grad = grad
+            a.step()
+            a.zero_grad()
+        else:
+            a.step_with(grads)
+        torch.testing.assert_close(ours, theirs)
+        assert all(p.grad is None for p in ours)
+        counts = [[float(o.state[p]["step"]) if p in o.state else 0 for p in ps] for o, ps in both]
+        assert counts[0] == counts[1]
+
+    both = ((a, ours), (b, theirs))
+    step(1)  # the second parameter has no gradient yet, hence no state
+    for _ in range(3):
+        step()
+    step(0, 2)
+    step()
+    step(plain=True)
+    step()
+    for optimizer in (a, b):  # a schedule
+        optimizer.param_groups[0]["lr"] = 0.02
+    step()
+    saved_a, saved_b = deepcopy(a.state_dict()), deepcopy(b.state_dict())
+    step()
+    a.load_state_dict(saved_a)
+    b.load_state_dict(saved_b)
+    step()
+    step()
+    for optimizer in (a, b):  # started anew
+        optimizer.state.clear()
+    step()
+    step()
+    extra = torch.randn(2)
+    for optimizer, parameters in both:
+        parameters.append(nn.Parameter(extra.clone()))
+        optimizer.add_param_group({"params": [parameters[-1]]})
+    step()
+    step()
 
 
 def test_metric_means_survive_values_that_are_overwritten() -> None:
