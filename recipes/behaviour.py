@@ -22,11 +22,13 @@ from torchrl._utils import logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
-from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.objectives import SACLoss
 from tqdm import tqdm
 
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
+from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.evaluation import evaluate_policy
+from rambo_trl.training.phases import AgentPhase
 
 #: snapshots are evaluated on episodes seeded from here: neither data nor evaluations have these
 SNAPSHOT_SEED = 800_000
@@ -93,6 +95,7 @@ def main(cfg: DictConfig) -> None:
     """Train, snapshot, bundle."""
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
+    keep_freed_memory()
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -104,14 +107,13 @@ def main(cfg: DictConfig) -> None:
     qvalue = make_qvalue(observation_size, action_spec.shape[-1], hidden_sizes=cfg.hidden_sizes)
     loss = SACLoss(actor, qvalue, loss_function="l2", action_spec=action_spec)
     loss.make_value_estimator(gamma=cfg.gamma)
-    target_update = SoftUpdate(loss, tau=cfg.tau)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": list(loss.qvalue_network_params.parameters()), "lr": cfg.critic_lr},
-            {"params": list(loss.actor_network_params.parameters()), "lr": cfg.actor_lr},
-            {"params": [loss.log_alpha], "lr": cfg.alpha_lr},
-        ],
-        fused=True,
+    agent = AgentPhase(
+        loss,
+        critic_lr=cfg.critic_lr,
+        actor_lr=cfg.actor_lr,
+        alpha_lr=cfg.alpha_lr,
+        tau=cfg.tau,
+        compile=cfg.compile,
     )
     frames_per_batch = 100
     collector = Collector(
@@ -153,23 +155,20 @@ def main(cfg: DictConfig) -> None:
 
     snapshot(0)
     progress = tqdm(total=cfg.total_steps, desc=f"SAC on {cfg.env}", mininterval=5)
+    alpha = 1.0
     step, next_eval = 0, cfg.eval_every
     for batch in collector:
         buffer.extend(batch.exclude("collector", "loc", "scale").reshape(-1))
         step += batch.numel()
         progress.update(batch.numel())
         if step >= cfg.init_random_steps:
-            for _ in range(int(frames_per_batch * cfg.updates_per_step)):
-                out = loss(buffer.sample())
-                (out["loss_actor"] + out["loss_qvalue"] + out["loss_alpha"]).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                target_update.step()
+            updates = int(frames_per_batch * cfg.updates_per_step)
+            alpha = agent.run(buffer.sample() for _ in range(updates))["alpha"]
             collector.update_policy_weights_()
         if step >= next_eval:
             next_eval += cfg.eval_every
             score = snapshot(step)
-            progress.set_postfix(eval_return=f"{score:.0f}", alpha=f"{out['alpha'].item():.3f}")
+            progress.set_postfix(eval_return=f"{score:.0f}", alpha=f"{alpha:.3f}")
             if cfg.stop_return is not None and score >= cfg.stop_return:
                 break
     progress.close()

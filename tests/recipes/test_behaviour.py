@@ -1,0 +1,71 @@
+"""The recipe that trains behaviour policies: what it bundles is what the data sets are made of."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from behaviour import select_snapshots
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.data.bundled import build_bundled
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "behaviour.py"
+ENV_ID = "InvertedDoublePendulum-v5"
+
+
+def row(step: int, mean: float, std: float) -> dict[str, float]:
+    return {"step": step, "return_mean": mean, "return_std": std}
+
+
+def test_snapshots_span_the_training_up_to_the_best() -> None:
+    rows = [row(i, mean, 1.0) for i, mean in enumerate((0, 10, 50, 40, 90, 80))]
+    chosen, medium, expert = select_snapshots(rows, 3, (30, 60))
+    assert expert == 4, "the best, not the last"
+    assert medium == 2
+    assert chosen == [0, 2, 4], "medium and expert are among them, nothing after the expert"
+    rows[2]["return_std"] = 5.0
+    assert select_snapshots(rows, 3, (30, 60))[1] == 3, "the steadiest in the range"
+    with pytest.raises(
+        ValueError, match=r"no snapshot has a mean return in medium_range=\(60, 70\)"
+    ):
+        select_snapshots(rows, 3, (60, 70))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the collector's own deprecations
+def test_a_training_leaves_a_bundle_that_data_are_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "policies"
+    words = {
+        "env": ENV_ID,
+        "total_steps": 2_000,
+        "init_random_steps": 300,
+        "eval_every": 500,
+        "eval_episodes": 3,
+        "hidden_sizes": "[64,64]",
+        "actor_lr": 1e-3,
+        "medium_range": "[0,10000]",
+        "num_snapshots": 3,
+        "compile": "false",
+        "run_dir": run_dir,
+    }
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *(f"{k}={v}" for k, v in words.items())])
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+    with (run_dir / "snapshots.csv").open() as file:
+        snapshots = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+    assert [s["step"] for s in snapshots] == [0, 500, 1_000, 1_500, 2_000]
+    returns = [s["return_mean"] for s in snapshots]
+    assert max(returns[1:]) > 1.4 * returns[0], "it learns"
+
+    name = "bundled/inverteddoublependulum/expert-v0"
+    build_bundled(name, num_steps=500, policies_dir=run_dir)
+    played = OfflineDataset.load(name).behaviour_returns
+    assert np.mean(played) > 1.2 * returns[0], "it is the trained policy that plays"
