@@ -208,6 +208,30 @@ def test_missing_policies_are_named(minari_root: Path, tmp_path: Path) -> None:
     assert not minari_root.exists() or not list(minari_root.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "env_id", ["HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Walker2d-v5"]
+)
+def test_the_packages_policies_play_as_well_as_they_say(env_id: str) -> None:
+    assert env_id in {path.stem for path in bundled.POLICIES.glob("*.safetensors")}
+    policies = PolicyBundle(bundled.POLICIES / f"{env_id}.safetensors")
+    assert policies.env_id == env_id and len(policies) > 9
+    env = gymnasium.make(env_id)
+    said = [snapshot["return_mean"] for snapshot in policies.snapshots]
+    assert max(said) == said[policies.expert] and 0 < policies.medium < policies.expert
+    torch.manual_seed(0)
+    played = []
+    for index in (0, policies.medium, policies.expert):
+        act = policies.act(index, env.observation_space.shape[0], env.action_space)
+        episodes = collect_episodes(act, env_id, num_steps=1_500, seed=index, num_copies=2)
+        played.append(float(np.mean([np.sum(episode.rewards) for episode in episodes])))
+    # the header has the mode's returns, the data are played with its noise
+    random, medium, expert = played
+    assert expert > 0.7 * said[policies.expert]
+    assert 0.5 * said[policies.medium] < medium < 0.9 * expert
+    assert random < 0.1 * medium
+
+
 def test_names() -> None:
     names = bundled_names()
     assert len(names) == len(set(names)) == 23

@@ -38,7 +38,7 @@ def episode_seeds(cfg: DictConfig) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("schedule", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("schedule", ["smoke", "quick", "thorough", "paper"])
 def test_no_episode_has_the_seed_of_another_or_of_data(schedule: str) -> None:
     found: list[int] = []
     for seed in range(4):

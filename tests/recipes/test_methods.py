@@ -165,7 +165,7 @@ def test_a_run_is_resumed_by_its_own_recipe() -> None:
         resumed_config(cfg, saved, ["resume=there"])
 
 
-@pytest.mark.parametrize("schedule", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("schedule", ["smoke", "quick", "thorough", "paper"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_has_a_rule_and_the_shipped_ones_pass(name: str, schedule: str) -> None:
     published = getattr(importlib.import_module(name), "published", None)

@@ -127,7 +127,7 @@ def test_a_value_of_the_schedule_reaches_what_it_is_for(tiny_dataset: None) -> N
 def test_the_page_of_schedules_says_what_is_set(row: str, key: str) -> None:
     page = (ROOT / "docs" / "schedules.md").read_text()
     line = next(x for x in page.splitlines() if x.startswith(f"| {row} |"))
-    cells = [cell.strip().replace(",", "") for cell in line.split("|")[2:5]]
-    for cell, schedule in zip(cells, ("paper", "quick", "smoke"), strict=True):
+    cells = [cell.strip().replace(",", "") for cell in line.split("|")[2:6]]
+    for cell, schedule in zip(cells, ("paper", "thorough", "quick", "smoke"), strict=True):
         assert re.fullmatch(r"[\d.]+", cell), f"{row}: {cell}"
         assert float(cell) == OmegaConf.select(composed(f"schedule={schedule}"), key)

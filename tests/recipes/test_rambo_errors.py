@@ -59,7 +59,7 @@ BAD_SETTINGS = [
     ("taks=hopper-medium-replay", "did you mean 'task'?"),
     ("task=hoper-medium-replay", "did you mean 'hopper-medium-replay'?"),
     ("task=[hopper-medium-replay]", "there is no such task"),
-    ("schedule=quik", "did you mean 'quick'? (schedule is one of paper, quick, smoke)"),
+    ("schedule=quik", "did you mean 'quick'? (schedule is one of paper, quick, smoke, thorough)"),
     ("on_divergence=ignore", "on_divergence must be one of stop, continue, got ignore"),
     ("rollout_policy=uniform", "rollout_policy must be one of current, random, got uniform"),
     # not settings at all
@@ -183,7 +183,7 @@ def test_a_sweep_is_checked_as_a_whole() -> None:
     compose_jobs("rambo", ["seed=0,1", "run_dir=mine-${seed}"], multirun=True)
 
 
-@pytest.mark.parametrize("schedule", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("schedule", ["smoke", "quick", "thorough", "paper"])
 def test_every_setting_has_a_rule_and_the_shipped_ones_pass(schedule: str) -> None:
     (cfg,) = compose_jobs("rambo", [f"schedule={schedule}"])
     assert set(leaf_keys(cfg)) == set(RULES)
