@@ -30,6 +30,7 @@ _GREY = "#666666"
 #: points and values of each run
 Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
 _CHARACTERS_PER_INCH = 13  # of the legend's letters
+_LEGEND_HEIGHT = 0.6  # inches that a short one takes
 _CROWD = 4  # as many configurations of a data set can be told apart with all their runs
 
 
@@ -129,7 +130,7 @@ def _panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
     """
     width = min(count, 3)
     blocks = -(-count // width)
-    size = (max(7.2, 5.6 * width), (1.0 + 3.2 * rows) * blocks + 0.6)
+    size = (max(7.2, 5.6 * width), (1.0 + 3.2 * rows) * blocks + _LEGEND_HEIGHT)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows * blocks, width, squeeze=False)
@@ -153,7 +154,7 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) 
     room = int(_CHARACTERS_PER_INCH * figure.get_size_inches()[0])
     labels = [fill(label, room - 10) for label in handles]
     widest = max(len(line) for label in labels for line in label.splitlines())
-    figure.legend(
+    legend = figure.legend(
         list(handles.values()),
         labels,
         loc="outside lower left",
@@ -169,6 +170,10 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) 
         title_fontsize=9,
         alignment="left",
     )
+    # the panels keep their height, however long the legend
+    width, height = figure.get_size_inches()
+    needed = legend.get_window_extent().height / figure.dpi
+    figure.set_size_inches(width, height + max(0.0, needed - _LEGEND_HEIGHT))
     figure.savefig(path, dpi=120)
 
 

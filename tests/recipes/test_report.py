@@ -159,11 +159,12 @@ def test_the_table_says_which_deviation_it_has(make_run: MakeRun, tmp_path: Path
     assert "+-:" not in report.markdown_table(configurations(runs[:1]))
 
 
+@pytest.mark.parametrize("count", [4, 14])
 def test_the_legend_fits_however_many_settings_differ(
-    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     names = ("adversarial_weight", "agent.conservative_weight", "model.adversarial_lr", "epochs")
-    for k in range(4):
+    for k in range(count):
         settings = {name: 10 * k + i for i, name in enumerate(names)}
         make_run(tmp_path / f"{k}", settings=settings)
     axes = panels_of(monkeypatch, report_figures.draw_learning_curves, tmp_path)[0]
@@ -172,6 +173,9 @@ def test_the_legend_fits_however_many_settings_differ(
     whole, legend = figure.bbox, figure.legends[0].get_window_extent()
     assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1
     assert whole.y0 <= legend.y0
+    panel = axes.get_window_extent()
+    assert panel.height / figure.dpi > 2.5, "it takes no room from what it explains"
+    assert panel.y0 >= legend.y1
 
 
 def test_methods_and_settings_are_rows_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
