@@ -47,6 +47,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument(
+        "--float32-matmul-precision",
+        choices=("highest", "high", "medium"),
+        default="highest",
+        help="torch's setting of that name (default: highest)",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/benchmarks"),
@@ -66,6 +72,7 @@ def set_up(args: argparse.Namespace) -> None:
         if args.threads < 1:
             raise SystemExit(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision(args.float32_matmul_precision)
     keep_freed_memory()
     try:
         torch.zeros(1, device=args.device)
@@ -161,6 +168,7 @@ def machine(device: str) -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "python": platform.python_version(),

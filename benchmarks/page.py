@@ -29,7 +29,9 @@ def measured_on(machine: dict[str, Any]) -> str:
     """The line above a table."""
     where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    return f"{where}, {threads}, PyTorch {machine['torch']}."
+    precision = machine.get("float32_matmul_precision", "highest")
+    digits = "" if precision == "highest" else f", matrix products at `{precision}`"
+    return f"{where}, {threads}, PyTorch {machine['torch']}{digits}."
 
 
 def compare(content: dict[str, Any]) -> str:

@@ -23,11 +23,11 @@ SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std", "discounted_
 #: settings, or groups of them, in which runs of one configuration may differ
 _NOT_CONFIGURATION = frozenset(
     (
-        "seed", "run_dir", "resume", "device", "compile", "deterministic", "threads",
-        "on_divergence", "odd_data", "evaluate_beside", "evaluation", "pretrained", "cache_dir",
-        "fitted_model",
-        "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "logger", "video",
-        "retries", "hydra", "dataset", "method", "schedule_name",
+        "seed", "run_dir", "resume", "device", "compile", "deterministic",
+        "float32_matmul_precision", "threads", "on_divergence", "odd_data", "evaluate_beside",
+        "evaluation", "pretrained", "cache_dir", "fitted_model", "checkpoint_every",
+        "checkpoint_minutes", "checkpoints_kept", "logger", "video", "retries",
+        "hydra", "dataset", "method", "schedule_name",
     )
 )  # fmt: skip
 _NEEDED = ("score", "seed", "dataset", "schedule", "epochs", "diverged")

@@ -124,6 +124,7 @@ RULES: Mapping[str, Rule] = {
     "device": Text(),
     "compile": Flag(),
     "deterministic": Flag(),
+    "float32_matmul_precision": Choice(("highest", "high", "medium")),
     "evaluate_beside": Flag(optional=True),
     "threads": Whole(optional=True),
     "resume": Text(optional=True),

@@ -64,10 +64,10 @@ def check_writable(path: Path) -> None:
 
 #: settings that may differ when a run is resumed: none of them touches what was learnt so far
 RESUME_MAY_CHANGE = (
-    "epochs", "device", "compile", "deterministic", "threads", "on_divergence",
-    "odd_data", "evaluate_beside", "evaluation.episodes", "evaluation.every", "evaluation.last",
-    "checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "pretrained", "cache_dir",
-    "logger", "video", "retries",
+    "epochs", "device", "compile", "deterministic", "float32_matmul_precision", "threads",
+    "on_divergence", "odd_data", "evaluate_beside", "evaluation.episodes", "evaluation.every",
+    "evaluation.last", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
+    "pretrained", "cache_dir", "logger", "video", "retries",
 )  # fmt: skip
 
 
@@ -262,6 +262,8 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
     # named only where they are not the usual, so that older files are still found
     if cfg.deterministic:
         settings["deterministic"] = True
+    if cfg.get("float32_matmul_precision", "highest") != "highest":
+        settings["float32_matmul_precision"] = cfg.float32_matmul_precision
     if cfg.get("num_critics", 2) != 2:  # drawn before the fit
         settings["num_critics"] = cfg.num_critics
     if cfg.get("rollout_direction", "forward") != "forward":

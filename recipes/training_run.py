@@ -310,6 +310,7 @@ def launch(
                 )
             if cfg.threads is not None:  # torch's own choice knows what this process may use
                 torch.set_num_threads(cfg.threads)
+            torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
             keep_freed_memory()
             if torch.device(cfg.device).type == "cuda":
                 torch.cuda.set_device(cfg.device)

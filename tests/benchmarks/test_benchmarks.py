@@ -80,6 +80,9 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
     assert "](scaling.png)" in filled
     assert "old" not in filled and "kept" in filled and filled.startswith("before\n")
     assert put_in(filled, tmp_path, tmp_path) == filled
+    content["machine"]["float32_matmul_precision"] = "medium"
+    (tmp_path / "scaling.json").write_text(json.dumps(content))
+    assert "PyTorch 9.9, matrix products at `medium`." in put_in(text, tmp_path, tmp_path)
 
 
 @pytest.mark.slow
@@ -95,11 +98,13 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
 def test_scripts_run_and_write_what_they_measured(
     script: str, options: list[str], tmp_path: Path
 ) -> None:
+    options = [*options, "--float32-matmul-precision", "high"]
     result = run(script, "--quick", "--threads", "1", "--out", str(tmp_path), *options)
     assert result.returncode == 0, result.stderr
     name = script.removesuffix(".py")
     content = json.loads((tmp_path / f"{name}.json").read_text())
     assert content["machine"]["threads"] == 1
+    assert content["machine"]["float32_matmul_precision"] == "high"
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
     text = f"<!-- benchmark:{name} -->\n<!-- end of benchmark:{name} -->"
     assert "| --- |" in put_in(text, tmp_path, tmp_path)

@@ -70,7 +70,7 @@ OWN = [
     "model.hidden_sizes=[7]", "model.patience=9", "model.min_improvement=0.5", "model.max_passes=9",
     "cloning.passes=9", "cloning.lr=1", "cloning.batch_size=17", "clone_behaviour=false",
     "agent.hidden_sizes=[7]", "evaluation.episodes=9", "num_critics=3", "compile=true",
-    "deterministic=true",
+    "deterministic=true", "float32_matmul_precision=medium",
 ]  # fmt: skip
 
 
@@ -123,6 +123,7 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
         "rambo",
         "device=cuda",
         "deterministic=true",
+        "float32_matmul_precision=high",
         "num_critics=3",
         "rollout_direction=both",
         *files,
@@ -131,7 +132,7 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
     text = (Path(__file__).parents[2] / "docs/runs.md").read_text()
     table = text.split("| in the name of an `auto` file |")[1].split("\n\n")[0]
     cells = [row.split("|")[1] for row in table.splitlines()[2:]]
-    named = {name for cell in cells for name in re.findall("`([a-z_.]+)`", cell)}
+    named = {name for cell in cells for name in re.findall("`([a-z0-9_.]+)`", cell)}
     words = {"dataset_digest": "the data's", "versions": "versions", "card": "the GPU's name"}
     assert all(word in "".join(cells) for word in words.values())
     assert named == (settings.keys() - words.keys()) | {"model.adversarial_lr"}  # left out of model

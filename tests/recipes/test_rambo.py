@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     assert metrics.read_text() == (tmp_path / "whole/metrics.csv").read_text()
     policies = [(tmp_path / n / "policy.safetensors").read_bytes() for n in ("whole", "killed")]
     assert policies[0] == policies[1]
+
+
+def test_matrix_products_have_the_precision_asked_for(tmp_path: Path) -> None:
+    rule = """
+        import torch
+        def looking(observation, action, next_observation):
+            with open("precisions", "a") as file:
+                print(torch.get_float32_matmul_precision(), file=file)
+            return torch.zeros(len(observation), dtype=torch.bool)
+    """
+    (tmp_path / "rules.py").write_text(textwrap.dedent(rule))
+    settings = ("termination=rules:looking", "odd_data=accept", "epochs=1", "run_dir=run")
+    done = run(*settings, "float32_matmul_precision=medium", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "medium" in (tmp_path / "precisions").read_text().split()
+    done = run("resume=run", "epochs=2", "float32_matmul_precision=high", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "precisions").read_text().split()[-1] == "high"
 
 
 @pytest.mark.gpu

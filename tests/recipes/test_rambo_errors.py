@@ -80,6 +80,7 @@ BAD_SETTINGS = [
     ("epochs=null", "epochs must be a whole number of at least 1, got null"),
     ("compile=maybe", "compile must be true or false, got maybe"),
     ("deterministic=maybe", "deterministic must be true or false, got maybe"),
+    ("float32_matmul_precision=low", "must be one of highest, high, medium, got low"),
     ("adversarial_weight=abc", "adversarial_weight must be a finite number"),
     ("agent.hidden_sizes=256", "agent.hidden_sizes must be a list of whole numbers"),
     ("model.hidden_sizes=[200,0]", "model.hidden_sizes must be a list of whole numbers"),

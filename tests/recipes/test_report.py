@@ -453,6 +453,8 @@ def test_older_runs_without_a_newer_setting_belong_together() -> None:
     assert len(configurations([record(tau=1), record(tau=1, num_critics=2)])) == 1
     assert len(configurations([record(tau=1), record(tau=2)])) == 2
     assert len(configurations([record(seed=1, threads=2), record(seed=2, threads=1)])) == 1
+    quicker = record(seed=2, float32_matmul_precision="medium")
+    assert len(configurations([record(seed=1), quicker])) == 1
 
 
 def test_seeds_may_start_from_parts_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
