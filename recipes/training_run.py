@@ -108,7 +108,8 @@ class Run:
     def begin(self, method: Method) -> None:
         """Begin, or go on from the newest checkpoint."""
         cfg = self.cfg
-        remove_unfinished(self.folder.path)  # it is locked
+        for path in (self.folder.path, self.folder.checkpoint_dir):  # which are locked
+            remove_unfinished(path)
         self.method = method
         self.evaluation = Evaluation(method.actor, self.dataset, cfg)
         self.checkpoints = Checkpoints(

@@ -13,6 +13,7 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules.actor_critic import action_bounds
 from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.modules.compiling import compile_like_eager
 
@@ -48,7 +49,7 @@ class ModelRolloutCollector:
         chunk_size: rows per chunk; by default 2,000 on a CPU and all on a GPU.
 
     Raises:
-        ValueError: if a size is smaller than 1.
+        ValueError: if a size is smaller than 1, or the actions' bounds are not finite.
         TypeError: if the env is another, for instance wrapped in a transform.
 
     The items hold ``"observation"``, ``"action"``, ``("next", "observation")``,
@@ -90,17 +91,18 @@ class ModelRolloutCollector:
         if not isinstance(action_spec, Bounded):
             raise TypeError(f"the env's action_spec must be Bounded, got {action_spec}")
         size = action_spec.shape[-1]
-        self._action_low = action_spec.space.low.reshape(-1, size)[0]
-        self._action_range = action_spec.space.high.reshape(-1, size)[0] - self._action_low
+        low, high = (bound.reshape(-1, size)[0] for bound in action_bounds(action_spec))
+        self._action_low, self._action_range = low, high - low
         self._iterations = 0
         self._run: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def _act(self, observation: Tensor) -> Tensor:
         if self.policy is None:
+            low = self._action_low
             noise = torch.rand(
-                observation.shape[0], self._action_low.shape[0], device=observation.device
+                observation.shape[0], low.shape[0], dtype=low.dtype, device=observation.device
             )
-            return self._action_low + noise * self._action_range
+            return low + noise * self._action_range
         td = self.policy(TensorDict({"observation": observation}, observation.shape[:1]))
         return td.get("action")
 

@@ -405,7 +405,9 @@ class OfflineDataset:
         """Write the data set to a folder of memory-mapped files and open it from there.
 
         :meth:`load` opens the folder at once, however large it is: the transitions, checked and
-        normalised, are read from the disk as batches are drawn.
+        normalised, are read from the disk as batches are drawn. They are the files: what is
+        written into ``transitions`` in place is written to the disk, for every later reader.
+        Nothing in the library does so.
 
         Args:
             folder: a place where there is nothing yet; it appears when it is complete.

@@ -19,7 +19,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
 
     Observations are normalised, as the world model was fitted on them. Episodes start in
     states drawn from ``starts``, and end (``terminated``) where the termination rule says so;
-    a horizon is the collector's or a ``StepCounter`` transform's matter.
+    a horizon is the collector's or a ``StepCounter`` transform's matter. Start states and specs
+    have the world model's dtype, whatever that of ``starts`` and ``action_spec`` is.
 
     Args:
         world_model: the ensemble; its parameters are used live.
@@ -73,7 +74,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         super().__init__(world_model, device=device, batch_size=torch.Size(batch_size))
         self.starts = starts
         self.termination = termination
-        size = world_model.observation_size
+        size, dtype = world_model.observation_size, world_model.input_mean.dtype
         self.register_buffer(
             "observation_mean",
             None if observation_mean is None else observation_mean.to(self.device),
@@ -84,13 +85,14 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         )
         shape = self.batch_size
         self.observation_spec = Composite(
-            observation=Unbounded((*shape, size), device=self.device),
+            observation=Unbounded((*shape, size), device=self.device, dtype=dtype),
             shape=shape,
             device=self.device,
         )
         self.state_spec = self.observation_spec.clone()
-        self.action_spec = action_spec.to(self.device).expand(*shape, *action_spec.shape[-1:])
-        self.reward_spec = Unbounded((*shape, 1), device=self.device)
+        action_spec = action_spec.to(self.device).to(dtype)
+        self.action_spec = action_spec.expand(*shape, *action_spec.shape[-1:])
+        self.reward_spec = Unbounded((*shape, 1), device=self.device, dtype=dtype)
 
     def _denormalize(self, observation: Tensor) -> Tensor:
         if self.observation_mean is None:
@@ -158,7 +160,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             observation = observation[rows]
         else:
             observation = self.starts.sample(num).get("observation")
-        return observation.to(self.device)
+        return observation.to(self.device, self.world_model.input_mean.dtype)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         shape = self.batch_size if tensordict is None else tensordict.batch_size

@@ -6,11 +6,27 @@ from collections.abc import Sequence
 
 import torch
 from tensordict.nn import TensorDictModule
-from torch import nn
+from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 
 __all__ = ["make_actor", "make_qvalue"]
+
+
+def action_bounds(action_spec: Bounded) -> tuple[Tensor, Tensor]:
+    """The lower and the upper bounds of actions, each of the spec's shape.
+
+    Raises:
+        ValueError: if they are not finite, or the lower ones not below the upper ones.
+    """
+    low, high = action_spec.space.low, action_spec.space.high
+    # bounds so far apart that their distance overflows are as good as infinite
+    if not ((low < high) & (high - low).isfinite()).all():
+        raise ValueError(
+            "continuous actions with finite bounds are required, the lower ones below the upper "
+            f"ones: the action_spec has {low.tolist()} to {high.tolist()}"
+        )
+    return low, high
 
 
 def make_actor(
@@ -19,6 +35,7 @@ def make_actor(
     *,
     hidden_sizes: Sequence[int] = (256, 256),
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ProbabilisticActor:
     """Build SAC's actor: an MLP whose output parametrises a tanh-squashed Gaussian.
 
@@ -28,6 +45,7 @@ def make_actor(
             range is that of the spec.
         hidden_sizes: widths of the ReLU layers (256 x 256 as in the paper's experiments).
         device: where the parameters are put.
+        dtype: of the parameters and the actions; torch's default dtype by default.
 
     Returns:
         A TensorDict module reading ``"observation"`` [*, observation_size] and writing
@@ -36,18 +54,23 @@ def make_actor(
 
     Raises:
         TypeError: if the spec is not bounded.
+        ValueError: if its bounds are not finite, or the lower ones not below the upper ones.
     """
     if not isinstance(action_spec, Bounded):
         raise TypeError(
             f"make_actor needs a Bounded action_spec, got {type(action_spec).__name__}: "
             "continuous actions with finite bounds are required"
         )
+    # bounds of a wider type would widen the actions
+    action_spec = action_spec.to(device).to(dtype or torch.get_default_dtype())
+    low, high = action_bounds(action_spec)
     action_size = action_spec.shape[-1]
     net = MLP(
         in_features=observation_size,
         out_features=2 * action_size,
         num_cells=list(hidden_sizes),
         activation_class=nn.ReLU,
+        layer_kwargs={"dtype": dtype},
         device=device,
     )
     return ProbabilisticActor(
@@ -55,13 +78,9 @@ def make_actor(
             nn.Sequential(net, NormalParamExtractor()), ["observation"], ["loc", "scale"]
         ),
         in_keys=["loc", "scale"],
-        spec=action_spec.to(device) if device is not None else action_spec,
+        spec=action_spec,
         distribution_class=TanhNormal,
-        distribution_kwargs={
-            "low": action_spec.space.low.to(device),
-            "high": action_spec.space.high.to(device),
-            "tanh_loc": False,
-        },
+        distribution_kwargs={"low": low, "high": high, "tanh_loc": False},
     )
 
 

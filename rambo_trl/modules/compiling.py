@@ -32,6 +32,9 @@ _OF_A_DEFINITION = re.compile(r"dict\(type\(|__mro__|__defaults__|__kwdefaults__
 #: kinds that ask for a module's hooks, and for a method in the place of its class's
 _OF_OVERRIDES = {"CLOSURE_MATCH", "EMPTY_NN_MODULE_HOOKS_DICT", "NOT_PRESENT_IN_GENERIC_DICT"}
 
+#: a function that an object has been given as its own, such as a termination rule
+_OF_AN_OBJECT = re.compile(r"(L\['\w+'\]|(?!G\b)\w+)(\.\w+)+")
+
 #: kinds that ask whether a name still stands for the function, class or module that it stood for
 _OF_A_NAME = {"BUILTIN_MATCH", "CLASS_MATCH", "HASATTR", "MODULE_MATCH"}
 
@@ -51,8 +54,8 @@ def _worth_checking(guards: Sequence[Any]) -> list[bool]:
     Thousands of guards would ask at every call whether functions, classes and methods are still
     the ones that were compiled, for longer than some graphs run; one asks for the size of a cache
     that grows while the program starts, and compiles all anew. Those are left out: a hook or a
-    method that is put on a module after the first call goes unseen. Shapes, own attributes and
-    the libraries' modes (exploration type) are checked.
+    method that is put on a module after the first call goes unseen. Shapes, own attributes
+    (functions among them) and the libraries' modes (exploration type) are checked.
     """
     return [_is_worth_checking(guard) for guard in guards]
 
@@ -62,6 +65,8 @@ def _is_worth_checking(guard: Any) -> bool:
         return bool(_MODE.search(guard.name))
     if guard.guard_type in _OF_A_NAME and guard.name.startswith("G["):
         return False
+    if guard.guard_type == "CLOSURE_MATCH" and _OF_AN_OBJECT.fullmatch(guard.name):
+        return True
     return guard.guard_type not in _OF_OVERRIDES and not _OF_A_DEFINITION.search(guard.name)
 
 

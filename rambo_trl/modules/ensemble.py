@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -178,16 +179,27 @@ class EnsembleWorldModel(TensorDictModuleBase):
             Weights [M, fan_in, fan_out] and biases [M, 1, fan_out], one of each a layer.
 
         Raises:
-            RuntimeError: inside :meth:`elites_apart`, if others than the elites are asked for.
+            RuntimeError: inside :meth:`elites_apart`, if neither all members nor
+                :attr:`elites` itself is asked for.
         """
-        if self._is_apart:
-            if members is not self.elites:
-                raise RuntimeError("inside elites_apart() only members=world_model.elites exist")
-            half = len(self._apart) // 2
+        if not self._is_apart:
+            if members is None:
+                return list(self.weights), list(self.biases)
+            return [w[members] for w in self.weights], [b[members] for b in self.biases]
+        half = len(self._apart) // 2
+        if members is self.elites:
             return self._apart[:half], self._apart[half:]
-        if members is None:
-            return list(self.weights), list(self.biases)
-        return [w[members] for w in self.weights], [b[members] for b in self.biases]
+        if members is not None:
+            raise RuntimeError("inside elites_apart() members must be None or world_model.elites")
+        stacked = [
+            all_members.index_copy(0, self.elites, own)
+            for own, all_members in zip(self._apart, self._stacks(), strict=True)
+        ]
+        return stacked[:half], stacked[half:]
+
+    def _stacks(self) -> list[Tensor]:
+        """All members' weights and biases, in the order of the elites' own."""
+        return [*self.weights, *self.biases]
 
     def elite_parameters(self) -> list[nn.Parameter]:
         """What :meth:`elites_apart` trains: the elites' own weights and biases, the bounds.
@@ -197,8 +209,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
         """
         if self._apart is None:
             self.__dict__["_apart"] = [
-                nn.Parameter(p.detach()[: self.num_elites].clone())
-                for p in (*self.weights, *self.biases)
+                nn.Parameter(p.detach()[: self.num_elites].clone()) for p in self._stacks()
             ]
         return [*self._apart, self.min_log_var, self.max_log_var]
 
@@ -215,21 +226,35 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
         In here the elites' weights are tensors of their own (:meth:`elite_parameters`): no
         update copies them out of the stack of all members and scatters their gradient back
-        into it. They are written back at the end.
+        into it. They are written back at the end, and before the ensemble is saved or copied.
         """
         self.elite_parameters()
-        stacked = [*self.weights, *self.biases]
         with torch.no_grad():
-            for own, all_members in zip(self._apart, stacked, strict=True):
+            for own, all_members in zip(self._apart, self._stacks(), strict=True):
                 own.copy_(all_members[self.elites])
         self.__dict__["_is_apart"] = True
         try:
             yield
         finally:
+            self._write_back()
             self.__dict__["_is_apart"] = False
-            with torch.no_grad():
-                for own, all_members in zip(self._apart, stacked, strict=True):
-                    all_members[self.elites] = own
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        """Give the ensemble what its elites have become apart from it."""
+        if self._is_apart:
+            for own, all_members in zip(self._apart, self._stacks(), strict=True):
+                all_members[self.elites] = own
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; the elites as they are, inside of :meth:`elites_apart` too."""
+        self._write_back()
+        return super().state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: an ensemble whose elites are not apart."""
+        self._write_back()
+        return {**self.__dict__, "_is_apart": False}
 
     def predict(
         self, observation: Tensor, action: Tensor, members: Tensor | None = None

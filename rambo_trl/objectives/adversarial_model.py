@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -34,6 +34,7 @@ class _LiveNetwork:
         self.module = module
         self.params = params
         self.in_keys = module.in_keys
+        self.out_keys = module.out_keys
         self._call = torch.vmap(self._with_params, (None, 0)) if expanded else self._with_params
 
     def _with_params(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
@@ -72,8 +73,10 @@ class AdversarialModelLoss(LossModule):
             recorded ``("next", ...)`` entries, such as a TorchRL probabilistic module, or with
             ``get_dist(tensordict)`` over (next observation, reward).
         actor_network: writes the action; evaluated at its mode.
-        qvalue_network: writes the state-action value [*B, 1]; a single critic, a sequence of
-            them, or a module that writes an ensemble's values stacked in front, [K, *B, 1].
+        qvalue_network: writes the state-action value [*B, 1] or [*B]; a single critic, a sequence
+            of them, or a module that writes an ensemble's values stacked in front, [K, *B, 1], or
+            [K, *B] where that can be nothing else. It may read what the actor does not, such as a
+            goal, which the batch then holds for both states.
 
     Keyword Args:
         adversarial_weight: lambda, the weight of the adversary (3e-4 or 0 in the paper's
@@ -85,7 +88,9 @@ class AdversarialModelLoss(LossModule):
         baseline: subtract Q(s, a); without it the gradient has the same mean and more
             variance (paper sec. 4.2).
         entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
-            added to V(s'); off by default. Needs an actor with ``get_dist``.
+            added to V(s'); off by default. Needs an actor with ``get_dist``. While it is 0 the
+            entropy is not computed. Assign or load another value, do not write it in place
+            (``fill_``): that is not noticed, nor is any by what was captured as a CUDA graph at 0.
         per_dimension: divide the log-density by the number of entries of the successor and the
             reward. The published log-density is their sum, so that lambda acts the more
             strongly the larger the state; with this it means the same for all sizes.
@@ -190,7 +195,8 @@ class AdversarialModelLoss(LossModule):
             ("entropy_coeff", entropy_coeff),
         ):
             self.register_coeff_buffer(name, float(value), device=device)
-        self._use_entropy = entropy_coeff != 0
+        self._note_entropy(entropy_coeff)
+        self.register_load_state_dict_post_hook(_reread_entropy)
         # filled now: a first use that filled them would have a compiled loss compiled twice
         self._set_in_keys()
 
@@ -259,19 +265,28 @@ class AdversarialModelLoss(LossModule):
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
-        if name == "entropy_coeff" and isinstance(value, (int, float)):
-            # a plain flag, so that the update needs no branch on a tensor
-            self._use_entropy = value != 0
+        if name == "entropy_coeff":
+            self._note_entropy(value)
+
+    def _note_entropy(self, coeff: object) -> None:
+        # a plain flag, so that the update needs no branch on a tensor
+        self._use_entropy = bool(coeff != 0)
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         self._set_in_keys()
 
     def _set_in_keys(self) -> None:
-        observations = self.actor_network.in_keys
+        action = unravel_key(self.tensor_keys.action)
+        acting = list(self.actor_network.in_keys)
+        judging = [key for critic in self.qvalue_networks for key in getattr(critic, "in_keys", ())]
+        written = getattr(self.actor_network, "out_keys", ())
+        self._state_keys = tuple(dict.fromkeys(k for k in (*acting, *judging) if k != action))
+        # of the successor the actor itself writes what critics read of its outputs
+        self._next_keys = tuple(k for k in self._state_keys if k in acting or k not in written)
         self._in_keys: list[NestedKey] = [
-            *observations,
+            *self._state_keys,
             self.tensor_keys.action,
-            *(next_key(key) for key in observations),
+            *(next_key(key) for key in self._next_keys),
             next_key(self.tensor_keys.reward),
             next_key(self.tensor_keys.terminated),
         ]
@@ -289,14 +304,13 @@ class AdversarialModelLoss(LossModule):
         """The smallest critic's value, [*B]."""
         key, shape = self.tensor_keys.state_action_value, tensordict.batch_size
         values = [
-            critic(tensordict.copy()).get(key).reshape(-1, *shape)
-            for critic in self.qvalue_networks
+            _each_critic(critic(tensordict.copy()), key, shape) for critic in self.qvalue_networks
         ]
         return torch.cat(values).amin(dim=0)
 
     def _next_value(self, tensordict: TensorDictBase) -> Tensor:
         """The agent's value of the successors at the policy's mode, [*B]."""
-        following = tensordict.get("next").select(*self.actor_network.in_keys)
+        following = tensordict.get("next").select(*self._next_keys)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             following = self.actor_network(following)
         value = self._min_qvalue(following)
@@ -319,9 +333,7 @@ class AdversarialModelLoss(LossModule):
                 else terminated.reshape(shape)
             )
             next_value = self._next_value(tensordict)
-            qvalue = self._min_qvalue(
-                tensordict.select(*self.actor_network.in_keys, self.tensor_keys.action)
-            )
+            qvalue = self._min_qvalue(tensordict.select(*self._state_keys, self.tensor_keys.action))
             baseline = qvalue if self.baseline else torch.zeros_like(qvalue)
             advantage = functional.model_advantage(
                 baseline, reward, next_value, terminated, self.gamma
@@ -355,6 +367,37 @@ class AdversarialModelLoss(LossModule):
         out = TensorDict({"loss_adversarial": loss, **metrics})
         self._clear_weakrefs(tensordict, out)
         return out
+
+
+def _each_critic(out: TensorDictBase, key: NestedKey, shape: torch.Size) -> Tensor:
+    """The values that critics returned for a batch [*B], as [K, *B].
+
+    Raises:
+        KeyError: if there are none under the key.
+        ValueError: if their shape leaves open which row a value belongs to.
+    """
+    value = out.get(key, None)
+    if value is None:
+        raise KeyError(
+            f"the critics return no {key!r} but {list(out.keys(True, True))}: "
+            "set_keys(state_action_value=...) names their value"
+        )
+    found, column = value.shape, (*shape, 1)
+    single = not shape or found in (shape, column)  # without a batch no rows can be mixed up
+    stacked = found[1:] == column or (
+        found[1:] == shape and (found[:-1] != shape or found == out.batch_size)
+    )
+    # in a TensorDict [*B] the rows are in front, however many critics there are
+    if not (single or (stacked and out.batch_size != shape)):
+        raise ValueError(
+            f"the critics' {key!r} has shape {list(found)}, expected [*B], [*B, 1] or, of K "
+            f"critics, [K, *B, 1], for a batch of {list(shape)}"
+        )
+    return value.reshape(-1, *shape)
+
+
+def _reread_entropy(loss: AdversarialModelLoss, incompatible_keys: object) -> None:
+    loss._note_entropy(loss.entropy_coeff)
 
 
 # TorchRL's metaclass turns every public attribute whose name ends in "loss" into an instance

@@ -8,19 +8,23 @@ tensordict, which unpickles what is not a tensor. It knows no random states.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torchrl.data import ReplayBuffer
 
-from rambo_trl.training.run_folder import remove_unfinished, write_atomically
+from rambo_trl.data import RealModelReplayBuffer
+from rambo_trl.training.run_folder import write_atomically
 
 __all__ = [
     "Checkpoints",
@@ -33,6 +37,10 @@ __all__ = [
     "seed_everything",
     "set_random_state",
 ]
+
+#: read back as they are, unlike values of classes derived from them
+_PLAIN = (type(None), bool, int, float, complex, str)
+_BUFFERS = (ReplayBuffer, RealModelReplayBuffer)
 
 
 class Stateful(Protocol):
@@ -118,24 +126,26 @@ def save_checkpoint(
     """Write the parts' states, the run's progress and the random state to one file.
 
     The file is written beside and moved into place, so an earlier one is kept until the new
-    one is whole.
+    one is whole. NumPy scalars become Python's: a checkpoint is read without NumPy's.
 
     Args:
         path: the file to write or replace.
         parts: networks, optimisers and buffers by name.
-        progress: plain numbers, strings, lists and dicts of them.
+        progress: numbers, strings, bools, None, tensors, and lists, tuples and dicts of them.
 
     Returns:
         The file's size in bytes.
 
     Raises:
+        TypeError: if the progress holds anything else; the message names it, and nothing is
+            written.
         OSError: if it cannot be written, on a full disk for instance; the message names the
             file and says whether an earlier one is kept.
     """
     path = Path(path)
     state = {
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "progress": dict(progress),
+        "progress": _plain(dict(progress), "progress"),
+        "parts": {name: _own_numbers(part.state_dict()) for name, part in parts.items()},
         "random": random_state(),
     }
     data = io.BytesIO()
@@ -150,6 +160,38 @@ def save_checkpoint(
     return data.tell()
 
 
+def _plain(value: Any, name: str) -> Any:
+    """The value in Python's own types and tensors.
+
+    Raises:
+        TypeError: if it has no such form; the message names it.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        return {
+            _plain(key, f"a key of {name}"): _plain(item, f"{name}.{key}")
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if type(value) in _PLAIN or isinstance(value, torch.Tensor):
+        return value
+    raise TypeError(f"{name} cannot be kept in a checkpoint: {type(value).__name__}")
+
+
+def _own_numbers(value: Any) -> Any:
+    """A part's state with Python's numbers for NumPy's, which a schedule's learning rate may be."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:  # a network's state is of another class, and has attributes
+        return {_own_numbers(key): _own_numbers(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_own_numbers, value))
+    return value
+
+
 def load_checkpoint(
     path: str | os.PathLike[str],
     parts: Mapping[str, Stateful],
@@ -159,6 +201,10 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore the parts and the random state; nothing is unpickled but tensors and numbers.
 
+    Where one of the parts does not fit, they are left as they were, and so is the random state.
+    Only a replay buffer that itself refuses its rows may have lost its own: buffers are too large
+    to be copied first, and are loaded last.
+
     Args:
         path: what :func:`save_checkpoint` wrote.
         parts: the same names as were saved.
@@ -167,6 +213,30 @@ def load_checkpoint(
 
     Returns:
         The run's progress.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read, or holds other parts.
+    """
+    state = read_checkpoint(path, parts, device=device)
+    restore_parts(path, parts, state["parts"])
+    if restore_random:
+        set_random_state(state["random"])
+    return state["progress"]
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, device: torch.device | str
+) -> dict[str, Any]:
+    """What :func:`save_checkpoint` wrote, with nothing restored from it yet.
+
+    Args:
+        path: the file.
+        parts: the same names as were saved.
+        device: where tensors are put.
+
+    Returns:
+        The states of the ``"parts"``, the ``"progress"`` and the ``"random"`` state.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -182,20 +252,55 @@ def load_checkpoint(
     if not isinstance(state, dict) or set(state.get("parts", ())) != set(parts):
         found = sorted(state.get("parts", ())) if isinstance(state, dict) else "none"
         raise ValueError(f"{path} holds the parts {found}, this run has {sorted(parts)}")
-    for name, part in parts.items():
-        try:
-            if isinstance(part, torch.optim.Optimizer):
-                load_optimizer(part, state["parts"][name])
-            else:
-                part.load_state_dict(state["parts"][name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{path} was saved with other settings: its {name} does not fit ({reason})"
-            ) from error
-    if restore_random:
-        set_random_state(state["random"])
-    return state["progress"]
+    return state
+
+
+def restore_parts(
+    path: str | os.PathLike[str], parts: Mapping[str, Stateful], states: Mapping[str, Any]
+) -> None:
+    """Restore the parts of a checkpoint that was read, as :func:`load_checkpoint` does.
+
+    Args:
+        path: where it was read, for messages.
+        parts: networks, optimisers and buffers by name.
+        states: theirs, by the same names.
+
+    Raises:
+        ValueError: if one of them does not fit.
+    """
+    with unchanged_on_failure(parts.values()):
+        for name in sorted(parts, key=lambda name: isinstance(parts[name], _BUFFERS)):
+            try:
+                _load(parts[name], states[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"{path} was saved with other settings: its {name} does not fit ({reason})"
+                ) from error
+
+
+@contextmanager
+def unchanged_on_failure(parts: Iterable[Stateful]) -> Iterator[None]:
+    """A block that restores the parts to what they were before it if it raises.
+
+    Args:
+        parts: networks, optimisers and the like; replay buffers among them are left alone.
+    """
+    kept = [part for part in parts if not isinstance(part, _BUFFERS)]
+    states = [copy.deepcopy(part.state_dict()) for part in kept]
+    try:
+        yield
+    except BaseException:
+        for part, state in zip(kept, states, strict=True):
+            _load(part, state)
+        raise
+
+
+def _load(part: Stateful, state: Any) -> None:
+    if isinstance(part, torch.optim.Optimizer):
+        load_optimizer(part, state)
+    else:
+        part.load_state_dict(state)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -224,6 +329,9 @@ class Checkpoints:
     The newest is ``last.pt``. With ``keep`` above 1 the ones before it stay as
     ``epoch-NNNNNN.pt``; the one kept by :meth:`keep_last_good` is ``last_good.pt``. No two of
     them share their bytes: what damages one leaves the others whole.
+
+    One process writes, any number may read. What a killed writer left half written is never read;
+    :func:`~rambo_trl.training.run_folder.remove_unfinished` removes it, once no other is writing.
 
     Args:
         folder: where they lie.
@@ -272,7 +380,7 @@ class Checkpoints:
         """Write ``last.pt``; ``progress["epoch"]`` names the epoch that it follows.
 
         Raises:
-            OSError: as :func:`save_checkpoint`.
+            OSError, TypeError: as :func:`save_checkpoint`.
         """
         epoch = progress["epoch"]
         if self.keep > 1 and self.last.is_file() and self._epoch not in (None, epoch):
@@ -292,9 +400,7 @@ class Checkpoints:
                 path.unlink()
 
     def load(self, path: Path | None = None) -> dict[str, Any] | None:
-        """Restore the newest checkpoint, or another one of the folder.
-
-        Files that a killed run left half written are removed.
+        """Restore the newest checkpoint, or another one of the folder; changes no file.
 
         Returns:
             The progress saved with it; None if there is no checkpoint yet.
@@ -303,8 +409,6 @@ class Checkpoints:
             ValueError: if it cannot be read, or belongs to other settings.
         """
         path = path or self.last
-        if self.folder.is_dir():
-            remove_unfinished(self.folder)
         if not path.is_file():
             return None
         self.size = path.stat().st_size

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -27,6 +28,10 @@ __all__ = ["Policy", "load_into_actor", "load_policy", "save_policy"]
 
 _METADATA_KEY = "rambo_trl_policy"
 _FORMAT_VERSION = 1
+
+#: before it is written a policy is compared with its actor on so many states, up to this share of
+#: the bounds
+_CHECKED_STATES, _TOLERANCE = 64, 1e-5
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
 
@@ -109,6 +114,9 @@ def save_policy(
 ) -> None:
     """Write an actor and its normalisation to one file, in one step.
 
+    Before it is written, the policy that would be loaded is compared with the actor in a few
+    states. The global random state is left as it was.
+
     Args:
         path: the file to write or replace, usually ``*.safetensors``.
         actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`.
@@ -121,8 +129,8 @@ def save_policy(
         notes: JSON-like remarks kept in the file's header, such as the score.
 
     Raises:
-        ValueError: if a shape does not fit the others, a bound or a statistic is not finite or
-            a standard deviation is not positive.
+        ValueError: if a shape does not fit the others, a bound or a statistic is not finite, a
+            standard deviation is not positive, or the loaded policy would act differently.
     """
     header = {
         "format_version": _FORMAT_VERSION,
@@ -142,7 +150,7 @@ def save_policy(
         key: value.detach().to("cpu", torch.float32, copy=True).contiguous()
         for key, value in tensors.items()
     }
-    problem = _find_problem(header, tensors)
+    problem = _find_problem(header, tensors) or _find_difference(header, tensors, actor)
     if problem:
         raise ValueError(f"cannot save the policy: {problem}")
     write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header)}))
@@ -156,34 +164,13 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
         device: where the policy is put.
 
     Returns:
-        The policy. The global random state is left as it was.
+        The policy, in float32. The global random state is left as it was.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, no policy file or of a later format.
     """
-    header, tensors = _read_whole(Path(path))
-    device = torch.device(device)
-    action_spec = Bounded(
-        low=torch.tensor(header["action_low"]),
-        high=torch.tensor(header["action_high"]),
-        dtype=torch.float32,
-    )
-    # The initial weights are drawn and then replaced; the caller's random stream stays untouched.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        actor = make_actor(
-            tensors["observation_mean"].shape[0],
-            action_spec.to(device),
-            hidden_sizes=header["hidden_sizes"],
-            device=device,
-        )
-    _copy_weights(tensors, actor)
-    return Policy(
-        actor.requires_grad_(False).eval(),
-        observation_mean=tensors["observation_mean"].to(device, torch.float32),
-        observation_std=tensors["observation_std"].to(device, torch.float32),
-        env_id=header["env_id"],
-    )
+    return _build_policy(*_read_whole(Path(path)), device=torch.device(device))
 
 
 def load_into_actor(
@@ -233,6 +220,79 @@ def load_into_actor(
             f"{path} has hidden layers of {header['hidden_sizes']}, this actor has {widths}"
         )
     _copy_weights(tensors, actor)
+
+
+def _build_policy(
+    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, device: torch.device
+) -> Policy:
+    """The policy that header and tensors describe, in float32 whatever torch's default is."""
+    dtype = torch.float32
+    low, high = (torch.tensor(header[name], dtype=dtype) for name in ("action_low", "action_high"))
+    # The initial weights are drawn and then replaced; the caller's random stream stays untouched.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        actor = make_actor(
+            tensors["observation_mean"].shape[0],
+            Bounded(low, high, dtype=dtype),
+            hidden_sizes=header["hidden_sizes"],
+            device=device,
+            dtype=dtype,
+        )
+    _copy_weights(tensors, actor)
+    return Policy(
+        actor.requires_grad_(False).eval(),
+        observation_mean=tensors["observation_mean"].to(device, dtype),
+        observation_std=tensors["observation_std"].to(device, dtype),
+        env_id=header["env_id"],
+    )
+
+
+def _find_difference(
+    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], actor: TensorDictModuleBase
+) -> str | None:
+    """Check that the policy of header and tensors acts as the actor does; what differs if not."""
+    loaded = _build_policy(header, tensors, device=torch.device("cpu"))
+    own = copy.copy(loaded)
+    own.actor = copy.deepcopy(actor).cpu().float().eval()
+    observation = _draw_observations(loaded)
+    with torch.random.fork_rng(devices=[]):  # an actor of another kind may draw for its mode
+        action, expected = (policy(observation).float() for policy in (loaded, own))
+    bounds = torch.tensor([header["action_low"], header["action_high"]], dtype=torch.float32)
+    scale = bounds.abs().amax(dim=0)
+    # the NaN of a diverged policy count as equal
+    if torch.allclose(action / scale, expected / scale, rtol=0, atol=_TOLERANCE, equal_nan=True):
+        return None
+    largest = (action - expected).abs().max()
+    parts = zip_longest(_parts(own.actor), _parts(loaded.actor), fillvalue="nothing")
+    reasons = (f"it has {one} where the file means {other}" for one, other in parts if one != other)
+    reason = next(reasons, "it is not one of make_actor's")
+    return f"the file's actions would differ by up to {largest:.2g} from this actor's: {reason}"
+
+
+def _draw_observations(policy: Policy) -> torch.Tensor:
+    """The same few raw observations at every call, spread wider than the data's."""
+    mean, std = policy.observation_mean, policy.observation_std
+    noise = torch.randn(
+        (_CHECKED_STATES, len(mean)),
+        generator=torch.Generator("cpu").manual_seed(0),
+        dtype=torch.float32,
+        device="cpu",
+    )
+    return mean + 3 * noise * std
+
+
+def _parts(actor: nn.Module) -> list[str]:
+    """What an actor is made of, in words and in order."""
+    return [_describe(module) for module in actor.modules() if not list(module.children())]
+
+
+def _describe(module: nn.Module) -> str:
+    if not isinstance(module, ProbabilisticTensorDictModule):
+        return type(module).__name__
+    settings = (
+        f"{key}={value.tolist() if isinstance(value, torch.Tensor) else value}"
+        for key, value in module.distribution_kwargs.items()
+    )
+    return f"{module.distribution_class.__name__}({', '.join(settings)})"
 
 
 def _linear_layers(actor: nn.Module) -> list[nn.Linear]:

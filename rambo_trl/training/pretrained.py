@@ -19,7 +19,14 @@ from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.modules import EnsembleWorldModel
-from rambo_trl.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
+from rambo_trl.training.checkpoint import (
+    Stateful,
+    read_checkpoint,
+    restore_parts,
+    save_checkpoint,
+    set_random_state,
+    unchanged_on_failure,
+)
 from rambo_trl.training.run_folder import remove_unfinished, write_atomically
 
 try:
@@ -94,7 +101,8 @@ def load_fitted_model(
 
     Args:
         path: the file.
-        world_model: of the same sizes as the one saved; changed in place.
+        world_model: of the same sizes as the one saved; changed in place, or, where the file is
+            refused, not at all.
 
     Keyword Args:
         digest: of the data that the model is to be used with.
@@ -129,7 +137,8 @@ def load_fitted_model(
     if header["dataset_digest"] != digest:
         raise ValueError(f"{path} was fitted to other data")
     try:
-        world_model.load_state_dict(state)
+        with unchanged_on_failure([world_model]):
+            world_model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} holds a model of other sizes ({reason})") from error
@@ -217,6 +226,8 @@ class Pretrained:
     def load(self) -> dict[str, Any] | None:
         """Restore the parts and, where the settings are the file's, the random state.
 
+        A file that is refused changes neither.
+
         Returns:
             What pretraining measured; None where there is no file yet.
 
@@ -229,12 +240,13 @@ class Pretrained:
             return None
         if not self.path.is_file():
             raise FileNotFoundError(f"pretrained={self.path}: there is no such file")
-        # the random state comes last, and only where it is known to belong to this run
-        saved = load_checkpoint(self.path, self.parts, device=self.device, restore_random=False)
+        state = read_checkpoint(self.path, self.parts, device=self.device)
+        saved = state["progress"]
         if saved.get("settings", {}).get("dataset_digest") != self.settings["dataset_digest"]:
             raise ValueError(f"{self.path} was pretrained on other data")
-        if saved["key"] == self.key:
-            load_checkpoint(self.path, self.parts, device=self.device)
+        restore_parts(self.path, self.parts, state["parts"])
+        if saved["key"] == self.key:  # else the random state is not this run's
+            set_random_state(state["random"])
         return saved["measured"]
 
     def save(self, measured: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 try:
     import fcntl
 except ImportError:  # Windows has none
@@ -348,6 +350,8 @@ def _from_cell(cell: str) -> Number | None:
 
 
 def _to_json(value: object, name: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, numbers.Integral):

@@ -185,6 +185,8 @@ class FusedAdam(torch.optim.Adam):
             kinds = {(p.device.type, p.dtype) for p in params}
             if not all("step" in s for s in states) or not kinds <= {("cpu", torch.float32)}:
                 return None
+            if group.get("decoupled_weight_decay"):  # AdamW, which has a kernel of its own
+                return None
             # one tensor of all counts, each parameter's a view of it: counted up in one call
             steps = torch.tensor([float(s["step"]) for s in states])
             for state, step in zip(states, steps, strict=True):

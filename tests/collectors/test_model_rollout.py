@@ -122,6 +122,44 @@ def test_random_actions_are_uniform_within_their_bounds() -> None:
     assert abs(stats.pearsonr(action[:, 0], action[:, 1])[0]) < 0.06
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, float("inf")), (-float("inf"), 0.0), (1.0, -1.0), (1.0, 1.0)]
+)
+def test_bounds_must_be_finite_and_in_order(low: float, high: float) -> None:
+    env = make_env(action_spec=Bounded(torch.tensor([-1.0, low]), torch.tensor([1.0, high])))
+    with pytest.raises(
+        ValueError, match=r"finite bounds are required.*has \[-1.0, .*\] to \[1.0, "
+    ):
+        ModelRolloutCollector(env)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("of_the_rest", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_policy", [True, False])
+def test_items_have_the_models_dtype(
+    dtype: torch.dtype, of_the_rest: torch.dtype, with_policy: bool
+) -> None:
+    spec = Bounded(SPEC.space.low, SPEC.space.high, dtype=of_the_rest)
+    env = EnsembleModelEnv(
+        EnsembleWorldModel(3, 2, hidden_sizes=(8,)).to(dtype),
+        action_spec=spec,
+        starts=TensorDict({"observation": torch.randn(20, 3, dtype=of_the_rest)}, [20]),
+    )
+    policy = make_actor(3, spec, hidden_sizes=(8,), dtype=dtype) if with_policy else None
+    td = ModelRolloutCollector(env, policy, num_starts=6, horizon=2).collect()
+    floats = (td["observation"], td["action"], td["next", "observation"], td["next", "reward"])
+    assert {x.dtype for x in floats} == {dtype}
+
+
+def test_random_actions_are_in_float32_whatever_the_default() -> None:
+    collector = ModelRolloutCollector(make_env(), num_starts=6, horizon=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert collector.collect()["action"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_policy_is_sampled_and_used_live() -> None:
     actor = make_actor(3, SPEC, hidden_sizes=(8,))
     env = make_env(starts=TensorDict({"observation": torch.zeros(1, 3)}, [1]))

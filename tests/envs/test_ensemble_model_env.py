@@ -60,6 +60,21 @@ def test_specs(batch_size: tuple[int, ...]) -> None:
     assert env.action_spec.shape == (*batch_size, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("of_the_rest", [torch.float32, torch.float64])
+def test_everything_has_the_models_dtype(dtype: torch.dtype, of_the_rest: torch.dtype) -> None:
+    env = EnsembleModelEnv(
+        EnsembleWorldModel(3, 2, hidden_sizes=(8,)).to(dtype),
+        action_spec=Bounded(SPEC.space.low, SPEC.space.high, dtype=of_the_rest),
+        starts=TensorDict({"observation": torch.randn(50, 3, dtype=of_the_rest)}, [50]),
+        batch_size=[4],
+    )
+    check_env_specs(env)
+    td = env.rollout(2)
+    floats = (td["observation"], td["action"], td["next", "observation"], td["next", "reward"])
+    assert {x.dtype for x in floats} == {dtype}
+
+
 @pytest.mark.parametrize("batch_size", [(), (4,), (2, 3)])
 def test_rollout_is_a_chain_of_steps(batch_size: tuple[int, ...]) -> None:
     td = make_env(batch_size=batch_size).rollout(6)

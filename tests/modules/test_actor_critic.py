@@ -48,6 +48,39 @@ def test_critic_reads_state_and_action() -> None:
     assert value.shape == (4, 1)
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+@pytest.mark.parametrize("of_bounds", [torch.float32, torch.float64])
+def test_actions_have_the_parameters_dtype(
+    default: torch.dtype, dtype: torch.dtype | None, of_bounds: torch.dtype
+) -> None:
+    spec = Bounded(-2.0, 2.0, shape=(2,), dtype=of_bounds)
+    torch.set_default_dtype(default)
+    try:
+        actor = make_actor(3, spec, hidden_sizes=(8,), dtype=dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = dtype or default
+    assert {p.dtype for p in actor.parameters()} == {want}
+    td = actor(TensorDict({"observation": torch.zeros(4, 3, dtype=want)}, [4]))
+    assert td["action"].dtype == want
+
+
 def test_unbounded_actions_are_refused() -> None:
     with pytest.raises(TypeError, match="Bounded action_spec"):
         make_actor(3, Unbounded(shape=(1,)))
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, INF), (-INF, 0.0), (-INF, INF), (-3e38, 3e38), (float("nan"), 1.0), (1.0, -1.0), (1, 1)],
+)
+def test_bounds_must_be_finite_and_in_order(low: float, high: float) -> None:
+    spec = Bounded(torch.tensor([-1.0, low]), torch.tensor([1.0, high]))
+    with pytest.raises(
+        ValueError, match=r"finite bounds are required.*has \[-1.0, .*\] to \[1.0, "
+    ):
+        make_actor(3, spec)

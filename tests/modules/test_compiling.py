@@ -75,6 +75,8 @@ def test_what_can_change_is_checked_and_definitions_are_not() -> None:
         Guard(probabilistic),
         Guard("G['HORIZON']"),
         Guard("L['self'].loss", "HASATTR"),
+        Guard("self.env.termination", "CLOSURE_MATCH"),
+        Guard("L['self'].env.termination", "CLOSURE_MATCH"),
     ]
     drop = [
         Guard("len(G['__import_tensordict_dot_utils']._TENSORCLASS_MEMO)"),
@@ -85,6 +87,8 @@ def test_what_can_change_is_checked_and_definitions_are_not() -> None:
         Guard("L['self'].actor._forward_hooks", "EMPTY_NN_MODULE_HOOKS_DICT"),
         Guard("G['_140142345987120_c0'].Tensor", "HASATTR"),
         Guard("G['torch'].bmm", "BUILTIN_MATCH"),
+        Guard("G['torch'].broadcast_tensors", "CLOSURE_MATCH"),
+        Guard("type(self.policy).__mro__[1].forward", "CLOSURE_MATCH"),
     ]
     kept = compiling._worth_checking([*keep, *drop])
     assert kept == [True] * len(keep) + [False] * len(drop)
@@ -99,6 +103,29 @@ def test_exploration_type_is_still_seen() -> None:
         assert run(torch.zeros(())) == 1
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         assert run(torch.zeros(())) == 0
+
+
+def test_a_function_in_the_place_of_another_is_seen() -> None:
+    def add(x: Tensor) -> Tensor:
+        return x + 1
+
+    def take(x: Tensor) -> Tensor:
+        return x - 1
+
+    class Owner:
+        rule = staticmethod(add)
+
+        def __init__(self) -> None:
+            self.call = compile_like_eager(self.answer)
+
+        def answer(self, x: Tensor) -> Tensor:
+            return self.rule(x)
+
+    owner = Owner()
+    owner.rule = add
+    assert owner.call(torch.zeros(())) == 1
+    owner.rule = take
+    assert owner.call(torch.zeros(())) == -1
 
 
 def test_without_a_compiler_it_runs_eagerly_with_one_warning(

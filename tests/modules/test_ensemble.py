@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import math
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -431,11 +433,41 @@ def test_elites_trained_apart_come_back_after_an_error() -> None:
     model.predict(batch["observation"], batch["action"])
 
 
-def test_only_elites_exist_while_they_are_apart() -> None:
+def test_all_members_can_be_asked_while_the_elites_are_apart() -> None:
+    model = random_model(num_members=3, num_elites=2)
+    model.elites.copy_(torch.tensor([2, 0]))
+    batch = transitions(4)
+    inside = (batch["observation"], batch["action"])
+    before = model.predict(*inside)[0]
+    with model.elites_apart():
+        with torch.no_grad():
+            model.elite_parameters()[0].add_(1.0)
+        among_all, elites = (model.predict(*inside, m)[0] for m in (None, model.elites))
+        with pytest.raises(RuntimeError, match="must be None or world_model.elites"):
+            model.predict(*inside, torch.tensor([1]))
+    torch.testing.assert_close(among_all[[2, 0]], elites)
+    torch.testing.assert_close(among_all[1], before[1])
+    assert not torch.allclose(among_all[0], before[0])
+
+
+def test_what_is_saved_or_copied_while_the_elites_are_apart_is_whole() -> None:
     model = random_model(num_members=3, num_elites=2)
     batch = transitions(4)
-    with model.elites_apart(), pytest.raises(RuntimeError, match="elites_apart"):
-        model.predict(batch["observation"], batch["action"])
+    inside = (batch["observation"], batch["action"])
+    with model.elites_apart():
+        with torch.no_grad():
+            model.elite_parameters()[0].add_(1.0)
+        state, copied = model.state_dict(), deepcopy(model)
+        kept = {key: value.clone() for key, value in state.items()}
+        loaded = pickle.loads(pickle.dumps(model))
+        nested = nn.ModuleDict({"model": model}).state_dict()
+        want = model.predict(*inside, model.elites)
+    restored = random_model(num_members=3, num_elites=2)
+    restored.load_state_dict(kept)
+    for other in (restored, copied, loaded):
+        torch.testing.assert_close(other.predict(*inside, other.elites), want)
+        other.predict(*inside)
+    assert torch.equal(nested["model.weights.0"], kept["weights.0"])
 
 
 def test_elites_and_statistics_survive_a_state_dict() -> None:

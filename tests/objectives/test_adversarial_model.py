@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import math
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
@@ -436,6 +439,100 @@ def test_entropy_bonus_raises_the_value_by_the_policys_entropy() -> None:
     assert bonus.mean().item() == pytest.approx(0.5 * entropy, abs=0.02)
 
 
+def assign(loss: AdversarialModelLoss, value: float) -> None:
+    loss.entropy_coeff = value
+
+
+def assign_tensor(loss: AdversarialModelLoss, value: float) -> None:
+    loss.entropy_coeff = torch.tensor(value)
+
+
+def load(loss: AdversarialModelLoss, value: float) -> None:
+    loss.load_state_dict(loss.state_dict() | {"entropy_coeff": torch.tensor(value)})
+
+
+def load_and_take(loss: AdversarialModelLoss, value: float) -> None:
+    state = loss.state_dict() | {"entropy_coeff": torch.tensor(value)}
+    loss.load_state_dict(state, assign=True)
+
+
+def load_with_a_parent(loss: AdversarialModelLoss, value: float) -> None:
+    parent = nn.ModuleList([loss])
+    parent.load_state_dict(parent.state_dict() | {"0.entropy_coeff": torch.tensor(value)})
+
+
+CHANGES = [assign, assign_tensor, load, load_and_take, load_with_a_parent]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_entropy_coefficient_counts_however_it_is_changed(change: Callable) -> None:
+    model, agent = make_model(), sac()
+    batch = imagined(model)
+
+    def value(loss: AdversarialModelLoss) -> Tensor:
+        torch.manual_seed(1)
+        return loss(batch)["value"]
+
+    want = {
+        coeff: value(AdversarialModelLoss.from_loss(model, agent, entropy_coeff=coeff))
+        for coeff in (0.0, 0.25, 0.5)
+    }
+    loss = AdversarialModelLoss.from_loss(model, agent)
+    for coeff in (0.0, 0.5, 0.25, 0.0, 0.5):
+        change(loss, coeff)
+        torch.testing.assert_close(value(loss), want[coeff])
+        assert float(loss.entropy_coeff) == coeff
+    torch.testing.assert_close(value(copy.deepcopy(loss)), want[0.5])
+    assert not torch.isclose(want[0.0], want[0.5])
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_loss_takes_up_another_entropy_coefficient() -> None:
+    model, agent = make_model(), sac()
+    loss, eager = (AdversarialModelLoss.from_loss(model, agent) for _ in range(2))
+    batch = imagined(model)
+
+    def check(value: Callable[[TensorDict], Tensor], coeff: float) -> None:
+        eager.entropy_coeff = coeff
+        torch.manual_seed(1)
+        got = value(batch)
+        torch.manual_seed(1)
+        torch.testing.assert_close(got, eager.advantage(batch)[1])
+
+    value = torch.compile(lambda td: loss.advantage(td)[1], backend="eager", fullgraph=True)
+    for _ in range(2):  # torch compiles again after the first use
+        check(value, 0.0)
+    before = None
+    for _ in range(2):
+        for change in CHANGES:
+            for coeff in (0.5, 0.25):
+                change(loss, coeff)
+                check(value, coeff)
+            assign(loss, 0.0)
+            check(value, 0.0)
+        before = before or dict(counters["stats"])
+    assert before and dict(counters["stats"]) == before, "one graph with the entropy, one without"
+
+
+def test_the_policys_distribution_is_left_alone_without_an_entropy_bonus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model()
+    loss = AdversarialModelLoss.from_loss(model, sac())
+    batch = imagined(model)
+    asked = []
+    get_dist = loss.actor_network.get_dist
+    monkeypatch.setattr(loss.actor_network, "get_dist", lambda td: asked.append(1) or get_dist(td))
+    loss(batch)
+    for change in CHANGES:
+        change(loss, 0.0)
+        loss(batch)
+    assert not asked
+    assign(loss, 0.5)
+    loss(batch)
+    assert asked
+
+
 def test_entropy_bonus_can_be_scheduled_from_zero() -> None:
     model = make_model()
     loss = AdversarialModelLoss.from_loss(model, sac())
@@ -459,6 +556,7 @@ def test_keys_can_be_renamed_and_nested() -> None:
     )
     assert loss.in_keys == [
         "observation",
+        ("agent", "move"),  # the critics read it, and nothing says yet that it is the action
         "action",
         ("next", "observation"),
         ("next", "reward"),
@@ -500,6 +598,209 @@ def test_keys_can_be_renamed_and_nested() -> None:
     assert loss.in_keys == ["observation"]
     with pytest.raises(ValueError, match="not an accepted tensordict key"):
         loss.set_keys(colour="red")
+
+
+# Values of other shapes: [*B], [*B, 1] and, of K critics, [K, *B, 1] are clear
+
+
+class Stacked(TensorDictModuleBase):
+    """K critics in one module, which says itself what the batch of its output is."""
+
+    def __init__(self, critics: list[TensorDictModule], *, column: bool, labelled: bool) -> None:
+        super().__init__()
+        self.critics, self.column, self.labelled = nn.ModuleList(critics), column, labelled
+        self.in_keys, self.out_keys = ["observation", "action"], ["state_action_value"]
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        value = torch.stack([c(tensordict.copy())["state_action_value"] for c in self.critics])
+        batch_size = value.shape[:-1] if self.labelled else []
+        value = value if self.column else value.squeeze(-1)
+        return TensorDict({"state_action_value": value}, batch_size)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (4, 1), (1, 4)])
+@pytest.mark.parametrize("column", [True, False])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_values_of_every_clear_shape(shape: tuple[int, ...], column: bool, labelled: bool) -> None:
+    batch = hand_batch().reshape(shape)
+    actor, critics = hand_agent()
+
+    def qvalue(critics: object) -> Tensor:
+        loss = AdversarialModelLoss(RecordedDensity(4), actor, critics, gamma=0.5)
+        return loss.advantage(batch)[2]
+
+    flat = [
+        TensorDictModule(lambda o, a, c=c: c.module(o, a).squeeze(-1), c.in_keys, c.out_keys)
+        for c in critics
+    ]
+    torch.testing.assert_close(qvalue(critics if column else flat), HAND_Q.reshape(shape))
+    # three critics, so that without a label [K, *B] can't be [*B, K]
+    stacked = Stacked([*critics, critics[0]], column=column, labelled=labelled)
+    torch.testing.assert_close(qvalue(stacked), HAND_Q.reshape(shape))
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_as_many_critics_as_rows(rows: int) -> None:
+    batch = hand_batch()[:rows]
+    actor, critics = hand_agent()
+    critics = (critics * 2)[:rows]
+    for column, labelled in ((True, True), (True, False), (False, True)):
+        stacked = Stacked(critics, column=column, labelled=labelled)
+        loss = AdversarialModelLoss(RecordedDensity(rows), actor, stacked)
+        torch.testing.assert_close(loss.advantage(batch)[2], HAND_Q[:rows])
+    # [2, 2]: two critics of two rows or two rows of two critics? Nothing tells.
+    loss = AdversarialModelLoss(
+        RecordedDensity(rows), actor, Stacked(critics, column=False, labelled=False)
+    )
+    with pytest.raises(ValueError, match=rf"shape \[{rows}, {rows}\], expected"):
+        loss(batch)
+
+
+@pytest.mark.parametrize("rows", [2, 16])
+def test_the_critics_of_a_torchrl_loss_may_write_no_last_dimension(rows: int) -> None:
+    net = MLP(in_features=4, out_features=1, num_cells=[8])
+    critic = TensorDictModule(
+        lambda o, a: net(o, a).squeeze(-1), ["observation", "action"], ["state_action_value"]
+    )
+    critic.net = net
+    agent = SACLoss(make_actor(3, SPEC, hidden_sizes=(8,)), critic, action_spec=SPEC)
+    model = make_model()
+    batch = imagined(model, rows)
+    _, _, qvalue = AdversarialModelLoss.from_loss(model, agent).advantage(batch)
+    values = []
+    for i in range(2):
+        with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
+            td = agent.qvalue_network(batch.select("observation", "action"))
+            values.append(td["state_action_value"])
+    torch.testing.assert_close(qvalue, torch.minimum(*values))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, column: bool) -> None:
+        super().__init__()
+        self.net, self.column = MLP(in_features=4, out_features=2, num_cells=[8]), column
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        value = self.net(observation, action)
+        return value.unsqueeze(-1) if self.column else value
+
+
+@pytest.mark.parametrize("shape", [(2,), (16,), (2, 2), (8, 2), (1,)])
+@pytest.mark.parametrize("column", [True, False])
+@pytest.mark.parametrize("of_a_loss", [True, False])
+def test_heads_behind_the_rows_are_refused(
+    shape: tuple[int, ...], column: bool, of_a_loss: bool
+) -> None:
+    """Their minimum would be taken across rows."""
+    model, actor = make_model(), make_actor(3, SPEC, hidden_sizes=(8,))
+    critic = ValueOperator(TwoHeads(column), in_keys=["observation", "action"])
+    loss = (
+        AdversarialModelLoss.from_loss(model, SACLoss(actor, critic, action_spec=SPEC))
+        if of_a_loss
+        else AdversarialModelLoss(model, actor, [make_qvalue(3, 1), critic])
+    )
+    found = [2] * of_a_loss + [*shape, 2] + [1] * column
+    match = re.escape(
+        f"'state_action_value' has shape {found}, expected [*B], [*B, 1] or, of K critics, "
+        f"[K, *B, 1], for a batch of {list(shape)}"
+    )
+    batch = imagined(model, math.prod(shape)).reshape(shape)
+    with pytest.raises(ValueError, match=match):
+        loss(batch)
+
+
+def test_a_single_transition_has_no_rows_to_mix() -> None:
+    _, critics = hand_agent()
+    for column in (True, False):
+        stacked = Stacked(critics, column=column, labelled=False)
+        loss = AdversarialModelLoss(RecordedDensity(1), hand_agent()[0], stacked)
+        torch.testing.assert_close(loss.advantage(hand_batch()[3])[2], HAND_Q[3])
+
+
+@pytest.mark.parametrize("key", ["q", ("critic", "q")])
+def test_a_value_that_no_critic_writes_is_named(key: str | tuple[str, ...]) -> None:
+    loss = hand_loss()
+    loss.set_keys(state_action_value=key)
+    with pytest.raises(KeyError, match=re.escape(f"no {key!r}")) as error:
+        loss(hand_batch())
+    assert "'state_action_value'" in str(error.value)
+
+
+# Critics that see more than the actor
+
+
+def goal_agent(key: str | tuple[str, ...] = "goal") -> SACLoss:
+    critic = ValueOperator(
+        MLP(in_features=6, out_features=1, num_cells=[8]), ["observation", key, "action"]
+    )
+    return SACLoss(make_actor(3, SPEC, hidden_sizes=(8,)), critic, action_spec=SPEC)
+
+
+@pytest.mark.parametrize("key", ["goal", ("task", "goal")])
+def test_critics_may_read_what_the_actor_does_not(key: str | tuple[str, ...]) -> None:
+    agent, model = goal_agent(key), make_model()
+    batch = imagined(model)
+    batch[key] = torch.randn(16, 2)
+    batch["next", key] = torch.randn(16, 2)  # another, to tell which one is read
+    batch["next", "done"] = batch["next", "terminated"]
+    SoftUpdate(agent, tau=0.005)
+    agent(batch.clone())
+    loss = AdversarialModelLoss.from_loss(model, agent)
+    following = ("next", key) if isinstance(key, str) else ("next", *key)
+    assert loss.in_keys == [
+        "observation",
+        key,
+        "action",
+        ("next", "observation"),
+        following,
+        ("next", "reward"),
+        ("next", "terminated"),
+    ]
+    _, value, qvalue = loss.advantage(batch.select(*loss.in_keys))
+
+    def smallest(td: TensorDict) -> Tensor:
+        values = []
+        for i in range(2):
+            with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
+                values.append(agent.qvalue_network(td.copy())["state_action_value"].squeeze(-1))
+        return torch.minimum(*values)
+
+    torch.testing.assert_close(qvalue, smallest(batch))
+    after = batch["next"].copy()
+    with (
+        agent.actor_network_params.data.to_module(agent.actor_network),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+    ):
+        agent.actor_network(after)
+    torch.testing.assert_close(value, smallest(after))
+    # the density is still that of what the model predicts
+    torch.testing.assert_close(loss(batch)["model_log_prob"], model.log_prob(batch).mean().detach())
+    for lacking in (key, following):
+        with pytest.raises(KeyError, match="goal"):
+            loss(batch.exclude(lacking))
+
+
+def test_critics_may_read_what_the_actor_writes() -> None:
+    """A feature of the state, say: recorded with the action, and computed anew in s'."""
+    actor = TensorDictModule(
+        lambda o: (o.sum(-1, keepdim=True), torch.full_like(o[..., :1], 0.5)),
+        ["observation"],
+        ["feature", "action"],
+    )
+    critic = TensorDictModule(lambda f, a: f + 2 * a, ["feature", "action"], ["state_action_value"])
+    loss = AdversarialModelLoss(RecordedDensity(4), actor, critic)
+    assert loss.in_keys == [
+        "observation",
+        "feature",
+        "action",
+        ("next", "observation"),
+        ("next", "reward"),
+        ("next", "terminated"),
+    ]
+    batch = hand_batch().set("feature", torch.ones(4, 1))
+    _, value, qvalue = loss.advantage(batch)
+    torch.testing.assert_close(qvalue, 1 + 2 * batch["action"].squeeze(-1))
+    torch.testing.assert_close(value, batch["next", "observation"].sum(-1) + 1)
 
 
 def test_in_keys_are_what_is_read() -> None:

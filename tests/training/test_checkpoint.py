@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 import os
 import pickle
 import random
 import shutil
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from rambo_trl.data import make_replay_buffer
+from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.training.checkpoint import (
     Checkpoints,
     load_checkpoint,
@@ -198,6 +202,133 @@ def test_parts_of_another_size_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 4)})
 
 
+def test_numpy_scalars_in_the_progress_come_back_as_pythons(tmp_path: Path) -> None:
+    seconds = defaultdict(float, agent=np.float32(0.5))
+    progress = {
+        "epoch": np.int64(3),
+        "score": np.float64(0.1),
+        "cloned": {"found": np.bool_(True), np.str_("name"): [np.float64(2), (np.int8(1), None)]},
+        "seconds": seconds,
+        "weights": torch.ones(2),
+    }
+    save_checkpoint(tmp_path / "last.pt", {}, progress)
+    found = load_checkpoint(tmp_path / "last.pt", {})
+    assert torch.equal(found.pop("weights"), torch.ones(2))
+    wanted = {
+        "epoch": 3,
+        "score": 0.1,
+        "cloned": {"found": True, "name": [2.0, (1, None)]},
+        "seconds": {"agent": 0.5},
+    }
+    assert found == wanted and repr(found) == repr(wanted)
+    assert progress["seconds"] is seconds and isinstance(progress["epoch"], np.int64)
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        ({"epoch": 2, "path": Path("x")}, r"progress\.path cannot be kept .*: PosixPath"),
+        ({"cloned": [{"scores": np.zeros(2)}]}, r"progress\.cloned\[0\]\.scores .*: ndarray"),
+        ({"colour": (0, Colour.RED)}, r"progress\.colour\[1\] .*: Colour"),
+        ({"score": np.longdouble(1)}, r"progress\.score .*: longdouble"),
+        ({"seeds": {0, 1}}, r"progress\.seeds .*: set"),
+        ({"by": {Path("x"): 1}}, r"a key of progress\.by .*: PosixPath"),
+    ],
+)
+def test_progress_that_would_not_come_back_is_refused(
+    tmp_path: Path, progress: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "checkpoint/last.pt"
+    with pytest.raises(TypeError, match=words):
+        save_checkpoint(path, parts(0), progress)
+    assert list(tmp_path.iterdir()) == []
+    save_checkpoint(path, parts(0), {"epoch": 1})
+    with pytest.raises(TypeError, match=words):
+        save_checkpoint(path, parts(0), progress)
+    assert load_checkpoint(path, parts(1)) == {"epoch": 1}
+
+
+def test_a_learning_rate_of_numpy_s_comes_back_as_python_s(tmp_path: Path) -> None:
+    optimizers = []
+    for _ in range(2):
+        optimizer = torch.optim.Adam(nn.Linear(3, 2).parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: np.cos(n / 9))
+        optimizers.append(optimizer)
+    optimizer.step()
+    schedule.step()
+    (rate,) = (group["lr"] for group in optimizer.param_groups)
+    assert isinstance(rate, np.float64)
+    save_checkpoint(tmp_path / "last.pt", {"optimizer": optimizer}, {})
+    load_checkpoint(tmp_path / "last.pt", {"optimizer": optimizers[0]})
+    (group,) = optimizers[0].param_groups
+    assert group["lr"] == rate and type(group["lr"]) is float
+
+
+def everything(run: dict[str, Any]) -> list[torch.Tensor]:
+    """A run's weights, moments and rows, copied."""
+    moments = [value for state in run["optimizer"].state.values() for value in state.values()]
+    return copy.deepcopy([*run["net"].state_dict().values(), *moments, run["buffer"][:]["a"]])
+
+
+class Refusing(nn.Linear):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        super().load_state_dict(*args, **kwargs)
+        if self.bias.sum() == 0:
+            raise TypeError("no bias")
+
+
+@pytest.mark.parametrize("fault", ["net", "optimizer", "another"])
+def test_parts_that_do_not_all_fit_are_left_as_they_were(tmp_path: Path, fault: str) -> None:
+    def run(seed: int, sizes: tuple[int, int] = (3, 2)) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        buffer, net = make_replay_buffer(8), nn.Linear(*sizes)
+        buffer.extend(TensorDict({"a": torch.randn(4, 3)}, [4]))
+        optimizer = torch.optim.Adam(net.parameters())
+        net(torch.randn(4, sizes[0])).sum().backward()
+        optimizer.step()
+        # the order of a run whose network comes last
+        return {"buffer": buffer, "optimizer": optimizer, "another": Refusing(2, 2), "net": net}
+
+    saved, own = run(0), run(1)
+    if fault == "net":  # whose bias fits
+        saved["net"] = nn.Linear(4, 2)
+    elif fault == "optimizer":
+        saved["optimizer"] = torch.optim.Adam([nn.Parameter(torch.ones(2))])
+    else:
+        nn.init.zeros_(saved["another"].bias)
+    save_checkpoint(tmp_path / "last.pt", saved, {"epoch": 1})
+    before, another, draws = everything(own), own["another"].weight.clone(), torch.get_rng_state()
+    # what a part raises of its own accord is passed on
+    kind, words = (TypeError, "no bias") if fault == "another" else (ValueError, f"its {fault}")
+    with pytest.raises(kind, match=words):
+        load_checkpoint(tmp_path / "last.pt", own)
+    for was, now in zip(before, everything(own), strict=True):
+        assert torch.equal(was, now)
+    assert torch.equal(another, own["another"].weight)
+    assert torch.equal(draws, torch.get_rng_state())
+    own["net"](torch.ones(1, 3)).sum().backward()
+    own["optimizer"].step()  # still the network's
+
+
+def test_a_buffer_that_is_refused_leaves_the_networks_as_they_were(tmp_path: Path) -> None:
+    def run(fraction: float) -> dict[str, Any]:
+        buffer = RealModelReplayBuffer(
+            make_replay_buffer(4), make_replay_buffer(4), real_fraction=fraction
+        )
+        return {"buffer": buffer, "net": nn.Linear(3, 2)}
+
+    save_checkpoint(tmp_path / "last.pt", run(0.5), {})
+    own = run(0.25)
+    weight = own["net"].weight.clone()
+    with pytest.raises(ValueError, match=r"its buffer does not fit \(the saved real_fraction"):
+        load_checkpoint(tmp_path / "last.pt", own)
+    assert torch.equal(own["net"].weight, weight)
+
+
 class TestCheckpoints:
     def test_due_by_epochs_or_by_time(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -265,12 +396,28 @@ class TestCheckpoints:
         assert checkpoints.load() == {"epoch": 4}
         assert checkpoints.load(checkpoints.last_good) == {"epoch": 3}
 
-    def test_what_a_kill_left_half_written_is_removed(self, tmp_path: Path) -> None:
+    def test_what_a_kill_left_half_written_is_not_read(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path, parts(0))
         assert checkpoints.load() is None
         checkpoints.save({"epoch": 3})
         (tmp_path / ".last.pt.77.tmp").write_bytes(checkpoints.last.read_bytes()[:50])
         assert checkpoints.load() == {"epoch": 3}
+
+    def test_a_reader_leaves_what_is_being_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # the reader stands for another process: a report on a run that goes on
+        writer, reader = (Checkpoints(tmp_path, parts(seed)) for seed in range(2))
+        writer.save({"epoch": 1})
+        replace = os.replace
+
+        def replace_after_a_reader(*names: Any) -> None:
+            assert reader.load() == {"epoch": 1}
+            replace(*names)
+
+        monkeypatch.setattr("os.replace", replace_after_a_reader)
+        writer.save({"epoch": 2})
+        assert reader.load() == {"epoch": 2}
         assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 

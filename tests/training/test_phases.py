@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SACLoss, SoftUpdate
 
-from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, MORELHalting, PessimisticModelEnv
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
@@ -80,7 +83,15 @@ def test_gradient_step_takes_gradients_of_any_layout(compile: bool) -> None:
     torch.testing.assert_close(scale, twin_scale)
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"amsgrad": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+        {"amsgrad": True},
+    ],
+)
 def test_fused_adam_is_adam_through_all_that_can_happen_to_it(options: dict) -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(n, 4)) for n in (3, 5, 2)]
@@ -317,7 +328,7 @@ def make_model_phase(
     *,
     members: str = "all",
     model_class: type[EnsembleWorldModel] = EnsembleWorldModel,
-    env_class: type[EnsembleModelEnv] = EnsembleModelEnv,
+    env_class: Callable[..., EnsembleModelEnv] = EnsembleModelEnv,
     termination: TerminationRule | None = None,
     **kwargs,
 ) -> ModelPhase:
@@ -368,6 +379,16 @@ def test_model_phase_moves_the_fitted_members(members: str, fitted: list[int]) -
     phase.run(3)
     moved = (phase.env.world_model.weights[0] != before).flatten(1).any(1)
     assert moved.nonzero().flatten().tolist() == fitted
+
+
+@pytest.mark.parametrize("pessimism", [MOPOPenalty(0.1), MORELHalting(0.5, -1.0)])
+def test_elites_alone_are_trained_where_steps_are_judged_by_others_too(pessimism: Any) -> None:
+    env_class = partial(PessimisticModelEnv, pessimism=pessimism)
+    phase = make_model_phase(1.0, members="elites", env_class=env_class, batch_size=8)
+    before = phase.env.world_model.weights[0].detach().clone()
+    phase.run(3)
+    moved = (phase.env.world_model.weights[0] != before).flatten(1).any(1)
+    assert moved.nonzero().flatten().tolist() == [1, 3]
 
 
 class PlainEnv(EnsembleModelEnv):

@@ -12,8 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
+from torch import nn
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ProbabilisticActor
 
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.training.evaluation import evaluate_policy, rollout_episodes
@@ -87,6 +89,19 @@ class TestRoundTrip:
         before = torch.get_rng_state()
         load_policy(saved[0])
         assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_in_float32_whatever_the_default(self, saved, dtype):
+        raw = torch.randn(5, OBSERVATION_SIZE)
+        want = load_policy(saved[0])(raw)
+        torch.set_default_dtype(dtype)
+        try:
+            policy = load_policy(saved[0])
+            got = policy(raw)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert {p.dtype for p in policy.actor.parameters()} == {torch.float32}
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
 
     def test_loads_in_a_process_that_knows_only_the_file(self, saved):
         code = (
@@ -288,3 +303,62 @@ def test_save_refuses_what_could_not_be_loaded(tmp_path, change, match):
     with pytest.raises(ValueError, match=f"cannot save the policy.*{match}"):
         save_policy(path, **make_arguments() | change)
     assert not path.exists()
+
+
+def with_activation(activation: nn.Module) -> ProbabilisticActor:
+    actor = make_actor(OBSERVATION_SIZE, SPEC, hidden_sizes=(16, 8))
+    net = actor.module[0].module[0]
+    net[1] = net[3] = activation
+    return actor
+
+
+def with_noise() -> ProbabilisticActor:
+    actor = make_actor(OBSERVATION_SIZE, SPEC, hidden_sizes=(16, 8))
+    actor.module[0].module[0].register_forward_hook(lambda module, inputs, x: x + torch.rand(()))
+    return actor
+
+
+class TestAnotherPolicyThanTheActor:
+    @pytest.mark.parametrize(
+        ("actor", "match"),
+        [
+            (with_activation(nn.Tanh()), "it has Tanh where the file means ReLU"),
+            (with_activation(nn.LeakyReLU()), "it has LeakyReLU where the file means ReLU"),
+            (make_actor(OBSERVATION_SIZE, Bounded(-2, 2, shape=(3,)), hidden_sizes=(16, 8)),
+             r"it has TanhNormal\(low=\[-2.0.* where the file means TanhNormal\(low=\[-1.0, -0.5"),
+            (with_noise(), "it is not one of make_actor's"),
+        ],
+    )  # fmt: skip
+    def test_it_is_refused_and_nothing_written(self, tmp_path, actor, match):
+        arguments = make_arguments()
+        path, state = tmp_path / "policy.safetensors", torch.get_rng_state()
+        match = f"cannot save the policy: the file's actions would differ by up to .*: {match}"
+        with pytest.raises(ValueError, match=match):
+            save_policy(path, **arguments | {"actor": actor})
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not path.exists()
+
+    def test_the_check_leaves_actor_and_random_state(self, tmp_path):
+        arguments = make_arguments()
+        actor, state = arguments["actor"], torch.get_rng_state()
+        weights = {key: value.clone() for key, value in actor.state_dict().items()}
+        save_policy(tmp_path / "policy.safetensors", **arguments)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert actor.training and all(p.requires_grad for p in actor.parameters())
+        assert all(torch.equal(actor.state_dict()[key], value) for key, value in weights.items())
+
+    def test_an_actor_in_float64_is_rounded(self, tmp_path):
+        spec = Bounded(SPEC.space.low, SPEC.space.high, dtype=torch.float64)
+        actor = make_actor(OBSERVATION_SIZE, spec, hidden_sizes=(16, 8), dtype=torch.float64)
+        path = tmp_path / "policy.safetensors"
+        save_policy(path, **make_arguments() | {"actor": actor, "action_spec": spec})
+        assert {p.dtype for p in actor.parameters()} == {torch.float64}
+        assert {p.dtype for p in load_policy(path).actor.parameters()} == {torch.float32}
+
+    def test_a_diverged_one_is_written_as_it_is(self, tmp_path):
+        arguments = make_arguments()
+        with torch.no_grad():
+            next(arguments["actor"].parameters()).fill_(torch.nan)
+        path = tmp_path / "policy.safetensors"
+        save_policy(path, **arguments)
+        assert np.isnan(load_policy(path)(np.zeros(OBSERVATION_SIZE))).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import json
@@ -119,6 +120,19 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         pretrained("auto", tmp_path, nn.Linear(3, 2)).load()
 
 
+@pytest.mark.parametrize("fault", ["data", "parts"])
+def test_a_refused_file_changes_nothing(tmp_path: Path, fault: str) -> None:
+    _, _, path = made(tmp_path)
+    net = nn.Linear(3, 2) if fault == "data" else nn.Linear(4, 2)  # whose bias fits
+    before, draws = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    digest = "e" if fault == "data" else SETTINGS["dataset_digest"]
+    with pytest.raises(ValueError, match=r"other data|does not fit"):
+        pretrained(str(path), tmp_path, net, dataset_digest=digest).load()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
 def test_of_several_runs_one_pretrains(tmp_path: Path) -> None:
     made: list[str] = []
 
@@ -227,8 +241,12 @@ class TestFittedModel:
         self.saved(path)
         with pytest.raises(ValueError, match="model.safetensors was fitted to other data"):
             load_fitted_model(path, world_model(), digest="e")
+        other = world_model(5)
+        before = copy.deepcopy(other.state_dict())
         with pytest.raises(ValueError, match="holds a model of other sizes .*size mismatch"):
-            load_fitted_model(path, world_model(5), digest="d")
+            load_fitted_model(path, other, digest="d")
+        for name, value in other.state_dict().items():  # the elites too, which would have fitted
+            assert torch.equal(value, before[name]), name
         path.write_bytes(path.read_bytes()[:99])
         with pytest.raises(ValueError, match="not a readable model file"):
             load_fitted_model(path, world_model(), digest="d")

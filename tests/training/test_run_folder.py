@@ -209,7 +209,7 @@ class TestResults:
                 "return_std": math.nan,
                 "seconds": {"rollout": math.inf, "total": 3},
                 "returns": (1.0, -math.inf),
-                "diverged": False,
+                "diverged": np.bool_(False),
                 "path": Path("data"),
                 "note": None,
             }
@@ -223,6 +223,7 @@ class TestResults:
             "path": "data",
             "note": None,
         }
+        assert '"diverged": false' in (folder.path / "results.json").read_text()
 
     def test_text_is_strict_json(self, folder):
         folder.write_results({"a": math.nan})
