@@ -172,6 +172,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 

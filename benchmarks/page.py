@@ -31,7 +31,8 @@ def measured_on(machine: dict[str, Any]) -> str:
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     precision = machine.get("float32_matmul_precision", "highest")
     digits = "" if precision == "highest" else f", matrix products at `{precision}`"
-    return f"{where}, {threads}, PyTorch {machine['torch']}{digits}."
+    date = f", {machine['date']}" if "date" in machine else ""
+    return f"{where}, {threads}, PyTorch {machine['torch']}{digits}{date}."
 
 
 def compare(content: dict[str, Any]) -> str:

@@ -228,7 +228,8 @@ def main() -> None:
         epochs = 20 if args.quick else args.epochs
         if epochs < 10:
             raise SystemExit(f"--epochs must be at least 10, got {epochs}")
-        settings = [*SETTINGS, f"device={args.device}", f"epochs={epochs}", *words]
+        precision = f"float32_matmul_precision={args.float32_matmul_precision}"
+        settings = [*SETTINGS, f"device={args.device}", precision, f"epochs={epochs}", *words]
         with tempfile.TemporaryDirectory() as work:
             samples = watch(settings, args.threads, Path(work))
         content = {

@@ -80,9 +80,9 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
     assert "](scaling.png)" in filled
     assert "old" not in filled and "kept" in filled and filled.startswith("before\n")
     assert put_in(filled, tmp_path, tmp_path) == filled
-    content["machine"]["float32_matmul_precision"] = "medium"
+    content["machine"].update(float32_matmul_precision="medium", date="2026-01-02")
     (tmp_path / "scaling.json").write_text(json.dumps(content))
-    assert "PyTorch 9.9, matrix products at `medium`." in put_in(text, tmp_path, tmp_path)
+    assert "PyTorch 9.9, matrix products at `medium`, 2026-01-02." in put_in(text, tmp_path, tmp_path)
 
 
 @pytest.mark.slow
