@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     out: Path = options.out
     try:
-        runs, unfinished = find_runs(options.runs)
+        runs, left_out = find_runs(options.runs)
         found = configurations(runs)
         effects = read_effects(found)
         table = markdown_table(found, effects)
@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path in unfinished:
-        print(f"left out, not ended: {path}", file=sys.stderr)
+    for line in left_out:
+        print(f"left out, {line}", file=sys.stderr)
     rows = [
         {
             **run.results,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,36 +133,82 @@ class Configuration:
         return f"{self.method} ({changes})" if changes else self.method
 
 
-def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Path]]:
+class _OtherProgramError(ValueError):
+    """A ``results.json`` that no training wrote."""
+
+
+def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
     """Read run folders.
 
     Args:
-        paths: run folders, or folders of sweeps: these stand for the runs below them. A folder
-            named twice counts once. Of a run that has ended ``results.json`` is enough.
+        paths: run folders, or folders of sweeps: these stand for the runs below them, at any
+            depth. A folder named twice counts once. Of a run that has ended ``results.json`` is
+            enough.
 
     Returns:
-        The runs that have ended, and the folders of those that have not.
+        The runs that have ended, and a line on each of the folders that are left out: runs that
+        have not ended, and what other programs than trainings wrote, where it was found below one
+        of the paths.
 
     Raises:
-        FileNotFoundError: for a folder that holds no run, or if none of the runs has ended.
-        ValueError: for one whose files cannot be read.
+        FileNotFoundError: for a path without a run, or if none of the runs has ended.
+        NotADirectoryError: for a path that is no folder.
+        ValueError: for a run whose files cannot be read, or a path that holds another program's.
     """
     folders: dict[Path, Path] = {}
+    given: set[Path] = set()
     for path in map(Path, paths):
-        below = [] if _holds_run(path) else [p for p in sorted(path.glob("*/")) if _holds_run(p)]
-        for folder in below or [path]:
+        found = _runs_at(path)
+        if path in found:
+            given.add(path.resolve())
+        for folder in found:
             folders.setdefault(folder.resolve(), folder)
-    opened = [
-        RunFolder(folder) if _has_ended(folder) else RunFolder.open(folder)
-        for folder in folders.values()
-    ]
-    ended = [folder for folder in opened if _has_ended(folder.path)]
-    unfinished = [folder.path for folder in opened if folder not in ended]
-    if not ended:
-        raise FileNotFoundError(
-            f"none of these runs has ended: {', '.join(map(str, unfinished))}; resume them first"
-        )
-    return [_read(folder) for folder in ended], unfinished
+    runs: list[Record] = []
+    left_out: list[str] = []
+    for place, folder in folders.items():
+        if not _has_ended(folder):
+            left_out.append(f"not ended: {folder}")
+            continue
+        try:
+            runs.append(_read(RunFolder(folder)))
+        except _OtherProgramError as error:
+            if place in given:
+                raise
+            left_out.append(str(error))
+    if not runs:
+        raise FileNotFoundError(f"no run that has ended (resume it first): {'; '.join(left_out)}")
+    return runs, left_out
+
+
+def _runs_at(path: Path) -> list[Path]:
+    """The path itself if it is a run folder, or else the run folders below it."""
+    if not path.exists():
+        raise FileNotFoundError(f"run folder {path} does not exist")
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder")
+    if _holds_run(path):
+        return [path]
+    found = list(_runs_below(path, {path.resolve()}))
+    if not found:
+        raise FileNotFoundError(f"{path} holds no run, nor does any folder below it")
+    return found
+
+
+def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Run folders at any depth, in order; what a run folder has below it is its own.
+
+    Args:
+        folder: where to look.
+        seen: folders that were entered, resolved: links may lead round in a circle.
+    """
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        if _holds_run(path):
+            yield path
+        else:
+            yield from _runs_below(path, seen)
 
 
 def _has_ended(path: Path) -> bool:
@@ -177,19 +223,25 @@ def _read(folder: RunFolder) -> Record:
     config = folder.path / "config.yaml"
     try:
         results = folder.read_results()
+        _check_fields(folder.path / "results.json", results)
         metrics = folder.read_metrics()
         loaded = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
         settings = OmegaConf.to_container(loaded, resolve=True)
+    except _OtherProgramError:
+        raise
     except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"run folder {folder.path} cannot be read: {error}") from error
-    missing = [key for key in _NEEDED if key not in results]
-    if missing:
-        raise ValueError(f"{folder.path / 'results.json'} lacks {', '.join(missing)}")
     leaves = dict(_leaves(settings))
     if leaves.get("cloned_policy") is not None:
         # that there was one counts, not whose: every seed may have its own
         leaves["cloned_policy"] = "given"
     return Record(folder.path, results, metrics, leaves)
+
+
+def _check_fields(file: Path, results: Any) -> None:
+    missing = [key for key in _NEEDED if not isinstance(results, dict) or key not in results]
+    if missing:
+        raise _OtherProgramError(f"{file} is another program's: it lacks {', '.join(missing)}")
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -1,10 +1,10 @@
 """Choose between configurations offline: ``python recipes/select_run.py RUN...``.
 
 The paper (sec. 6) chooses "based on the magnitude and stability of the Q-values"; its details are
-not public. Here a run is discarded if a quantity of its training is not finite or its mean Q
-exceeds what the data's rewards allow. Of the other configurations the one is taken whose mean Q
-varies least from epoch to epoch at the end of training. No evaluation in the environment enters;
-what a choice by score would have given is told afterwards.
+not public. Here a run is discarded if a quantity of its training is not finite, its mean Q exceeds
+what the data's rewards allow, or it has fewer than two epochs. Of the other configurations the one
+is taken whose mean Q varies least from epoch to epoch at the end of training. No evaluation in the
+environment enters; what a choice by score would have given is told afterwards.
 
 (Its name is not ``select``: next to the other programs that would hide Python's module of that
 name from all of them.)
@@ -58,6 +58,8 @@ class Candidate:
 def why_discarded(run: Record) -> str | None:
     """What in a run's training rules it out; None if nothing does.
 
+    A mean Q of fewer than two epochs does: it can't stray, so the shortest run would be chosen.
+
     Returns:
         One sentence.
     """
@@ -76,6 +78,8 @@ def why_discarded(run: Record) -> str | None:
             del training["entropy"]  # the monitor would add it to the bound once more
         if reason := monitor.check(training):
             return f"epoch {row['epoch']}: {reason}"
+    if len(run.series("mean_q")[1]) < 2:
+        return "fewer than two epochs of mean Q: it can't stray, train for more"
     return None
 
 
@@ -201,9 +205,9 @@ def select(paths: Sequence[str], wanted: int) -> list[str]:
     Raises:
         OSError, ValueError: one line on what to change.
     """
-    runs, unfinished = find_runs(paths)
-    for path in unfinished:
-        print(f"left out, not ended: {path}", file=sys.stderr)
+    runs, left_out = find_runs(paths)
+    for line in left_out:
+        print(f"left out, {line}", file=sys.stderr)
     for run in [run for run in runs if not run.series("mean_q")[1]]:
         print(f"left out, no mean Q in its metrics: {run.path}", file=sys.stderr)
         runs.remove(run)

@@ -21,6 +21,8 @@ from report_figures import achieved, mean_curve
 from run_reading import Record, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
 
+from rambo_trl.training.run_folder import RunFolder
+
 MakeRun = Callable[..., str]
 RECIPES = Path(report.__file__).parent
 
@@ -438,6 +440,62 @@ def test_bad_input_writes_nothing(
     assert not (tmp_path / "out").exists() and readme.read_text() == "no markers\n"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5 and all(line.startswith("error:") for line in lines)
+
+
+def write_single_transition(folder: Path) -> Path:
+    """A folder as ``single_transition.py`` leaves it."""
+    written = RunFolder.create(folder)
+    written.write_config("methods: [rambo]\n")
+    written.write_results({"methods": {}, "combo": {}, "versions": {}})
+    return folder
+
+
+def test_runs_are_found_at_any_depth(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs/a", seed=0)
+    # what a run has below it is its own
+    make_run(tmp_path / "runs/a/checkpoint/old", seed=9)
+    for seed in (1, 2):
+        make_run(tmp_path / f"runs/sweeps/s1/00{seed}", seed=seed)
+    make_run(tmp_path / "runs/sweeps/s2/000", seed=3, ended=False)
+    (tmp_path / "runs/sweeps/s2/round").symlink_to(tmp_path / "runs")
+    _, (row,) = made_report(tmp_path, [str(tmp_path / "runs")])
+    assert row["seeds"] == "3"
+    left = f"left out, not ended: {tmp_path / 'runs/sweeps/s2/000'}"
+    assert capsys.readouterr().err.splitlines() == [left]
+    runs, _ = find_runs([tmp_path / "runs/sweeps/s1"])
+    assert [run.results["seed"] for run in runs] == [1, 2]
+
+
+def test_what_another_program_wrote_is_left_out_and_said(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs/a", seed=0)
+    other = write_single_transition(tmp_path / "runs/other")
+    _, (row,) = made_report(tmp_path, [str(tmp_path / "runs")])
+    assert row["seeds"] == "1"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out, {other / 'results.json'} is another program's: it lacks")
+    # a list is no run's either
+    (other / "results.json").write_text("[]")
+    assert len(find_runs([tmp_path / "runs"])[0]) == 1
+    with pytest.raises(ValueError, match="is another program's: it lacks score"):
+        find_runs([tmp_path / "runs", other])
+    (tmp_path / "runs/a/results.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no run that has ended"):
+        find_runs([tmp_path / "runs"])
+
+
+def test_a_path_without_runs_is_told_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty/below").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="empty holds no run, nor does any folder below it"):
+        find_runs([tmp_path / "empty"])
+    with pytest.raises(NotADirectoryError, match="file is not a folder"):
+        find_runs([tmp_path / "file"])
+    with pytest.raises(FileNotFoundError, match="none does not exist"):
+        find_runs([tmp_path / "none"])
 
 
 def test_a_seed_that_occurs_twice_is_told(make_run: MakeRun, tmp_path: Path) -> None:

@@ -138,6 +138,29 @@ def test_only_what_differs_in_lambda_alone_is_set_side_by_side(
     ]  # fmt: skip
 
 
+def test_the_head_names_all_that_the_difference_holds(make_run: MakeRun, tmp_path: Path) -> None:
+    hopper = "bundled/hopper/medium-replay-v0"
+    runs_on(make_run, tmp_path, hopper, 40.0)
+    runs_on(make_run, tmp_path, hopper, 25.0, weight=0.0)
+    text = "\n".join(ablation_table(configurations(find_runs([tmp_path])[0])))
+    assert "where the model stays as it was fitted" in text and "adversarial_weight=1e-12" in text
+    assert "the fit that goes on in the game as well as the adversary" in text
+    assert "What the adversary is worth" not in text
+
+
+def test_a_fit_without_an_adversary_is_not_rambo(make_run: MakeRun, tmp_path: Path) -> None:
+    hopper = "bundled/hopper/medium-replay-v0"
+    runs_on(make_run, tmp_path, hopper, 30.0, weight=1e-12)
+    runs_on(make_run, tmp_path, hopper, 25.0, weight=0.0)
+    assert table_of(tmp_path) == []
+    runs_on(make_run, tmp_path, hopper, 40.0, weight=1e-5)
+    assert [row[2:4] for row in table_of(tmp_path)] == [["**40.0**", "**25.0**"]] * 2  # and a total
+    # a budget moves lambda away from where it starts
+    runs_on(make_run, tmp_path / "b", hopper, 41.0, weight=1e-12, likelihood_budget=0.1)
+    runs_on(make_run, tmp_path / "b", hopper, 25.0, weight=0.0, likelihood_budget=0.1)
+    assert table_of(tmp_path / "b")[0][2:4] == ["**41.0**", "**25.0**"]
+
+
 def test_settings_that_a_label_does_not_name_are_compared_too(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

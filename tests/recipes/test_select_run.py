@@ -100,7 +100,9 @@ def test_the_entropy_is_not_added_to_the_bound_twice() -> None:
     # a run's q_bound holds it already: 2 * (1 + 2) / (1 - 0.99)
     def record(mean_q: float, entropy: float = 2.0) -> Record:
         row = {"epoch": 1, "mean_q": mean_q, "alpha": 1.0, "entropy": entropy}
-        return Record(Path("r"), {"diverged": False, "q_bound": 600.0}, [row], {})
+        rows = [row, {**row, "epoch": 2}]
+        results = {"diverged": False, "q_bound": 600.0, "epochs": 2}
+        return Record(Path("r"), results, rows, {})
 
     assert select_run.why_discarded(record(600.0)) is None
     assert "mean Q 600.5 is beyond 600" in (select_run.why_discarded(record(600.5)) or "")
@@ -126,6 +128,38 @@ def test_a_diverged_run_is_no_return_of_zero(
     assert [value for value, _ in select_run.online(configurations(find_runs([tmp_path])[0]))] == [
         -100.0, -90.0,
     ]  # fmt: skip
+
+
+def test_a_run_of_one_epoch_is_out(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # one value has no deviation: such a run would always be the steadiest
+    short = make_run(
+        tmp_path / "short", mean_q=[1.0], q_bound=BOUND, settings={"adversarial_weight": 1.0}
+    )
+    assert select_run.main([short]) == 2
+    assert "every run is out: fewer than two epochs of mean Q" in capsys.readouterr().err
+    make_run(
+        tmp_path / "long", mean_q=waver(1.0), q_bound=BOUND, settings={"adversarial_weight": 2.0}
+    )
+    assert select_run.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "chosen: RAMBO (adversarial_weight=2.0), quick" in text
+    assert f"out: {short}: fewer than two epochs of mean Q" in text
+    assert "mean Q, last 30 epochs" in text  # nor does it shorten the others' window
+
+
+def test_folders_that_are_left_out_are_named(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "sweeps/s/000", mean_q=waver(1.0), q_bound=BOUND)
+    make_run(tmp_path / "sweeps/s/001", seed=1, ended=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/results.json").write_text("{}")
+    assert select_run.main([str(tmp_path)]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"left out, {tmp_path / 'other/results.json'} is another program's")
+    assert second == f"left out, not ended: {tmp_path / 'sweeps/s/001'}"
 
 
 def test_runs_without_a_bound_say_so(
