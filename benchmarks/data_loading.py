@@ -1,9 +1,10 @@
 """Time and memory of loading a large data set, and of training from a memory-mapped one.
 
-``python benchmarks/data_loading.py [--rows 1000000] [--train-rows 10000000] [--out FILE]`` makes
-data of Hopper's sizes in each format, loads it in a fresh process and prints JSON: seconds, and
-the process's peak memory over that before the load, as a multiple of the transitions' own size.
-Then it makes a memory-mapped set and trains a world model and draws batches from it.
+``python benchmarks/data_loading.py [--rows 1000000] [--train-rows 10000000]`` makes data of
+Hopper's sizes in each format and loads it in a fresh process: seconds, and the process's peak
+memory over that before the load, as a multiple of the transitions' own size. Then it makes a
+memory-mapped set and trains a world model and draws batches from it. It prints as it goes and
+leaves a JSON file and a figure in the folder ``--out``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import EnsembleModelLoss
 
 OBSERVATION_SIZE, ACTION_SIZE, EPISODE = 11, 3, 1000
-FORMATS = ("d4rl", "d4rl-without-next", "minari-hdf5", "memmap")
+FORMATS = {
+    "d4rl": "D4RL's format",
+    "d4rl-without-next": "D4RL's format,\nno next_observations",
+    "minari-hdf5": "Minari, HDF5",
+    "memmap": "memory-mapped files",
+}
 BATCH_SIZE = 256
 
 
@@ -160,21 +166,65 @@ def in_fresh_process(what: str, path: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    """Measure everything and print JSON."""
+def options_parser() -> argparse.ArgumentParser:
+    """What the benchmark is asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--train-rows", type=int, default=10_000_000)
-    parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--folder", type=Path, help="where the sets are made, and deleted")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, help="transitions to load (default: 1000000)"
+    )
+    parser.add_argument(
+        "--train-rows",
+        type=int,
+        default=10_000_000,
+        help="transitions to train from, 0 to leave training out (default: 10000000)",
+    )
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=list(FORMATS),
+        help="sources to load (default: all)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks"),
+        help="folder of the JSON file and the figure (default: runs/benchmarks)",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the sets are made, and deleted (default: the system's)"
+    )
     parser.add_argument("--measure", choices=("load", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse, before anything is measured, what would end in an error after it."""
+    for name, value, least in (("rows", options.rows, 1), ("train-rows", options.train_rows, 0)):
+        if value < least:
+            raise SystemExit(f"--{name} must be at least {least}, got {value}")
+    if options.folder is not None and not options.folder.is_dir():
+        raise SystemExit(f"--folder {options.folder} is no folder")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()
+    except OSError as error:
+        raise SystemExit(
+            f"--out {options.out} can't be used as a folder: {error.strerror}"
+        ) from None
+
+
+def main() -> None:
+    """Measure everything, print, write the JSON file and the figure."""
+    options = options_parser().parse_args()
     if options.measure is not None:
         measure = measure_load if options.measure == "load" else measure_training
         print(json.dumps(measure(options.path)))
         return
+    from measuring import write_json  # not above: what measures memory imports no more than it uses
+
+    check(options)
     results: dict[str, Any] = {
         "cpus": os.cpu_count(), "torch": torch.__version__, "numpy": np.__version__, "load": {},
     }  # fmt: skip
@@ -188,10 +238,37 @@ def main() -> None:
             path = write("memmap", options.train_rows, Path(folder))
             results["train"] = in_fresh_process("train", path)
         print("train", json.dumps(results["train"]), flush=True)
-    text = json.dumps(results, indent=2)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
-    print(text)
+    write_json(options.out / "data_loading.json", results)
+    draw(results["load"], options.out / "data_loading.png")
+
+
+def draw(load: dict[str, dict[str, Any]], path: Path) -> None:
+    """Bars by source: seconds, and memory in multiples of the transitions' size."""
+    from measuring import COLORS, finish_figure, make_figure, save_figure
+
+    figure, (left, right) = make_figure(2, width=10, height=1.4 + 0.6 * len(load))
+    places = np.arange(len(load))
+    seconds = [r["seconds"] for r in load.values()]
+    left.bar_label(left.barh(places, seconds, 0.5, color=COLORS[0]), fmt="%.2f", padding=3)
+    for shift, color, key, label in (
+        (-0.2, COLORS[2], "kept_over_size", "kept"),
+        (0.2, COLORS[1], "peak_over_size", "at most"),
+    ):
+        sizes = [r[key] for r in load.values()]
+        bars = right.barh(places + shift, sizes, 0.38, color=color, label=label)
+        right.bar_label(bars, fmt="%.1f", padding=3)
+    left.set_yticks(places, [FORMATS[kind] for kind in load])
+    right.set_yticks(places, [""] * len(load))
+    for ax in (left, right):
+        ax.set_ylim(len(load) - 0.5, -0.5)  # the first source on top
+        ax.grid(visible=False, axis="y")
+        ax.set_xlim(0, max(1.15 * ax.get_xlim()[1], 0.1))
+        ax.locator_params(axis="x", nbins=5)
+    right.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.97))
+    rows = max(r["transitions"] for r in load.values())
+    finish_figure(left, f"Loading {rows:,} transitions", "seconds", "")
+    finish_figure(right, "Memory", "multiples of the transitions' size in float32", "")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

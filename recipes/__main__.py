@@ -22,9 +22,12 @@ def programs() -> list[str]:
 def main() -> None:
     """Run the recipe that the first word names with the words that follow."""
     names, words = programs(), sys.argv[1:]
+    usage = f"rambo-trl RECIPE key=value ..., RECIPE one of {', '.join(names)}"
+    if words[:1] in (["--help"], ["-h"]):
+        print(usage)
+        return
     if not words or words[0] not in names:
         asked = f"no recipe is called {words[0]!r}; " if words else ""
-        usage = f"rambo-trl RECIPE key=value ..., RECIPE one of {', '.join(names)}"
         print(f"{asked}{usage}", file=sys.stderr)
         sys.exit(2)
     if importlib.util.find_spec("hydra") is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import hydra
 import torch
 from command_line import check_command_line
+from gymnasium.spaces import Box
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torchrl._utils import logger
@@ -25,6 +26,7 @@ from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
 from torchrl.objectives import SACLoss
 from tqdm import tqdm
 
+from rambo_trl.data.environment import environment_spaces
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
 from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.evaluation import evaluate_policy
@@ -88,6 +90,18 @@ def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
 def snapshot_seed(cfg: DictConfig) -> int:
     """The seed of a snapshot's first episode; all snapshots of a training play the same ones."""
     return SNAPSHOT_SEED + cfg.seed * cfg.eval_episodes
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse an environment that cannot be trained in.
+
+    Raises:
+        ValueError: if it is not installed, or is not one of vectors.
+    """
+    spaces = environment_spaces(str(cfg.env))
+    for what, space in zip(("observations", "actions"), spaces, strict=True):
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise ValueError(f"env={cfg.env}: its {what} are not vectors of numbers, but {space}")
 
 
 @hydra.main(version_base="1.3", config_path="config", config_name="behaviour")
@@ -178,5 +192,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("behaviour", check=lambda cfg: None)
+    check_command_line("behaviour", check)
     main()

@@ -24,6 +24,18 @@ CONFIG_DIR = Path(__file__).parent / "config"
 #: sweepers that search, and which way; the methods that have no critics
 SEARCHES = {"optuna": "minimize", "optuna_offline": "minimize", "optuna_online": "maximize"}
 WITHOUT_Q = ("bc",)
+#: plugins of Hydra: what loads each, its package, and the extra that installs it
+PLUGINS = {
+    **dict.fromkeys(
+        SEARCHES, ("hydra_plugins.hydra_optuna_sweeper", "hydra-optuna-sweeper", "optuna")
+    ),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "sweep"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "hydra-ray-launcher", "ray"),
+    **dict.fromkeys(
+        ("submitit_local", "submitit_slurm"),
+        ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "slurm"),
+    ),
+}
 
 
 def describe(error: BaseException | str) -> str:
@@ -88,6 +100,7 @@ def compose_jobs(
         ValueError: one line that names the setting.
     """
     parsed = [_parse(text) for text in overrides]
+    check_plugins(parsed)
     check_search(config_name, parsed)
     if any(o.key_or_group == "hydra/sweeper" for o in parsed):
         # other sweepers draw from intervals, whose ends are checked here
@@ -117,6 +130,30 @@ def compose_jobs(
     return configs
 
 
+def check_plugins(overrides: Sequence[Override]) -> None:
+    """Refuse a sweeper or launcher that is not installed.
+
+    Args:
+        overrides: the command line's words.
+
+    Raises:
+        ValueError: one line on what to install.
+    """
+    for override in overrides:
+        name = str(override.value())
+        if override.key_or_group not in ("hydra/sweeper", "hydra/launcher") or name not in PLUGINS:
+            continue
+        module, package, extra = PLUGINS[name]
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # no plugin of Hydra's at all
+            found = None
+        if found is None:
+            raise ValueError(
+                f"{override.key_or_group}={name} needs {package}: pip install 'rambo_trl[{extra}]'"
+            )
+
+
 def check_search(config_name: str, overrides: Sequence[Override]) -> None:
     """Refuse a search that could not run, or would look for the opposite.
 
@@ -131,14 +168,6 @@ def check_search(config_name: str, overrides: Sequence[Override]) -> None:
     sweeper = str(given.get("hydra/sweeper"))
     if sweeper not in SEARCHES:
         return
-    try:
-        found = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper")
-    except ModuleNotFoundError:  # no plugin of Hydra's at all
-        found = None
-    if found is None:
-        raise ValueError(
-            f"hydra/sweeper={sweeper} needs hydra-optuna-sweeper: pip install 'rambo_trl[optuna]'"
-        )
     direction = given.get("hydra.sweeper.direction", SEARCHES[sweeper])
     if direction != SEARCHES[sweeper]:
         raise ValueError(
@@ -208,11 +237,13 @@ def _ends(override: Override) -> str:
 
 
 def _compose_one(config_name: str, job: Sequence[Override]) -> DictConfig:
-    groups = {p.name: [f.stem for f in sorted(p.glob("*.yaml"))] for p in CONFIG_DIR.iterdir()}
-    groups = {name: choices for name, choices in groups.items() if choices}
+    groups = _groups()
+    own = groups.keys() & _groups_of(config_name)
     chosen = []
     for override in job:
         key, value = override.key_or_group, override.value()
+        if key in groups and key not in own:
+            raise ValueError(f"{config_name} has no setting {key!r}")
         if key in groups:
             if value not in groups[key]:
                 raise ValueError(
@@ -229,9 +260,7 @@ def _compose_one(config_name: str, job: Sequence[Override]) -> DictConfig:
             continue
         for name in _named(key, None if override.is_delete() else override.value()):
             if name not in known and name not in inner:
-                raise ValueError(
-                    f"no setting is called {name!r}{suggestion(name, [*known, *groups])}"
-                )
+                raise ValueError(f"no setting is called {name!r}{suggestion(name, [*known, *own])}")
         if override.is_delete():
             raise ValueError(f"{key} cannot be left out: set it with {key}=VALUE")
         if key in inner and not isinstance(override.value(), dict):
@@ -250,6 +279,19 @@ def _compose_one(config_name: str, job: Sequence[Override]) -> DictConfig:
     for key in set(known) - found:
         raise ValueError(f"{key} cannot be left out: set it with {key}=VALUE")
     return cfg
+
+
+def _groups() -> dict[str, list[str]]:
+    """The groups of ``config/``, each with its choices."""
+    folders = (path for path in CONFIG_DIR.iterdir() if path.is_dir())
+    groups = {path.name: [file.stem for file in sorted(path.glob("*.yaml"))] for path in folders}
+    return {name: choices for name, choices in groups.items() if choices}
+
+
+def _groups_of(config_name: str) -> set[str]:
+    """The groups that a file in ``config/`` chooses from, Hydra's own among them."""
+    loaded = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml")
+    return {str(name) for entry in loaded.defaults if OmegaConf.is_dict(entry) for name in entry}
 
 
 def _named(key: str, value: object) -> list[str]:

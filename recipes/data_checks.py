@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from command_line import CONFIG_DIR, keys_set
 from omegaconf import DictConfig, OmegaConf
 from run_settings import leaf_keys
 
@@ -58,14 +60,38 @@ def check_before_data(
             _check_sizes(cfg.dataset, plan.env_id, _sizes(plan.env_id), task)
 
 
-def check_task(cfg: DictConfig, dataset: OfflineDataset, task: str, *, chosen: bool) -> None:
-    """Refuse a task of another environment than the data, or tell that its settings are used.
+def settings_of_task(cfg: DictConfig, task: str, schedule: str, words: Iterable[str]) -> list[str]:
+    """The settings that the task gives: neither the user nor the schedule nor the method does.
+
+    Args:
+        cfg: the configuration.
+        task: the task's name.
+        schedule: the schedule's.
+        words: the command line's settings.
+    """
+
+    def keys_of(file: str) -> list[str]:
+        loaded = OmegaConf.load(CONFIG_DIR / f"{file}.yaml")
+        assert isinstance(loaded, DictConfig)
+        return leaf_keys(loaded)
+
+    elsewhere = {"dataset", *keys_set(words), *keys_of(f"schedule/{schedule}")}
+    elsewhere.update(keys_of(cfg.method))
+    present = leaf_keys(cfg)
+    return [key for key in keys_of(f"task/{task}") if key in present and key not in elsewhere]
+
+
+def check_task(
+    cfg: DictConfig, dataset: OfflineDataset, task: str, *, chosen: bool, settings: Sequence[str]
+) -> None:
+    """Refuse a task of another environment than the data, or tell which of its settings are used.
 
     Args:
         cfg: the configuration.
         dataset: the data.
         task: the task's name.
         chosen: whether the user gave it; data of one's own come with the default one.
+        settings: those that are the task's.
 
     Raises:
         ValueError: if it was chosen and its environment has other sizes than the data.
@@ -73,10 +99,14 @@ def check_task(cfg: DictConfig, dataset: OfflineDataset, task: str, *, chosen: b
     if chosen:
         sizes = (dataset.observation_size, dataset.action_size)
         _check_sizes(dataset.name, dataset.env_id, sizes, task)
-    if dataset.env_id is not None and not _same_family(dataset.env_id, task):
-        whose = "rollout length and adversarial weight" if cfg.method == "rambo" else "settings"
+    if settings and dataset.env_id is not None and not _same_family(dataset.env_id, task):
+        values = {key: OmegaConf.select(cfg, key) for key in settings}
+        used = ", ".join(
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in values.items()
+        )
         print(
-            f"note: {dataset.name} is from {dataset.env_id}; its {whose} are those of task={task}",
+            f"note: {dataset.name} is from {dataset.env_id}; still of task={task} are {used}",
             file=sys.stderr,
         )
 

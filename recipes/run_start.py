@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from command_line import keys_set, name_of_data
-from data_checks import check_before_data, check_data, check_task, load_data
+from data_checks import (
+    check_before_data,
+    check_data,
+    check_task,
+    load_data,
+    settings_of_task,
+)
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -132,6 +138,26 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     return merged
 
 
+def check_epochs(cfg: DictConfig, saved: DictConfig, folder: RunFolder) -> None:
+    """Refuse to end a run before where it is.
+
+    Args:
+        cfg: the resumed run's.
+        saved: the run folder's.
+        folder: the run folder.
+
+    Raises:
+        ValueError: if it has done more epochs than it is now to have.
+    """
+    if cfg.epochs == saved.get("epochs"):
+        return
+    done = max((int(row["epoch"] or 0) for row in folder.read_metrics()), default=0)
+    if cfg.epochs < done:
+        raise ValueError(
+            f"epochs={cfg.epochs}, but the run has done {done}: give no fewer, or leave it out"
+        )
+
+
 def check_run(cfg: DictConfig) -> None:
     """Refuse settings that cannot be, and what they ask for that is not installed."""
     check_config(cfg)
@@ -166,6 +192,7 @@ def prepare(
         saved = read_config(folder)
         cfg = resumed_config(cfg, saved, hydra.overrides.task)
         check_run(cfg)
+        check_epochs(cfg, saved, folder)
         if cfg.deterministic:
             make_deterministic()
         print(f"run folder: {folder.path}", flush=True)
@@ -176,9 +203,10 @@ def prepare(
             folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
         return cfg, dataset, folder
     task = hydra.runtime.choices["task"]
-    for key, value in (published(task) if published else {}).items():
-        if OmegaConf.select(cfg, key) is None:
-            OmegaConf.update(cfg, key, value)
+    values = published(task) if published else {}
+    filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
+    for key, value in filled_in.items():
+        OmegaConf.update(cfg, key, value)
     check_run(cfg)
     path = choose_run_dir(cfg, task, hydra.overrides.task)
     check_writable(path)
@@ -194,7 +222,9 @@ def prepare(
     check_before_data(cfg, model_based=model_based, task=task if chosen else None)
     print(f"run folder: {path}", flush=True)
     dataset = load_data(cfg)
-    check_task(cfg, dataset, task, chosen=chosen)
+    schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
+    of_task = settings_of_task(cfg, task, schedule, hydra.overrides.task)
+    check_task(cfg, dataset, task, chosen=chosen, settings=[*of_task, *filled_in])
     check_data(cfg, dataset, model_based=model_based)
     folder = RunFolder.create(path)
     folder.lock()

@@ -54,7 +54,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     first = {run.method: run for run in reversed(runs)}
     rows = [first[name] for name in dict.fromkeys(run.method for run in runs)]
     columns = max(len(run.snapshots) for run in rows)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * len(rows) + 0.9), dpi=130, layout="constrained")
+    beside = 6 if columns > 2 else columns + 1  # of the legend's six entries, which need the width
+    height = 2.9 * len(rows) + 0.6 + 0.3 * (6 // beside)
+    figure = Figure(figsize=(max(3.6 * columns, 4.4), height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
     for run, line in zip(rows, grid, strict=True):
@@ -78,7 +80,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         [handles[i] for i in order],
         [labels[i] for i in order],
         loc="outside upper center",
-        ncols=6,
+        ncols=beside,
         frameon=False,
         fontsize=11,
     )

@@ -258,6 +258,9 @@ def epoch_line(row: Mapping[str, Any]) -> str:
         parts.append(f"mean Q {row['mean_q']:8.2f}")
     if "loss_model" in row:
         parts.append(f"model loss {row['loss_model']:7.3f}")
+    if "model_trust_distance" in row:  # with model_term=kl or total_variation
+        parts.append(f"trust distance {row['model_trust_distance']:.3g}")
+    if "model_advantage_mean" in row:
         mean, std = row["model_advantage_mean"], row["model_advantage_std"]
         parts.append(f"advantage {mean:6.2f} +- {std:.2f}")
     return " | ".join(parts)

@@ -19,6 +19,7 @@ from torchrl.data import Bounded
 
 from rambo_trl.data import minari_source
 from rambo_trl.data.checks import Oddity, ends_of_both_kinds, oddities
+from rambo_trl.data.d4rl_bounds import default_bounds
 from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
 from rambo_trl.data.d4rl_source import (
     UnknownTerminalStates,
@@ -26,12 +27,13 @@ from rambo_trl.data.d4rl_source import (
     is_d4rl_file,
     read_d4rl_file,
 )
-from rambo_trl.data.environment import action_bounds, is_scored_by_success
+from rambo_trl.data.environment import is_scored_by_success
 from rambo_trl.data.episodes import flatten_episodes
 from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.transitions import (
+    ActionsOutsideError,
     canonical_transitions,
     check_values,
     flat_action_spec,
@@ -314,7 +316,7 @@ class OfflineDataset:
 
         Raises:
             ValueError: as the constructor, and if arrays are missing, differ in length, or do
-                not say where episodes end.
+                not say where episodes end, or the environment's actions are discrete.
         """
         if max_episode_steps is None:
             max_episode_steps = time_limit(env_id)
@@ -324,19 +326,27 @@ class OfflineDataset:
             max_episode_steps=max_episode_steps,
             unknown_terminal_states=unknown_terminal_states,
         )
-        size = source.transitions["action"].shape[-1]
-        return cls(
-            source.transitions,
-            action_spec=action_spec or action_bounds(env_id, size),
-            name=name,
-            env_id=env_id,
-            reference_scores=reference_scores,
-            behaviour_returns=source.returns,
-            remarks=source.remarks,
-            normalize=normalize,
-            reward_shift=reward_shift,
-            copy=copy,
-        )
+        remedy = None
+        if action_spec is None:
+            size = source.transitions["action"].shape[-1]
+            action_spec, remedy = default_bounds(env_id, size, name)
+        try:
+            return cls(
+                source.transitions,
+                action_spec=action_spec,
+                name=name,
+                env_id=env_id,
+                reference_scores=reference_scores,
+                behaviour_returns=source.returns,
+                remarks=source.remarks,
+                normalize=normalize,
+                reward_shift=reward_shift,
+                copy=copy,
+            )
+        except ActionsOutsideError as error:
+            if remedy is None:
+                raise
+            raise ActionsOutsideError(error.finding, remedy) from None
 
     @classmethod
     def from_episodes(

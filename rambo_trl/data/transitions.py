@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded
 
 __all__ = [
+    "ActionsOutsideError",
     "canonical_transitions",
     "check_values",
     "flat_action_spec",
@@ -21,6 +22,24 @@ __all__ = [
 # unit, so that a value off the data stays of order one. Other dimensions' std has a floor.
 _CONSTANT_RELATIVE_STD = 1e-6
 _STD_FLOOR = 1e-3
+
+
+class ActionsOutsideError(ValueError):
+    """Actions leave their bounds.
+
+    Args:
+        finding: how many, which bounds and where.
+        remedy: what to do, which depends on where the bounds come from.
+
+    Attributes:
+        finding: as given.
+    """
+
+    def __init__(
+        self, finding: str, remedy: str = "correct the action_spec or clip the actions"
+    ) -> None:
+        super().__init__(f"{finding}: {remedy}")
+        self.finding = finding
 
 
 def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = True) -> TensorDict:
@@ -105,7 +124,12 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
 
 
 def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> None:
-    """Refuse values that are not finite and actions that do not fit their spec."""
+    """Refuse values that are not finite and actions that do not fit their spec.
+
+    Raises:
+        ActionsOutsideError: if actions leave their bounds.
+        ValueError: for all else.
+    """
     problems = []
     for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
         # NumPy's test needs no float copy of the values, unlike torch's.
@@ -142,10 +166,9 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
     margin = 1e-4 * (high - low)
     outside = ((action < low - margin) | (action > high + margin)).any(-1)
     if outside.any():
-        raise ValueError(
+        raise ActionsOutsideError(
             f"{name}: {int(outside.sum())} actions leave their bounds {low.tolist()} to "
-            f"{high.tolist()}, the first in {_place(transitions, int(outside.nonzero()[0]))}: "
-            "correct the action_spec or clip the actions"
+            f"{high.tolist()}, the first in {_place(transitions, int(outside.nonzero()[0]))}"
         )
 
 

@@ -396,10 +396,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
             [*B], summed over the dimensions of the next observation and the reward.
         """
         mean, log_var = self._elite_prediction(tensordict)
-        value = torch.cat(
-            [tensordict.get(self.next_observation_key), tensordict.get(self.next_reward_key)],
-            dim=-1,
-        )
+        reward = tensordict.get(self.next_reward_key).reshape(*tensordict.batch_size, 1)
+        value = torch.cat([tensordict.get(self.next_observation_key), reward], dim=-1)
         log_prob = gaussian_mixture_log_prob(value.reshape(-1, self.output_size), mean, log_var)
         return log_prob.reshape(tensordict.batch_size)
 

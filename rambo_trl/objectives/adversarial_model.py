@@ -126,7 +126,7 @@ class AdversarialModelLoss(LossModule):
 
         Attributes:
             action: the action taken in the model.
-            reward: the sampled reward, under ``"next"``.
+            reward: the sampled reward, under ``"next"``, [*B, 1] or [*B].
             terminated: whether the sampled successor ends the episode, under ``"next"``;
                 false where the entry is missing.
             state_action_value: what the critics write.
@@ -321,11 +321,20 @@ class AdversarialModelLoss(LossModule):
         return value
 
     def advantage(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
-        """Advantage, V(s') and Q(s, a) of an imagined batch, each [*B], without gradient."""
+        """Advantage, V(s') and Q(s, a) of an imagined batch, each [*B], without gradient.
+
+        Raises:
+            KeyError: if the batch lacks the reward, or all that stands under ``"next"``.
+        """
         shape = tensordict.batch_size
-        following = tensordict.get("next")
+        following = tensordict.get("next", None)
+        reward = None if following is None else following.get(self.tensor_keys.reward, None)
+        if reward is None:
+            needed = self.in_keys[:-1]  # the last one, terminated, may be missing
+            missing = [key for key in needed if tensordict.get(key, None) is None]
+            raise KeyError(f"the imagined batch lacks {missing}: this loss reads {needed}")
         with torch.no_grad():
-            reward = following.get(self.tensor_keys.reward).reshape(shape)
+            reward = reward.reshape(shape)
             terminated = following.get(self.tensor_keys.terminated, None)
             terminated = (
                 torch.zeros_like(reward, dtype=torch.bool)
@@ -370,30 +379,14 @@ class AdversarialModelLoss(LossModule):
 
 
 def _each_critic(out: TensorDictBase, key: NestedKey, shape: torch.Size) -> Tensor:
-    """The values that critics returned for a batch [*B], as [K, *B].
-
-    Raises:
-        KeyError: if there are none under the key.
-        ValueError: if their shape leaves open which row a value belongs to.
-    """
+    """The values that critics returned for a batch [*B], as [K, *B]; a KeyError without them."""
     value = out.get(key, None)
     if value is None:
         raise KeyError(
             f"the critics return no {key!r} but {list(out.keys(True, True))}: "
             "set_keys(state_action_value=...) names their value"
         )
-    found, column = value.shape, (*shape, 1)
-    single = not shape or found in (shape, column)  # without a batch no rows can be mixed up
-    stacked = found[1:] == column or (
-        found[1:] == shape and (found[:-1] != shape or found == out.batch_size)
-    )
-    # in a TensorDict [*B] the rows are in front, however many critics there are
-    if not (single or (stacked and out.batch_size != shape)):
-        raise ValueError(
-            f"the critics' {key!r} has shape {list(found)}, expected [*B], [*B, 1] or, of K "
-            f"critics, [K, *B, 1], for a batch of {list(shape)}"
-        )
-    return value.reshape(-1, *shape)
+    return functional.each_critic(value, shape, out.batch_size, f"the critics' {key!r}")
 
 
 def _reread_entropy(loss: AdversarialModelLoss, incompatible_keys: object) -> None:

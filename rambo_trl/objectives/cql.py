@@ -11,6 +11,8 @@ from torch import Tensor
 from torchrl.data import Bounded
 from torchrl.objectives import CQLLoss
 
+from rambo_trl.modules.actor_critic import action_bounds
+
 __all__ = ["ConservativeQLoss"]
 
 
@@ -42,6 +44,7 @@ class ConservativeQLoss(CQLLoss):
 
     Raises:
         TypeError: if the actions are not bounded.
+        ValueError: if their bounds are not finite, or the lower ones not below the upper ones.
 
     Reference: https://arxiv.org/abs/2006.04779
     """
@@ -54,10 +57,11 @@ class ConservativeQLoss(CQLLoss):
                 "ConservativeQLoss samples uniform actions: it needs a Bounded action_spec, got "
                 f"{type(action_spec).__name__}"
             )
+        bounds = action_bounds(action_spec)
         super().__init__(actor_network, qvalue_network, action_spec=action_spec, **kwargs)
         # not in the state_dict: the spec's, which the policy has as well
-        for name in ("low", "high"):
-            bound = getattr(action_spec.space, name).to(self.log_alpha.device)
+        for name, bound in zip(("low", "high"), bounds, strict=True):
+            bound = bound.to(self.log_alpha.device)
             self.register_buffer(f"action_{name}", bound, persistent=False)
 
     def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict]:

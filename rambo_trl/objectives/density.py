@@ -63,7 +63,9 @@ def transition_log_prob(
     if callable(getattr(world_model, "log_prob", None)):
         found = world_model.log_prob(tensordict.copy())
     else:
-        value = torch.cat([tensordict.get(key) for key in value_keys], dim=-1)
+        values = [tensordict.get(key) for key in value_keys]
+        dims = tensordict.batch_dims  # a reward [*B] becomes a column
+        value = torch.cat([x.unsqueeze(-1) if x.ndim == dims else x for x in values], dim=-1)
         found = world_model.get_dist(tensordict.copy()).log_prob(value)
     shape = tensordict.batch_size
     parts = list(found.values(True, True)) if isinstance(found, TensorDictBase) else [found]

@@ -1,4 +1,4 @@
-"""Pure maths of the objectives, each with its equation; no modules, no TensorDicts."""
+"""Pure maths of the objectives, each with its equation, and shapes; no modules, no TensorDicts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "each_critic",
     "ensemble_nll",
     "kl_estimate",
     "log_var_bound_penalty",
@@ -42,6 +43,35 @@ def model_advantage(
         raise ValueError(f"model_advantage needs equal shapes, got {sorted(map(tuple, shapes))}")
     next_value = torch.where(terminated, torch.zeros_like(next_value), next_value)
     return reward + gamma * next_value - qvalue
+
+
+def each_critic(value: Tensor, shape: torch.Size, labelled: torch.Size, name: str) -> Tensor:
+    """Put the values of K critics for a batch [*B] in one shape.
+
+    Args:
+        value: [*B], [*B, 1] or [K, *B, 1]; [K, *B] where it cannot be mistaken.
+        shape: [*B].
+        labelled: the leading shape that the critics state of what they return. In one of [*B] the
+            rows are in front, however many critics there are.
+        name: what the message calls the values.
+
+    Returns:
+        [K, *B]
+
+    Raises:
+        ValueError: if the shape leaves open which row a value belongs to.
+    """
+    found, column = value.shape, (*shape, 1)
+    single = not shape or found in (shape, column)  # without a batch no rows can be mixed up
+    stacked = found[1:] == column or (
+        found[1:] == shape and (found[:-1] != shape or found == labelled)
+    )
+    if not (single or (stacked and labelled != shape)):
+        raise ValueError(
+            f"{name} has shape {list(found)}, expected [*B], [*B, 1] or, of K critics, "
+            f"[K, *B, 1], for a batch of {list(shape)}"
+        )
+    return value.reshape(-1, *shape)
 
 
 def standardize(x: Tensor, eps: float = 1e-8) -> Tensor:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.training.run_folder import write_atomically
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 __all__ = ["Policy", "load_into_actor", "load_policy", "save_policy"]
 
 _METADATA_KEY = "rambo_trl_policy"
@@ -33,7 +36,7 @@ _FORMAT_VERSION = 1
 #: the bounds
 _CHECKED_STATES, _TOLERANCE = 64, 1e-5
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
+_FILE_NAME = "policy.safetensors"  # in a run folder
 
 
 class Policy:
@@ -54,7 +57,7 @@ class Policy:
         env_id: a Gymnasium id.
 
     Examples:
-        >>> policy = load_policy("runs/hopper/policy.safetensors")  # doctest: +SKIP
+        >>> policy = load_policy("runs/hopper")  # doctest: +SKIP
         >>> action = policy(env.reset()[0])  # doctest: +SKIP
     """
 
@@ -74,20 +77,28 @@ class Policy:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
 
-    def __call__(self, observation: ArrayOrTensor) -> ArrayOrTensor:
+    @overload
+    def __call__(self, observation: torch.Tensor) -> torch.Tensor: ...
+
+    @overload
+    def __call__(self, observation: ArrayLike) -> np.ndarray: ...
+
+    def __call__(self, observation: torch.Tensor | ArrayLike) -> torch.Tensor | np.ndarray:
         """Choose the policy's mode.
 
         Args:
             observation: raw observations, [*, observation_size] with any leading shape.
 
         Returns:
-            Actions [*, action_size] in float32: an array for an array, a tensor (on the
-            policy's device) for a tensor. They carry no gradient.
+            Actions [*, action_size] in float32: an array for an array or a list, a tensor (on
+            the policy's device) for a tensor. They carry no gradient.
 
         Raises:
             ValueError: if the last dimension is not the policy's observation size.
         """
         size = self.observation_mean.shape[-1]
+        if not isinstance(observation, torch.Tensor):
+            observation = np.asarray(observation)
         if observation.ndim == 0 or observation.shape[-1] != size:
             raise ValueError(
                 f"the policy for {self.env_id} takes observations of shape [..., {size}], "
@@ -160,7 +171,7 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
     """Read a policy that :func:`save_policy` wrote. Nothing is unpickled.
 
     Args:
-        path: the file.
+        path: the file, or a run's folder that holds it.
         device: where the policy is put.
 
     Returns:
@@ -186,7 +197,7 @@ def load_into_actor(
     No random number is drawn.
 
     Args:
-        path: a file that :func:`save_policy` wrote.
+        path: a file that :func:`save_policy` wrote, or a run's folder that holds it.
         actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`; changed in place.
         observation_mean: the data's mean per dimension, [observation_size].
         observation_std: the data's standard deviation per dimension, [observation_size].
@@ -307,7 +318,9 @@ def _copy_weights(tensors: Mapping[str, torch.Tensor], actor: nn.Module) -> None
 
 
 def _read_whole(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors of a file that describes a policy."""
+    """Header and tensors of a file, or of a run folder's, that describes a policy."""
+    if path.is_dir():
+        path /= _FILE_NAME
     if not path.exists():
         raise FileNotFoundError(f"no policy file at {path}")
     header, tensors = _read(path)

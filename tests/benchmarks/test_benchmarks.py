@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import data_loading
 import pytest
 from measuring import measure, measure_in_turns
 from page import put_in
@@ -82,7 +83,9 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
     assert put_in(filled, tmp_path, tmp_path) == filled
     content["machine"].update(float32_matmul_precision="medium", date="2026-01-02")
     (tmp_path / "scaling.json").write_text(json.dumps(content))
-    assert "PyTorch 9.9, matrix products at `medium`, 2026-01-02." in put_in(text, tmp_path, tmp_path)
+    assert "PyTorch 9.9, matrix products at `medium`, 2026-01-02." in put_in(
+        text, tmp_path, tmp_path
+    )
 
 
 @pytest.mark.slow
@@ -110,12 +113,48 @@ def test_scripts_run_and_write_what_they_measured(
     assert "| --- |" in put_in(text, tmp_path, tmp_path)
 
 
+def test_data_loading_writes_what_it_measured(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    options = ["--rows", "1000", "--formats", "d4rl", "memmap", "--train-rows", "0"]
+    result = run("data_loading.py", *options, "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["data_loading.json", "data_loading.png"]
+    content = json.loads((out / "data_loading.json").read_text())
+    assert list(content["load"]) == ["d4rl", "memmap"]
+    assert content["load"]["d4rl"]["transitions"] == 1000
+    assert (out / "data_loading.png").stat().st_size > 5000
+    text = "<!-- benchmark:data_loading -->\n<!-- end of benchmark:data_loading -->"
+    assert "| memory-mapped files | 1,000 |" in put_in(text, out, out)
+
+
+def test_every_option_of_data_loading_is_explained() -> None:
+    for action in data_loading.options_parser()._actions:
+        assert action.help, action.option_strings
+    assert data_loading.options_parser().parse_args([]).out == Path("runs/benchmarks")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folder", "/nowhere"], "--folder /nowhere is no folder"),
+        (["--rows", "0"], "--rows must be at least 1, got 0"),
+        (["--train-rows", "-1"], "--train-rows must be at least 0, got -1"),
+    ],
+)
+def test_data_loading_checks_its_options_before_it_measures(
+    options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        data_loading.check(data_loading.options_parser().parse_args(options))
+
+
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
         ("compare.py", ["--peer", "/nowhere"], "--peer /nowhere holds no folder offlinerlkit"),
         ("iteration.py", ["--threads", "0"], "--threads must be at least 1, got 0"),
         ("iteration.py", ["--device", "tpu9"], "--device tpu9 can't be used"),
+        ("data_loading.py", ["--out", __file__], f"--out {__file__} can't be used as a folder"),
     ],
 )
 def test_bad_options_are_named(script: str, options: list[str], message: str) -> None:

@@ -332,8 +332,38 @@ def test_environment_scores_and_bounds(tmp_path: Path) -> None:
     assert pendulum.action_spec.space.high.tolist() == [3.0]
     with pytest.raises(ValueError, match=r"5 actions leave their bounds \[-1.0\] to \[1.0\]"):
         OfflineDataset.load(wide)
+    with pytest.raises(ValueError, match=r"leave their bounds .* correct the action_spec or clip"):
+        OfflineDataset.load(wide, action_spec=Bounded(-1, 1, shape=(1,)))
     spec = Bounded(-2, 2, shape=(1,))
     assert OfflineDataset.load(wide, action_spec=spec).action_spec.space.high.tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "size", "where"),
+    [
+        (None, 1, "are assumed, because no environment is named; give env_id"),
+        ("Nowhere-v0", 1, "are assumed, because environment Nowhere-v0 is not installed"),
+        ("Pendulum-v1", 2, r"are assumed, because Pendulum-v1 has .*another size \(1, not 2\)"),
+        ("Pendulum-v1", 1, "are those of Pendulum-v1"),
+    ],
+)
+def test_where_bounds_that_actions_leave_come_from(
+    env_id: str | None, size: int, where: str
+) -> None:
+    arrays = make_arrays([(5, "terminal")])
+    arrays["actions"] = np.full((5, size), 3, np.float32)
+    with pytest.raises(ValueError, match=f"5 actions leave .*: the bounds {where}.*") as error:
+        OfflineDataset.from_arrays(arrays, env_id=env_id)
+    assert "--action-low and --action-high of python -m rambo_trl.data" in str(error.value)
+    assert ("clip" in str(error.value)) == (where == "are those of Pendulum-v1")
+
+
+@pytest.mark.parametrize("actions", [(0, 1), (0, 2)])
+def test_an_environment_of_discrete_actions_is_refused(actions: tuple[int, int]) -> None:
+    arrays = make_arrays([(5, "terminal")])
+    arrays["actions"] = np.random.default_rng(0).choice(actions, (5, 1)).astype(np.float32)
+    with pytest.raises(ValueError, match="environment CartPole-v1 has Discrete actions: RAMBO"):
+        OfflineDataset.from_arrays(arrays, env_id="CartPole-v1")
 
 
 def test_a_terminal_that_is_also_a_timeout_is_a_terminal() -> None:

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.distributions import Independent, Normal
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
@@ -183,6 +184,56 @@ def test_missing_terminated_counts_as_going_on() -> None:
     batch = hand_batch().exclude(("next", "terminated"))
     advantage, _, _ = hand_loss().advantage(batch)
     torch.testing.assert_close(advantage, HAND_ADVANTAGE + torch.tensor([0, 0, 0, 1.25]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "missing"),
+    [
+        ("next", [("next", "observation"), ("next", "reward")]),
+        (("next", "reward"), [("next", "reward")]),
+    ],
+)
+def test_missing_entries_are_named(
+    entry: str | tuple[str, ...], missing: list[tuple[str, ...]]
+) -> None:
+    with pytest.raises(KeyError, match=re.escape(f"the imagined batch lacks {missing}: ")):
+        hand_loss()(hand_batch().exclude(entry))
+
+
+class JoinedDensity(nn.Module):
+    """The distribution over (next observation, reward) alone."""
+
+    def get_dist(self, tensordict: TensorDict) -> Independent:
+        inputs = torch.cat([tensordict["observation"], tensordict["action"]], dim=-1)
+        return Independent(Normal(inputs, 1.0), 1)
+
+
+@pytest.mark.parametrize("make", [make_model, JoinedDensity])
+@pytest.mark.parametrize("batch_size", [(16,), (4, 4)])
+def test_rewards_may_have_no_last_dimension(make: Callable, batch_size: tuple[int, ...]) -> None:
+    loss = AdversarialModelLoss.from_loss(make(), sac(), per_dimension=True)
+    batch = imagined(make_model()).exclude("prediction").reshape(batch_size)
+    want = loss(batch)
+    flat = batch.copy().set(("next", "reward"), batch["next", "reward"].squeeze(-1))
+    out = loss(flat)
+    assert flat["next", "reward"].shape == batch_size
+    for key in loss.out_keys:
+        torch.testing.assert_close(out[key], want[key])
+
+
+def test_a_world_model_may_want_rewards_without_a_last_dimension() -> None:
+    class FlatReward(nn.Module):
+        def log_prob(self, tensordict: TensorDict) -> Tensor:
+            return Normal(tensordict["observation"].sum(-1), 1.0).log_prob(
+                tensordict["next", "reward"]
+            )
+
+    batch = hand_batch()
+    batch["next", "reward"] = batch["next", "reward"].squeeze(-1)
+    actor, critics = hand_agent()
+    out = AdversarialModelLoss(FlatReward(), actor, critics)(batch)
+    want = FlatReward().log_prob(batch).mean()
+    torch.testing.assert_close(out["model_log_prob"], want)
 
 
 def test_loss_and_metrics_by_hand() -> None:

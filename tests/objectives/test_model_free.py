@@ -136,6 +136,12 @@ class TestCQL:
             out.keys()
         )
 
+    @pytest.mark.parametrize(("low", "high"), [(-1.0, math.inf), (-math.inf, 1.0), (1.0, 1.0)])
+    def test_bounds_that_uniform_actions_need(self, low: float, high: float) -> None:
+        spec = Bounded(low, high, shape=(1,))
+        with pytest.raises(ValueError, match="finite bounds are required"):
+            ConservativeQLoss(make_actor(2, SPEC), make_qvalue(2, 1), action_spec=spec)
+
     def test_unbounded_actions_are_refused(self) -> None:
         with pytest.raises(TypeError, match="needs a Bounded action_spec, got Unbounded"):
             ConservativeQLoss(

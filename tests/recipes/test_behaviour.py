@@ -7,9 +7,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import behaviour
 import numpy as np
 import pytest
 from behaviour import select_snapshots
+from command_line import check_command_line
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.bundled import build_bundled
@@ -34,6 +36,23 @@ def test_snapshots_span_the_training_up_to_the_best() -> None:
         ValueError, match=r"no snapshot has a mean return in medium_range=\(60, 70\)"
     ):
         select_snapshots(rows, 3, (60, 70))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "told"),
+    [
+        ("Nope", "environment Nope is not installed"),
+        ("CartPole-v1", "env=CartPole-v1: its actions are not vectors of numbers, but Discrete(2)"),
+    ],
+)
+def test_an_environment_that_cannot_be_trained_in_is_one_line(
+    env_id: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        check_command_line("behaviour", behaviour.check, argv=[f"env={env_id}"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {told}") and said.count("\n") == 1
 
 
 @pytest.mark.slow

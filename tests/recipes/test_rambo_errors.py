@@ -19,7 +19,7 @@ import pytest
 import run_start
 import torch
 from command_line import check_command_line, compose_jobs, describe
-from data_checks import check_data, check_task
+from data_checks import check_data, check_task, settings_of_task
 from omegaconf import OmegaConf
 from run_settings import RULES, Number, Text, Whole, check_config, check_device, leaf_keys
 from run_start import check_writable, prepare, read_config, resumed_config
@@ -280,9 +280,19 @@ class TestBeforeTheData:
 
 
 class TestDataOfAnotherEnvironmentThanTheTask:
-    def told(self, *, chosen: bool, capsys: pytest.CaptureFixture[str], **data: Any) -> str:
-        (cfg,) = compose_jobs("rambo", ["schedule=smoke"])
-        check_task(cfg, dataset(**data), "hopper-medium-replay", chosen=chosen)
+    def told(
+        self,
+        *words: str,
+        chosen: bool,
+        capsys: pytest.CaptureFixture[str],
+        method: str = "rambo",
+        schedule: str = "smoke",
+        **data: Any,
+    ) -> str:
+        words, task = (f"schedule={schedule}", *words), "hopper-medium-replay"
+        (cfg,) = compose_jobs(method, words, check=lambda cfg: None)
+        settings = settings_of_task(cfg, task, schedule, words)
+        check_task(cfg, dataset(**data), task, chosen=chosen, settings=settings)
         return capsys.readouterr().err
 
     def test_a_chosen_task_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,8 +306,26 @@ class TestDataOfAnotherEnvironmentThanTheTask:
 
     def test_the_default_one_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         told = self.told(chosen=False, capsys=capsys, env_id="InvertedDoublePendulum-v5")
-        assert "its rollout length and adversarial weight are those of task=hopper" in told
+        assert told == (
+            "note: mine is from InvertedDoublePendulum-v5; still of task=hopper-medium-replay are "
+            "adversarial_weight=0.0003, rollout_length=2, clone_behaviour=true, "
+            "rollout_policy=current\n"
+        )
         assert self.told(chosen=False, capsys=capsys, env_id=None) == ""
+
+    def test_only_what_nothing_else_has_set_is_told(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data: dict[str, Any] = {"env_id": "InvertedDoublePendulum-v5", "capsys": capsys}
+        given = ["rollout_length=2", "adversarial_weight=0"]
+        told = self.told(*given, chosen=False, **data)
+        assert told.endswith("are clone_behaviour=true, rollout_policy=current\n")
+        given += ["clone_behaviour=true", "rollout_policy=current"]
+        assert self.told(*given, chosen=False, **data) == ""
+        # quick has a rollout length of its own, and MOPO all but lambda, which it does not use
+        assert "rollout_length" not in self.told(chosen=False, schedule="quick", **data)
+        told = self.told("adversarial_weight=0", chosen=False, method="mopo", **data)
+        assert told == ""
 
     def test_of_the_same_sizes_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         other = {"observation_size": 11, "action_size": 3}
@@ -372,6 +400,26 @@ class TestResumedSettings:
         with pytest.raises(ValueError, match=words):
             self.resume(override)
 
+    def test_no_fewer_epochs_than_it_has_done(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = RunFolder.create(tmp_path / "run")
+        for epoch in (1, 2, 3):
+            folder.append_metrics({"epoch": epoch})
+        folder.write_config(OmegaConf.to_yaml(OmegaConf.merge(self.saved, {"epochs": 5})))
+        before = (tmp_path / "run/config.yaml").read_text()
+        monkeypatch.setattr(run_start, "load_data", lambda _: pytest.fail("asked for"))
+        monkeypatch.setattr(RunFolder, "lock", lambda _: None)  # held by each try
+        for epochs, end in ((1, ValueError), (2, ValueError), (3, pytest.fail.Exception)):
+            words = [f"resume={folder.path}", f"epochs={epochs}"]
+            (cfg,) = compose_jobs("rambo", words)
+            hydra = SimpleNamespace(overrides=SimpleNamespace(task=words))
+            monkeypatch.setattr(run_start.HydraConfig, "get", lambda hydra=hydra: hydra)
+            told = f"^epochs={epochs}, but the run has done 3: " if epochs < 3 else "asked for"
+            with pytest.raises(end, match=told):
+                prepare(cfg)
+            assert (tmp_path / "run/config.yaml").read_text() == before
+
     def test_settings_newer_than_the_run_take_their_defaults(self) -> None:
         (cfg,) = compose_jobs("rambo", ["resume=there"])
         older = OmegaConf.masked_copy(self.saved, [k for k in self.saved if k != "pretrained"])
@@ -417,6 +465,46 @@ def test_a_file_with_one_part_of_pretraining(
     with pytest.raises(FileNotFoundError, match=f"^{key}=nowhere: there is no such file"):
         run_start.prepare(cfg)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", ["rambo", "build_dataset"])
+def test_only_hydra_s_own_messages_are_told_as_hydra_s(config: str, tmp_path: Path) -> None:
+    (tmp_path / "logs.py").write_text(
+        "import logging, hydra\n"
+        f"@hydra.main(version_base='1.3', config_path={str(RECIPES / 'config')!r}, "
+        f"config_name={config!r})\n"
+        "def main(cfg):\n"
+        "    for name in ('hydra.a', 'hydra_plugins.b', 'other.c'):\n"
+        "        logging.getLogger(name).warning('said by ' + name)\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "logs.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"\[HYDRA\] (.*)", done.stdout) == [
+        "said by hydra.a",
+        "said by hydra_plugins.b",
+    ]
+    assert done.stderr == "said by other.c\n" and "other" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--help"], 0, "rambo-trl RECIPE key=value"),
+        (["-h"], 0, "rambo-trl RECIPE key=value"),
+        ([], 2, "rambo-trl RECIPE key=value"),
+        (["rambos"], 2, "no recipe is called 'rambos'; rambo-trl RECIPE"),
+    ],
+)
+def test_the_installed_command(words: list[str], code: int, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(RECIPES), *words], capture_output=True, text=True, timeout=60
+    )
+    said, silent = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
+    assert done.returncode == code and silent == ""
+    assert said.startswith(told) and "select_run" in said and said.count("\n") == 1
 
 
 def test_the_program_itself(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import single_transition
 import single_transition_figure
 import single_transition_training
 import torch
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
@@ -43,6 +44,8 @@ def test_a_misspelt_setting_is_one_line_and_code_2(
     path = CONFIG.parents[1] / f"{recipe}.py"
     for word, message in (
         ("thread=3", "no setting is called 'thread'"),
+        ("schedule=smoke", f"{recipe} has no setting 'schedule'"),
+        ("+task=hopper-medium-replay", f"{recipe} has no setting 'task'"),
         ("--threads=3", "settings are given as key=value, without dashes"),
     ):
         monkeypatch.setattr(sys, "argv", [str(path), word])
@@ -51,6 +54,20 @@ def test_a_misspelt_setting_is_one_line_and_code_2(
         assert end.value.code == 2
         said = capsys.readouterr().err
         assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", ["single_transition", "build_dataset", "behaviour"])
+def test_help_lists_only_what_there_is(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = CONFIG.parents[1] / f"{recipe}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert not end.value.code
+    told = capsys.readouterr().out
+    assert told.startswith(f"python recipes/{recipe}.py [SETTING=VALUE ...]\n")
+    assert "== Config ==" in told and "Configuration groups" not in told and "task:" not in told
 
 
 @pytest.mark.parametrize("seeds", ["abc", [], [1, 1], ["a"], [True], 3])
@@ -110,6 +127,24 @@ def test_no_curve_leaves_the_figure() -> None:
         low, high = single_transition_figure._limits([run])
         assert low <= min(0.0, mean - std, qvalue)
         assert high > max(0.0, mean + std, qvalue)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_the_legend_fits_into_the_figure(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = torch.ones_like(single_transition_training.GRID.squeeze(-1))
+    snapshot = single_transition_training.Snapshot(1, flat, 0.1 * flat, flat, 0.0)
+    run = single_transition_training.Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot] * columns)
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: drawn.append(figure))
+    single_transition_figure.draw([run], tmp_path / "figure.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    (legend,), whole = figure.legends, figure.bbox
+    box = legend.get_window_extent()
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 and box.y1 <= whole.y1
 
 
 @pytest.mark.filterwarnings("ignore:The name target_")

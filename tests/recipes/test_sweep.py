@@ -200,6 +200,21 @@ def test_a_job_goes_with_its_worker_and_is_told_if_that_is_possible(name, tmp_pa
     assert note.with_suffix(".told").exists() == (name != "SIGKILL")
 
 
+@pytest.mark.parametrize(
+    ("launcher", "extra"),
+    [("joblib", "sweep"), ("ray", "ray"), ("submitit_slurm", "slurm"), ("submitit_local", "slurm")],
+)
+def test_a_launcher_that_is_not_installed_is_told_with_its_extra(launcher, extra, monkeypatch):
+    monkeypatch.setattr("command_line.importlib.util.find_spec", lambda name: None)
+    words = ["seed=0,1", f"hydra/launcher={launcher}"]
+    told = (
+        rf"^hydra/launcher={launcher} needs hydra-\w+-launcher: pip install 'rambo_trl\[{extra}\]'"
+    )
+    with pytest.raises(ValueError, match=told):
+        compose_jobs("rambo", words, multirun=True)
+    compose_jobs("rambo", ["seed=0,1", "hydra/launcher=basic"], multirun=True)
+
+
 def test_the_ends_of_an_interval_are_checked():
     words = ["hydra/sweeper=basic", "rollout_length=int(interval(2,5))"]
     jobs = compose_jobs("rambo", words, multirun=True)

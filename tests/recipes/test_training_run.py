@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_run import epoch_line
 
 from rambo_trl.training.interruption import Interrupted, Interruption
 
@@ -77,3 +78,13 @@ def test_a_run_begun_without_a_column_goes_on_without_it(tmp_path: Path, toy: An
     rows = run.folder.read_metrics()
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert all("start_value" not in row and "score" in row for row in rows)
+
+
+def test_an_epoch_tells_of_the_game_whatever_the_model_is_held_to() -> None:
+    row = {"epoch": 3, "return_mean": None, "mean_q": 2.0}
+    game = {"model_advantage_mean": -0.5, "model_advantage_std": 1.25}
+    assert epoch_line(row) == "epoch    3 | mean Q     2.00"
+    told = epoch_line({**row, **game, "loss_model": 0.5})
+    assert told.endswith("| model loss   0.500 | advantage  -0.50 +- 1.25")
+    told = epoch_line({**row, **game, "loss_trust": 1.234e-5, "model_trust_distance": 1.234e-5})
+    assert told.endswith("| trust distance 1.23e-05 | advantage  -0.50 +- 1.25")

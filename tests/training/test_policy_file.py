@@ -64,6 +64,17 @@ class TestRoundTrip:
             td = arguments["actor"](TensorDict({"observation": normalised}, [50]))
         torch.testing.assert_close(load_policy(path)(raw), td["action"], rtol=0, atol=0)
 
+    def test_a_run_folder_stands_for_its_policy(self, saved):
+        path, arguments = saved
+        observation = np.ones(OBSERVATION_SIZE)
+        expected = load_policy(path)(observation)
+        np.testing.assert_array_equal(load_policy(path.parent)(observation), expected)
+        keywords = {k: v for k, v in arguments.items() if k not in ("hidden_sizes", "env_id")}
+        keywords["actor"] = make_arguments()["actor"]
+        load_into_actor(path.parent, **keywords)
+        for key, value in arguments["actor"].state_dict().items():
+            assert torch.equal(keywords["actor"].state_dict()[key], value)
+
     def test_everything_is_kept(self, saved):
         path, arguments = saved
         policy = load_policy(path)
@@ -184,6 +195,15 @@ class TestCall:
         assert isinstance(action, np.ndarray)
         assert action.dtype == np.float32 and action.shape == (*lead, 3)
 
+    @pytest.mark.parametrize("lead", [(), (2,)])
+    def test_lists(self, saved, lead):
+        policy, observation = load_policy(saved[0]), np.ones((*lead, OBSERVATION_SIZE))
+        action = policy(observation.tolist())
+        assert isinstance(action, np.ndarray)
+        np.testing.assert_array_equal(action, policy(observation))
+        with pytest.raises(ValueError, match=r"observations of shape \[\.\.\., 11\], got \[10\]"):
+            policy([0.0] * 10)
+
     def test_tensors(self, saved):
         action = load_policy(saved[0])(torch.zeros(4, OBSERVATION_SIZE, dtype=torch.float64))
         assert isinstance(action, torch.Tensor)
@@ -232,8 +252,9 @@ class TestBadFiles:
         saved[0].write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
         self.assert_refused(saved[0], "is not a policy file, or only a part of one")
 
-    def test_a_folder(self, tmp_path):
-        self.assert_refused(tmp_path, "is not a policy file")
+    def test_a_folder_without_a_policy(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no policy file at .*policy\.safetensors"):
+            load_policy(tmp_path)
 
     def test_a_pickle_is_refused_and_never_run(self, tmp_path):
         class Trap:

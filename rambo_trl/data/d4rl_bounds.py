@@ -1,0 +1,59 @@
+"""Action bounds for data in D4RL's layout, which have none of their own."""
+
+from __future__ import annotations
+
+import math
+
+from gymnasium import spaces
+from torchrl.data import Bounded
+
+from rambo_trl.data.environment import action_bounds, environment_spaces
+from rambo_trl.data.spaces import check_action_space
+
+__all__ = ["default_bounds"]
+
+_GIVE_SPEC = (
+    "action_spec (--action-low and --action-high of python -m rambo_trl.data, with --memmap)"
+)
+
+
+def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, str]:
+    """The environment's action bounds where it is installed and fits, else D4RL's [-1, 1].
+
+    Args:
+        env_id: Gymnasium id of the environment, if any.
+        size: number of action entries in the data.
+        name: how messages call the data set.
+
+    Returns:
+        The bounds, and what to do where actions leave them: where they come from, for one.
+
+    Raises:
+        ValueError: if the environment's actions are no real numbers.
+    """
+    return action_bounds(env_id, size), _remedy(env_id, size, name)
+
+
+def _remedy(env_id: str | None, size: int, name: str) -> str:
+    """Say where the bounds come from and what to give instead; refuse discrete actions."""
+    if env_id is None:
+        return (
+            "the bounds are assumed, because no environment is named; give env_id (recipes: "
+            f"env_id=...), or {_GIVE_SPEC}"
+        )
+    try:
+        space = environment_spaces(env_id)[1]
+    except ValueError as error:  # not registered, or what it needs is not installed
+        return f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
+    check_action_space(space, f"{name}: environment {env_id}")
+    assert isinstance(space, spaces.Box)
+    if math.prod(space.shape) != size:
+        return (
+            f"the bounds are assumed, because {env_id} has actions of another size "
+            f"({math.prod(space.shape)}, not {size}); give the env_id that the data come from, "
+            f"or {_GIVE_SPEC}"
+        )
+    return (
+        f"the bounds are those of {env_id}; give the env_id that the data come from, or "
+        f"{_GIVE_SPEC}, or clip the actions"
+    )
