@@ -25,6 +25,7 @@ import minari
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from measuring import COLORS, add_out, finish_figure, make_figure, save_figure, write_json
 from minari.data_collector import EpisodeBuffer
 
 from rambo_trl.data import OfflineDataset, make_real_buffer
@@ -185,12 +186,7 @@ def options_parser() -> argparse.ArgumentParser:
         default=list(FORMATS),
         help="sources to load (default: all)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        help="folder of the JSON file and the figure (default: runs/benchmarks)",
-    )
+    add_out(parser)
     parser.add_argument(
         "--folder", type=Path, help="where the sets are made, and deleted (default: the system's)"
     )
@@ -222,8 +218,6 @@ def main() -> None:
         measure = measure_load if options.measure == "load" else measure_training
         print(json.dumps(measure(options.path)))
         return
-    from measuring import write_json  # not above: what measures memory imports no more than it uses
-
     check(options)
     results: dict[str, Any] = {
         "cpus": os.cpu_count(), "torch": torch.__version__, "numpy": np.__version__, "load": {},
@@ -244,8 +238,6 @@ def main() -> None:
 
 def draw(load: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars by source: seconds, and memory in multiples of the transitions' size."""
-    from measuring import COLORS, finish_figure, make_figure, save_figure
-
     figure, (left, right) = make_figure(2, width=10, height=1.4 + 0.6 * len(load))
     places = np.arange(len(load))
     seconds = [r["seconds"] for r in load.values()]

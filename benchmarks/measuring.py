@@ -12,17 +12,19 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.training.allocation import keep_freed_memory
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "COLORS",
+    "add_out",
     "arguments",
     "finish_figure",
     "machine",
@@ -52,16 +54,21 @@ def arguments(description: str) -> argparse.ArgumentParser:
         default="highest",
         help="torch's setting of that name (default: highest)",
     )
+    add_out(parser)
+    parser.add_argument(
+        "--quick", action="store_true", help="few and small measurements, to see that it works"
+    )
+    return parser
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The option that says where results go."""
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/benchmarks"),
         help="folder of the JSON file and the figure (default: runs/benchmarks)",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="few and small measurements, to see that it works"
-    )
-    return parser
 
 
 def set_up(args: argparse.Namespace) -> None:
@@ -201,6 +208,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def make_figure(columns: int = 1, width: float = 8, height: float = 4) -> tuple[Figure, list[Any]]:
     """A figure without a display, and its axes."""
+    # not above: what measures memory imports no more than it uses
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, columns, squeeze=False)[0])

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rambo_trl.training.policy_file import Policy, load_policy
+from rambo_trl.training.policy_file import Policy, load_policy, policy_path
 from rambo_trl.training.run_folder import write_atomically
 
 __all__ = ["ExportFormat", "PolicyModule", "export_policy"]
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=get_args(ExportFormat), default="pt2")
     parser.add_argument("--out", type=Path, help="file to write; policy.FORMAT beside the policy")
     options = parser.parse_args(arguments)
-    source = options.run / "policy.safetensors" if options.run.is_dir() else options.run
+    source = policy_path(options.run)
     out = options.out or source.with_suffix(f".{options.format}")
     try:
         difference = export_policy(load_policy(source), out, format=options.format)

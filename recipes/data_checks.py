@@ -10,7 +10,7 @@ from pathlib import Path
 
 from command_line import CONFIG_DIR, keys_set
 from omegaconf import DictConfig, OmegaConf
-from run_settings import leaf_keys
+from run_settings import leaf_keys, shown
 
 from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment
 from rambo_trl.data.bundled import bundled_plan
@@ -100,11 +100,7 @@ def check_task(
         sizes = (dataset.observation_size, dataset.action_size)
         _check_sizes(dataset.name, dataset.env_id, sizes, task)
     if settings and dataset.env_id is not None and not _same_family(dataset.env_id, task):
-        values = {key: OmegaConf.select(cfg, key) for key in settings}
-        used = ", ".join(
-            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in values.items()
-        )
+        used = ", ".join(f"{key}={shown(OmegaConf.select(cfg, key))}" for key in settings)
         print(
             f"note: {dataset.name} is from {dataset.env_id}; still of task={task} are {used}",
             file=sys.stderr,

@@ -249,7 +249,7 @@ def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = ALL_RULES) -> None
     present = set(leaf_keys(cfg))
     for key, rule in rules.items():
         if key in present and not rule.accepts(value := OmegaConf.select(cfg, key)):
-            raise ValueError(f"{key} must be {rule}, got {_shown(value)}")
+            raise ValueError(f"{key} must be {rule}, got {shown(value)}")
     members, elites = (OmegaConf.select(cfg, f"model.num_{k}") for k in ("members", "elites"))
     if members is not None and elites is not None and elites > members:
         raise ValueError(
@@ -319,7 +319,8 @@ def check_device(name: str) -> None:
             )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as the command line has it."""
     if value is None:
         return "null"
     if isinstance(value, bool):

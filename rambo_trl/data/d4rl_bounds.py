@@ -7,7 +7,7 @@ import math
 from gymnasium import spaces
 from torchrl.data import Bounded
 
-from rambo_trl.data.environment import action_bounds, environment_spaces
+from rambo_trl.data.environment import bounds_of, environment_spaces
 from rambo_trl.data.spaces import check_action_space
 
 __all__ = ["default_bounds"]
@@ -31,21 +31,25 @@ def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, s
     Raises:
         ValueError: if the environment's actions are no real numbers.
     """
-    return action_bounds(env_id, size), _remedy(env_id, size, name)
-
-
-def _remedy(env_id: str | None, size: int, name: str) -> str:
-    """Say where the bounds come from and what to give instead; refuse discrete actions."""
+    space = None
     if env_id is None:
-        return (
+        remedy = (
             "the bounds are assumed, because no environment is named; give env_id (recipes: "
             f"env_id=...), or {_GIVE_SPEC}"
         )
-    try:
-        space = environment_spaces(env_id)[1]
-    except ValueError as error:  # not registered, or what it needs is not installed
-        return f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
-    check_action_space(space, f"{name}: environment {env_id}")
+    else:
+        try:
+            space = environment_spaces(env_id)[1]
+        except ValueError as error:  # not registered, or what it needs is not installed
+            remedy = f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
+        else:
+            check_action_space(space, f"{name}: environment {env_id}")
+            remedy = _remedy(env_id, space, size)
+    return bounds_of(space, size), remedy
+
+
+def _remedy(env_id: str, space: spaces.Space, size: int) -> str:
+    """Say whether the bounds are the environment's and what to give instead."""
     assert isinstance(space, spaces.Box)
     if math.prod(space.shape) != size:
         return (

@@ -22,6 +22,7 @@ from rambo_trl.importing import import_user_module
 
 __all__ = [
     "action_bounds",
+    "bounds_of",
     "environment_id",
     "environment_spaces",
     "is_maze",
@@ -158,14 +159,18 @@ def environment_spaces(environment: str | EnvSpec) -> tuple[spaces.Space, spaces
 
 def action_bounds(env_id: str | None, size: int) -> Bounded:
     """Return the environment's action bounds where it is installed and fits, else [-1, 1]."""
-    low, high = -torch.ones(size), torch.ones(size)
+    space = None
     if env_id is not None:
-        try:
+        with contextlib.suppress(ValueError):  # not registered, or what it needs is not installed
             space = environment_spaces(env_id)[1]
-        except ValueError:
-            space = spaces.Space()  # not registered, or what it needs is not installed
-        if isinstance(space, spaces.Box) and np.prod(space.shape) == size:
-            low, high = (torch.from_numpy(v.reshape(-1).copy()) for v in (space.low, space.high))
+    return bounds_of(space, size)
+
+
+def bounds_of(space: spaces.Space | None, size: int) -> Bounded:
+    """Return the bounds of an action space where it fits, else [-1, 1]."""
+    low, high = -torch.ones(size), torch.ones(size)
+    if isinstance(space, spaces.Box) and np.prod(space.shape) == size:
+        low, high = (torch.from_numpy(v.reshape(-1).copy()) for v in (space.low, space.high))
     return Bounded(low=low.float(), high=high.float(), shape=low.shape, dtype=torch.float32)
 
 

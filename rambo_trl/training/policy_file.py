@@ -317,10 +317,14 @@ def _copy_weights(tensors: Mapping[str, torch.Tensor], actor: nn.Module) -> None
         layer.bias.copy_(tensors[f"layers.{i}.bias"])
 
 
+def policy_path(path: Path) -> Path:
+    """The policy's file: the path itself, or in a run folder the one of that name."""
+    return path / _FILE_NAME if path.is_dir() else path
+
+
 def _read_whole(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Header and tensors of a file, or of a run folder's, that describes a policy."""
-    if path.is_dir():
-        path /= _FILE_NAME
+    path = policy_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no policy file at {path}")
     header, tensors = _read(path)
