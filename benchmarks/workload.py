@@ -111,7 +111,7 @@ class Workload:
         sac.make_value_estimator(gamma=0.99)
         self.agent = AgentPhase(sac, compile=self.compile)
         real = TensorDictReplayBuffer(
-            storage=TensorStorage(self.data), writer=ImmutableDatasetWriter()
+            storage=TensorStorage(self.data, device=self.device), writer=ImmutableDatasetWriter()
         )
         rule = termination.rule_for("Hopper-v5") if self.observation_size == 11 else None
         self.env = EnsembleModelEnv(

@@ -59,7 +59,7 @@ class ModelFree:
         self.updates: int = cfg.agent_updates
         self.transitions = self.prepare(dataset.transitions.copy())
         real = TensorDictReplayBuffer(
-            storage=TensorStorage(self.transitions.to(self.device)),
+            storage=TensorStorage(self.transitions.to(self.device), device=self.device),
             writer=ImmutableDatasetWriter(),
         )
         self.data = RealModelReplayBuffer(

@@ -58,7 +58,8 @@ def make_real_buffer(
         A TorchRL buffer that samples uniformly with replacement.
     """
     return TensorDictReplayBuffer(
-        storage=TensorStorage(dataset.transitions.to(device)), writer=ImmutableDatasetWriter()
+        storage=TensorStorage(dataset.transitions.to(device), device=device),
+        writer=ImmutableDatasetWriter(),
     )
 
 

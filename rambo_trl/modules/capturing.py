@@ -78,6 +78,7 @@ def capture_on_gpu(
     graph: Any = None
     kind: tuple[Any, ...] = ()
     inputs: list[Tensor] = []
+    alike: list[list[int]] = []  # of which dtype
     output: Any = None
 
     def warm_up(args: tuple[Any, ...]) -> Any:
@@ -89,7 +90,7 @@ def capture_on_gpu(
         return out
 
     def capture(args: tuple[Any, ...]) -> None:
-        nonlocal graph, kind, inputs, output
+        nonlocal graph, kind, inputs, alike, output
         fixed = tuple(arg.clone() for arg in args)
         torch.cuda.synchronize()
         new = torch.cuda.CUDAGraph()
@@ -97,6 +98,8 @@ def capture_on_gpu(
         with torch.cuda.graph(new, capture_error_mode="thread_local"):
             output = function(*fixed)  # type: ignore[call-arg]
         inputs = _leaves(fixed)
+        dtypes = {leaf.dtype for leaf in inputs}
+        alike = [[i for i, leaf in enumerate(inputs) if leaf.dtype == d] for d in dtypes]
         graph, kind = new, _kind(inputs)
         log.debug("captured %s", name)
 
@@ -114,7 +117,8 @@ def capture_on_gpu(
                 return function(*args)  # type: ignore[call-arg]
         if _kind(leaves) != kind:
             return function(*args)  # type: ignore[call-arg]
-        torch._foreach_copy_(inputs, leaves)
+        for rows in alike:  # the copies of one dtype are one kernel
+            torch._foreach_copy_([inputs[i] for i in rows], [leaves[i] for i in rows])
         graph.replay()
         return output
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import re
 import time
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch._dynamo
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.custom_graph_pass import CustomGraphPass
 
 __all__ = ["compile_like_eager"]
 
@@ -44,6 +47,35 @@ _OWN_GRAPHS: dict[str, Any] = (
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters
     else {}
 )
+
+
+class _DrawsInOrder(CustomGraphPass):
+    """Random numbers of a graph are drawn in the order in which the function draws them."""
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
+        from torch.utils._ordered_set import OrderedSet
+
+        seeded = torch.Tag.nondeterministic_seeded
+        draws = [node for node in graph.nodes if seeded in getattr(node.target, "tags", ())]
+        after = {node: OrderedSet([before]) for before, node in itertools.pairwise(draws)}
+        if after:
+            preserve_node_ordering(graph, after)
+
+    def uuid(self) -> str:
+        """Names this pass in the key of what inductor keeps between runs."""
+        return "rambo_trl: draws in order"
+
+
+@cache
+def _eagers_order() -> dict[str, Any]:
+    """Options with which a graph draws in that order; newer versions of torch see to it."""
+    from torch._inductor.fx_passes import post_grad
+
+    if hasattr(post_grad, "_chain_random_ops_for_ordering"):
+        return {}
+    return {"post_grad_custom_post_pass": _DrawsInOrder(), "reorder_for_locality": False}
+
 
 _warned = False
 
@@ -83,6 +115,23 @@ def _one_graph() -> AbstractContextManager[Any]:
     return context
 
 
+def _own_code(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, or bound method, from code of its own: graphs are kept by code."""
+    plain = getattr(function, "__func__", function)
+    if not isinstance(plain, types.FunctionType):
+        return function  # a module, say
+    own = types.FunctionType(
+        plain.__code__.replace(),
+        plain.__globals__,
+        plain.__name__,
+        plain.__defaults__,
+        plain.__closure__,
+    )
+    own.__kwdefaults__ = plain.__kwdefaults__
+    bound_to = getattr(function, "__self__", None)
+    return own if bound_to is None else types.MethodType(own, bound_to)
+
+
 def compile_like_eager(
     function: Callable[P, R], enabled: bool = True, *, name: str | None = None
 ) -> Callable[P, R]:
@@ -103,9 +152,9 @@ def compile_like_eager(
         return function
     name = name or function.__qualname__.replace(".<locals>", "")
     compiled: Callable[P, R] | None = torch.compile(
-        function,
+        function if _OWN_GRAPHS else _own_code(function),
         dynamic=False,
-        options={"fallback_random": True, "guard_filter_fn": _worth_checking},
+        options={"fallback_random": True, "guard_filter_fn": _worth_checking, **_eagers_order()},
         **_OWN_GRAPHS,
     )
     started = False

@@ -19,6 +19,7 @@ from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, MORELHalting, Pessimis
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.training import updates
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.updates import (
     FusedAdam,
@@ -92,8 +93,14 @@ def test_gradient_step_takes_gradients_of_any_layout(compile: bool) -> None:
         {"amsgrad": True},
     ],
 )
-def test_fused_adam_is_adam_through_all_that_can_happen_to_it(options: dict) -> None:
+@pytest.mark.parametrize("piece", [None, 3, 8, 12])
+def test_fused_adam_is_adam_through_all_that_can_happen_to_it(
+    options: dict, piece: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    if piece is not None:  # in pieces, as on a GPU
+        monkeypatch.setattr(updates, "_CUT_ON", ("cpu",))
+        monkeypatch.setattr(updates, "_PIECE", piece)
     ours = [nn.Parameter(torch.randn(n, 4)) for n in (3, 5, 2)]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
 
@@ -128,6 +135,8 @@ def test_fused_adam_is_adam_through_all_that_can_happen_to_it(options: dict) -> 
     step(0, 2)
     step()
     step(plain=True)
+    step()
+    ours[0].data = ours[0].data.clone()  # moved in memory
     step()
     for optimizer in (a, b):  # a schedule
         optimizer.param_groups[0]["lr"] = 0.02
