@@ -35,6 +35,21 @@ def test_random_numbers_and_gradients_are_eagers() -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_random_numbers_are_drawn_in_eagers_order() -> None:
+    def draws(x: Tensor) -> Tensor:
+        first = torch.rand(4, 3)  # used last: nothing but the order of the lines puts it first
+        second = torch.randn(3, 4)
+        third = torch.rand_like(x)
+        return (x + third).exp() @ (first.argsort(0) + second.T.sin() @ x).T
+
+    with torch.no_grad():  # a graph without gradients is put in order by other rules
+        found = []
+        for run in (draws, compile_like_eager(draws)):
+            torch.manual_seed(0)
+            found.append(run(torch.ones(3, 3)))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_not_enabled_is_the_function_itself() -> None:
     assert compile_like_eager(noisy_gradient, enabled=False) is noisy_gradient
 
