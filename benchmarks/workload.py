@@ -17,6 +17,7 @@ from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.envs import EnsembleModelEnv, termination
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.updates import GradientStep, adam
@@ -168,7 +169,8 @@ class Workload:
             compile=self.compile,
         )
         shape = (self.num_members, self.batch_size)
-        return lambda: step(self.data[self._rows(shape)])
+        run = capture_on_gpu(step.__call__, self.compile)
+        return lambda: run(self.data[self._rows(shape)])
 
     def cloning_step(self) -> Callable[[], Any]:
         """A step of behaviour cloning."""
@@ -177,7 +179,8 @@ class Workload:
             loss = BCLoss(self.actor)
         step = GradientStep(loss, adam((loss.parameters(), 1e-4)), compile=self.compile)
         data = self.data.select("observation", "action")
-        return lambda: step(data[self._rows((self.batch_size,))])
+        run = capture_on_gpu(step.__call__, self.compile)
+        return lambda: run(data[self._rows((self.batch_size,))])
 
     def _rows(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(self.num_rows, shape, device=self.device)

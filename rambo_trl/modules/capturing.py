@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-__all__ = ["capture_on_gpu"]
+__all__ = ["capture_on_gpu", "side_by_side"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,6 +135,43 @@ def capture_on_gpu(
             return on_gpu(args, leaves)
 
     return cast("Callable[P, R]", call)
+
+
+def side_by_side(functions: Sequence[Callable[..., R]]) -> Callable[..., list[R]]:
+    """Make one function of several that have nothing to do with each other.
+
+    Captured (:func:`capture_on_gpu`), each is a branch of the graph: where one of them leaves a
+    part of the GPU idle, the others' kernels run at the same time. Elsewhere they run in turn.
+
+    Args:
+        functions: functions of equally many tensors and TensorDicts.
+
+    Returns:
+        A function of the first one's arguments, then the second one's and so on, which returns
+        their results as a list.
+    """
+
+    def run(*args: Any) -> list[R]:
+        each = len(args) // len(functions)
+        groups = [args[i : i + each] for i in range(0, len(args), each)]
+        if not _is_capturing():
+            return [f(*group) for f, group in zip(functions, groups, strict=True)]
+        main = torch.cuda.current_stream()
+        streams = [torch.cuda.Stream() for _ in functions]
+        out = []
+        for stream, function, group in zip(streams, functions, groups, strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                out.append(function(*group))
+        for stream in streams:
+            main.wait_stream(stream)
+        return out
+
+    return run
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _warn(name: str, error: Exception) -> None:

@@ -96,6 +96,7 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
         ("update_throughput.py", []),
         ("iteration.py", ["--eager"]),
         ("scaling.py", ["--eager"]),
+        ("seeds.py", ["--eager", "--seeds", "2", "--repeats", "1"]),
     ],
 )
 def test_scripts_run_and_write_what_they_measured(

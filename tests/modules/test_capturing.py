@@ -171,7 +171,12 @@ def test_updates_do_not_wait_for_the_device() -> None:
     try:
         for batch in batches:
             work.agent._update(batch)
-        work.model._trajectory(3, MetricMeans(), None)
+        means, moves, observation = MetricMeans(), work.model._moves(6), None
+        with work.model._own_elites():
+            for _ in range(6):
+                observation, metrics = work.model._update(*moves.send(observation))
+                means.add(metrics)
+        list(work.mixed.batches(2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
