@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from command_line import check_command_line
 from gymnasium.spaces import Box
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from run_settings import Flag, Number, Rule, Sizes, Text, Whole, check_config
 from safetensors.torch import load_file, save_file
 from torchrl._utils import logger
 from torchrl.collectors import Collector
@@ -34,6 +38,8 @@ from rambo_trl.training.phases import AgentPhase
 
 #: snapshots are evaluated on episodes seeded from here: neither data nor evaluations have these
 SNAPSHOT_SEED = 800_000
+#: the evaluations of a training, in its run folder
+TABLE = "snapshots.csv"
 
 
 def select_snapshots(
@@ -66,7 +72,7 @@ def select_snapshots(
 
 def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
     """Gather the chosen snapshots of a run folder into one half-precision bundle."""
-    with (run_dir / "snapshots.csv").open() as f:
+    with (run_dir / TABLE).open() as f:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
     chosen, medium, expert = select_snapshots(rows, cfg.num_snapshots, tuple(cfg.medium_range))
     tensors, listed = {}, []
@@ -92,12 +98,49 @@ def snapshot_seed(cfg: DictConfig) -> int:
     return SNAPSHOT_SEED + cfg.seed * cfg.eval_episodes
 
 
+#: what each setting may be
+RULES: Mapping[str, Rule] = {
+    "env": Text(),
+    "seed": Whole(0, 2**31 - 1),
+    "total_steps": Whole(),
+    "init_random_steps": Whole(0),
+    "updates_per_step": Number(above=True),
+    "eval_every": Whole(),
+    "eval_episodes": Whole(),
+    "stop_return": Number(-math.inf, optional=True),
+    "num_snapshots": Whole(3),
+    "hidden_sizes": Sizes(),
+    "batch_size": Whole(),
+    "gamma": Number(0, 0.99999),
+    "tau": Number(0, 1, above=True),
+    "critic_lr": Number(above=True),
+    "actor_lr": Number(above=True),
+    "alpha_lr": Number(above=True),
+    "buffer_size": Whole(),
+    "threads": Whole(),
+    "compile": Flag(),
+    "run_dir": Text(),
+}
+
+
 def check(cfg: DictConfig) -> None:
-    """Refuse an environment that cannot be trained in.
+    """Refuse what cannot be trained, before any work starts.
 
     Raises:
-        ValueError: if it is not installed, or is not one of vectors.
+        ValueError: if a setting is out of its range, if the environment is not installed or is not
+            one of vectors, or if another training's snapshots would be written over.
     """
+    check_config(cfg, RULES)
+    given: Any = cfg.medium_range
+    values: Any = OmegaConf.to_container(given) if OmegaConf.is_list(given) else given
+    two = isinstance(values, list) and len(values) == 2
+    if not (two and all(map(Number(-math.inf).accepts, values)) and values[0] <= values[1]):
+        raise ValueError(
+            f"medium_range must be two numbers, the lower first, such as [800,1800], got {values}"
+        )
+    table = Path(cfg.run_dir) / TABLE
+    if table.exists():
+        raise ValueError(f"{table} is there already: choose another run_dir, or remove the folder")
     spaces = environment_spaces(str(cfg.env))
     for what, space in zip(("observations", "actions"), spaces, strict=True):
         if not isinstance(space, Box) or len(space.shape) != 1:
@@ -142,7 +185,7 @@ def main(cfg: DictConfig) -> None:
         storage=LazyTensorStorage(cfg.buffer_size), batch_size=cfg.batch_size
     )
 
-    table = (run_dir / "snapshots.csv").open("w", newline="")
+    table = (run_dir / TABLE).open("w", newline="")
     writer = csv.DictWriter(table, ["step", "return_mean", "return_std", "length_mean", "seconds"])
     writer.writeheader()
     started = time.perf_counter()

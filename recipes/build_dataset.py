@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
 import torch
 from command_line import check_command_line
 from omegaconf import DictConfig
+from run_settings import Flag, Rule, Text, Whole, check_config
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.bundled import build_bundled, bundled_names, bundled_path
 
+#: what each setting may be
+RULES: Mapping[str, Rule] = {
+    "name": Text(),
+    "all": Flag(),
+    "overwrite": Flag(),
+    "policies_dir": Text(optional=True),
+    "threads": Whole(),
+}
 HEADER = ("name", "episodes", "steps", "mean return", "best", "score", "seconds")
 ROW = "{:<42} {:>8} {:>8} {:>11} {:>8} {:>6} {:>7}"
 
@@ -65,5 +75,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("build_dataset", check=lambda cfg: None)
+    check_command_line("build_dataset", check=lambda cfg: check_config(cfg, RULES))
     main()

@@ -39,20 +39,38 @@ def test_snapshots_span_the_training_up_to_the_best() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "told"),
+    ("setting", "told"),
     [
-        ("Nope", "environment Nope is not installed"),
-        ("CartPole-v1", "env=CartPole-v1: its actions are not vectors of numbers, but Discrete(2)"),
+        ("env=Nope", "environment Nope is not installed"),
+        (
+            "env=CartPole-v1",
+            "env=CartPole-v1: its actions are not vectors of numbers, but Discrete(2)",
+        ),
+        ("total_steps=abc", "total_steps must be a whole number of at least 1, got abc"),
+        ("updates_per_step=0", "updates_per_step must be a finite number above 0, got 0"),
+        ("num_snapshots=2", "num_snapshots must be a whole number of at least 3, got 2"),
+        ("medium_range=[1800,800]", "medium_range must be two numbers, the lower first"),
+        ("medium_range=7", "medium_range must be two numbers, the lower first"),
     ],
 )
-def test_an_environment_that_cannot_be_trained_in_is_one_line(
-    env_id: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_trained_is_one_line(
+    setting: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        check_command_line("behaviour", behaviour.check, argv=[f"env={env_id}"])
+        check_command_line("behaviour", behaviour.check, argv=[setting])
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {told}") and said.count("\n") == 1
+
+
+def test_another_trainings_snapshots_are_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_command_line("behaviour", behaviour.check, argv=[f"run_dir={tmp_path}"])
+    (tmp_path / "snapshots.csv").write_text("step,return_mean\n")
+    with pytest.raises(SystemExit):
+        check_command_line("behaviour", behaviour.check, argv=[f"run_dir={tmp_path}"])
+    assert "snapshots.csv is there already: choose another run_dir" in capsys.readouterr().err
 
 
 @pytest.mark.slow
