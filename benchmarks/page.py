@@ -121,11 +121,11 @@ def scaling(content: dict[str, Any]) -> str:
 
 def seeds(content: dict[str, Any]) -> str:
     """What several seeds take, by the way they are run."""
-    one, memory = content["seconds"]["one seed"], content.get("peak_gpu_memory_mb")
+    one, memory = content["seconds"]["one seed"], content.get("gpu_memory_reserved_mb")
     rows = [[name, f"{s:.2f} s", f"{s / one:.1f} x"] for name, s in content["seconds"].items()]
     text = f"{measured_on(content['machine'])}\n\n" + table(["", "an iteration", ""], rows)
     if memory is not None:
-        text += f"\n\nMemory of the card with all seeds in one process: {memory / 1000:.1f} GB."
+        text += f"\n\nMemory of the card reserved for all of one process: {memory / 1000:.1f} GB."
     return text
 
 

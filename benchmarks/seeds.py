@@ -185,7 +185,7 @@ def main() -> None:
     updates = 20 if args.quick else UPDATES
     gpu = args.device.startswith("cuda")
     ways = in_one_process(args, updates)
-    peak_gpu = torch.cuda.max_memory_allocated() / 1e6 if gpu else None
+    peak_gpu = torch.cuda.max_memory_reserved() / 1e6 if gpu else None
     mps = gpu and mps_is_on()
     name = f"{args.seeds} processes{', MPS' if mps else ''}"
     ways[name] = in_processes(args, updates)
@@ -205,7 +205,7 @@ def main() -> None:
             "mps": mps,
             "seconds": ways,
             "peak_memory_mb": peak_memory(),
-            **({} if peak_gpu is None else {"peak_gpu_memory_mb": peak_gpu}),
+            **({} if peak_gpu is None else {"gpu_memory_reserved_mb": peak_gpu}),
         },
     )
     draw(ways, args.seeds, args.out / "seeds.png")

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-__all__ = ["capture_on_gpu", "side_by_side"]
+__all__ = ["capture_on_gpu", "is_capturing", "side_by_side"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -149,18 +149,28 @@ def side_by_side(functions: Sequence[Callable[..., R]]) -> Callable[..., list[R]
     Returns:
         A function of the first one's arguments, then the second one's and so on, which returns
         their results as a list.
+
+    Raises:
+        ValueError: if there are no functions; when called, if they cannot share the arguments out.
     """
+    if not functions:
+        raise ValueError("side_by_side needs at least one function")
 
     def run(*args: Any) -> list[R]:
-        each = len(args) // len(functions)
+        each, rest = divmod(len(args), len(functions))
+        if rest or not each:
+            raise ValueError(
+                f"{len(functions)} functions side by side need equally many arguments, got "
+                f"{len(args)} in all"
+            )
         groups = [args[i : i + each] for i in range(0, len(args), each)]
-        if not _is_capturing():
+        if not is_capturing():
             return [f(*group) for f, group in zip(functions, groups, strict=True)]
         main = torch.cuda.current_stream()
-        streams = [torch.cuda.Stream() for _ in functions]
-        out = []
+        begin = main.record_event()  # all wait for this, were a branch's stream main's own
+        out, streams = [], [torch.cuda.Stream() for _ in functions]
         for stream, function, group in zip(streams, functions, groups, strict=True):
-            stream.wait_stream(main)
+            stream.wait_event(begin)
             with torch.cuda.stream(stream):
                 out.append(function(*group))
         for stream in streams:
@@ -170,7 +180,8 @@ def side_by_side(functions: Sequence[Callable[..., R]]) -> Callable[..., list[R]
     return run
 
 
-def _is_capturing() -> bool:
+def is_capturing() -> bool:
+    """Whether what is done now becomes part of a CUDA graph."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch._dynamo
 from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 __all__ = ["compile_like_eager"]
 
@@ -62,9 +62,9 @@ class _DrawsInOrder(CustomGraphPass):
         if after:
             preserve_node_ordering(graph, after)
 
-    def uuid(self) -> str:
-        """Names this pass in the key of what inductor keeps between runs."""
-        return "rambo_trl: draws in order"
+    def uuid(self) -> bytes:
+        """Part of the key of what inductor keeps between runs: changes with this file."""
+        return get_hash_for_files((__file__,))
 
 
 @cache

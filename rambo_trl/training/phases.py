@@ -277,8 +277,13 @@ class AgentPhases:
         """Take one SAC update of every agent per batch of its own; returns the mean metrics.
 
         Raises:
-            ValueError: if one agent has more batches than another.
+            ValueError: if there are not as many iterables as agents; or, once the shortest has
+                ended, if one has more batches than another.
         """
+        if len(batches) != len(self.phases):
+            raise ValueError(
+                f"{len(self.phases)} agents need as many iterables of batches, got {len(batches)}"
+            )
         means = [MetricMeans() for _ in self.phases]
         for batch in zip(*batches, strict=True):
             for mean, metrics in zip(means, self._update(*batch), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
+from rambo_trl.modules.capturing import is_capturing
 from rambo_trl.modules.compiling import compile_like_eager
 
 __all__ = [
@@ -21,7 +23,7 @@ __all__ = [
     "adam",
 ]
 
-#: entries of a parameter that one block of a GPU's fused Adam walks one after the other
+#: entries of a parameter that one block of threads of a GPU's fused Adam is given
 _PIECE = 8192
 _CUT_ON = ("cuda",)
 
@@ -45,7 +47,7 @@ class MetricMeans:
         """Add one update's scalars; no synchronisation takes place."""
         names = list(metrics)
         values = [metrics[name].detach() for name in names]
-        if self._sums.keys() == metrics.keys():  # in one call
+        if names and self._sums.keys() == metrics.keys():  # in one call
             torch._foreach_add_([self._sums[name] for name in names], values)
         else:
             for name, value in zip(names, values, strict=True):
@@ -129,12 +131,12 @@ def _step_with(
 class FusedAdam(torch.optim.Adam):
     """Torch's fused Adam, with a step that costs little more than its kernel.
 
-    :meth:`step_with` gives the same numbers as ``step``, on networks of this library's size in
-    half the time on a CPU: torch gathers each parameter's state anew at every step, and counts the
-    steps of each one by one. On a GPU it takes a fraction of the time: torch's kernel walks each
-    65,536 entries one after the other, so that small networks leave most of a GPU idle; here
-    parameters are handed over in smaller pieces. The two can be mixed, and the state is Adam's;
-    hooks are called by ``step`` alone.
+    :meth:`step_with` gives the same numbers as ``step``. On a CPU it takes half the time on
+    networks of this library's size: torch gathers each parameter's state anew at every step, and
+    counts the steps of each one by one. On a GPU one block of the kernel's threads takes 65,536
+    entries of a parameter, so that small networks leave most of the card idle; here parameters are
+    handed over in smaller pieces. The two can be mixed, and the state is Adam's; hooks are called
+    by ``step`` alone. It needs ``fused=True``, and is ``step`` otherwise.
     """
 
     _gathered: list[dict[str, Any]] | None = None
@@ -157,11 +159,16 @@ class FusedAdam(torch.optim.Adam):
             grads: of each parameter in the order of ``param_groups``, laid out in memory as it
                 is; None leaves a parameter as it is.
         """
-        gathered, given = self._gathered, [g for g in grads if g is not None]
-        if gathered is None or len(given) < len(grads) or not self._is_current(gathered):
+        gathered = self._gathered
+        if gathered is not None and not self._is_current(gathered):
+            gathered = None
+        given = [g for g in grads if g is not None]
+        if gathered is None or len(given) < len(grads):
             # torch's own way, which also begins the state of a parameter at its first gradient
             _step_with(self, [p for group in self.param_groups for p in group["params"]], grads)
-            self._gathered = self._gather()
+            # not within a CUDA graph, which would count in tensors that only it knows
+            if gathered is None and not is_capturing():
+                self._gathered = self._gather()
             return
         done = 0
         for group, kept in zip(self.param_groups, gathered, strict=True):
@@ -186,48 +193,56 @@ class FusedAdam(torch.optim.Adam):
             )
             done += count
 
+    def _is_plain(self, group: dict[str, Any]) -> bool:
+        """Whether this class's own step can take a group's."""
+        params = group["params"]
+        states = [self.state.get(p, {}) for p in params]
+        return (
+            bool(group["fused"])
+            and not group.get("decoupled_weight_decay")  # AdamW, which has a kernel of its own
+            and len({p.device for p in params}) <= 1
+            and all(p.dtype == torch.float32 for p in params)
+            and all("step" in s for s in states)
+            and all(s["step"].device == p.device for p, s in zip(params, states, strict=True))
+        )
+
     def _gather(self) -> list[dict[str, Any]] | None:
-        """Each group's parameters and state as lists, where this class's own step can use them."""
+        """Each group's parameters and state as lists; None where torch's own step is needed."""
+        if not all(self._is_plain(group) for group in self.param_groups):
+            return None
         gathered: list[dict[str, Any]] = []
         for group in self.param_groups:
             params = list(group["params"])
-            states = [self.state.get(p, {}) for p in params]
-            if not all("step" in s for s in states):
-                return None
-            if len({p.device for p in params}) > 1 or any(p.dtype != torch.float32 for p in params):
-                return None
-            if group.get("decoupled_weight_decay"):  # AdamW, which has a kernel of its own
-                return None
+            states = [self.state[p] for p in params]
             # one tensor of all counts, each parameter's a view of it: counted up in one call
-            counts = [float(s["step"]) for s in states]
-            steps = torch.tensor(counts, device=states[0]["step"].device if states else None)
-            for state, step in zip(states, steps, strict=True):
-                state["step"] = step
+            steps = torch.stack([s["step"] for s in states]) if states else None
+            for i, state in enumerate(states):
+                state["step"] = steps[i]  # type: ignore[index]
             sizes = [_piece_sizes(p) for p in params]
             lists = {
                 name: _pieces([s[name] for s in states if name in s], sizes)
                 for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
             }
-            step_of_each = [
-                s["step"] for s, size in zip(states, sizes, strict=True) for _ in size or (0,)
-            ]
+            counts = [[s["step"]] * len(z or (0,)) for s, z in zip(states, sizes, strict=True)]
             gathered.append(
                 {
-                    "first": (params[0], params[0].data_ptr(), states[0]) if params else None,
+                    "first": (params[0], states[0]) if params else None,
+                    "cut": [(p, p.data_ptr()) for p, z in zip(params, sizes, strict=True) if z],
                     "params": _pieces(params, sizes),
                     "sizes": sizes,
                     "steps": steps,
-                    "step": step_of_each,
+                    "step": list(itertools.chain.from_iterable(counts)),
                     **lists,
                 }
             )
         return gathered
 
     def _is_current(self, gathered: list[dict[str, Any]]) -> bool:
-        """Whether the state is still the one that was gathered, not emptied or replaced."""
-        return all(
-            parameter.data_ptr() == pointer and self.state.get(parameter) is state
-            for parameter, pointer, state in (kept["first"] for kept in gathered if kept["first"])
+        """Whether states and pieces are still those that were gathered."""
+        firsts = [kept["first"] for kept in gathered if kept["first"]]
+        cut = itertools.chain.from_iterable(kept["cut"] for kept in gathered)
+        return all(self.state.get(parameter) is state for parameter, state in firsts) and all(
+            parameter.data_ptr() == pointer for parameter, pointer in cut
         )
 
 

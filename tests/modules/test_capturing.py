@@ -14,6 +14,7 @@ from workload import Workload
 
 from rambo_trl.modules import capturing
 from rambo_trl.modules.capturing import capture_on_gpu
+from rambo_trl.training import updates
 from rambo_trl.training.updates import MetricMeans
 
 
@@ -62,22 +63,26 @@ def doubled(device: Device) -> Any:
     """A function of a tensor and a TensorDict, as a device records it."""
 
     def function(x: Tensor, td: TensorDict) -> Tensor:
-        out = 2 * x + td["a", "b"]
-        device.recorded = lambda: ([out], [2 * x + td["a", "b"]])
+        def doubled() -> Tensor:
+            return torch.where(td["on"], 2 * x + td["a", "b"], 0)
+
+        out = doubled()
+        device.recorded = lambda: ([out], [doubled()])
         return out
 
     return function
 
 
 def inputs(value: float, rows: int = 3) -> tuple[Tensor, TensorDict]:
-    td = TensorDict({"z": torch.zeros(rows), "a": {"b": torch.full((rows,), value)}}, [rows])
+    on = torch.full((rows,), value != 4)  # another dtype, and not always the same
+    td = TensorDict({"on": on, "a": {"b": torch.full((rows,), value)}}, [rows])
     return torch.full((rows,), value), td
 
 
 def test_replays_see_the_new_arguments(device: Device) -> None:
     run = capture_on_gpu(doubled(device), warmups=2)
     for value in (1.0, 2.0, 3.0, 4.0, 5.0):
-        assert run(*inputs(value)).tolist() == [3 * value] * 3
+        assert run(*inputs(value)).tolist() == [0 if value == 4 else 3 * value] * 3
     assert (device.captures, device.replays) == (1, 3)
 
 
@@ -140,7 +145,8 @@ SIZES: dict[str, Any] = {
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_captured_epochs_equal_eager_ones() -> None:
+def test_captured_epochs_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updates, "_PIECE", 64)  # so that parameters are cut
     states = []
     for compile in (False, True):
         work = Workload(compile=compile, **SIZES)

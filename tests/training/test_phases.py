@@ -18,6 +18,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, MORELHalting, PessimisticModelEnv
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training import updates
 from rambo_trl.training.phases import AgentPhase, ModelPhase
@@ -136,8 +137,9 @@ def test_fused_adam_is_adam_through_all_that_can_happen_to_it(
     step()
     step(plain=True)
     step()
-    ours[0].data = ours[0].data.clone()  # moved in memory
-    step()
+    for moved in ours:  # in memory
+        moved.data = moved.data.clone()
+        step()
     for optimizer in (a, b):  # a schedule
         optimizer.param_groups[0]["lr"] = 0.02
     step()
@@ -157,6 +159,61 @@ def test_fused_adam_is_adam_through_all_that_can_happen_to_it(
         optimizer.add_param_group({"params": [parameters[-1]]})
     step()
     step()
+
+
+def test_fused_adam_keeps_its_counts_where_a_gradient_is_missing() -> None:
+    # a CUDA graph goes on counting in the tensors that it was captured with
+    some, other, never = (nn.Parameter(torch.randn(3)) for _ in range(3))
+    optimizer = FusedAdam([{"params": [some]}, {"params": [other]}], fused=True)
+    grads = [torch.ones(3), torch.ones(3)]
+    optimizer.step_with(grads)
+    step = optimizer.state[some]["step"]
+    optimizer.step_with([torch.ones(3), None])
+    optimizer.step_with(grads)
+    assert optimizer.state[some]["step"] is step and step == 3
+    assert optimizer.state[other]["step"] == 2
+    optimizer.add_param_group({"params": [never]})
+    optimizer.step_with([*grads, None])
+    optimizer.step_with([*grads, None])
+    assert optimizer.state[some]["step"] is step and step == 5
+
+
+def test_fused_adam_without_its_kernel_is_torchs() -> None:
+    parameter, twin = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    ours, theirs = FusedAdam([parameter]), torch.optim.Adam([twin])
+    for _ in range(3):
+        twin.grad = torch.randn(3)
+        ours.step_with([twin.grad.clone()])
+        theirs.step()
+    assert torch.equal(parameter, twin)
+    assert ours._gathered is None
+
+
+@pytest.mark.gpu
+def test_fused_adam_is_adam_in_a_graph_too() -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(*shape, device="cuda")) for shape in ((2, 256, 256), (7,))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    optimizer = adam((ours, 0.01))
+    reference = torch.optim.Adam(theirs, lr=0.01)
+    step = capture_on_gpu(lambda *grads: optimizer.step_with(grads))
+    for _ in range(10):
+        grads = [torch.randn_like(p) for p in ours]
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad.clone()
+        step(*grads)
+        reference.step()
+        torch.testing.assert_close(ours, theirs)
+    assert optimizer.state[ours[0]]["step"] == 10
+
+
+def test_metric_means_take_metrics_as_they_come() -> None:
+    means = MetricMeans()
+    means.add({})
+    means.add({"a": torch.tensor(3.0)})
+    means.add({"b": torch.tensor(6.0), "a": torch.tensor(0.0)})
+    means.add({"a": torch.tensor(3.0), "b": torch.tensor(6.0)})
+    assert means.read() == {"a": 1.5, "b": 3.0}
 
 
 def test_metric_means_survive_values_that_are_overwritten() -> None:
