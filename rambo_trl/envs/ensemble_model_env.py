@@ -37,6 +37,9 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             the empty default, tensordicts of any batch size can be stepped.
         device: where the env lives.
 
+    Raises:
+        ValueError: if actions, starts or statistics are of another size than the world model's.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -69,12 +72,27 @@ class EnsembleModelEnv(ModelBasedEnvBase):
                 f"action_spec has {action_spec.shape[-1]} entries, the world model's actions "
                 f"have {world_model.action_size}"
             )
+        size = world_model.observation_size
+        observations = {
+            # a buffer may still be empty
+            "starts' observation": starts.get("observation", None)
+            if isinstance(starts, TensorDictBase)
+            else None,
+            "observation_mean": observation_mean,
+            "observation_std": observation_std,
+        }
+        for name, value in observations.items():
+            if value is not None and value.shape[-1:] != (size,):
+                raise ValueError(
+                    f"{name} is of shape {list(value.shape)}, the world model's observations have "
+                    f"{size} entries"
+                )
         if device is None:
             device = world_model.input_mean.device
         super().__init__(world_model, device=device, batch_size=torch.Size(batch_size))
         self.starts = starts
         self.termination = termination
-        size, dtype = world_model.observation_size, world_model.input_mean.dtype
+        dtype = world_model.input_mean.dtype
         self.register_buffer(
             "observation_mean",
             None if observation_mean is None else observation_mean.to(self.device),

@@ -237,3 +237,16 @@ def test_example_in_the_docstring() -> None:
     result = doctest.testmod(ensemble_model_env)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_observations_of_another_size_are_refused() -> None:
+    four = torch.ones(4)
+    for name, given in {
+        "starts' observation": {"starts": TensorDict({"observation": torch.randn(50, 4)}, [50])},
+        "observation_mean": {"observation_mean": four, "observation_std": torch.ones(3)},
+        "observation_std": {"observation_mean": torch.ones(3), "observation_std": four},
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"{name} is of shape .*4.*observations have 3 entries"
+        ):
+            make_env(**given)
