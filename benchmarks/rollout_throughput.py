@@ -49,12 +49,25 @@ def run(
 def main() -> None:
     """Measure, print, write the JSON file and the figure."""
     parser = arguments((__doc__ or "").partition(":")[0])
+    for name, what in (
+        ("rows", "rollouts at once"),
+        ("horizons", "steps of a rollout"),
+        ("elites", "members of the model that rows are dealt to, at the largest rollouts"),
+    ):
+        parser.add_argument(f"--{name}", type=int, nargs="+", help=f"{what} (default: several)")
     args = parser.parse_args()
+    for name in ("rows", "horizons", "elites"):
+        if any(value < 1 for value in getattr(args, name) or ()):
+            raise SystemExit(f"--{name} must be at least 1, got {min(getattr(args, name))}")
+    if max(args.elites or [1]) > Workload.num_members:
+        raise SystemExit(f"--elites must be at most {Workload.num_members}, got {max(args.elites)}")
     set_up(args)
     torch.manual_seed(0)
-    row_counts = [1000, 4000] if args.quick else [1000, 2000, 5000, 10_000, 20_000, 50_000]
-    horizons = [2] if args.quick else [1, 2, 5]
-    elite_counts = [5] if args.quick else [1, 2, 5, 7]
+    row_counts = args.rows or (
+        [1000, 4000] if args.quick else [1000, 2000, 5000, 10_000, 20_000, 50_000]
+    )
+    horizons = args.horizons or ([2] if args.quick else [1, 2, 5])
+    elite_counts = args.elites or ([5] if args.quick else [1, 2, 5, 7])
     settings: dict[str, Any] = {
         "repeats": 2 if args.quick else 5,
         "least": 0.1 if args.quick else 0.5,
@@ -64,7 +77,7 @@ def main() -> None:
     print("   rows   k  elites  compiled  transitions/s  share of the products' rate")
     results: list[dict[str, Any]] = []
     jobs = [(rows, k, 5) for k in horizons for rows in row_counts]
-    jobs += [(row_counts[-1], horizons[-1], elites) for elites in elite_counts if elites != 5]
+    jobs += [(max(row_counts), max(horizons), elites) for elites in elite_counts if elites != 5]
     for compile in (True, False):
         for rows, k, elites in jobs:
             work = Workload(device=args.device, num_elites=elites)

@@ -114,6 +114,27 @@ def test_scripts_run_and_write_what_they_measured(
     assert "| --- |" in put_in(text, tmp_path, tmp_path)
 
 
+def test_rollouts_of_chosen_sizes_alone_are_measured(tmp_path: Path) -> None:
+    options = ["--rows", "60", "90", "--horizons", "1", "--elites", "2", "--quick"]
+    result = run("rollout_throughput.py", *options, "--threads", "1", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "rollout_throughput.json").read_text())["results"]
+    sizes = [(r["rows"], r["horizon"], r["elites"]) for r in found if r["compiled"]]
+    assert sizes == [(60, 1, 5), (90, 1, 5), (90, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "5", "0"], "--rows must be at least 1, got 0"),
+        (["--elites", "8"], "--elites must be at most 7, got 8"),
+    ],
+)
+def test_impossible_rollouts_are_refused(options: list[str], message: str) -> None:
+    result = run("rollout_throughput.py", *options)
+    assert result.returncode == 1 and result.stderr.strip() == message
+
+
 def test_data_loading_writes_what_it_measured(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     options = ["--rows", "1000", "--formats", "d4rl", "memmap", "--train-rows", "0"]
