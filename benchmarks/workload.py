@@ -22,7 +22,20 @@ from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.updates import GradientStep, adam
 
-__all__ = ["Workload", "hopper_like"]
+__all__ = ["ODD_SIZES", "Workload", "hopper_like"]
+
+#: a moment's work, for tests: rows that neither the elites nor chunks nor batches divide
+ODD_SIZES: dict[str, Any] = {
+    "num_rows": 211,
+    "num_members": 4,
+    "num_elites": 3,
+    "hidden_sizes": (16, 16),
+    "agent_hidden_sizes": (16, 16),
+    "num_starts": 47,
+    "horizon": 3,
+    "batch_size": 14,
+    "adversarial_weight": 0.1,
+}
 
 
 def hopper_like(num_rows: int, observation_size: int = 11, action_size: int = 3) -> TensorDict:
@@ -146,6 +159,12 @@ class Workload:
             horizon=self.horizon,
             compile=self.compile,
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the model and of the agent, live, by name."""
+        modules = {"model": self.world_model, "agent": self.agent.loss}
+        named = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+        return {k: v.detach() for k, v in named.items() if isinstance(v, Tensor)}
 
     def rollouts(self) -> int:
         """Collect once and store; returns the number of transitions."""

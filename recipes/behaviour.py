@@ -21,7 +21,7 @@ import torch
 from command_line import check_command_line
 from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
-from run_settings import Flag, Number, Rule, Sizes, Text, Whole, check_config
+from run_settings import ALL_RULES, Number, Rule, Text, Whole, check_config
 from safetensors.torch import load_file, save_file
 from torchrl._utils import logger
 from torchrl.collectors import Collector
@@ -101,7 +101,6 @@ def snapshot_seed(cfg: DictConfig) -> int:
 #: what each setting may be
 RULES: Mapping[str, Rule] = {
     "env": Text(),
-    "seed": Whole(0, 2**31 - 1),
     "total_steps": Whole(),
     "init_random_steps": Whole(0),
     "updates_per_step": Number(above=True),
@@ -109,17 +108,13 @@ RULES: Mapping[str, Rule] = {
     "eval_episodes": Whole(),
     "stop_return": Number(-math.inf, optional=True),
     "num_snapshots": Whole(3),
-    "hidden_sizes": Sizes(),
-    "batch_size": Whole(),
-    "gamma": Number(0, 0.99999),
-    "tau": Number(0, 1, above=True),
-    "critic_lr": Number(above=True),
-    "actor_lr": Number(above=True),
-    "alpha_lr": Number(above=True),
     "buffer_size": Whole(),
     "threads": Whole(),
-    "compile": Flag(),
     "run_dir": Text(),
+    **{key: ALL_RULES[key] for key in ("seed", "compile")},
+    # the agent is SAC, as in the recipes that learn from data
+    **{key: ALL_RULES[f"agent.{key}"] for key in ("hidden_sizes", "batch_size", "gamma", "tau")},
+    **{key: ALL_RULES[f"agent.{key}"] for key in ("critic_lr", "actor_lr", "alpha_lr")},
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from workload import Workload
+from workload import ODD_SIZES, Workload
 
 from rambo_trl.modules import capturing
 from rambo_trl.modules.capturing import capture_on_gpu
@@ -129,18 +129,7 @@ def test_arguments_of_other_kinds_are_refused() -> None:
 
 # On a GPU: the same numbers, captured or not
 
-SIZES: dict[str, Any] = {
-    "num_rows": 500,
-    "num_members": 4,
-    "num_elites": 3,
-    "hidden_sizes": (16, 16),
-    "agent_hidden_sizes": (16, 16),
-    "num_starts": 50,
-    "horizon": 3,
-    "batch_size": 14,
-    "adversarial_weight": 0.1,
-    "device": "cuda",
-}
+SIZES: dict[str, Any] = {**ODD_SIZES, "num_rows": 500, "num_starts": 50, "device": "cuda"}
 
 
 @pytest.mark.gpu
@@ -155,9 +144,7 @@ def test_captured_epochs_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> No
         for _ in range(5):  # more than are run before the capture
             work.rollouts()
             metrics = {**work.agent_updates(12), **work.model_updates(12)}
-        modules = {"model": work.world_model, "agent": work.agent.loss}
-        state = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
-        states.append((metrics, {k: v for k, v in state.items() if isinstance(v, Tensor)}))
+        states.append((metrics, work.state()))
     (eager_metrics, eager), (metrics, captured) = states
     assert metrics == pytest.approx(eager_metrics, rel=1e-2, abs=1e-3)
     for name in eager:

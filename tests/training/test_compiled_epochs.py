@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from workload import Workload
+from workload import ODD_SIZES, Workload
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # the compiler's own
 ]
 
-#: rows that neither the elites nor the chunks divide
-SIZES: dict[str, Any] = {
-    "num_rows": 211,
-    "num_members": 4,
-    "num_elites": 3,
-    "hidden_sizes": (16, 16),
-    "agent_hidden_sizes": (16, 16),
-    "num_starts": 47,
-    "horizon": 3,
-    "batch_size": 14,
-    "adversarial_weight": 0.1,
-}
-
 
 def build(compile: bool) -> Workload:
-    work = Workload(compile=compile, **SIZES)
+    work = Workload(compile=compile, **ODD_SIZES)
     work.collector.chunk_size = 20
     return work
 
@@ -48,11 +34,9 @@ def compiled() -> Workload:
 
 
 def state(work: Workload) -> dict[str, Tensor]:
-    modules = {"model": work.world_model, "agent": work.agent.loss}
-    parts = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
     rows = work.model_buffer[:]
-    parts["imagined"] = torch.cat([rows["observation"], rows["next", "reward"]], dim=-1)
-    return {k: v.detach().clone() for k, v in parts.items() if isinstance(v, Tensor)}
+    imagined = torch.cat([rows["observation"], rows["next", "reward"]], dim=-1)
+    return {k: v.clone() for k, v in {**work.state(), "imagined": imagined}.items()}
 
 
 def test_compiled_epochs_equal_eager_ones(compiled: Workload) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from workload import Workload
+from workload import ODD_SIZES, Workload
 
 from rambo_trl.modules import capturing
 from rambo_trl.modules.capturing import side_by_side
@@ -15,44 +14,27 @@ from rambo_trl.training import updates
 from rambo_trl.training.phases import AgentPhases, ModelPhases
 from rambo_trl.training.updates import MetricMeans
 
-SIZES: dict[str, Any] = {
-    "num_rows": 211,
-    "num_members": 4,
-    "num_elites": 3,
-    "hidden_sizes": (16, 16),
-    "agent_hidden_sizes": (16, 16),
-    "num_starts": 47,
-    "horizon": 3,
-    "batch_size": 14,
-    "adversarial_weight": 0.1,
-}
 SEEDS = (0, 1, 2)
 
 
 def works(**settings: Any) -> list[Workload]:
-    found = [Workload(seed=seed, **SIZES, **settings) for seed in SEEDS]
+    found = [Workload(seed=seed, **ODD_SIZES, **settings) for seed in SEEDS]
     torch.manual_seed(5)
     for work in found:
         work.rollouts()
     return found
 
 
-def parts(work: Workload) -> dict[str, Tensor]:
-    modules = {"model": work.world_model, "agent": work.agent.loss}
-    state = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
-    return {k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}
-
-
 def assert_same(some: list[Workload], others: list[Workload], **close: float) -> None:
     for a, b in zip(some, others, strict=True):
-        got, wanted = parts(a), parts(b)
+        got, wanted = a.state(), b.state()
         for name in wanted:
             torch.testing.assert_close(got[name], wanted[name], msg=name, **close)
 
 
 def test_agents_move_as_when_they_take_turns() -> None:
     turns, together = works(), works()
-    before = [{k: v.clone() for k, v in parts(work).items()} for work in together]
+    before = [{k: v.clone() for k, v in work.state().items()} for work in together]
     torch.manual_seed(6)
     want = [MetricMeans() for _ in turns]
     for batches in zip(*(work.mixed.batches(4) for work in turns), strict=True):
@@ -66,7 +48,7 @@ def test_agents_move_as_when_they_take_turns() -> None:
     assert_same(together, turns, rtol=0, atol=0)
     for work, old in zip(together, before, strict=True):
         name = next(k for k in old if "qvalue" in k)
-        assert not torch.equal(parts(work)[name], old[name])
+        assert not torch.equal(work.state()[name], old[name])
 
 
 def test_models_move_as_when_they_take_turns() -> None:
@@ -175,14 +157,14 @@ def test_branches_of_a_graph_move_as_when_they_take_turns(monkeypatch: pytest.Mo
     found = []
     for capture in (False, True):
         some = works(device="cuda", compile=True)
-        before = [{k: v.clone() for k, v in parts(work).items()} for work in some]
+        before = [{k: v.clone() for k, v in work.state().items()} for work in some]
         agents = AgentPhases([work.agent for work in some], compile=capture)
         models = ModelPhases([work.model for work in some], compile=capture)
         torch.manual_seed(6)
         metrics = [*agents.run([work.mixed.batches(60) for work in some]), *models.run(60)]
         found.append((some, metrics))
         for work, old in zip(some, before, strict=True):  # far beyond what may differ
-            moved = {name for name, v in parts(work).items() if (v - old[name]).abs().max() > 1e-3}
+            moved = {name for name, v in work.state().items() if (v - old[name]).abs().max() > 1e-3}
             for part in ("agent.actor", "agent.qvalue", "agent.target_qvalue", "agent.log_alpha"):
                 assert any(name.startswith(part) for name in moved), part
             assert any(name.startswith("model.weights") for name in moved)
