@@ -105,10 +105,14 @@ class EndingWell:
             refuse(f"{describe(error)}; once that is settled, {hint}", code=1)
 
 
-def progress_bar(description: str, total: int | None) -> tqdm:
-    """A bar with an ETA; in a log file it writes a line every half minute only."""
+def progress_bar(description: str, total: int | None, *, done: int = 0) -> tqdm:
+    """A bar with an ETA; in a log file it writes a line every half minute only.
+
+    Of ``done`` steps, which an earlier run took, the speed and the ETA know nothing.
+    """
     return tqdm(
         total=total,
+        initial=done,
         desc=description,
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,

@@ -145,11 +145,9 @@ class Run:
             self.checkpoints.save(self.progress)
         updates, done = self.method.updates, self.progress["epoch"]
         with (
-            progress_bar("train", self.cfg.epochs * updates) as self.bar,
+            progress_bar("train", self.cfg.epochs * updates, done=done * updates) as self.bar,
             self.signals.deferred(),
         ):
-            self.bar.update(done * updates)
-            self.bar.unpause()
             for epoch in range(done + 1, self.cfg.epochs + 1):
                 yield {"epoch": epoch}
                 if self.signals.received and not self.stopped:

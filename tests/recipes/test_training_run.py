@@ -61,6 +61,22 @@ def test_what_a_kill_left_half_written_is_gone_once_the_run_is_resumed(
             (run.folder.path / file).write_bytes(b"half")
 
 
+def test_the_speed_of_a_resumed_run_is_that_of_its_own_steps(tmp_path: Path, toy: Any) -> None:
+    for epochs in (1, 2):
+        run = toy.run(tmp_path / "run", f"epochs={epochs}")
+        run.begin(toy.Method())
+        for row in run.epochs():
+            state = run.bar.format_dict
+            assert (state["initial"], state["n"], state["total"]) == (
+                (row["epoch"] - 1) * run.method.updates,
+                (row["epoch"] - 1) * run.method.updates,
+                epochs * run.method.updates,
+            )
+            with run.epoch(row), run.watch("agent"):
+                pass
+    assert run.method.updates > 0
+
+
 def test_a_run_begun_without_a_column_goes_on_without_it(tmp_path: Path, toy: Any) -> None:
     path = tmp_path / "run"
     for epochs in (2, 4):
