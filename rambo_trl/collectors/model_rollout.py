@@ -154,7 +154,11 @@ class ModelRolloutCollector:
             batch_size=terminated.shape[:2],
         )
         self._iterations += 1
-        return flat[alive.squeeze(-1)]
+        # found once for all entries: indexing with a mask looks for its rows anew for each
+        valid = alive.view(-1).nonzero().squeeze(-1)
+        return flat.reshape(-1).apply(
+            lambda entry: entry.index_select(0, valid), batch_size=valid.shape
+        )
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         while True:
