@@ -99,12 +99,10 @@ def check_task(
     if chosen:
         sizes = (dataset.observation_size, dataset.action_size)
         _check_sizes(dataset.name, dataset.env_id, sizes, task)
-    if settings and dataset.env_id is not None and not _same_family(dataset.env_id, task):
+    if settings and not (dataset.env_id and _same_family(dataset.env_id, task)):
         used = ", ".join(f"{key}={shown(OmegaConf.select(cfg, key))}" for key in settings)
-        print(
-            f"note: {dataset.name} is from {dataset.env_id}; still of task={task} are {used}",
-            file=sys.stderr,
-        )
+        source = f"is from {dataset.env_id}" if dataset.env_id else "names no environment"
+        print(f"note: {dataset.name} {source}; still of task={task} are {used}", file=sys.stderr)
 
 
 def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, task: str) -> None:

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--memmap", type=Path, help="write the data set to this folder, to train from the disk"
     )
     reading = parser.add_argument_group("how it is read; a folder of --memmap keeps all of it")
-    reading.add_argument("--env-id", help="environment, where the data set names none")
+    reading.add_argument(
+        "--env-id", help="environment, where the data set names none; or none, to use none"
+    )
     for end in ("low", "high"):
         reading.add_argument(
             f"--action-{end}",
@@ -48,12 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dataset = OfflineDataset.load(
             options.name,
-            env_id=options.env_id,
+            env_id=None if options.env_id == "none" else options.env_id,
             action_spec=_bounds(options.action_low, options.action_high),
             observation_keys=options.observation_keys,
             max_episode_steps=options.max_episode_steps,
             reward_shift=options.reward_shift,
         )
+        if options.env_id == "none":
+            dataset.has_simulator = False
         report = describe_dataset(dataset)
         if options.figure is not None:
             plot_dataset(dataset, options.figure)

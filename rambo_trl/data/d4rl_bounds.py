@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from gymnasium import spaces
 from torchrl.data import Bounded
 
+from rambo_trl.data.checks import Oddity
 from rambo_trl.data.environment import bounds_of, environment_spaces
 from rambo_trl.data.spaces import check_action_space
 
-__all__ = ["default_bounds"]
+__all__ = ["default_bounds", "one_sided_actions"]
 
 _GIVE_SPEC = (
     "action_spec (--action-low and --action-high of python -m rambo_trl.data, with --memmap)"
 )
 
 
-def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, str]:
+def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, str, bool]:
     """The environment's action bounds where it is installed and fits, else D4RL's [-1, 1].
 
     Args:
@@ -26,12 +28,13 @@ def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, s
         name: how messages call the data set.
 
     Returns:
-        The bounds, and what to do where actions leave them: where they come from, for one.
+        The bounds; what to do where actions leave them: where they come from, for one; and
+        whether they are assumed.
 
     Raises:
         ValueError: if the environment's actions are no real numbers.
     """
-    space = None
+    space, assumed = None, True
     if env_id is None:
         remedy = (
             "the bounds are assumed, because no environment is named; give env_id (recipes: "
@@ -44,13 +47,14 @@ def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, s
             remedy = f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
         else:
             check_action_space(space, f"{name}: environment {env_id}")
+            assert isinstance(space, spaces.Box)
+            assumed = math.prod(space.shape) != size
             remedy = _remedy(env_id, space, size)
-    return bounds_of(space, size), remedy
+    return bounds_of(space, size), remedy, assumed
 
 
-def _remedy(env_id: str, space: spaces.Space, size: int) -> str:
+def _remedy(env_id: str, space: spaces.Box, size: int) -> str:
     """Say whether the bounds are the environment's and what to give instead."""
-    assert isinstance(space, spaces.Box)
     if math.prod(space.shape) != size:
         return (
             f"the bounds are assumed, because {env_id} has actions of another size "
@@ -61,3 +65,26 @@ def _remedy(env_id: str, space: spaces.Space, size: int) -> str:
         f"the bounds are those of {env_id}; give the env_id that the data come from, or "
         f"{_GIVE_SPEC}, or clip the actions"
     )
+
+
+def one_sided_actions(actions: np.ndarray, remedy: str) -> list[Oddity]:
+    """Tell of actions that hardly mean the assumed bounds [-1, 1], a valve's for one.
+
+    Args:
+        actions: the data's, [N, act].
+        remedy: why the bounds are assumed, and what to give instead.
+
+    Returns:
+        An oddity where an entry that changes is never negative, or never positive; else nothing.
+    """
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    found = np.flatnonzero((low < high) & ((low >= 0) | (high <= 0)))
+    if len(found) == 0:
+        return []
+    entry = int(found[0])
+    return [
+        Oddity(
+            f"action entry {entry} lies between {low[entry]:g} and {high[entry]:g} in the data, "
+            f"but is taken to have the bounds -1 and 1, all of which a policy may use: {remedy}"
+        )
+    ]

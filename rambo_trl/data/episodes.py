@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from rambo_trl.data.checks import Oddity
 from rambo_trl.data.spaces import as_flags, as_rows
 
 __all__ = ["flat_columns", "flatten_episodes"]
@@ -18,7 +19,7 @@ _EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "trunca
 
 def flatten_episodes(
     episodes: Iterable[Mapping[str, Any]], name: str
-) -> tuple[TensorDict, np.ndarray]:
+) -> tuple[TensorDict, np.ndarray, tuple[Oddity, ...]]:
     """Join episodes in Minari's layout.
 
     Args:
@@ -28,7 +29,8 @@ def flatten_episodes(
         name: how messages call the data set.
 
     Returns:
-        Transitions [N], and the undiscounted return of each episode in float64.
+        Transitions [N], the undiscounted return of each episode in float64, and what may be a
+        mistake: episodes that go on after an end flag.
 
     Raises:
         ValueError: if there is no step at all, arrays are missing, differ in length or shape, or
@@ -36,6 +38,7 @@ def flatten_episodes(
     """
     columns = tuple(_Column() for _ in range(6))
     returns = []
+    going_on: list[tuple[int, int]] = []  # an episode and the step of its first end flag
     for index, episode in enumerate(episodes):
         observations, actions, rewards, terminations, truncations = _episode_arrays(
             episode, f"{name}: episode {index}"
@@ -46,6 +49,9 @@ def flatten_episodes(
         returns.append(float(np.sum(episode["rewards"], dtype=np.float64)))
         truncations = truncations.copy()
         truncations[-1] |= not terminations[-1]
+        early = np.flatnonzero((terminations | truncations)[:-1])
+        if len(early):
+            going_on.append((index, int(early[0])))
         rows = (observations[:-1], actions, observations[1:], rewards, terminations, truncations)
         for column, value in zip(columns, rows, strict=True):
             try:
@@ -56,7 +62,17 @@ def flatten_episodes(
                 ) from None
     if not returns:
         raise ValueError(f"{name} is empty: give at least one episode with one step")
-    return flat_columns(*(column.finish() for column in columns)), np.array(returns)
+    remarks = []
+    if going_on:
+        remarks.append(
+            Oddity(
+                f"{len(going_on)} episodes go on after an end flag, the first is episode "
+                f"{going_on[0][0]} after step {going_on[0][1]}, both counted from 0: split them "
+                "there, or clear flags that end nothing"
+            )
+        )
+    columns_of_all = (column.finish() for column in columns)
+    return flat_columns(*columns_of_all), np.array(returns), tuple(remarks)
 
 
 class _Column:

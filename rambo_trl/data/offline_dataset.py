@@ -19,7 +19,7 @@ from torchrl.data import Bounded
 
 from rambo_trl.data import minari_source
 from rambo_trl.data.checks import Oddity, ends_of_both_kinds, oddities
-from rambo_trl.data.d4rl_bounds import default_bounds
+from rambo_trl.data.d4rl_bounds import default_bounds, one_sided_actions
 from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
 from rambo_trl.data.d4rl_source import (
     UnknownTerminalStates,
@@ -91,8 +91,9 @@ class OfflineDataset:
         env_id, env_spec, name, reference_scores, observation_layout, reward_shift: as given or
             looked up.
         oddities: what may be a mistake in the data (rewards all equal, episodes that repeat
-            others, shuffled rows, ends of both kinds at once, episodes beyond the time limit), one
-            sentence each. Recipes refuse such data unless told to accept it.
+            others or go on after an end, shuffled rows, ends of both kinds at once, episodes beyond
+            the time limit, actions of one sign under assumed bounds), one sentence each. Recipes
+            refuse such data unless told to accept it.
         remarks: these, and what was left out or filled in; logged as warnings too.
 
     Raises:
@@ -326,10 +327,12 @@ class OfflineDataset:
             max_episode_steps=max_episode_steps,
             unknown_terminal_states=unknown_terminal_states,
         )
-        remedy = None
+        remarks, remedy = source.remarks, None
         if action_spec is None:
-            size = source.transitions["action"].shape[-1]
-            action_spec, remedy = default_bounds(env_id, size, name)
+            actions = source.transitions["action"].numpy()
+            action_spec, remedy, assumed = default_bounds(env_id, actions.shape[-1], name)
+            if assumed:
+                remarks = (*remarks, *one_sided_actions(actions, remedy))
         try:
             return cls(
                 source.transitions,
@@ -338,7 +341,7 @@ class OfflineDataset:
                 env_id=env_id,
                 reference_scores=reference_scores,
                 behaviour_returns=source.returns,
-                remarks=source.remarks,
+                remarks=remarks,
                 normalize=normalize,
                 reward_shift=reward_shift,
                 copy=copy,
@@ -384,7 +387,7 @@ class OfflineDataset:
             ValueError: as the constructor, and if arrays of an episode are missing or differ in
                 length.
         """
-        transitions, returns = flatten_episodes(episodes, name)
+        transitions, returns, remarks = flatten_episodes(episodes, name)
         return cls(
             transitions,
             action_spec=action_spec,
@@ -394,6 +397,7 @@ class OfflineDataset:
             reference_scores=reference_scores,
             behaviour_returns=returns,
             observation_layout=observation_layout,
+            remarks=remarks,
             normalize=normalize,
             reward_shift=reward_shift,
             copy=False,  # the episodes were copied when they were joined

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite, ReplayBuffer, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 
-from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
 
 __all__ = ["EnsembleModelEnv"]
@@ -31,8 +33,10 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             ``"observation"``, normalised.
         termination: a rule on observations in the environment's own units, see
             :mod:`rambo_trl.envs.termination`; by default nothing terminates.
-        observation_mean, observation_std: statistics that take normalised observations back
-            to the environment's units; without them the observations are taken as they are.
+        observation_mean, observation_std: statistics [observation_size] that take normalised
+            observations back to the environment's units, for the termination rule; without them
+            the observations are taken as they are. A rule that so ends most of the transitions in
+            ``starts`` that went on is warned of: they are normalised, it seems.
         batch_size: number of environments for a plain ``rollout()`` or ``Collector``; with
             the empty default, tensordicts of any batch size can be stepped.
         device: where the env lives.
@@ -111,6 +115,28 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         action_spec = action_spec.to(self.device).to(dtype)
         self.action_spec = action_spec.expand(*shape, *action_spec.shape[-1:])
         self.reward_spec = Unbounded((*shape, 1), device=self.device, dtype=dtype)
+        if termination is not None and observation_mean is None:
+            self._try_rule(termination)
+
+    def _try_rule(self, rule: TerminationRule) -> None:
+        """Warn of a rule in the environment's units that is given normalised observations."""
+        rows = self.starts[:2000] if len(self.starts) else None
+        if not isinstance(rows, TensorDictBase) or ("next", "terminated") not in rows.keys(True):
+            return
+        size = self.world_model.observation_size
+        _, others = check_rule(
+            rule,
+            rows.to(self.device),
+            observation_mean=torch.zeros(size, device=self.device),
+            observation_std=torch.ones(size, device=self.device),
+        )
+        if others is not None and others > 0.5:
+            warnings.warn(
+                f"the termination rule ends {100 * others:.0f} % of the transitions in starts that "
+                "went on: it takes observations in the environment's units, so give the "
+                "observation_mean and observation_std that these are normalised with",
+                stacklevel=3,
+            )
 
     def _denormalize(self, observation: Tensor) -> Tensor:
         if self.observation_mean is None:

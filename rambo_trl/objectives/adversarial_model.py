@@ -207,7 +207,7 @@ class AdversarialModelLoss(LossModule):
         actor_critic_loss: LossModule,
         *,
         adversarial_weight: float = 3e-4,
-        gamma: float = 0.99,
+        gamma: float | None = None,
         **kwargs: object,
     ) -> AdversarialModelLoss:
         """Take actor and critics, live, from a TorchRL actor-critic loss.
@@ -218,7 +218,8 @@ class AdversarialModelLoss(LossModule):
                 TD3, REDQ, CQL) or ``value_network`` (DDPG). Its current parameters are used
                 at every call, and its keys for action, reward, termination and value.
             adversarial_weight: as in the constructor.
-            gamma: as in the constructor.
+            gamma: discount factor; where None, that of the loss's value estimator at this
+                moment, or 0.99 (TorchRL's default too) where none has been made yet.
             **kwargs: further keywords of the constructor.
 
         Raises:
@@ -252,7 +253,7 @@ class AdversarialModelLoss(LossModule):
             actor,
             critic,
             adversarial_weight=adversarial_weight,
-            gamma=gamma,
+            gamma=_discount_of(actor_critic_loss) if gamma is None else gamma,
             **kwargs,  # type: ignore[arg-type]
         )
         keys = {
@@ -387,6 +388,13 @@ def _each_critic(out: TensorDictBase, key: NestedKey, shape: torch.Size) -> Tens
             "set_keys(state_action_value=...) names their value"
         )
     return functional.each_critic(value, shape, out.batch_size, f"the critics' {key!r}")
+
+
+def _discount_of(actor_critic_loss: LossModule) -> float:
+    """The discount that the agent's targets are made with."""
+    # not .value_estimator, which would make one
+    estimator = getattr(actor_critic_loss, "_value_estimator", None)
+    return float(getattr(estimator, "gamma", 0.99))
 
 
 def _reread_entropy(loss: AdversarialModelLoss, incompatible_keys: object) -> None:

@@ -77,6 +77,9 @@ class Policy:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
 
+    def _name(self) -> str:
+        return f"the policy for {self.env_id}" if self.env_id else "this policy"
+
     @overload
     def __call__(self, observation: torch.Tensor) -> torch.Tensor: ...
 
@@ -94,17 +97,24 @@ class Policy:
             the policy's device) for a tensor. They carry no gradient.
 
         Raises:
-            ValueError: if the last dimension is not the policy's observation size.
+            ValueError: if the last dimension is not the policy's observation size, or a number is
+                not finite.
         """
         size = self.observation_mean.shape[-1]
         if not isinstance(observation, torch.Tensor):
             observation = np.asarray(observation)
         if observation.ndim == 0 or observation.shape[-1] != size:
             raise ValueError(
-                f"the policy for {self.env_id} takes observations of shape [..., {size}], "
+                f"{self._name()} takes observations of shape [..., {size}], "
                 f"got {list(observation.shape)}"
             )
         x = torch.as_tensor(observation, dtype=torch.float32, device=self.observation_mean.device)
+        if not bool(x.isfinite().all()):
+            bad = (~x.isfinite()).reshape(-1, size).any(0).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{self._name()} was given values that are not finite, in entries {bad} of the "
+                "observation: repair the reading, or act by another rule"
+            )
         x = (x - self.observation_mean) / self.observation_std
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             td = self.actor(TensorDict({"observation": x}, batch_size=x.shape[:-1]))

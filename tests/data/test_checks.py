@@ -87,6 +87,20 @@ def test_duplicate_episodes(seeds: list[int]) -> None:
         assert f"the first is episode {repeats[0]}:" in remark
 
 
+def test_an_episode_that_goes_on_after_an_end_is_told() -> None:
+    early = make_episode(5, seed=1, terminated=True)
+    early["truncations"][2] = True
+    late = make_episode(4, seed=2, terminated=True)
+    late["terminations"][0] = True
+    data = load(make_episode(3, seed=0), early, late)
+    (told,) = data.oddities
+    assert told.startswith("2 episodes go on after an end flag, the first is episode 1 after step 2")
+    assert data.num_episodes == 3
+    assert data.transitions["next", "done"].flatten().nonzero().flatten().tolist() == [
+        *(2,), *(5, 7), *(8, 11),
+    ]  # fmt: skip
+
+
 def test_episodes_that_share_their_observations_are_no_duplicates() -> None:
     first, second = make_episode(5, 0), make_episode(5, 0)
     second["actions"][2, 0] = 0.5

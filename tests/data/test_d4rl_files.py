@@ -233,6 +233,19 @@ def test_timeouts_that_seem_to_be_missing_are_told() -> None:
     assert OfflineDataset.from_arrays(arrays, max_episode_steps=5).remarks == ()
 
 
+def test_actions_of_one_sign_under_assumed_bounds_are_told() -> None:
+    arrays = make_arrays([(30, "timeout")])
+    assert OfflineDataset.from_arrays(arrays).oddities == ()
+    valve = arrays | {"actions": np.abs(arrays["actions"]) * [1, -1]}
+    (told,) = OfflineDataset.from_arrays(valve).oddities
+    assert told.startswith("action entry 0 lies between 0.0") and "--action-low" in told
+    # meant so, once bounds are given or known; and an entry that never changes says nothing
+    spec = Bounded(low=torch.tensor([0.0, -1.0]), high=torch.tensor([1.0, 0.0]), shape=(2,))
+    assert OfflineDataset.from_arrays(valve, action_spec=spec).oddities == ()
+    still = arrays | {"actions": arrays["actions"] * [0, 1]}
+    assert OfflineDataset.from_arrays(still).oddities == ()
+
+
 def test_a_mazes_time_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     # Their package registers them when it is imported, which nothing else may have done yet.
     spec = EnvSpec("PointMaze_UMaze-v3", max_episode_steps=300)

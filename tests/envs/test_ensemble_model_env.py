@@ -250,3 +250,36 @@ def test_observations_of_another_size_are_refused() -> None:
             ValueError, match=f"{name} is of shape .*4.*observations have 3 entries"
         ):
             make_env(**given)
+
+
+@pytest.mark.parametrize("source", ["TensorDict", "buffer"])
+def test_a_rule_given_normalised_observations_is_warned_of(source: str) -> None:
+    raw = torch.randn(400, 3) * 0.01 + 5.0
+    mean, std = raw.mean(0), raw.std(0)
+    following = {"terminated": torch.zeros(400, 1, dtype=torch.bool)}
+    rows = TensorDict(
+        {
+            "observation": (raw - mean) / std,
+            "action": SPEC.rand((400,)),
+            "next": {"observation": (raw - mean) / std, **following},
+        },
+        [400],
+    )
+    starts: TensorDict | TensorDictReplayBuffer = rows
+    if source == "buffer":
+        starts = TensorDictReplayBuffer(storage=LazyTensorStorage(400))
+        make_env(starts=starts, termination=lambda o, a, n: n[..., 0] < 4.0)  # still empty
+        starts.extend(rows)
+
+    def make(low: float, **kwargs: Tensor) -> None:
+        make_env(starts=starts, termination=lambda o, a, n: n[..., 0] < low, **kwargs)
+
+    with pytest.warns(UserWarning, match="ends 100 % of the transitions in starts that went on"):
+        make(4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(4.0, observation_mean=mean, observation_std=std)
+        make(-1.0)  # a rule that is made for them
+        rows["next", "terminated"].fill_(True)
+        if source == "TensorDict":
+            make(4.0)  # the data end there too

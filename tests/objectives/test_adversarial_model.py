@@ -908,6 +908,15 @@ def test_state_dict_round_trip() -> None:
         torch.testing.assert_close(other(batch)[key], loss(batch)[key])
 
 
+def test_the_discount_is_the_agents_unless_given() -> None:
+    agent, model = sac(), make_model()
+    assert float(AdversarialModelLoss.from_loss(model, agent).gamma) == pytest.approx(0.99)
+    agent.make_value_estimator(gamma=0.9)
+    assert float(AdversarialModelLoss.from_loss(model, agent).gamma) == pytest.approx(0.9)
+    given = AdversarialModelLoss.from_loss(model, agent, gamma=0.5)
+    assert float(given.gamma) == pytest.approx(0.5)
+
+
 def test_agents_without_actor_or_critic_are_refused() -> None:
     with pytest.raises(TypeError, match="actor_network and qvalue_network"):
         AdversarialModelLoss.from_loss(make_model(), nn.Linear(1, 1))

@@ -187,6 +187,8 @@ def odd_arrays(kind: str) -> dict[str, np.ndarray]:
         arrays = {key: np.concatenate([value, value[:50]]) for key, value in arrays.items()}
     elif kind == "shuffled":
         arrays["timeouts"][:] = True
+    elif kind == "one sign":
+        arrays["actions"][:, 1] = 0.5 + 0.5 * arrays["actions"][:, 1]  # a valve's
     else:
         arrays["terminals"] = arrays["timeouts"].copy()
     return arrays
@@ -199,6 +201,7 @@ def odd_arrays(kind: str) -> dict[str, np.ndarray]:
         ("duplicates", "1 episodes repeat an earlier one row for row, the first is episode 12: "),
         ("shuffled", "all 600 episodes have one row: "),
         ("both ends", "12 rows are terminal and timed out at once "),
+        ("one sign", "action entry 1 lies between "),
     ],
 )
 def test_odd_data_is_refused_unless_accepted(

@@ -204,6 +204,13 @@ class TestCall:
         with pytest.raises(ValueError, match=r"observations of shape \[\.\.\., 11\], got \[10\]"):
             policy([0.0] * 10)
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+    def test_readings_that_are_not_finite_are_refused(self, saved, value):
+        observation = np.zeros((2, OBSERVATION_SIZE))
+        observation[1, 3] = value
+        with pytest.raises(ValueError, match=r"not finite, in entries \[3\] of the observation"):
+            load_policy(saved[0])(observation)
+
     def test_tensors(self, saved):
         action = load_policy(saved[0])(torch.zeros(4, OBSERVATION_SIZE, dtype=torch.float64))
         assert isinstance(action, torch.Tensor)
