@@ -22,7 +22,7 @@ from measuring import (
     synchronize,
     write_json,
 )
-from workload import Workload
+from workload import WARM_UP, Workload
 
 UPDATES = 1000
 ITERATIONS = 2000
@@ -46,7 +46,8 @@ def main() -> None:
         "model": lambda: work.model_updates(updates),
     }
     begin = time.perf_counter()
-    work.rollouts()
+    for _ in range(WARM_UP if args.device.startswith("cuda") else 1):
+        work.rollouts()
     work.agent_updates(2)
     work.model_updates(2)
     likelihood, cloning = work.likelihood_step(), work.cloning_step()

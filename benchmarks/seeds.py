@@ -30,12 +30,9 @@ from measuring import (
     synchronize,
     write_json,
 )
-from workload import Workload
+from workload import WARM_UP, Workload
 
 from rambo_trl.training.phases import AgentPhases, ModelPhases
-
-#: calls before a CUDA graph is captured, and one more
-WARM_UP = 4
 
 
 def build(args: argparse.Namespace, seed: int) -> Workload:

@@ -22,7 +22,10 @@ from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 from rambo_trl.training.updates import GradientStep, adam
 
-__all__ = ["ODD_SIZES", "Workload", "hopper_like"]
+__all__ = ["ODD_SIZES", "WARM_UP", "Workload", "hopper_like"]
+
+#: calls before a CUDA graph is captured, and one more
+WARM_UP = 4
 
 #: a moment's work, for tests: rows that neither the elites nor chunks nor batches divide
 ODD_SIZES: dict[str, Any] = {
@@ -122,7 +125,7 @@ class Workload:
             loss_function="l2",
             action_spec=spec,
         )
-        sac.make_value_estimator(gamma=0.99)
+        sac.make_value_estimator(gamma=0.99, device=self.device)
         self.agent = AgentPhase(sac, compile=self.compile)
         real = TensorDictReplayBuffer(
             storage=TensorStorage(self.data, device=self.device), writer=ImmutableDatasetWriter()

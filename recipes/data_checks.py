@@ -197,6 +197,7 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
         dataset.transitions,
         observation_mean=dataset.observation_mean,
         observation_std=dataset.observation_std,
+        device=cfg.device,
     )
     if (found is not None and found < 0.99) or (false is not None and false > 0.01):
         parts = [

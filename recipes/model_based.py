@@ -160,7 +160,7 @@ class ModelBased:
             alpha_init=cfg.agent.alpha_init,
             action_spec=dataset.action_spec,
         )
-        self.loss.make_value_estimator(gamma=cfg.agent.gamma)
+        self.loss.make_value_estimator(gamma=cfg.agent.gamma, device=cfg.device)
         self.agent = AgentPhase(
             self.loss,
             critic_lr=cfg.agent.critic_lr,

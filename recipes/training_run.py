@@ -280,6 +280,13 @@ def refuse_unused(name: str, unused: Sequence[str], argv: Sequence[str] | None =
             refuse(f"{name} has no setting {key!r}: leave it out")
 
 
+def choose_gpu(device: str) -> None:
+    """Let what names no GPU use the chosen one; ``cuda`` without a number is torch's own choice."""
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
+
+
 def launch(
     name: str,
     train: Callable[[Run], dict[str, Any]],
@@ -314,8 +321,7 @@ def launch(
                 torch.set_num_threads(cfg.threads)
             torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
             keep_freed_memory()
-            if torch.device(cfg.device).type == "cuda":
-                torch.cuda.set_device(cfg.device)
+            choose_gpu(cfg.device)
             announce_compilation()
             seed_everything(cfg.seed)
             run = Run(cfg, dataset, ending.folder, ending.signals)

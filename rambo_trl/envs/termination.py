@@ -201,6 +201,7 @@ def check_rule(
     observation_mean: Tensor,
     observation_std: Tensor,
     max_rows: int = 10_000,
+    device: torch.device | str | None = None,
 ) -> tuple[float | None, float | None]:
     """Try a rule on rows of the data and compare it with their ends.
 
@@ -210,13 +211,14 @@ def check_rule(
         observation_mean: the data's mean [observation_size].
         observation_std: the data's standard deviation [observation_size].
         max_rows: rows tried at most of the terminal ones, and of the others.
+        device: where the rule is to be tried; where the data are by default.
 
     Returns:
         The share of terminal rows that the rule ends, and the share of the other rows that it
         ends; None where there are no such rows.
 
     Raises:
-        ValueError: if the rule fails or does not return a boolean for each row.
+        ValueError: if the rule fails or does not return a boolean for each row, on their device.
     """
     terminated = transitions["next", "terminated"].reshape(-1)
     shares: list[float | None] = []
@@ -228,12 +230,13 @@ def check_rule(
         some = rows[:: -(-len(rows) // max_rows)]
         batch = transitions[some]
         before, after = (
-            batch[key] * observation_std + observation_mean
+            (batch[key] * observation_std + observation_mean).to(device)
             for key in ("observation", ("next", "observation"))
         )
+        action = batch["action"].to(device)
         name = getattr(rule, "__name__", type(rule).__name__)
         try:
-            ended = rule(before, batch["action"], after)
+            ended = rule(before, action, after)
         except Exception as error:  # anything may go wrong in a user's function
             raise ValueError(
                 f"the termination rule {name} fails on the data "
@@ -252,6 +255,11 @@ def check_rule(
             raise ValueError(
                 f"the termination rule {name} must return a boolean tensor [{len(some)}] for "
                 f"{len(some)} rows, got {got}"
+            )
+        if ended.device != after.device:
+            raise ValueError(
+                f"the termination rule {name} returns a tensor on {ended.device} for observations "
+                f"on {after.device}: make tensors with device=observation.device"
             )
         shares.append(float(ended.float().mean()))
     return shares[0], shares[1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -18,8 +19,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-
-_warned = False
 
 
 def _leaves(args: tuple[Any, ...]) -> list[Tensor]:
@@ -55,8 +54,7 @@ def capture_on_gpu(
     What the function reads besides its arguments (parameters, buffers, optimiser states) must
     stay in the same memory, and numbers of the host, such as a learning rate, are those of the
     capture. Random numbers go on along the device's generator. Arguments of other shapes than the
-    captured ones run uncaptured; so does everything on a CPU, and, after one warning, a
-    function that can't be captured.
+    captured ones run uncaptured; so does everything on a CPU.
 
     TensorDict's ``CudaGraphModule`` does the same, but waits for the device at every call.
 
@@ -66,15 +64,21 @@ def capture_on_gpu(
 
     Keyword Args:
         warmups: calls before the capture.
-        name: what to call it in a warning.
+        name: what to call it in an error.
 
     Returns:
         A function with the same results. Those of a replay are overwritten by the next call.
+
+    Raises:
+        RuntimeError: when called, if the function can't be captured: it waits for the device,
+            say, or memory runs out. PyTorch's random numbers and memory are not to be relied on
+            in that process afterwards, hence nothing goes on uncaptured.
     """
     if not enabled:
         return function
     name = name or function.__qualname__.replace(".<locals>", "")
     calls, given_up = 0, False
+    side: Any = None
     graph: Any = None
     kind: tuple[Any, ...] = ()
     inputs: list[Tensor] = []
@@ -82,7 +86,9 @@ def capture_on_gpu(
     output: Any = None
 
     def warm_up(args: tuple[Any, ...]) -> Any:
-        side = torch.cuda.Stream()
+        nonlocal side
+        if side is None:  # one for all calls: cuBLAS keeps working memory for each
+            side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             out = function(*args)  # type: ignore[call-arg]
@@ -94,9 +100,20 @@ def capture_on_gpu(
         fixed = tuple(arg.clone() for arg in args)
         torch.cuda.synchronize()
         new = torch.cuda.CUDAGraph()
-        # what other threads do with the device meanwhile is no part of it, and no mistake
-        with torch.cuda.graph(new, capture_error_mode="thread_local"):
-            output = function(*fixed)  # type: ignore[call-arg]
+        # A stream of this device: the default one is that of the first capture's. What other
+        # threads do with the device meanwhile is no part of it, and no mistake.
+        recording = torch.cuda.graph(
+            new, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
+        )
+        try:
+            with _without_collection(), recording:
+                output = function(*fixed)  # type: ignore[call-arg]
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{name} can't be captured into a CUDA graph ({_first_line(error)}): nothing in it "
+                "may wait for the device, as .item(), a tensor in an if, or a mask as an index do; "
+                "with compile=False it runs as it is"
+            ) from error
         inputs = _leaves(fixed)
         dtypes = {leaf.dtype for leaf in inputs}
         alike = [[i for i, leaf in enumerate(inputs) if leaf.dtype == d] for d in dtypes]
@@ -104,17 +121,12 @@ def capture_on_gpu(
         log.debug("captured %s", name)
 
     def on_gpu(args: tuple[Any, ...], leaves: list[Tensor]) -> Any:
-        nonlocal calls, given_up
+        nonlocal calls
         calls += 1
         if calls <= warmups:
             return warm_up(args)
         if graph is None:
-            try:
-                capture(args)
-            except RuntimeError as error:
-                given_up = True
-                _warn(name, error)
-                return function(*args)  # type: ignore[call-arg]
+            capture(args)
         if _kind(leaves) != kind:
             return function(*args)  # type: ignore[call-arg]
         for rows in alike:  # the copies of one dtype are one kernel
@@ -185,11 +197,19 @@ def is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def _warn(name: str, error: Exception) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(
-            f"{name} can't be captured into a CUDA graph and runs without ({reason})", stacklevel=4
-        )
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage collection within: one that frees an older CUDA graph would spoil the capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

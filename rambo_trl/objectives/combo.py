@@ -18,6 +18,8 @@ from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
+from rambo_trl.objectives.density import device_of
+
 __all__ = ["COMBOLoss"]
 
 _PENALIZED = ("rollout", "policy", "logsumexp")
@@ -128,7 +130,8 @@ class COMBOLoss(SACLoss):
         self.num_real = num_real
         self.penalized_actions = penalized_actions
         self.num_actions = num_actions
-        self.register_coeff_buffer("conservative_weight", float(conservative_weight))
+        device = device_of(self.actor_network_params)
+        self.register_coeff_buffer("conservative_weight", float(conservative_weight), device=device)
         if penalized_actions == "logsumexp":
             if isinstance(action_spec, Composite):
                 action_spec = action_spec[self.tensor_keys.action]

@@ -152,6 +152,24 @@ class FusedAdam(torch.optim.Adam):
         self._gathered = None
 
     @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but where there is a state already its memory is kept.
+
+        What was captured as a CUDA graph so goes on from what is loaded.
+        """
+        old, gathered = dict(self.state), self._gathered
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        pairs = [(old.get(p, {}), self.state.get(p, {})) for p in parameters]
+        if not all(_are_alike(mine, loaded) for mine, loaded in pairs):
+            return
+        for mine, loaded in pairs:
+            for name, value in loaded.items():
+                mine[name].copy_(value)
+        self.state.update(old)
+        self._gathered = gathered
+
+    @torch.no_grad()
     def step_with(self, grads: Sequence[Tensor | None]) -> None:
         """Take one step.
 
@@ -244,6 +262,17 @@ class FusedAdam(torch.optim.Adam):
         return all(self.state.get(parameter) is state for parameter, state in firsts) and all(
             parameter.data_ptr() == pointer for parameter, pointer in cut
         )
+
+
+def _are_alike(state: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a parameter's state can be copied into another, tensor by tensor."""
+    return state.keys() == other.keys() and all(
+        isinstance(value, Tensor)
+        and isinstance(other[name], Tensor)
+        and (value.shape, value.dtype, value.device)
+        == (other[name].shape, other[name].dtype, other[name].device)
+        for name, value in state.items()
+    )
 
 
 def _piece_sizes(parameter: Tensor) -> list[int] | None:

@@ -94,7 +94,7 @@ def test_an_episode_that_goes_on_after_an_end_is_told() -> None:
     late["terminations"][0] = True
     data = load(make_episode(3, seed=0), early, late)
     (told,) = data.oddities
-    assert told.startswith("2 episodes go on after an end flag, the first is episode 1 after step 2")
+    assert told.startswith("2 episodes go on after an end flag, the first is episode 1 after step")
     assert data.num_episodes == 3
     assert data.transitions["next", "done"].flatten().nonzero().flatten().tolist() == [
         *(2,), *(5, 7), *(8, 11),

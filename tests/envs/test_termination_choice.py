@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ class TestChoice:
 
 
 class TestCheck:
-    def check(self, rule: termination.TerminationRule, **kwargs: int) -> tuple:
+    def check(self, rule: termination.TerminationRule, **kwargs: Any) -> tuple:
         return termination.check_rule(
             rule, make_transitions(2000), observation_mean=MEAN, observation_std=STD, **kwargs
         )
@@ -158,6 +159,11 @@ class TestCheck:
     def test_rules_that_cannot_be_used(self, rule: termination.TerminationRule, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             self.check(rule)
+
+    def test_a_rule_that_stays_on_the_cpu_is_found_before_the_run(self) -> None:
+        settings: dict[str, Any] = {"device": "meta"}  # in a GPU's place
+        with pytest.raises(ValueError, match="returns a tensor on cpu for observations on meta"):
+            self.check(lambda s, a, n: torch.zeros(len(n), dtype=torch.bool), **settings)
 
 
 @pytest.fixture(scope="module")

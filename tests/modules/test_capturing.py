@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import gc
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -44,7 +44,6 @@ class Device:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    monkeypatch.setattr(capturing, "_warned", False)
     monkeypatch.setattr(capturing, "_on_gpu", lambda leaves: True)
     for name, value in {
         "Stream": lambda: type("Stream", (), {"wait_stream": lambda *_: None})(),
@@ -99,19 +98,34 @@ def test_other_shapes_run_uncaptured(device: Device) -> None:
     assert (device.captures, device.replays) == (1, 2)
 
 
-def test_what_cant_be_captured_runs_on_after_one_warning(device: Device) -> None:
+def test_what_cant_be_captured_says_what_to_do(device: Device) -> None:
     device.error = RuntimeError("operation not permitted when stream is capturing\nand more")
-    runs = [capture_on_gpu(doubled(device), warmups=1, name=name) for name in ("this", "that")]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for run in runs:
-            for value in (1.0, 2.0, 3.0):
-                assert run(*inputs(value)).tolist() == [3 * value] * 3
-    assert device.captures == 2  # each tried once
-    assert [str(w.message) for w in caught] == [
-        "this can't be captured into a CUDA graph and runs without "
-        "(operation not permitted when stream is capturing)"
-    ]
+    run = capture_on_gpu(doubled(device), warmups=1, name="this")
+    assert run(*inputs(1.0)).tolist() == [3.0] * 3
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"this can't be .* capturing\): .*compile=False"):
+            run(*inputs(2.0))
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_no_garbage_is_collected_within_a_capture(device: Device, collecting: bool) -> None:
+    function, seen = doubled(device), []
+
+    def watched(x: Tensor, td: TensorDict) -> Tensor:
+        seen.append(gc.isenabled())
+        return function(x, td)
+
+    run = capture_on_gpu(watched, warmups=1)
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        run(*inputs(1.0))
+        run(*inputs(1.0))
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen[:2] == [collecting, False]
 
 
 def test_on_a_cpu_nothing_is_captured() -> None:
@@ -134,7 +148,10 @@ SIZES: dict[str, Any] = {**ODD_SIZES, "num_rows": 500, "num_starts": 50, "device
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_captured_epochs_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captured_epochs_equal_eager_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", capturing.log.name)
     monkeypatch.setattr(updates, "_PIECE", 64)  # so that parameters are cut
     states = []
     for compile in (False, True):
@@ -149,6 +166,8 @@ def test_captured_epochs_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> No
     assert metrics == pytest.approx(eager_metrics, rel=1e-2, abs=1e-3)
     for name in eager:
         torch.testing.assert_close(captured[name], eager[name], rtol=1e-2, atol=1e-3, msg=name)
+    for name in ("the imagined rollouts", "the SAC update", "the adversarial update"):
+        assert f"captured {name}" in caplog.messages
 
 
 @pytest.mark.gpu

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_run import epoch_line
+import torch
+from training_run import choose_gpu, epoch_line
 
 from rambo_trl.training.interruption import Interrupted, Interruption
 
@@ -104,3 +105,13 @@ def test_an_epoch_tells_of_the_game_whatever_the_model_is_held_to() -> None:
     assert told.endswith("| model loss   0.500 | advantage  -0.50 +- 1.25")
     told = epoch_line({**row, **game, "loss_trust": 1.234e-5, "model_trust_distance": 1.234e-5})
     assert told.endswith("| trust distance 1.23e-05 | advantage  -0.50 +- 1.25")
+
+
+def test_a_gpu_is_chosen_by_its_number_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_gpu("cpu")
+    choose_gpu("cuda")  # which torch.cuda.set_device refuses
+    chosen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        choose_gpu(device)
+    assert chosen == [torch.device("cuda:1")]

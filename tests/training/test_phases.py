@@ -178,6 +178,46 @@ def test_fused_adam_keeps_its_counts_where_a_gradient_is_missing() -> None:
     assert optimizer.state[some]["step"] is step and step == 5
 
 
+def test_fused_adam_loads_into_the_memory_that_a_graph_knows() -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))] for _ in range(2))
+    optimizer, twin = FusedAdam(ours, lr=0.1, fused=True), torch.optim.Adam(theirs, lr=0.1)
+
+    def step() -> None:
+        grads = [torch.randn_like(p) for p in ours]
+        optimizer.step_with(grads)
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad.clone()
+        twin.step()
+
+    def addresses() -> list[int]:
+        return [v.data_ptr() for p in ours for v in optimizer.state[p].values()]
+
+    for _ in range(3):
+        step()
+    saved, saved_twin = deepcopy(optimizer.state_dict()), deepcopy(twin.state_dict())
+    for _ in range(3):
+        step()
+    before = addresses()
+    saved["param_groups"][0]["lr"] = saved_twin["param_groups"][0]["lr"] = 0.02
+    optimizer.load_state_dict(saved)
+    twin.load_state_dict(saved_twin)
+    assert addresses() == before
+    for _ in range(3):
+        step()
+    assert addresses() == before
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            torch.testing.assert_close(optimizer.state[mine][name], twin.state[other][name])
+    # a state of another kind takes its place
+    amsgrad = torch.optim.Adam(theirs, lr=0.1, amsgrad=True)
+    twin = amsgrad
+    step()
+    optimizer.load_state_dict(amsgrad.state_dict() | {"param_groups": saved["param_groups"]})
+    assert addresses() != before
+
+
 def test_fused_adam_without_its_kernel_is_torchs() -> None:
     parameter, twin = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     ours, theirs = FusedAdam([parameter]), torch.optim.Adam([twin])

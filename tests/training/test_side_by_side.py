@@ -152,7 +152,10 @@ def test_a_captured_function_has_a_branch_for_each(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_branches_of_a_graph_move_as_when_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_of_a_graph_move_as_when_they_take_turns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", capturing.log.name)
     monkeypatch.setattr(updates, "_PIECE", 64)  # so that parameters are cut
     found = []
     for capture in (False, True):
@@ -172,3 +175,5 @@ def test_branches_of_a_graph_move_as_when_they_take_turns(monkeypatch: pytest.Mo
     for a, b in zip(got, want, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
     assert_same(together, turns, rtol=1e-3, atol=1e-5)
+    for name in ("the SAC updates", "the adversarial updates"):
+        assert f"captured {name}" in caplog.messages
