@@ -106,7 +106,8 @@ def problem_of(words: list[str]) -> str | None:
             (f"{w} sets nothing" for w in rest if w != "-m" and not is_setting(w, config)), None
         )
     read = path.read_text() + (ROOT / "benchmarks/measuring.py").read_text()
-    return next((f"{w} is no option" for w in rest if w[:2] == "--" and f'"{w}"' not in read), None)
+    options = [w.partition("=")[0] for w in rest if w[:2] == "--"]
+    return next((f"{option} is no option" for option in options if f'"{option}"' not in read), None)
 
 
 def test_commands_name_programs_options_and_settings_that_exist() -> None:

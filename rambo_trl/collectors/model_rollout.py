@@ -29,7 +29,7 @@ class ModelRolloutCollector:
     Each item holds the transitions of ``num_starts`` rollouts of ``horizon`` steps: start
     states are drawn from the env's ``starts``, actions sampled from the policy, successors
     from the world model. A row that terminates stops there; only valid transitions are
-    returned, in no particular order.
+    returned, all first steps first: shuffle them before you take a part.
 
     The rows are walked in chunks that fit the cache (all at once on a GPU) without
     synchronisation; ended rows are masked, and dropped once at the end. With ``compile``, all
@@ -52,9 +52,10 @@ class ModelRolloutCollector:
         ValueError: if a size is smaller than 1, or the actions' bounds are not finite.
         TypeError: if the env is another, for instance wrapped in a transform.
 
-    The items hold ``"observation"``, ``"action"``, ``("next", "observation")``,
-    ``("next", "reward")`` and the flags ``terminated``, ``truncated`` (the horizon was reached)
-    and ``done`` under ``"next"``.
+    The items hold N transitions: ``"observation"`` [N, observation_size], normalised as the
+    starts are, ``"action"`` [N, action_size], ``("next", "observation")``
+    [N, observation_size], ``("next", "reward")`` [N, 1] and the boolean flags ``terminated``,
+    ``truncated`` (the horizon was reached) and ``done`` [N, 1] under ``"next"``.
     """
 
     def __init__(

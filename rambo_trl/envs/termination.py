@@ -35,12 +35,15 @@ TerminationRule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def never(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """No state ends an episode (HalfCheetah, Swimmer)."""
+    """No state [*, size] ends an episode (HalfCheetah, Swimmer): false, [*]."""
     return torch.zeros(next_observation.shape[:-1], dtype=torch.bool, device=observation.device)
 
 
 def hopper(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """Height above 0.7, torso angle within 0.2 rad, every entry but the height within 100."""
+    """Hopper goes on with its height above 0.7 m, its torso within 0.2 rad, the rest within 100.
+
+    States are [*, 11], the result is [*].
+    """
     height, angle = next_observation[..., 0], next_observation[..., 1]
     healthy = (
         next_observation.isfinite().all(dim=-1)
@@ -52,7 +55,10 @@ def hopper(observation: Tensor, action: Tensor, next_observation: Tensor) -> Ten
 
 
 def walker2d(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """Height between 0.8 and 2, torso angle within 1 rad."""
+    """Walker2d goes on with its height between 0.8 and 2 m and its torso within 1 rad.
+
+    States are [*, 17], the result is [*].
+    """
     height, angle = next_observation[..., 0], next_observation[..., 1]
     healthy = (height > 0.8) & (height < 2.0) & (angle > -1.0) & (angle < 1.0)
     return ~healthy
@@ -61,9 +67,10 @@ def walker2d(observation: Tensor, action: Tensor, next_observation: Tensor) -> T
 def inverted_double_pendulum(
     observation: Tensor, action: Tensor, next_observation: Tensor
 ) -> Tensor:
-    """Height of the tip above 1, from the sines and cosines of the two joint angles.
+    """The pendulum goes on with its tip above 1 m, by the sines and cosines of its two angles.
 
-    The two poles are 0.6 long and the second angle is relative to the first.
+    The two poles are 0.6 m long and the second angle is relative to the first. States are [*, 9],
+    the result is [*].
     """
     sin1, sin2, cos1, cos2 = (next_observation[..., i] for i in (1, 2, 3, 4))
     tip = 0.6 * (cos1 + cos1 * cos2 - sin1 * sin2)
@@ -71,7 +78,10 @@ def inverted_double_pendulum(
 
 
 def ant(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """Height between 0.2 and 1, every entry finite."""
+    """The ant goes on with its height between 0.2 and 1 m and every entry finite.
+
+    States are [*, size], the height first; the result is [*].
+    """
     height = next_observation[..., 0]
     healthy = next_observation.isfinite().all(dim=-1) & (height >= 0.2) & (height <= 1.0)
     return ~healthy

@@ -48,8 +48,8 @@ class COMBOLoss(SACLoss):
     lacks Eq. 4's factor 1/2: beta is half as strong as in the equation, as in published
     implementations. Its gradients reach the critics only.
 
-    Batches must hold the data's rows first, as those of
-    :class:`~rambo_trl.data.RealModelReplayBuffer` do.
+    Batches [B] must hold the data's rows first, as those of
+    :class:`~rambo_trl.data.RealModelReplayBuffer` do; their entries are SACLoss's.
 
     Args:
         actor_network: as in :class:`~torchrl.objectives.SACLoss`.

@@ -111,13 +111,14 @@ def evaluate_policy(
     """Evaluate a policy's mode in the real environment (10 episodes in the paper, sec. 6).
 
     Args:
-        policy: reads ``"observation"`` and writes ``"action"``.
+        policy: reads ``"observation"`` [episodes, observation_size] and writes ``"action"``
+            [episodes, action_size].
         environment: a registered Gymnasium id, or a specification.
         num_episodes: number of episodes.
         seed: seed of the first episode.
-        observation_mean: the data's mean per dimension; with ``observation_std`` the
+        observation_mean: the data's mean [observation_size]; with ``observation_std`` the
             observations are normalised as in training.
-        observation_std: the data's standard deviation per dimension.
+        observation_std: the data's standard deviation [observation_size].
         flatten: makes a vector of an observation, as for :func:`rollout_episodes`.
         gamma: discount factor of the discounted returns.
         device: where the policy lives; it is copied to the CPU to be evaluated.

@@ -78,7 +78,7 @@ class AgentPhase:
     def run(
         self, batches: Iterable[TensorDictBase], bar: ProgressBar | None = None
     ) -> dict[str, float]:
-        """Take one SAC update per batch; returns the mean metrics."""
+        """Take one SAC update per batch of transitions [B]; returns the mean metrics."""
         means = MetricMeans()
         for batch in batches:
             means.add(self._update(batch))

@@ -52,4 +52,10 @@ def test_every_command_works_in_turn(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "pendulum" / "results.json").read_text())
     assert results["dataset"] == "mine/pendulum-v0"
     assert results["dataset_transitions"] > 300
-    assert "stands in: prefer a file with next_observations" in outputs[-1]
+    told = re.search(r"(\d+) of (\d+) transitions, in (\d+) pieces", outputs[-1])
+    assert told is not None
+    kept, every, pieces = map(int, told.groups())
+    assert every > kept > 0.9 * every and pieces > 100
+    from_file = json.loads((tmp_path / "from-file" / "results.json").read_text())
+    assert from_file["evaluated"] is False
+    assert any("stands in: prefer a file with next_observations" in text for text in outputs)
