@@ -144,8 +144,8 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
     if problems:
         raise ValueError(
             f"{name} holds values that are not finite in float32: {'; '.join(problems)}. "
-            "Repair them, or leave the rows out such that the rows around do not become neighbours: "
-            "end the episode before them, or give next_observations"
+            "Repair them; or leave these rows out, and end the episode before them or give "
+            "next_observations, so that the rows around do not become neighbours"
         )
     action = transitions["action"]
     if action.shape[-1:] != action_spec.shape:
