@@ -254,7 +254,7 @@ def test_values_that_are_not_finite_are_located(bad: float) -> None:
     said = str(caught.value)
     assert "2 in action (1 rows, the first is row 7, which is step 3 of episode 1)" in said
     assert "1 in next reward (1 rows, the first is row 6, which is step 2 of episode 1)" in said
-    assert "observation" not in said
+    assert "in observation" not in said and "in next observation" not in said
 
 
 def test_a_last_observation_that_is_not_finite_is_found() -> None:
