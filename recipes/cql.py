@@ -35,7 +35,7 @@ class CQL(ModelFree):
             min_q_weight=cfg.conservative_weight,
             num_random=cfg.num_actions,
         )
-        loss.make_value_estimator(gamma=cfg.gamma, device=cfg.device)
+        loss.make_value_estimator(gamma=cfg.gamma, device=self.device)
         optimizer = adam(
             (loss.qvalue_network_params.parameters(), cfg.critic_lr),
             (loss.actor_network_params.parameters(), cfg.actor_lr),

@@ -57,7 +57,7 @@ class IQL(ModelFree):
             temperature=cfg.temperature,
             expectile=cfg.expectile,
         )
-        loss.make_value_estimator(gamma=cfg.gamma, device=cfg.device)
+        loss.make_value_estimator(gamma=cfg.gamma, device=self.device)
         optimizer = adam(
             (loss.actor_network_params.parameters(), cfg.actor_lr),
             (loss.qvalue_network_params.parameters(), cfg.critic_lr),

@@ -46,7 +46,7 @@ class TD3BC(ModelFree):
             noise_clip=cfg.noise_clip,
             loss_function="l2",
         )
-        loss.make_value_estimator(gamma=cfg.gamma, device=cfg.device)
+        loss.make_value_estimator(gamma=cfg.gamma, device=self.device)
         critics = adam((loss.qvalue_network_params.parameters(), cfg.critic_lr))
         actor = adam((loss.actor_network_params.parameters(), cfg.actor_lr))
         self.phase = OfflinePhase(
