@@ -424,3 +424,51 @@ def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.Monke
 
 def test_examples_in_the_docstring() -> None:
     assert doctest.testmod(offline_dataset).failed == 0
+
+
+def test_returns_stay_in_the_environment_s_units() -> None:
+    def made(shift: float) -> OfflineDataset:
+        rows = TensorDict(
+            observation=torch.arange(4.0).unsqueeze(-1),
+            action=torch.zeros(4, 2),
+            next=TensorDict(
+                observation=torch.arange(1.0, 5.0).unsqueeze(-1),
+                reward=torch.tensor([1.0, 2.0, 4.0, 8.0]),
+                terminated=torch.tensor([False, True, False, True]),
+                batch_size=[4],
+            ),
+            batch_size=[4],
+        )
+        spec = Bounded(-1.0, 1.0, shape=(2,))
+        return OfflineDataset(rows, action_spec=spec, env_id="Hopper-v5", reward_shift=shift)
+
+    plain, shifted = made(0.0), made(-1.0)
+    assert shifted.transitions["next", "reward"].flatten().tolist() == [0, 1, 3, 7]
+    assert shifted.behaviour_returns.tolist() == plain.behaviour_returns.tolist() == [3, 12]
+    assert shifted.behaviour_score == plain.behaviour_score
+
+
+def test_returns_are_summed_in_double_precision() -> None:
+    # in float32 a small reward is lost beside the sum of those before it
+    rewards = np.array([2.0**24, 1.0, 1.0, 1.0], dtype=np.float32)
+    rows = TensorDict(
+        observation=torch.arange(4.0).unsqueeze(-1),
+        action=torch.zeros(4, 2),
+        next=TensorDict(
+            observation=torch.arange(1.0, 5.0).unsqueeze(-1),
+            reward=torch.from_numpy(rewards),
+            terminated=torch.tensor([False, False, False, True]),
+            batch_size=[4],
+        ),
+        batch_size=[4],
+    )
+    flat = OfflineDataset(rows, action_spec=Bounded(-1.0, 1.0, shape=(2,)))
+    arrays = {
+        "observations": np.arange(4.0)[:, None],
+        "next_observations": np.arange(1.0, 5.0)[:, None],
+        "actions": np.zeros((4, 2)),
+        "rewards": rewards,
+        "terminals": np.array([False, False, False, True]),
+    }
+    assert flat.behaviour_returns.tolist() == [2.0**24 + 3]
+    assert OfflineDataset.from_arrays(arrays).behaviour_returns.tolist() == [2.0**24 + 3]

@@ -283,3 +283,17 @@ def test_a_rule_given_normalised_observations_is_warned_of(source: str) -> None:
         rows["next", "terminated"].fill_(True)
         if source == "TensorDict":
             make(4.0)  # the data end there too
+
+
+def test_the_rule_sees_both_states_in_the_environments_units() -> None:
+    mean, std = torch.tensor([5.0, -1.0, 0.0]), torch.tensor([2.0, 0.5, 3.0])
+    seen = []
+
+    def rule(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
+        seen.extend([observation, following])
+        return following[..., 0] > 0
+
+    env = make_env(termination=rule, observation_mean=mean, observation_std=std)
+    before, after = torch.randn(2, 6, 3)
+    env.is_terminal(before, torch.rand(6, 2), after)
+    torch.testing.assert_close(seen, [before * std + mean, after * std + mean])

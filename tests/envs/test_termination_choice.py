@@ -190,6 +190,45 @@ class TestLearned:
         assert fit.rows == 400 and 20 < fit.terminal_rows < 60
         assert fit.recall > 0.8 and fit.precision > 0.8 and fit.false_ends < 0.05
 
+    def test_held_out_rows_are_not_fitted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = make_transitions(400)
+        data["observation"][:, 0] = torch.arange(400.0)  # a name
+        fitted, held, logits = set(), set(), LearnedTermination.logits
+
+        def recorded(rule: LearnedTermination, *step: Tensor) -> Tensor:
+            (fitted if torch.is_grad_enabled() else held).update(step[0][:, 0].tolist())
+            return logits(rule, *step)
+
+        monkeypatch.setattr(LearnedTermination, "logits", recorded)
+        _, fit = fit_termination(data, observation_mean=MEAN, observation_std=STD, max_updates=200)
+        assert len(held) == fit.rows and fitted.isdisjoint(held)
+
+    def test_the_fit_stops_in_time_and_keeps_its_best_weights(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = make_transitions(400)
+        data["next", "terminated"] = torch.rand(400, 1) < 0.3  # nothing to learn: it overfits
+        looks, logits = [], LearnedTermination.logits
+
+        def recorded(rule: LearnedTermination, *step: Tensor) -> Tensor:
+            out = logits(rule, *step)
+            if not torch.is_grad_enabled():
+                looks.append(out.clone())
+            return out
+
+        monkeypatch.setattr(LearnedTermination, "logits", recorded)
+        _, fit = fit_termination(
+            data, observation_mean=MEAN, observation_std=STD, lr=1e-2, patience=2, max_updates=2000
+        )
+        assert fit.updates == 600  # the first look was the best
+        assert torch.equal(looks[-1], looks[0]) and not torch.equal(looks[1], looks[0])
+
+    @pytest.mark.parametrize(("threshold", "ends"), [(0.01, True), (0.99, False)])
+    def test_the_threshold_counts(self, threshold: float, ends: bool) -> None:
+        rule = LearnedTermination(MEAN, STD, action_size=1, threshold=threshold)
+        x = torch.randn(20, 3) * STD + MEAN
+        assert (rule(x, x[:, :1], x) == ends).all()
+
     def test_probabilities_are_those_of_the_data_not_of_the_balanced_batches(self) -> None:
         """Ends that nothing predicts: the probability must be their rate."""
         data = make_transitions(4000)

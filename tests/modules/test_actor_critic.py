@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import nn
 from torchrl.data import Bounded, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -84,3 +85,33 @@ def test_bounds_must_be_finite_and_in_order(low: float, high: float) -> None:
         ValueError, match=r"finite bounds are required.*has \[-1.0, .*\] to \[1.0, "
     ):
         make_actor(3, spec)
+
+
+def test_networks_are_relu_layers_of_the_published_widths() -> None:
+    td = TensorDict({"observation": torch.randn(5, 3), "action": torch.rand(5, 1)}, [5])
+    inputs = torch.cat([td["observation"], td["action"]], -1)
+    actor, critic = make_actor(3, Bounded(-1, 1, shape=(1,))), make_qvalue(3, 1)
+    cases = (
+        (actor, td["observation"], actor(td.clone())["loc"]),
+        (critic, inputs, critic(td.clone())["state_action_value"]),
+    )
+    for net, hidden, got in cases:
+        *layers, last = (m for m in net.modules() if isinstance(m, nn.Linear))
+        assert [layer.out_features for layer in layers] == [256, 256]
+        for layer in layers:
+            hidden = layer(hidden).relu()
+        torch.testing.assert_close(got, last(hidden)[:, :1])
+
+
+def test_the_policy_can_become_almost_deterministic() -> None:
+    actor = make_actor(3, Bounded(-1, 1, shape=(1,)), hidden_sizes=(8,))
+    td = TensorDict({"observation": torch.randn(50, 3)}, [50])
+    *_, last = (m for m in actor.modules() if isinstance(m, nn.Linear))
+    scales = []
+    for bias in (0.0, -20.0):
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.fill_(bias)
+        scales.append(actor(td.clone())["scale"])
+    torch.testing.assert_close(scales[0], torch.ones(50, 1))
+    assert (scales[1] > 0).all() and (scales[1] < 0.02).all()

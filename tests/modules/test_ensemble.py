@@ -517,3 +517,29 @@ def test_example_in_the_docstring() -> None:
     result = doctest.testmod(ensemble)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_an_entry_that_is_constant_but_for_rounding_is_left_alone() -> None:
+    model = EnsembleWorldModel(2, 1, hidden_sizes=(2,))
+    observation = torch.randn(500, 2)
+    observation[:, 1] = 0.1
+    observation[::2, 1] += 1e-8  # the next number in single precision
+    assert 0 < observation[:, 1].std() < 1e-7
+    model.fit_input_statistics(observation, torch.randn(500, 1))
+    assert model.input_std[1] == 1
+
+
+def test_a_state_taken_while_the_elites_are_apart_holds_what_they_have_become() -> None:
+    model = random_model(num_members=3, num_elites=2)
+    model.elites.copy_(torch.tensor([2, 0]))
+    with model.elites_apart():
+        with torch.no_grad():
+            model.elite_parameters()[0].fill_(7.0)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+    assert (state["weights.0"][[0, 2]] == 7).all()
+
+
+def test_the_log_variance_starts_between_the_published_bounds() -> None:
+    model = EnsembleWorldModel(2, 1)
+    assert model.min_log_var.tolist() == [-10.0] * 3
+    assert model.max_log_var.tolist() == [0.5] * 3

@@ -302,3 +302,8 @@ def test_example_in_the_docstring() -> None:
     result = doctest.testmod(model_likelihood)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_published_weight_of_the_bounds() -> None:
+    loss = EnsembleModelLoss(EnsembleWorldModel(2, 1, hidden_sizes=(8,)))
+    assert float(loss.bound_weight) == pytest.approx(1e-3)

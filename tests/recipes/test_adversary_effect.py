@@ -8,10 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import adversary_effect
 import adversary_figure
+import adversary_measures
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from adversary_game import read_fitted
@@ -19,9 +23,11 @@ from adversary_measures import (
     credible_steps,
     discounted,
     imagined_rewards,
+    measure,
     moved_next_states,
     off_the_data,
     one_step,
+    real_rewards,
 )
 from safetensors.torch import save_file
 from tensordict import TensorDict
@@ -29,6 +35,7 @@ from torch import Tensor
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss
@@ -358,3 +365,78 @@ def test_a_run_from_its_start_to_its_figure(
     assert "error on" in capsys.readouterr().out
     # and select_run's bound is recorded
     assert json.loads((run / "results.json").read_text())["q_bound"] > 0
+
+
+class Drift(gymnasium.Env):
+    """Its state moves on by 2 and pays the action; it ends from 6 on."""
+
+    observation_space = gymnasium.spaces.Box(-99, 99, (1,))
+    action_space = gymnasium.spaces.Box(-99, 99, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.x = 1.0 + (seed or 0) - adversary_measures.FIRST_SEED
+        return np.array([self.x]), {}
+
+    def step(self, action: Any) -> Any:
+        self.x += 2
+        return np.array([self.x]), float(action[0]), self.x >= 6, False, {}
+
+
+def test_real_rewards_are_those_that_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversary_measures, "EPISODES", 2)
+    dataset: Any = SimpleNamespace(
+        environment="Drift-v0",
+        observation_layout=None,
+        observation_mean=torch.tensor([1.0]),
+        observation_std=torch.tensor([2.0]),
+    )
+    gymnasium.register("Drift-v0", Drift)
+    try:
+        starts, rewards = real_rewards(dataset, lambda x: x, 4, 0.5)
+    finally:
+        del gymnasium.registry["Drift-v0"]
+    # raw states 1, 3, 5 and 2, 4: normalised 0, 1, 2 and 0.5, 1.5; half a point more is paid
+    assert starts.tolist() == [[0.0], [0.5]]
+    assert rewards.T.tolist() == [[0.5, 1.5, 2.5, 0.0], [1.0, 2.0, 0.0, 0.0]]
+
+
+def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> None:
+    fitted, env, loss = parts
+    with torch.no_grad():  # members alike, hardly any noise, states that stay where they are
+        fitted.weights[0].copy_(0.3 * torch.ones_like(fitted.weights[0]))
+        fitted.weights[0][..., [0, 1, 3, 4, 5]] = 0.0
+        fitted.biases[0].zero_()
+        fitted.biases[0][..., 3:] = -50.0
+        fitted.min_log_var.fill_(-50.0)
+    rows = data(60)
+    # what the fitted model says; it was not moved there by the game
+    following = {"observation": rows["observation"], "terminated": torch.zeros(60, 1).bool()}
+    following["reward"] = 0.3 * rows["observation"].sum(-1, keepdim=True)
+    rows["next"] = TensorDict(following, [60])
+    dataset = OfflineDataset(rows, action_spec=SPEC, normalize=False)
+    actor = make_actor(2, SPEC, hidden_sizes=(4,))
+    agent = SimpleNamespace(gamma=GAMMA)
+    cfg = SimpleNamespace(agent=agent, seed=0, adversarial_weight=0.1, reward_shift=0.0)
+    rambo = SimpleNamespace(
+        run=SimpleNamespace(cfg=cfg, dataset=dataset),
+        env=env,
+        adversary=SimpleNamespace(adversarial_loss=loss),
+        actor=actor,
+        world_model=lowered(fitted, by=0.5),
+    )
+    found = measure(SimpleNamespace(rambo=rambo, fitted=fitted, epoch=3), 3)
+    assert found["model_error"]["fitted"] == pytest.approx(0, abs=1e-6)
+    assert found["model_error"]["adversarial"] == pytest.approx(0.5**2 / 3, rel=1e-4)
+    for way in ("random_actions", "policy_actions"):
+        assert found[way]["reward"] == pytest.approx([-0.5] * 11, abs=1e-4)
+    # half a point is lost in each step, with the same noise
+    before, after = (found["returns"][name] for name in ("fitted", "adversarial"))
+    lost = [y - x for x, y in zip(before["mean"], after["mean"], strict=True)]
+    assert lost == pytest.approx(
+        [-0.5 * (1 + GAMMA * (k > 0) + GAMMA**2 * (k > 1)) for k in range(3)], abs=1e-4
+    )
+    # the error is over start states: those of the same start are alike
+    torch.manual_seed(0)
+    start = dataset.transitions[torch.randperm(60)[:2000]]["observation"][:20]
+    paid = 0.3 * (start.sum(-1) + adversary_measures.mode(actor, start).squeeze(-1))
+    assert before["standard_error"][0] == pytest.approx(float(paid.std()) / 20**0.5, rel=1e-3)

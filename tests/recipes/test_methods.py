@@ -604,3 +604,47 @@ def test_a_smaller_threshold_halts_morel_sooner(tmp_path: Path) -> None:
             float(data.transitions["next", "reward"].min())
         )
     assert found["0"] > found["null"] + 0.2
+
+
+@pytest.mark.parametrize("name", ["mopo", "morel", "combo", "cql", "iql", "td3_bc"])
+def test_the_discount_factor_reaches_the_targets(name: str, tmp_path: Path) -> None:
+    # another one than TorchRL's default, which would hide a setting that goes nowhere
+    words = ["schedule=smoke", "termination=none", "agent.gamma=0.9"]
+    run = make_run(name, one_step_data(rows=300), tmp_path / "run", *words)
+    method = getattr(importlib.import_module(name), METHODS[name][0])(run)
+    assert float(method.loss.value_estimator.gamma) == pytest.approx(0.9)
+
+
+def test_combo_knows_which_rows_are_real(tmp_path: Path) -> None:
+    # at one half the real rows are as many as the imagined ones
+    words = ["schedule=smoke", "termination=none", "agent.real_fraction=0.25"]
+    run = make_run("combo", one_step_data(rows=300), tmp_path / "run", *words)
+    method = importlib.import_module("combo").COMBO(run)
+    assert method.loss.num_real == method.mixed.num_real == 64
+
+
+def test_a_halt_is_worth_less_by_the_penalty(tmp_path: Path) -> None:
+    words = ["schedule=smoke", "termination=none", "halting.penalty=2"]
+    run = make_run("morel", one_step_data(rows=300), tmp_path / "run", *words)
+    method = importlib.import_module("morel").MOReL(run)
+    method.on_fitted()
+    worst = float(run.dataset.transitions["next", "reward"].min())
+    assert method.env.pessimism.halt_reward == pytest.approx(worst - 2)
+
+
+@pytest.mark.parametrize("name", ["iql", "bc"])
+def test_actions_at_the_bounds_are_cloned_from_within(name: str, tmp_path: Path) -> None:
+    data = one_step_data(rows=300)
+    data.transitions["action"][0] = 1.0
+    run = make_run(name, data, tmp_path / "run", "schedule=smoke")
+    method = getattr(importlib.import_module(name), METHODS[name][0])(run)
+    assert method.transitions["action"].abs().max() < 1
+    assert data.transitions["action"].max() == 1, "the data set itself is untouched"
+
+
+def test_iqls_bound_on_q_is_of_the_rewards_that_it_trains_on(tmp_path: Path) -> None:
+    run = make_run("iql", one_step_data(rows=300), tmp_path / "run", "schedule=smoke")
+    method = importlib.import_module("iql").IQL(run)
+    largest = float(method.transitions["next", "reward"].abs().max())
+    assert method.monitor().max_abs_reward == pytest.approx(largest)
+    assert largest > 100 * float(run.dataset.transitions["next", "reward"].abs().max())

@@ -335,3 +335,15 @@ def test_a_part_that_does_not_fit_is_refused_before_any_work(
     assert end.value.code == 2
     (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error:")]
     assert message in line
+
+
+def test_a_resumed_run_keeps_the_model_as_it_was_fitted(tmp_path: Path) -> None:
+    method = begun(tmp_path, "rambo", "pretrained=null")
+    method.pretrain()
+    file = method.run.folder.path / "pretrained_model.safetensors"
+    before = file.read_bytes()
+    with torch.no_grad():  # as the game does
+        method.world_model.biases[-1].add_(1.0)
+    method.run.progress["epoch"] = 1
+    method.pretrain()
+    assert file.read_bytes() == before

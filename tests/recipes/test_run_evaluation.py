@@ -11,15 +11,17 @@ import pytest
 import torch
 from model_based import START_ROWS, first_rows
 from omegaconf import OmegaConf
-from run_evaluation import Evaluation, mode_values
+from run_evaluation import Evaluation, mode_values, write_policy
 from run_start import choose_run_dir
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.modules import make_actor, make_qvalue
-from rambo_trl.training.evaluation import EvaluationResult
+from rambo_trl.training.evaluation import EvaluationResult, rollout_episodes
+from rambo_trl.training.policy_file import load_policy
 
 SPEC = Bounded(-2, 2, shape=(1,))
 
@@ -89,3 +91,34 @@ def test_a_run_of_one_s_own_data_is_not_named_after_the_default_task(
     assert name("dataset=mine/heater-v0", method="bc") == "bc-mine-heater-v0"
     assert name(f"dataset={tmp_path}/log.hdf5") == name("dataset=log.hdf5") == "log"
     assert name("dataset=../x y.h5") == "x-y.h5"
+
+
+def test_an_evaluation_plays_the_policy_that_is_written(tmp_path: Path, toy: Any) -> None:
+    # states that are not normalised, or twice, are answered otherwise
+    spec = Bounded(-3, 3, shape=(1,))
+    rows = TensorDict(
+        observation=1 + 0.2 * torch.randn(50, 4),
+        action=torch.zeros(50, 1),
+        next=TensorDict(
+            observation=torch.zeros(50, 4),
+            reward=torch.rand(50, 1),
+            terminated=torch.ones(50, 1, dtype=torch.bool),
+            batch_size=[50],
+        ),
+        batch_size=[50],
+    )
+    dataset = OfflineDataset(rows, action_spec=spec, env_id="InvertedPendulum-v5")
+    cfg = toy.config("evaluate_beside=false", "evaluation.episodes=3")
+    actor = make_actor(4, spec, hidden_sizes=[4])
+    evaluation = Evaluation(actor, dataset, cfg)
+    write_policy(tmp_path / "p.safetensors", actor, dataset, cfg)
+    policy = load_policy(tmp_path / "p.safetensors")
+    seed = evaluation._seed(2)
+    want = rollout_episodes(policy, "InvertedPendulum-v5", num_episodes=3, seed=seed)
+    assert evaluation(2)["return_mean"] == want.return_mean
+
+    def raw(observation: np.ndarray) -> np.ndarray:
+        return policy(dataset.denormalize(torch.as_tensor(observation).float()).numpy())
+
+    other = rollout_episodes(raw, "InvertedPendulum-v5", num_episodes=3, seed=seed)
+    assert other.return_mean != want.return_mean

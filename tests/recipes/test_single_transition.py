@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import single_transition
@@ -13,9 +14,11 @@ import single_transition_training
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
+from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import COMBOLoss
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "config" / "single_transition.yaml"
@@ -179,3 +182,54 @@ def test_combo_s_loss_is_configured_and_knows_the_real_rows() -> None:
     assert loss.penalized_actions == cfg.combo.penalized_actions
     loss = single_transition_training.make_agent_loss(cfg, spec, conservative=False, num_real=5)
     assert type(loss) is SACLoss
+
+
+def test_the_table_s_deviation_is_the_sample_s() -> None:
+    runs = [
+        single_transition_training.Run("combo", seed, 0.0, reward, 0.5, 1.0, [])
+        for seed, reward in enumerate((1.0, 2.0, 4.5))
+    ]
+    row = single_transition.summarise(runs)["combo"]
+    assert row["true_reward_mean"] == pytest.approx(2.5)
+    assert row["true_reward_std"] == pytest.approx((6.5 / 2) ** 0.5)
+
+
+def test_a_snapshot_by_hand() -> None:
+    cfg, spec = tiny(), Bounded(-1.0, 1.0, (1,))
+    model = EnsembleWorldModel(1, 1, num_members=3, num_elites=2, hidden_sizes=())
+    loss = single_transition_training.make_agent_loss(cfg, spec, conservative=False, num_real=5)
+    shot = single_transition_training.take_snapshot(4, model, loss)
+    grid = single_transition_training.GRID
+    with torch.no_grad():
+        mean, log_var = model.predict(torch.zeros_like(grid), grid, model.elites)
+        mean, variance = mean[..., 0], log_var[..., 0].exp()
+        second = (variance + mean.square()).mean(dim=0)  # moment of the elites' mixture
+    torch.testing.assert_close(shot.successor_mean, mean.mean(dim=0))
+    torch.testing.assert_close(shot.successor_std.square(), second - mean.mean(dim=0).square())
+    rows, values = TensorDict(observation=torch.zeros(401, 1), action=grid, batch_size=[401]), []
+    for number in range(2):
+        with loss.qvalue_network_params[number].data.to_module(loss.qvalue_network):
+            values.append(loss.qvalue_network(rows.copy())["state_action_value"].squeeze(-1))
+    assert not torch.allclose(*values)
+    torch.testing.assert_close(shot.qvalue, torch.minimum(*values).detach())
+
+
+@pytest.mark.filterwarnings("ignore:The name target_")
+def test_both_players_steps_shrink_to_their_last_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = []
+
+    def noting(make: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            phases.append(make(*args, **kwargs))
+            return phases[-1]
+
+        return made
+
+    for name in ("AgentPhase", "ModelPhase"):
+        made = noting(getattr(single_transition_training, name))
+        monkeypatch.setattr(single_transition_training, name, made)
+    cfg = tiny()
+    single_transition_training.train("rambo", 0, cfg)
+    rates = [group["lr"] for phase in phases for group in phase.optimizer.param_groups]
+    lrs = (cfg.agent.critic_lr, cfg.agent.actor_lr, cfg.agent.alpha_lr, cfg.model.adversarial_lr)
+    assert rates == pytest.approx([cfg.final_lr_share * lr for lr in lrs])

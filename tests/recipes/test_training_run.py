@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import run_evaluation
 import torch
+from run_results import last_screen
 from training_run import choose_gpu, epoch_line
 
+from rambo_trl.training.evaluation import EvaluationResult
 from rambo_trl.training.interruption import Interrupted, Interruption
+
+#: returns of Hopper with the scores 0 and 100
+HOPPER = (-20.272305, 3234.3)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +124,58 @@ def test_a_gpu_is_chosen_by_its_number_only(monkeypatch: pytest.MonkeyPatch) -> 
     for device in ("cpu", "cuda", "cuda:1"):
         choose_gpu(device)
     assert chosen == [torch.device("cuda:1")]
+
+
+def test_the_score_is_the_mean_of_the_last_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Any
+) -> None:
+    means = iter((1000.0, 10.0, 50.0, 120.0))
+
+    def evaluate(*args: object, **kwargs: object) -> EvaluationResult:
+        returns = next(means) + np.array([-3.0, 3.0])
+        return EvaluationResult(returns, np.array([1, 1]), returns)
+
+    monkeypatch.setattr(run_evaluation, "evaluate_policy", evaluate)
+    words = ("epochs=12", "evaluation.every=5", "evaluation.last=3", "evaluate_beside=false")
+    run = toy.run(tmp_path / "run", *words, env_id="Hopper-v5")
+    run.begin(toy.Method())
+    for row in run.epochs():
+        with run.epoch(row), run.watch("agent"):
+            pass
+    results, rows = run.finish(), run.folder.read_metrics()
+    # one every five epochs, and one after each of the last three
+    assert [row["epoch"] for row in rows if row["return_mean"] is not None] == [5, 10, 11, 12]
+    assert results["return_mean"] == 60 and results["evaluations_averaged"] == 3
+    per_point = (HOPPER[1] - HOPPER[0]) / 100
+    assert results["score"] == pytest.approx((60 - HOPPER[0]) / per_point)
+    assert rows[-1]["score_std"] == pytest.approx(3 / per_point)
+    # the toy's data: returns from -1 to 1
+    assert results["behaviour_score"] == pytest.approx(-HOPPER[0] / per_point)
+    assert results["behaviour_score_best"] == pytest.approx((1 - HOPPER[0]) / per_point)
+    assert f"{60 / per_point:+.1f} points against the data's" in last_screen(results, run.folder)
+
+
+def test_a_checkpoint_comes_after_the_rows_that_it_is_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Any
+) -> None:
+    def submit(*args: object, **kwargs: object) -> Future[EvaluationResult]:
+        future: Future[EvaluationResult] = Future()
+        result = EvaluationResult(*(np.ones(2) for _ in range(3)))
+        threading.Timer(0.2, future.set_result, [result]).start()  # after the epoch's end
+        return future
+
+    monkeypatch.setattr(run_evaluation.EvaluationProcess, "submit", submit)
+    words = ("epochs=4", "checkpoint_every=2", "evaluate_beside=true")
+    run = toy.run(tmp_path / "run", *words, env_id="InvertedPendulum-v5")
+    run.begin(toy.Method())
+    save, found = run.checkpoints.save, []
+
+    def noting(progress: dict[str, Any]) -> None:
+        found.append((progress["epoch"], [row["epoch"] for row in run.folder.read_metrics()]))
+        save(progress)
+
+    monkeypatch.setattr(run.checkpoints, "save", noting)
+    for row in run.epochs():
+        with run.epoch(row), run.watch("agent"):
+            pass
+    assert found == [(0, []), (2, [1, 2]), (4, [1, 2, 3, 4])]

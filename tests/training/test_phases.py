@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -691,3 +692,51 @@ def test_every_update_is_reported_and_the_next_sees_what_came_of_it(compiled: bo
     metrics = phase.run(4)
     assert [abs(loss) > 0 for loss, _ in seen] == [True, False, True, False]
     assert metrics["loss_model"] == pytest.approx(sum(x for _, x in seen) / 4)
+
+
+def test_targets_follow_at_every_update() -> None:
+    agent = make_agent()
+    phase = AgentPhase(agent, tau=0.1, critic_lr=0.05)
+    for _ in range(3):
+        behind = entries(agent.target_qvalue_network_params)
+        phase.run([transitions(32)])
+        online = entries(agent.qvalue_network_params)
+        want = [0.9 * t + 0.1 * p for t, p in zip(behind, online, strict=True)]
+        torch.testing.assert_close(entries(agent.target_qvalue_network_params), want)
+
+
+@pytest.mark.parametrize("members", ["all", "elites"])
+def test_each_update_learns_from_whole_real_rows_of_its_own(members: str) -> None:
+    phase = make_model_phase(1.0, members=members, batch_size=8, horizon=3)
+
+    def whole(td) -> Tensor:
+        return torch.cat([td[key] for key in phase.model_loss.in_keys], -1)
+
+    seen = []
+    phase.model_loss.register_forward_pre_hook(lambda _, args: seen.append(whole(args[0])))
+    phase.run(3)
+    data = {tuple(x) for x in whole(phase.real_buffer[:]).tolist()}
+    assert {tuple(x) for batch in seen for x in batch.flatten(0, 1).tolist()} <= data
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+def test_an_ended_row_restarts_anywhere_in_the_data() -> None:
+    # not where it began: starts that end soon would be visited again and again
+    phase = make_model_phase(1.0, batch_size=64, horizon=4)
+    phase.env.termination = lambda o, a, n: n[..., 0].isfinite()
+    seen = []
+    phase.adversarial_loss.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0]["observation"])
+    )
+    phase.run(4)
+    for some, other in itertools.combinations(seen, 2):
+        assert (some == other).all(-1).float().mean() < 0.1  # 1 in 200 by chance
+
+
+@pytest.mark.parametrize("members", ["all", "elites"])
+def test_the_bounds_are_trained_with_the_members(members: str) -> None:
+    phase = make_model_phase(0.0, members=members, batch_size=8)
+    model = phase.env.world_model
+    low, high = model.min_log_var.detach().clone(), model.max_log_var.detach().clone()
+    phase.run(1)
+    assert (model.min_log_var != low).all() and (model.max_log_var != high).all()

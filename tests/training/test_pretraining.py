@@ -14,6 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.modules import EnsembleWorldModel, make_actor
 from rambo_trl.objectives import EnsembleModelLoss
+from rambo_trl.training import pretraining
 from rambo_trl.training.pretraining import (
     EarlyStopping,
     clip_actions,
@@ -290,3 +291,66 @@ def test_no_passes_leave_the_actor_alone() -> None:
     actor, metrics = clone(torch.zeros(10, 2), torch.randn(10, 3), passes=0)
     assert metrics == {}
     assert fresh.state_dict().keys() == actor.state_dict().keys()
+
+
+def script_errors(monkeypatch: pytest.MonkeyPatch, *passes: list[float]) -> None:
+    """Let the holdout errors be these, pass by pass."""
+    errors = iter(passes)
+    monkeypatch.setattr(EnsembleModelLoss, "member_mse", lambda *_: torch.tensor(next(errors)))
+
+
+def test_fit_stops_by_the_patience_and_improvement_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script_errors(monkeypatch, *([1.0 - 0.05 * n] * 7 for n in range(9)))
+    fit = fit_world_model(
+        RecordingModel(), named_transitions(50), patience=2, min_improvement=0.2, max_passes=9
+    )
+    # 0.95 and 0.9 are no 20 % below 1.0
+    assert fit.passes == 3 and fit.holdout_mse == [1.0] * 7
+
+
+def test_fit_leaves_each_members_best_weights_and_chooses_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script_errors(
+        monkeypatch,
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        [0.99, 0.98, 0.97, 0.05, 0.06, 0.07, 0.08],
+    )
+    model, after = RecordingModel(), []
+    fit = fit_world_model(
+        model,
+        named_transitions(50),
+        max_passes=2,
+        on_pass=lambda *_: after.append(model.weights[0].detach().clone()),
+    )
+    assert (after[0] != after[1]).flatten(1).any(1).all()
+    want = torch.cat([after[0][:3], after[1][3:]])
+    assert torch.equal(model.weights[0].detach(), want)
+    assert fit.elites == [3, 4, 5, 6, 0]
+
+
+def test_held_out_rows_come_from_all_over_the_data() -> None:
+    model = RecordingModel()
+    fit_world_model(model, named_transitions(400), max_passes=1)
+    # the mean of 40 of 400 rows, within six standard errors: not the last episodes
+    assert model.held_out[0].mean().item() == pytest.approx(199.5, abs=6 * 400 / (12 * 40) ** 0.5)
+
+
+def test_cloning_sees_every_row_and_shuffles_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def record(batch) -> dict:
+        seen.append(batch["observation"][:, 0].clone())
+        return {}
+
+    monkeypatch.setattr(pretraining, "GradientStep", lambda *args, **kwargs: record)
+    observation = torch.arange(128.0)[:, None].expand(128, 3)
+    clone(torch.ones(128, 2), observation, passes=2)  # in batches of 64
+    assert len(seen) == 4
+    first, second = torch.cat(seen[:2]), torch.cat(seen[2:])
+    for rows in (first, second):
+        assert torch.equal(rows.sort().values, observation[:, 0])
+        assert not torch.equal(rows, observation[:, 0])
+    assert not torch.equal(first, second)
