@@ -338,3 +338,22 @@ def test_mujoco_leaves_no_log_behind(
     assert not list(tmp_path.iterdir())
     assert "deprecated" not in capfd.readouterr().err
     assert mujoco.get_mju_user_warning() is None  # as before
+
+
+@pytest.mark.parametrize(
+    ("kind", "snapshots"),
+    [("medium", [1]), ("medium-replay", [0, 1, 2]), ("medium-expert", [1, 2]), ("expert", [2])],
+)
+def test_each_kind_is_played_by_its_own_snapshots(
+    kind: str, snapshots: list[int], policies_dir: Path
+) -> None:
+    bundle = PolicyBundle(policies_dir / f"{ENV}.safetensors")
+    parts = bundled._parts(kind, bundle, ENV, 300, None)
+    assert [part.label for part in parts] == [f"snapshot at step {1000 * n}" for n in snapshots]
+    observation = np.ones((5, 9))
+    for part, n in zip(parts, snapshots, strict=True):
+        actions = []
+        for act in (part.act, bundle.act(n, 9, bundled._actions(ENV))):
+            torch.manual_seed(0)
+            actions.append(act(observation))
+        np.testing.assert_array_equal(*actions)

@@ -472,3 +472,13 @@ def test_returns_are_summed_in_double_precision() -> None:
     }
     assert flat.behaviour_returns.tolist() == [2.0**24 + 3]
     assert OfflineDataset.from_arrays(arrays).behaviour_returns.tolist() == [2.0**24 + 3]
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_policies_are_evaluated_in_what_the_set_names_for_it() -> None:
+    played, evaluated = (gymnasium.make("Hopper-v5", max_episode_steps=n) for n in (9, 7))
+    store("toy/evaluated-v0", env=played, eval_env=evaluated)
+    data = OfflineDataset.load("toy/evaluated-v0")
+    assert data.environment.max_episode_steps == 7
+    store("toy/evaluated-v1", env=played)
+    assert OfflineDataset.load("toy/evaluated-v1").environment.max_episode_steps == 9

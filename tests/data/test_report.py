@@ -159,3 +159,16 @@ def test_an_environment_that_does_not_take_its_arguments_is_one_line(
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert "TypeError" in err and "no_such_argument" in err
+
+
+def test_scores_are_on_the_scale_of_the_reference_scores() -> None:
+    three = {
+        "observations": np.arange(3.0)[:, None],
+        "next_observations": np.arange(3.0)[:, None] + 0.5,
+        "actions": np.zeros((3, 1)),
+        "rewards": np.float32([3, 6, 10]),
+        "terminals": np.ones(3),
+    }
+    text = describe_dataset(OfflineDataset.from_arrays(three, reference_scores=(2.0, 10.0)))
+    (line,) = [line for line in text.splitlines() if line.startswith("score")]
+    assert line.split()[1:] == ["54.17", "35.84", "12.50", "50.00", "100.00"]

@@ -297,3 +297,11 @@ def test_the_rule_sees_both_states_in_the_environments_units() -> None:
     before, after = torch.randn(2, 6, 3)
     env.is_terminal(before, torch.rand(6, 2), after)
     torch.testing.assert_close(seen, [before * std + mean, after * std + mean])
+
+
+def test_a_few_starts_come_from_all_of_the_data() -> None:
+    observation = torch.arange(1000.0)[:, None].expand(1000, 3)
+    env = make_env(starts=TensorDict({"observation": observation}, [1000]))
+    drawn = torch.cat([env.sample_starts(10)[:, 0] for _ in range(100)])
+    # six standard errors of the mean of 1,000 uniform draws
+    assert drawn.mean().item() == pytest.approx(499.5, abs=6 * 1000 / (12 * 1000) ** 0.5)

@@ -402,14 +402,13 @@ def test_real_rewards_are_those_that_are_trained_on(monkeypatch: pytest.MonkeyPa
 
 def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> None:
     fitted, env, loss = parts
-    with torch.no_grad():  # members alike, hardly any noise, states that stay where they are
+    with torch.no_grad():  # members alike, states that stay as they are, a little noise in rewards
         fitted.weights[0].copy_(0.3 * torch.ones_like(fitted.weights[0]))
         fitted.weights[0][..., [0, 1, 3, 4, 5]] = 0.0
         fitted.biases[0].zero_()
-        fitted.biases[0][..., 3:] = -50.0
+        fitted.biases[0][..., 3:] = torch.tensor([-50.0, -50.0, -6.0])
         fitted.min_log_var.fill_(-50.0)
-    rows = data(60)
-    # what the fitted model says; it was not moved there by the game
+    rows = data(60)  # which the fitted model describes without an error
     following = {"observation": rows["observation"], "terminated": torch.zeros(60, 1).bool()}
     following["reward"] = 0.3 * rows["observation"].sum(-1, keepdim=True)
     rows["next"] = TensorDict(following, [60])
@@ -432,11 +431,10 @@ def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> 
     # half a point is lost in each step, with the same noise
     before, after = (found["returns"][name] for name in ("fitted", "adversarial"))
     lost = [y - x for x, y in zip(before["mean"], after["mean"], strict=True)]
-    assert lost == pytest.approx(
-        [-0.5 * (1 + GAMMA * (k > 0) + GAMMA**2 * (k > 1)) for k in range(3)], abs=1e-4
-    )
+    wanted = [-0.5, -0.5 * (1 + GAMMA), -0.5 * (1 + GAMMA + GAMMA**2)]
+    assert lost == pytest.approx(wanted, abs=1e-4)
     # the error is over start states: those of the same start are alike
     torch.manual_seed(0)
     start = dataset.transitions[torch.randperm(60)[:2000]]["observation"][:20]
     paid = 0.3 * (start.sum(-1) + adversary_measures.mode(actor, start).squeeze(-1))
-    assert before["standard_error"][0] == pytest.approx(float(paid.std()) / 20**0.5, rel=1e-3)
+    assert before["standard_error"][0] == pytest.approx(float(paid.std()) / 20**0.5, rel=0.05)

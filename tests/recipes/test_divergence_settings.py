@@ -74,3 +74,16 @@ def test_runs_stop_unless_told_otherwise() -> None:
     for name in ("rambo", "mopo", "morel", "combo", "cql", "iql", "td3_bc", "bc"):
         (cfg,) = compose_jobs(name, ["schedule=paper"], check=lambda cfg: None)
         assert cfg.on_divergence == "stop"
+
+
+def test_a_resumed_run_remembers_the_entropy_that_its_bound_holds(tmp_path: Path, toy: Any) -> None:
+    for epochs in (1, 3):
+        run = toy.run(tmp_path / "run", "checkpoint_every=1", f"epochs={epochs}")
+        run.begin(toy.Method())
+        for row in run.epochs():
+            with run.epoch(row), run.watch("agent"):
+                first = row["epoch"] == 1
+                row.update(alpha=1.0, entropy=5.0 if first else 0.0, mean_q=1.0 if first else 100.0)
+        results = run.finish()
+    # 2 * (1 + 5) / (1 - 0.9); without the entropy it were 20
+    assert results["q_bound"] == pytest.approx(120) and results["diverged"] is False

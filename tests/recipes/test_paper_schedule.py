@@ -131,3 +131,15 @@ def test_the_page_of_schedules_says_what_is_set(row: str, key: str) -> None:
     for cell, schedule in zip(cells, ("paper", "thorough", "quick", "smoke"), strict=True):
         assert re.fullmatch(r"[\d.]+", cell), f"{row}: {cell}"
         assert float(cell) == OmegaConf.select(composed(f"schedule={schedule}"), key)
+
+
+def test_the_page_of_schedules_has_the_learning_rates() -> None:
+    page = (ROOT / "docs" / "schedules.md").read_text()
+    schedules = ("paper", "thorough", "quick", "smoke")
+    line = next(x for x in page.splitlines() if x.startswith("| critic, actor, temperature lr |"))
+    told = dict(zip(schedules, (cell.strip() for cell in line.split("|")[2:6]), strict=True))
+    for schedule in schedules:
+        same = re.fullmatch(r"as `(\w+)`", told[schedule])
+        rates = [float(x) for x in told[same[1] if same else schedule].split(",")]
+        agent = composed(f"schedule={schedule}").agent
+        assert rates == [agent.critic_lr, agent.actor_lr, agent.alpha_lr], schedule

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 from paper_results import published, published_weight, rambo_label, table_dataset
 from report_figures import achieved, mean_curve
+from report_tables import iqm_text
 from run_reading import Record, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
 
@@ -558,3 +559,23 @@ def test_no_program_hides_a_module_of_python() -> None:
     # next to a program called select.py no other one could start: subprocess imports select
     names = {path.stem for path in RECIPES.glob("*.py")}
     assert not names & set(sys.stdlib_module_names)
+
+
+def test_a_quarter_is_left_out_at_each_end() -> None:
+    assert interquartile_mean(np.array([0.0, 10, 2, 3, 4, 5, 100, 1000])) == (3 + 4 + 5 + 10) / 4
+
+
+def test_the_iqm_of_several_tasks_is_that_of_all_their_runs() -> None:
+    # the lowest and the highest quarter of all runs are one task's and the other's
+    text = iqm_text([[0.0, 10.0, 20.0, 30.0], [100.0, 110.0, 120.0, 130.0]])
+    assert text.startswith("65.0 (")
+    assert iqm_text([[0.0, 10.0], [20.0, 30.0, 40.0, 190.0]]).startswith("25.0 (")
+
+
+def test_a_bar_is_the_mean(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, score in enumerate((10.0, 20.0, 90.0)):
+        make_run(tmp_path / f"{seed}", seed=seed, score=score)
+    (panel,) = panels_of(monkeypatch, report_scores.draw_scores, tmp_path)
+    assert [bar.get_width() for bar in panel.patches] == [40.0]

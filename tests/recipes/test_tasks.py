@@ -221,3 +221,10 @@ def test_the_page_s_table_says_the_same() -> None:
         settings = (int(k), float(weight), cloned == "yes", policy)
         assert settings == TABLE_1[task.removeprefix("d4rl-")]
         assert data.removeprefix("Minari's `") == composed(f"task={task}").dataset
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task in TABLE_1])
+def test_a_bundled_set_has_the_settings_of_its_kind(task: str) -> None:
+    cfg = composed(f"task={task}", "schedule=paper")
+    found = (cfg.rollout_length, cfg.adversarial_weight, cfg.clone_behaviour, cfg.rollout_policy)
+    assert found == TABLE_1[task]

@@ -245,3 +245,15 @@ def test_reverse_rollouts_need_settings_that_they_make_sense_with() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             compose_jobs("rambo", words)
+
+
+def test_the_model_s_error_is_that_of_the_elites(tmp_path: Path) -> None:
+    rambo = pretrained(tmp_path / "run")
+    model, rows = rambo.world_model, rambo.error_rows
+    following = torch.cat([rows["next", "observation"], rows["next", "reward"]], dim=-1)
+    with torch.no_grad():
+        mean, _ = model.predict(rows["observation"], rows["action"], model.elites)
+        wanted = float((mean - following).square().mean())
+        every, _ = model.predict(rows["observation"], rows["action"])
+    assert rambo.model_error() == pytest.approx(wanted, rel=1e-4)
+    assert float((every - following).square().mean()) != pytest.approx(wanted, rel=1e-3)

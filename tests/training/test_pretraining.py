@@ -191,6 +191,7 @@ def test_input_statistics_are_the_training_rows() -> None:
         (30, {"holdout_fraction": 0.01}, 1),
         (5, {}, 1),
         (2, {}, 1),
+        (12_000, {}, 1000),
     ],
 )
 def test_number_of_rows_held_out(rows: int, kwargs: dict, held_out: int) -> None:
