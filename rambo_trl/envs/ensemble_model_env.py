@@ -121,7 +121,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
     def _try_rule(self, rule: TerminationRule) -> None:
         """Warn of a rule in the environment's units that is given normalised observations."""
         rows = self.starts[:2000] if len(self.starts) else None
-        if not isinstance(rows, TensorDictBase) or ("next", "terminated") not in rows.keys(True):
+        needed = {"observation", "action", ("next", "observation"), ("next", "terminated")}
+        if not isinstance(rows, TensorDictBase) or not needed <= set(rows.keys(True)):
             return
         size = self.world_model.observation_size
         _, others = check_rule(

@@ -280,6 +280,8 @@ def test_a_rule_given_normalised_observations_is_warned_of(source: str) -> None:
         warnings.simplefilter("error")
         make(4.0, observation_mean=mean, observation_std=std)
         make(-1.0)  # a rule that is made for them
+        if source == "TensorDict":  # without what a rule reads nothing is tried
+            make_env(starts=rows.exclude("action"), termination=lambda o, a, n: n[..., 0] < 4.0)
         rows["next", "terminated"].fill_(True)
         if source == "TensorDict":
             make(4.0)  # the data end there too
