@@ -138,13 +138,20 @@ class TestCommand:
         assert "pip install 'rambo_trl[export]'" in capsys.readouterr().err
 
 
+def test_the_page_s_look_at_logs_runs(policy_path, monkeypatch, capsys):
+    (block,) = re.findall(r"```python\n([^`]*?# such as yours[^`]*?)```", PAGE.read_text())
+    monkeypatch.chdir(policy_path.parent)
+    exec(block.replace("runs/mine/policy.safetensors", policy_path.name), {})
+    assert "of the rows lie outside" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("language", ["python", "pt2", "onnx"])
 def test_the_page_s_loops_run(language, policy_path, tmp_path, monkeypatch):
     """Each loop of the page plays one episode with the same return."""
     policy = load_policy(policy_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     word = {"python": "load_policy(", "pt2": "torch.export.load(", "onnx": "onnxruntime."}[language]
-    (block,) = [block for block in blocks if word in block]
+    (block,) = [block for block in blocks if word in block and "env.step" in block]
     if language != "python":
         require(language)
         export_policy(policy, tmp_path / f"policy.{language}", format=language)

@@ -311,7 +311,8 @@ class TestDataOfAnotherEnvironmentThanTheTask:
             "adversarial_weight=0.0003, rollout_length=2, clone_behaviour=true, "
             "rollout_policy=current\n"
         )
-        assert self.told(chosen=False, capsys=capsys, env_id=None) == ""
+        told = self.told(chosen=False, capsys=capsys, env_id=None)
+        assert told.startswith("note: mine names no environment; still of task=hopper-medium-rep")
 
     def test_only_what_nothing_else_has_set_is_told(
         self, capsys: pytest.CaptureFixture[str]
