@@ -48,23 +48,17 @@ def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, s
         else:
             check_action_space(space, f"{name}: environment {env_id}")
             assert isinstance(space, spaces.Box)
-            assumed = math.prod(space.shape) != size
-            remedy = _remedy(env_id, space, size)
+            given = math.prod(space.shape)
+            assumed = given != size
+            remedy = f"give the env_id that the data come from, or {_GIVE_SPEC}"
+            if assumed:
+                remedy = (
+                    f"the bounds are assumed, because {env_id} has actions of another size "
+                    f"({given}, not {size}); {remedy}"
+                )
+            else:
+                remedy = f"the bounds are those of {env_id}; {remedy}, or clip the actions"
     return bounds_of(space, size), remedy, assumed
-
-
-def _remedy(env_id: str, space: spaces.Box, size: int) -> str:
-    """Say whether the bounds are the environment's and what to give instead."""
-    if math.prod(space.shape) != size:
-        return (
-            f"the bounds are assumed, because {env_id} has actions of another size "
-            f"({math.prod(space.shape)}, not {size}); give the env_id that the data come from, "
-            f"or {_GIVE_SPEC}"
-        )
-    return (
-        f"the bounds are those of {env_id}; give the env_id that the data come from, or "
-        f"{_GIVE_SPEC}, or clip the actions"
-    )
 
 
 def one_sided_actions(actions: np.ndarray, remedy: str) -> list[Oddity]:

@@ -62,17 +62,15 @@ def flatten_episodes(
                 ) from None
     if not returns:
         raise ValueError(f"{name} is empty: give at least one episode with one step")
-    remarks = []
-    if going_on:
-        remarks.append(
-            Oddity(
-                f"{len(going_on)} episodes go on after an end flag, the first is episode "
-                f"{going_on[0][0]} after step {going_on[0][1]}, both counted from 0: split them "
-                "there, or clear flags that end nothing"
-            )
+    remarks = tuple(
+        Oddity(
+            f"{len(going_on)} episodes go on after an end flag, the first is episode {index} after "
+            f"step {step}, both counted from 0: split them there, or clear flags that end nothing"
         )
-    columns_of_all = (column.finish() for column in columns)
-    return flat_columns(*columns_of_all), np.array(returns), tuple(remarks)
+        for index, step in going_on[:1]
+    )
+    transitions = flat_columns(*(column.finish() for column in columns))
+    return transitions, np.array(returns), remarks
 
 
 class _Column:

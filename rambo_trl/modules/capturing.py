@@ -77,7 +77,7 @@ def capture_on_gpu(
     if not enabled:
         return function
     name = name or function.__qualname__.replace(".<locals>", "")
-    calls, given_up = 0, False
+    calls, elsewhere = 0, False
     side: Any = None
     graph: Any = None
     kind: tuple[Any, ...] = ()
@@ -136,12 +136,12 @@ def capture_on_gpu(
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        nonlocal given_up
-        if given_up:
+        nonlocal elsewhere
+        if elsewhere:
             return function(*args)  # type: ignore[call-arg]
         leaves = _leaves(args)
         if not calls and not _on_gpu(leaves):
-            given_up = True  # for good: a function's arguments stay where they are
+            elsewhere = True  # for good: a function's arguments stay where they are
             return function(*args)  # type: ignore[call-arg]
         with torch.cuda.device(leaves[0].device):
             return on_gpu(args, leaves)
