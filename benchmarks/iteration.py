@@ -16,6 +16,7 @@ from measuring import (
     machine,
     make_figure,
     measure,
+    model_dtype,
     peak_memory,
     save_figure,
     set_up,
@@ -38,7 +39,10 @@ def main() -> None:
     set_up(args)
     updates = 20 if args.quick else UPDATES
     work = Workload(
-        device=args.device, compile=not args.eager, num_starts=4000 if args.quick else 50_000
+        device=args.device,
+        compile=not args.eager,
+        num_starts=4000 if args.quick else 50_000,
+        matmul_dtype=model_dtype(args),
     )
     phases = {
         "rollouts": work.rollouts,
@@ -74,7 +78,7 @@ def main() -> None:
     print(f"the paper's whole run, projected: {whole / 3600:.1f} h")
     print(f"peak memory: {peak_memory():,.0f} MB")
     content: dict[str, Any] = {
-        "machine": machine(args.device),
+        "machine": machine(args),
         "compiled": not args.eager,
         "updates": updates,
         "rollout_transitions": work.num_starts * work.horizon,

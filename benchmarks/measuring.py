@@ -54,6 +54,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
         default="highest",
         help="torch's setting of that name (default: highest)",
     )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="the world model's hidden products in bfloat16, as with model_matmul_dtype=bfloat16",
+    )
     add_out(parser)
     parser.add_argument(
         "--quick", action="store_true", help="few and small measurements, to see that it works"
@@ -164,8 +169,14 @@ def matmul_rate(device: str = "cpu", size: int = 1536) -> float:
     return 2 * size**3 / measure(lambda: a @ b, device=device, least=0.3)
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """What the options have the world model's hidden products rounded to."""
+    return torch.bfloat16 if args.bfloat16 else None
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures were measured on, and how."""
+    device = args.device
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -176,6 +187,7 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        **({"model_matmul_dtype": "bfloat16"} if args.bfloat16 else {}),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import NAMES as COMPARED
+from compare import RATIOS, time_text
 from update_throughput import NAMES as UPDATES
 
 
@@ -31,27 +32,30 @@ def measured_on(machine: dict[str, Any]) -> str:
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     precision = machine.get("float32_matmul_precision", "highest")
     digits = "" if precision == "highest" else f", matrix products at `{precision}`"
+    if machine.get("model_matmul_dtype"):
+        digits += f", the model's hidden products in {machine['model_matmul_dtype']}"
     date = f", {machine['date']}" if "date" in machine else ""
     return f"{where}, {threads}, PyTorch {machine['torch']}{digits}{date}."
 
 
 def compare(content: dict[str, Any]) -> str:
     """Ours beside the peer."""
-    rows = []
-    for name, title in COMPARED.items():
-        result = content["results"][name]
-        ours, peer = (statistics.median(result[f"{x}_seconds"]) for x in ("ours", "peer"))
-        cells = {
-            "rollouts": lambda s: f"{1 / s:,.0f} transitions/s",
-            "iteration": lambda s: f"{s:.1f} s",
-        }.get(name, lambda s: f"{1e3 * s:.1f} ms")
-        rows.append([title, cells(peer), cells(ours), f"{result['ratio']:.1f} x"])
+    results = content["results"]
     peer = "OfflineRL-Kit"
     if content["peer_commit"]:
         peer += f" ({content['peer_commit']})"
-    return f"{measured_on(content['machine'])}\n\n" + table(
-        ["work", peer, "rambo_trl", "faster"], rows
-    )
+    columns = {"peer": peer, "ours": "rambo_trl", "bfloat16": "with bfloat16"}
+    head = ["work"]
+    rows = [[title] for title in COMPARED.values()]
+    for key, title in columns.items():
+        if not all(f"{key}_seconds" in result for result in results.values()):
+            continue
+        head += [title, "faster"] if key in RATIOS else [title]
+        for row, name in zip(rows, COMPARED, strict=True):
+            row.append(time_text(name, statistics.median(results[name][f"{key}_seconds"])))
+            if key in RATIOS:
+                row.append(f"{results[name][RATIOS[key]]:.1f} x")
+    return f"{measured_on(content['machine'])}\n\n" + table(head, rows)
 
 
 def rollout_throughput(content: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from measuring import (
     make_figure,
     matmul_rate,
     measure,
+    model_dtype,
     save_figure,
     set_up,
     write_json,
@@ -80,7 +81,7 @@ def main() -> None:
     jobs += [(max(row_counts), max(horizons), elites) for elites in elite_counts if elites != 5]
     for compile in (True, False):
         for rows, k, elites in jobs:
-            work = Workload(device=args.device, num_elites=elites)
+            work = Workload(device=args.device, num_elites=elites, matmul_dtype=model_dtype(args))
             per_second = run(work, rows=rows, horizon=k, compile=compile, **settings)
             share = per_second * products_of_a_transition(work) / rate
             results.append(
@@ -100,7 +101,7 @@ def main() -> None:
             )
     write_json(
         args.out / "rollout_throughput.json",
-        {"machine": machine(args.device), "matmul_flop_per_second": rate, "results": results},
+        {"machine": machine(args), "matmul_flop_per_second": rate, "results": results},
     )
     draw(results, args.out / "rollout_throughput.png")
 

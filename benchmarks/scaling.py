@@ -18,6 +18,7 @@ from measuring import (
     machine,
     make_figure,
     measure,
+    model_dtype,
     resident_memory,
     save_figure,
     set_up,
@@ -53,7 +54,11 @@ def main() -> None:
     torch.manual_seed(0)
     quick = args.quick
     timing: dict[str, Any] = {"repeats": 2 if quick else 5, "least": 0.05 if quick else 0.3}
-    base = {"compile": not args.eager, "device": args.device}
+    base: dict[str, Any] = {
+        "compile": not args.eager,
+        "device": args.device,
+        "matmul_dtype": model_dtype(args),
+    }
     rows, horizon = (2000, 2) if quick else (10_000, 5)
     sizes: dict[str, list[int]] = {
         "rows": [1000, 2000] if quick else [2000, 5000, 10_000, 20_000, 50_000, 100_000],
@@ -67,7 +72,7 @@ def main() -> None:
     print(f"memory after {len(memory)} iterations: {memory[-1]:.0f} MB")
     print(f"since the 10th: {growth:+.1f} MB", flush=True)
     results: dict[str, Any] = {}
-    content = {"machine": machine(args.device), "results": results, "memory_mb": memory}
+    content = {"machine": machine(args), "results": results, "memory_mb": memory}
     for name, values in sizes.items():
         seconds = []
         for value in values:

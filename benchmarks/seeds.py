@@ -24,6 +24,7 @@ from measuring import (
     finish_figure,
     machine,
     make_figure,
+    model_dtype,
     peak_memory,
     save_figure,
     set_up,
@@ -37,8 +38,10 @@ from rambo_trl.training.phases import AgentPhases, ModelPhases
 
 def build(args: argparse.Namespace, seed: int) -> Workload:
     """A seed's parts."""
-    small: dict[str, Any] = {"num_starts": 2000, "hidden_sizes": (32, 32)} if args.quick else {}
-    return Workload(device=args.device, compile=not args.eager, seed=seed, **small)
+    settings: dict[str, Any] = {"device": args.device, "compile": not args.eager, "seed": seed}
+    if args.quick:
+        settings |= {"num_starts": 2000, "hidden_sizes": (32, 32)}
+    return Workload(matmul_dtype=model_dtype(args), **settings)
 
 
 def warm_up(work: Workload) -> None:
@@ -192,7 +195,7 @@ def main() -> None:
     write_json(
         args.out / "seeds.json",
         {
-            "machine": machine(args.device),
+            "machine": machine(args),
             "compiled": not args.eager,
             "seeds": args.seeds,
             "updates": updates,

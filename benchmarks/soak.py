@@ -229,12 +229,15 @@ def main() -> None:
         if epochs < 10:
             raise SystemExit(f"--epochs must be at least 10, got {epochs}")
         precision = f"float32_matmul_precision={args.float32_matmul_precision}"
-        settings = [*SETTINGS, f"device={args.device}", precision, f"epochs={epochs}", *words]
+        settings = [*SETTINGS, f"device={args.device}", precision, f"epochs={epochs}"]
+        if args.bfloat16:
+            settings.append("model_matmul_dtype=bfloat16")
+        settings += words
         with tempfile.TemporaryDirectory() as work:
             samples = watch(settings, args.threads, Path(work))
         content = {
             # the schedule has one thread unless it is told otherwise
-            "machine": {**machine(args.device), "threads": args.threads or 1},
+            "machine": {**machine(args), "threads": args.threads or 1},
             "settings": settings,
             "results": summarise(samples),
         }

@@ -18,6 +18,7 @@ from measuring import (
     make_figure,
     matmul_rate,
     measure,
+    model_dtype,
     save_figure,
     set_up,
     write_json,
@@ -54,7 +55,9 @@ def main() -> None:
     num = 5 if args.quick else 20 if args.device == "cpu" else 500
     results: list[dict[str, Any]] = []
     for compile in (True, False):
-        work = Workload(device=args.device, compile=compile, num_starts=2000)
+        work = Workload(
+            device=args.device, compile=compile, num_starts=2000, matmul_dtype=model_dtype(args)
+        )
         for name, step in updates(work, num).items():
             seconds = measure(
                 step,
@@ -73,7 +76,7 @@ def main() -> None:
     write_json(
         args.out / "update_throughput.json",
         {
-            "machine": machine(args.device),
+            "machine": machine(args),
             "matmul_flop_per_second": matmul_rate(args.device),
             "results": results,
         },

@@ -85,6 +85,7 @@ class Workload:
     num_members: int = 7
     num_elites: int = 5
     hidden_sizes: tuple[int, ...] = (200, 200, 200, 200)
+    matmul_dtype: torch.dtype | None = None
     agent_hidden_sizes: tuple[int, ...] = (256, 256)
     num_starts: int = 50_000
     horizon: int = 5
@@ -111,6 +112,7 @@ class Workload:
             num_members=self.num_members,
             num_elites=self.num_elites,
             hidden_sizes=self.hidden_sizes,
+            matmul_dtype=self.matmul_dtype,
             device=self.device,
         )
         with torch.no_grad():

@@ -100,6 +100,21 @@ def clone_with_bar(
         )
 
 
+def make_world_model(run: Run) -> EnsembleWorldModel:
+    """A model of the data's sizes, as configured."""
+    cfg, dataset = run.cfg, run.dataset
+    rounded = cfg.model_matmul_dtype
+    return EnsembleWorldModel(
+        dataset.observation_size,
+        dataset.action_size,
+        num_members=cfg.model.num_members,
+        num_elites=cfg.model.num_elites,
+        hidden_sizes=cfg.model.hidden_sizes,
+        matmul_dtype=None if rounded == "float32" else getattr(torch, rounded),
+        device=cfg.device,
+    )
+
+
 class RolloutSource(Protocol):
     """What imagined transitions come from."""
 
@@ -130,13 +145,7 @@ class ModelBased:
         self.run = run
         device = torch.device(cfg.device)
         sizes = (dataset.observation_size, dataset.action_size)
-        self.world_model = EnsembleWorldModel(
-            *sizes,
-            num_members=cfg.model.num_members,
-            num_elites=cfg.model.num_elites,
-            hidden_sizes=cfg.model.hidden_sizes,
-            device=device,
-        )
+        self.world_model = make_world_model(run)
         self.actor = make_actor(
             dataset.observation_size,
             dataset.action_spec,

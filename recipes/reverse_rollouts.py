@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from model_based import ModelBased, clone_with_bar, fit_with_bar
+from model_based import ModelBased, clone_with_bar, fit_with_bar, make_world_model
 from tensordict import TensorDictBase
 
 from rambo_trl.collectors import (
@@ -18,7 +18,7 @@ from rambo_trl.collectors import (
     reverse_transitions,
 )
 from rambo_trl.envs import EnsembleModelEnv
-from rambo_trl.modules import EnsembleWorldModel, make_actor
+from rambo_trl.modules import make_actor
 from rambo_trl.training.checkpoint import Stateful
 
 
@@ -38,14 +38,7 @@ class ReverseRollouts:
         cfg, dataset = self.run.cfg, self.run.dataset
         # as the data's buffer has them: on a GPU they are there once
         self.transitions = reverse_transitions(method.real.storage[:])
-        self.model = EnsembleWorldModel(
-            dataset.observation_size,
-            dataset.action_size,
-            num_members=cfg.model.num_members,
-            num_elites=cfg.model.num_elites,
-            hidden_sizes=cfg.model.hidden_sizes,
-            device=cfg.device,
-        )
+        self.model = make_world_model(self.run)
         self.policy = None
         if cfg.rollout_policy == "current":
             self.policy = make_actor(

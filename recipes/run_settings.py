@@ -125,6 +125,7 @@ RULES: Mapping[str, Rule] = {
     "compile": Flag(),
     "deterministic": Flag(),
     "float32_matmul_precision": Choice(("highest", "high", "medium")),
+    "model_matmul_dtype": Choice(("float32", "bfloat16")),
     "evaluate_beside": Flag(optional=True),
     "threads": Whole(optional=True),
     "resume": Text(optional=True),

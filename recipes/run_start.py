@@ -80,7 +80,11 @@ RESUME_MAY_CHANGE = (
 #: settings that name a file with one part that pretraining would make
 GIVEN_PARTS = ("fitted_model", "cloned_policy")
 #: settings that older runs do not name, and what those had
-LATER_SETTINGS = {**dict.fromkeys(GIVEN_PARTS), "rollout_direction": "forward"}
+LATER_SETTINGS = {
+    **dict.fromkeys(GIVEN_PARTS),
+    "rollout_direction": "forward",
+    "model_matmul_dtype": "float32",
+}
 
 
 def read_config(folder: RunFolder) -> DictConfig:
@@ -294,6 +298,8 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         settings["deterministic"] = True
     if cfg.get("float32_matmul_precision", "highest") != "highest":
         settings["float32_matmul_precision"] = cfg.float32_matmul_precision
+    if cfg.get("model_matmul_dtype", "float32") != "float32":
+        settings["model_matmul_dtype"] = cfg.model_matmul_dtype
     if cfg.get("num_critics", 2) != 2:  # drawn before the fit
         settings["num_critics"] = cfg.num_critics
     if cfg.get("rollout_direction", "forward") != "forward":

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import compare
 import data_loading
 import pytest
 from measuring import measure, measure_in_turns
@@ -86,6 +87,38 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
     assert "PyTorch 9.9, matrix products at `medium`, 2026-01-02." in put_in(
         text, tmp_path, tmp_path
     )
+    content["machine"].update(float32_matmul_precision="highest", model_matmul_dtype="bfloat16")
+    (tmp_path / "scaling.json").write_text(json.dumps(content))
+    assert "9.9, the model's hidden products in bfloat16, 2026-01-02." in put_in(
+        text, tmp_path, tmp_path
+    )
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> None:
+    seconds = {"ours": [1.0, 2.0, 4.0], "bfloat16": [1.0, 1.0, 1.0], "peer": [2.0, 8.0, 12.0]}
+    if not rounded:
+        del seconds["bfloat16"]
+    results = {name: compare.summarise(seconds, 2) for name in compare.NAMES}
+    # the median of the ratios within a round, not the ratio of the medians
+    assert results["sac"]["ratio"] == 3 and results["sac"]["ours_seconds"] == [0.5, 1, 2]
+    assert results["sac"].get("bfloat16_ratio") == (8 if rounded else None)
+    assert compare.line("sac", results["sac"]).split() == (
+        ["SAC", "update", "1000.0", "ms", "500.0", "ms", "4000.0", "ms", "3.0x,", "8.0x"]
+        if rounded
+        else ["SAC", "update", "1000.0", "ms", "4000.0", "ms", "3.0x"]
+    )
+    machine = {"cpu": "a CPU", "device": "cpu", "threads": 2, "torch": "9.9"}
+    content = {"machine": machine, "peer_commit": "abc", "rounds": 3, "results": results}
+    (tmp_path / "compare.json").write_text(json.dumps(content))
+    text = "<!-- benchmark:compare -->\n<!-- end of benchmark:compare -->\n"
+    filled = put_in(text, tmp_path, tmp_path)
+    head = "| work | OfflineRL-Kit (abc) | rambo_trl | faster |"
+    row = "| one iteration | 4.0 s | 1.0 s | 3.0 x |"
+    assert head + (" with bfloat16 | faster |" if rounded else "") in filled
+    assert row + (" 0.5 s | 8.0 x |" if rounded else "") in filled
+    compare.draw(results, tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").stat().st_size > 5000
 
 
 @pytest.mark.slow
@@ -102,13 +135,14 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
 def test_scripts_run_and_write_what_they_measured(
     script: str, options: list[str], tmp_path: Path
 ) -> None:
-    options = [*options, "--float32-matmul-precision", "high"]
+    options = [*options, "--float32-matmul-precision", "high", "--bfloat16"]
     result = run(script, "--quick", "--threads", "1", "--out", str(tmp_path), *options)
     assert result.returncode == 0, result.stderr
     name = script.removesuffix(".py")
     content = json.loads((tmp_path / f"{name}.json").read_text())
     assert content["machine"]["threads"] == 1
     assert content["machine"]["float32_matmul_precision"] == "high"
+    assert content["machine"]["model_matmul_dtype"] == "bfloat16"
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
     text = f"<!-- benchmark:{name} -->\n<!-- end of benchmark:{name} -->"
     assert "| --- |" in put_in(text, tmp_path, tmp_path)

@@ -20,7 +20,7 @@ SPEC = Bounded(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0]))
 
 
 def make_env(**kwargs) -> EnsembleModelEnv:
-    model = EnsembleWorldModel(3, 2, num_elites=3, hidden_sizes=(8,))
+    model = EnsembleWorldModel(3, 2, num_elites=3, hidden_sizes=(8, 8))
     model.elites.copy_(torch.tensor([6, 1, 3]))
     kwargs = {
         "action_spec": SPEC,
@@ -199,9 +199,13 @@ def test_same_seed_same_items_and_fresh_starts_each_time() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("with_policy", [True, False])
-def test_compiled_equals_eager(with_policy: bool) -> None:
+@pytest.mark.parametrize("matmul_dtype", [None, torch.bfloat16])
+def test_compiled_equals_eager(with_policy: bool, matmul_dtype: torch.dtype | None) -> None:
     # neither the rows by the chunk, nor a chunk by the elites, divide evenly
     env = make_env()
+    env.world_model.matmul_dtype = matmul_dtype
+    # bfloat16 has eight binary digits
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if matmul_dtype is None else {"rtol": 0, "atol": 2e-2}
     actor = make_actor(3, SPEC, hidden_sizes=(8,)) if with_policy else None
     items = []
     for compiled in (False, True):
@@ -214,7 +218,7 @@ def test_compiled_equals_eager(with_policy: bool) -> None:
     for eager, compiled in zip(*items, strict=True):
         assert eager.shape == compiled.shape
         for key in eager.keys(True, True):
-            torch.testing.assert_close(compiled[key], eager[key], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(compiled[key], eager[key], **tolerance)
 
 
 @pytest.mark.parametrize("name", ["num_starts", "horizon", "chunk_size"])

@@ -179,6 +179,73 @@ def test_rows_cut_into_blocks_for_two_threads_change_no_prediction(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().to(x.dtype)
+
+
+def twins(**kwargs: Any) -> tuple[EnsembleWorldModel, EnsembleWorldModel]:
+    """The same members twice, the second with rounded products."""
+    plain, rounding = (
+        EnsembleWorldModel(3, 2, matmul_dtype=dtype, **kwargs) for dtype in (None, torch.bfloat16)
+    )
+    rounding.load_state_dict(plain.state_dict())
+    return plain, rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_between_hidden_layers_alone_are_rounded(dtype: torch.dtype) -> None:
+    plain, rounding = twins(num_members=3, num_elites=2, hidden_sizes=(32, 32, 32))
+    plain, rounding = plain.to(dtype), rounding.to(dtype)
+    observation, action = torch.randn(9, 3, dtype=dtype), torch.randn(9, 2, dtype=dtype)
+    x = torch.cat([observation, action], dim=-1)
+    for member in range(3):
+        h = x
+        for i, weight in enumerate(plain.weights):
+            w = weight[member]
+            product = rounded(rounded(h) @ rounded(w)) if i in (1, 2) else h @ w
+            h = product + plain.biases[i][member]
+            h = nn.functional.silu(h) if i < 3 else h
+        mean, log_var = (p[member] for p in rounding.predict(observation, action))
+        assert mean.dtype == log_var.dtype == dtype
+        want = h[:, :4] + torch.cat([observation, torch.zeros(9, 1, dtype=dtype)], dim=-1)
+        # a sum taken in another order may be rounded to the other side
+        torch.testing.assert_close(mean, want, rtol=0, atol=2e-3)
+    exact, found = (model.predict(observation, action) for model in (plain, rounding))
+    off = (found[0] - exact[0]).abs().max()
+    assert 1e-5 < off < 0.02
+
+
+def test_a_single_hidden_layer_has_no_product_to_round() -> None:
+    plain, rounding = twins(hidden_sizes=(16,))
+    inputs = torch.randn(9, 3), torch.randn(9, 2)
+    torch.testing.assert_close(plain.predict(*inputs), rounding.predict(*inputs), rtol=0, atol=0)
+
+
+def test_gradients_through_rounded_products_are_those_of_the_exact_ones_but_for_rounding() -> None:
+    plain, rounding = twins(hidden_sizes=(64, 64, 64))
+    td = transitions(200, observation_size=3, action_size=2).float()
+    for first, second in zip(
+        *(
+            torch.autograd.grad(model.log_prob(td).mean(), [*model.weights, *model.biases])
+            for model in (plain, rounding)
+        ),
+        strict=True,
+    ):
+        assert second.dtype == torch.float32
+        error = (first - second).norm() / first.norm()
+        assert error < 0.03
+    assert not torch.equal(first, second)
+
+
+def test_rounded_products_are_a_matter_of_the_model_not_of_its_state() -> None:
+    plain, rounding = twins(hidden_sizes=(8, 8))
+    assert plain.state_dict().keys() == rounding.state_dict().keys()
+    assert all(p.dtype == torch.float32 for p in rounding.parameters())
+    assert deepcopy(rounding).matmul_dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"floating-point dtype, got torch\.int8"):
+        EnsembleWorldModel(3, 2, matmul_dtype=torch.int8)
+
+
 def test_a_compiled_graph_knows_the_number_of_threads() -> None:
     model = EnsembleWorldModel(3, 1, num_members=3, num_elites=3, hidden_sizes=(8,))
     observation, action = torch.randn(128, 3), torch.randn(128, 1)

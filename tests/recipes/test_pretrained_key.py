@@ -70,7 +70,7 @@ OWN = [
     "model.hidden_sizes=[7]", "model.patience=9", "model.min_improvement=0.5", "model.max_passes=9",
     "cloning.passes=9", "cloning.lr=1", "cloning.batch_size=17", "clone_behaviour=false",
     "agent.hidden_sizes=[7]", "evaluation.episodes=9", "num_critics=3", "compile=true",
-    "deterministic=true", "float32_matmul_precision=medium",
+    "deterministic=true", "float32_matmul_precision=medium", "model_matmul_dtype=bfloat16",
 ]  # fmt: skip
 
 
@@ -124,6 +124,7 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
         "device=cuda",
         "deterministic=true",
         "float32_matmul_precision=high",
+        "model_matmul_dtype=bfloat16",
         "num_critics=3",
         "rollout_direction=both",
         *files,

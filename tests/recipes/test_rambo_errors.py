@@ -81,6 +81,7 @@ BAD_SETTINGS = [
     ("compile=maybe", "compile must be true or false, got maybe"),
     ("deterministic=maybe", "deterministic must be true or false, got maybe"),
     ("float32_matmul_precision=low", "must be one of highest, high, medium, got low"),
+    ("model_matmul_dtype=float16", "must be one of float32, bfloat16, got float16"),
     ("adversarial_weight=abc", "adversarial_weight must be a finite number"),
     ("agent.hidden_sizes=256", "agent.hidden_sizes must be a list of whole numbers"),
     ("model.hidden_sizes=[200,0]", "model.hidden_sizes must be a list of whole numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 from command_line import compose_jobs
 from rambo import Rambo
+from run_settings import without
+from run_start import resumed_config
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run
@@ -44,6 +47,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert cfg.model_term == "likelihood"
     assert cfg.likelihood_budget is None
     assert cfg.rollout_direction == "forward"
+    assert cfg.model_matmul_dtype == "float32"
 
 
 def pretrained(folder: Path, *words: str) -> Rambo:
@@ -155,6 +159,33 @@ def test_rollouts_leave_the_data_or_lead_into_it(
     assert (model.input_mean[:2] - following).abs().max() < 0.05
     assert (model.input_mean - rambo.world_model.input_mean).abs().max() > 0
     assert rambo.adversary.env is rambo.env and rambo.env.world_model is not model
+
+
+def test_models_round_their_products_where_they_are_told_to(tmp_path: Path) -> None:
+    words = ["rollout_direction=both", "model_matmul_dtype=bfloat16"]
+    rounding = pretrained(tmp_path / "rounding", *words)
+    models = [rounding.world_model, rounding.reverse.model]
+    assert [model.matmul_dtype for model in models] == 2 * [torch.bfloat16]
+    assert rounding.env.world_model is rounding.adversary.env.world_model is models[0]
+    assert pretrained(tmp_path / "exact").world_model.matmul_dtype is None
+    # the game is played with what was fitted
+    rounding.roll_out()
+    before = [weight.clone() for weight in models[0].weights]
+    assert all(math.isfinite(value) for value in rounding.adversary.run(6).values())
+    elites = models[0].elites
+    assert all(
+        (a[elites] != b[elites]).any() for a, b in zip(before, models[0].weights, strict=True)
+    )
+
+
+def test_a_run_keeps_the_digits_that_it_began_with() -> None:
+    (cfg,) = compose_jobs("rambo", [])
+    saved = without(cfg, ["model_matmul_dtype"])  # older than the setting
+    assert resumed_config(cfg, saved, []).model_matmul_dtype == "float32"
+    word = "model_matmul_dtype=bfloat16"
+    (cfg,) = compose_jobs("rambo", [word])
+    with pytest.raises(ValueError, match="keeps its model_matmul_dtype=float32, got bfloat16"):
+        resumed_config(cfg, saved, [word])
 
 
 def test_the_way_back_is_cloned_or_random_and_pretrained_once(tmp_path: Path) -> None:

@@ -640,12 +640,13 @@ def test_agent_is_not_moved_by_the_model_phase() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_compiled_phases_equal_eager() -> None:
+@pytest.mark.parametrize("matmul_dtype", [None, torch.bfloat16])
+def test_compiled_phases_equal_eager(matmul_dtype: torch.dtype | None) -> None:
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
         agent = make_agent()
-        model = EnsembleWorldModel(3, 1, hidden_sizes=(8,))
+        model = EnsembleWorldModel(3, 1, hidden_sizes=(8, 8), matmul_dtype=matmul_dtype)
         buffer = make_buffer(transitions(50))
         env = EnsembleModelEnv(model, action_spec=SPEC, starts=buffer)
         adversarial = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=1.0)

@@ -48,8 +48,13 @@ def small_model(**kwargs) -> EnsembleWorldModel:
     return EnsembleWorldModel(2, 1, hidden_sizes=(16,), **kwargs)
 
 
-def test_fit_recovers_a_linear_gaussian_system() -> None:
-    model = EnsembleWorldModel(2, 1, num_members=3, num_elites=2, hidden_sizes=(32,))
+@pytest.mark.parametrize(
+    "settings",
+    [{"hidden_sizes": (32,)}, {"hidden_sizes": (32, 32), "matmul_dtype": torch.bfloat16}],
+    ids=["exact", "rounded"],
+)
+def test_fit_recovers_a_linear_gaussian_system(settings: dict) -> None:
+    model = EnsembleWorldModel(2, 1, num_members=3, num_elites=2, **settings)
     data = linear_transitions(3000)
     before = data.clone()
     fit = fit_world_model(model, data, lr=5e-3, batch_size=128, patience=4, max_passes=40)
