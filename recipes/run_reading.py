@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from paper_results import ABLATION, RAMBO, rambo_label
+from run_settings import LATER_SETTINGS
 
 from rambo_trl.training.run_folder import RunFolder
 
@@ -232,6 +233,8 @@ def _read(folder: RunFolder) -> Record:
     except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"run folder {folder.path} cannot be read: {error}") from error
     leaves = dict(_leaves(settings))
+    if leaves:
+        leaves = {**LATER_SETTINGS, **leaves}
     if leaves.get("cloned_policy") is not None:
         # that there was one counts, not whose: every seed may have its own
         leaves["cloned_policy"] = "given"

@@ -10,6 +10,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+#: settings that name a file with one part that pretraining would make
+GIVEN_PARTS = ("fitted_model", "cloned_policy")
+#: settings that older runs do not name, and what those had
+LATER_SETTINGS = {
+    **dict.fromkeys(GIVEN_PARTS),
+    "rollout_direction": "forward",
+    "model_matmul_dtype": "float32",
+}
+
 
 @dataclass(frozen=True)
 class Whole:

@@ -20,7 +20,7 @@ from data_checks import (
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from run_settings import check_config, leaf_keys
+from run_settings import GIVEN_PARTS, LATER_SETTINGS, check_config, leaf_keys
 from tqdm import tqdm
 from yaml import YAMLError
 
@@ -75,16 +75,6 @@ RESUME_MAY_CHANGE = (
     "evaluation.last", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
     "pretrained", "cache_dir", "logger", "video", "retries",
 )  # fmt: skip
-
-
-#: settings that name a file with one part that pretraining would make
-GIVEN_PARTS = ("fitted_model", "cloned_policy")
-#: settings that older runs do not name, and what those had
-LATER_SETTINGS = {
-    **dict.fromkeys(GIVEN_PARTS),
-    "rollout_direction": "forward",
-    "model_matmul_dtype": "float32",
-}
 
 
 def read_config(folder: RunFolder) -> DictConfig:

@@ -516,6 +516,18 @@ def test_older_runs_without_a_newer_setting_belong_together() -> None:
     assert len(configurations([record(seed=1), quicker])) == 1
 
 
+def test_runs_older_than_a_setting_had_what_all_had_then(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "older", seed=0, settings={"epochs": 100})
+    make_run(tmp_path / "newer", seed=1, settings={"model_matmul_dtype": "float32"})
+    make_run(tmp_path / "rounded", seed=0, settings={"model_matmul_dtype": "bfloat16"})
+    found = configurations(find_runs([tmp_path])[0])
+    assert [[run.path.name for run in c.runs] for c in found] == [["rounded"], ["older", "newer"]]
+    assert [c.differs for c in found] == [
+        {"model_matmul_dtype": "bfloat16"},
+        {"model_matmul_dtype": "float32"},
+    ]
+
+
 def test_seeds_may_start_from_parts_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
     for seed in range(2):
         parts = {"fitted_model": f"runs/{seed}.safetensors", "cloned_policy": f"{seed}.safetensors"}
