@@ -1,7 +1,7 @@
 """Side by side with OfflineRL-Kit: python benchmarks/compare.py --peer PATH.
 
 PATH is a checkout of https://github.com/yihaosun1124/OfflineRL-Kit; nothing of it is installed or
-changed. Both do the same work by turns, each in a process of its own, as its users run it, with
+changed. All do the same work by turns, each in a process of its own, as its users run it, with
 the published sizes and settings on Hopper's 11 + 3 entries: imagined rollouts, the SAC update, the
 adversarial update, the likelihood step, and an iteration (one rollout of 50,000 x 5 and 1,000
 updates of each player). The figures are the medians over rounds, and of the ratio within a round.
@@ -214,7 +214,7 @@ def serve(
 
 
 class Side:
-    """One of the two, in a process of its own."""
+    """One of those compared, in a process of its own."""
 
     def __init__(self, make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
@@ -239,7 +239,7 @@ class Side:
 
 
 def awake(side: Side, name: str) -> None:
-    """Do a little of a work before its turn: the other's has lasted for up to a minute."""
+    """Do a little of a work before its turn: the others have lasted for up to a minute."""
     if name in ("rollouts", "iteration"):
         side.do("rollouts", 0)
     if name != "rollouts":

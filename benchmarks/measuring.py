@@ -32,10 +32,12 @@ __all__ = [
     "matmul_rate",
     "measure",
     "measure_in_turns",
+    "model_dtype",
     "peak_memory",
     "resident_memory",
     "save_figure",
     "set_up",
+    "synchronize",
     "write_json",
 ]
 

@@ -25,8 +25,7 @@ from rambo_trl.training.offline import OfflinePhase
 MODEL_ONLY = (
     "adversarial_weight", "model", "model_updates", "rollout_starts", "rollout_length",
     "rollout_policy", "retained_epochs", "cloning", "clone_behaviour", "pretrained", "cache_dir",
-    "fitted_model", "cloned_policy", "agent.real_fraction", "termination",
-    "model_matmul_dtype",
+    "fitted_model", "cloned_policy", "agent.real_fraction", "termination", "model_matmul_dtype",
 )  # fmt: skip
 #: and those of SAC's temperature
 TEMPERATURE_ONLY = ("agent.alpha_lr", "agent.alpha_init")

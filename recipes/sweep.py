@@ -119,7 +119,7 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
         RuntimeError: naming the setting.
     """
     from command_line import keys_set
-    from run_settings import leaf_keys
+    from run_settings import LATER_SETTINGS, leaf_keys
     from run_start import RESUME_MAY_CHANGE
 
     saved = OmegaConf.load(path / "config.yaml")
@@ -128,9 +128,10 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
     free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs"}
     given_keys = keys_set(words)
     for key in leaf_keys(cfg):
-        if key in free or key not in kept:
+        if key in free or (key not in kept and key not in LATER_SETTINGS):
             continue
-        own, given = OmegaConf.select(saved, key), OmegaConf.select(cfg, key)
+        own = OmegaConf.select(saved, key) if key in kept else LATER_SETTINGS[key]
+        given = OmegaConf.select(cfg, key)
         # a null that was not asked for may stand for a published value, which the run's file has
         if own != given and (given is not None or key in given_keys):
             raise RuntimeError(

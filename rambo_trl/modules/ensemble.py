@@ -50,15 +50,15 @@ class EnsembleWorldModel(TensorDictModuleBase):
         log_var_init: start of the learnt lower and upper bounds of the log-variance.
         observation_key, action_key, reward_key: entries that are read and, under ``"next"``,
             written.
-        matmul_dtype: what the products between hidden layers are rounded to, torch.bfloat16 say,
-            which a CPU or GPU with units for it multiplies at twice the rate or more. Parameters,
-            inputs, activations, the first and the last layer and all that follows keep their own
-            dtype. None, the default, rounds nothing.
+        matmul_dtype: torch.bfloat16, to which the products between hidden layers and their factors
+            are then rounded: a CPU or GPU with units for it multiplies at twice the rate or more.
+            Parameters, inputs, activations, the first and the last layer and all that follows keep
+            their own dtype. None, the default, rounds nothing.
         device: where the parameters are put.
 
     Raises:
         ValueError: if there are more elites than members, a size is not positive, or
-            ``matmul_dtype`` is no floating-point dtype.
+            ``matmul_dtype`` is another dtype.
 
     Reference: https://arxiv.org/abs/2204.12581
 
@@ -106,8 +106,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
             raise ValueError(
                 f"num_elites must lie in [1, num_members={num_members}], got {num_elites}"
             )
-        if matmul_dtype is not None and not matmul_dtype.is_floating_point:
-            raise ValueError(f"matmul_dtype must be a floating-point dtype, got {matmul_dtype}")
+        if matmul_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"matmul_dtype must be torch.bfloat16 or None, got {matmul_dtype}")
         self.observation_size = observation_size
         self.action_size = action_size
         self.num_members = num_members
@@ -415,7 +415,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
 
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The batched product, of factors rounded to ``dtype``; it is in that of ``x``."""
+    """The batched product, its factors and itself rounded to ``dtype``; in that of ``x``."""
     if dtype is None:
         return torch.bmm(x, weight)
     return torch.bmm(x.to(dtype), weight.to(dtype)).to(x.dtype)

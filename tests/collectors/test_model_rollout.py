@@ -219,6 +219,9 @@ def test_compiled_equals_eager(with_policy: bool, matmul_dtype: torch.dtype | No
         assert eager.shape == compiled.shape
         for key in eager.keys(True, True):
             torch.testing.assert_close(compiled[key], eager[key], **tolerance)
+        # where nothing is rounded to the other side: the exact products' median is 5e-5 off
+        off = compiled["next", "observation"] - eager["next", "observation"]
+        assert off.abs().median() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["num_starts", "horizon", "chunk_size"])

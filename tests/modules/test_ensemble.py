@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from rambo_trl.modules import EnsembleWorldModel, ensemble
+from rambo_trl.modules.functional import soft_clamp
 
 
 def constant_model(outputs: Tensor, log_var: float, elites: list[int]) -> EnsembleWorldModel:
@@ -208,11 +209,11 @@ def test_products_between_hidden_layers_alone_are_rounded(dtype: torch.dtype) ->
         mean, log_var = (p[member] for p in rounding.predict(observation, action))
         assert mean.dtype == log_var.dtype == dtype
         want = h[:, :4] + torch.cat([observation, torch.zeros(9, 1, dtype=dtype)], dim=-1)
-        # a sum taken in another order may be rounded to the other side
-        torch.testing.assert_close(mean, want, rtol=0, atol=2e-3)
-    exact, found = (model.predict(observation, action) for model in (plain, rounding))
-    off = (found[0] - exact[0]).abs().max()
-    assert 1e-5 < off < 0.02
+        bounds = plain.min_log_var, plain.max_log_var
+        off = torch.cat([mean - want, log_var - soft_clamp(h[:, 4:], *bounds)]).abs()
+        # a sum taken in another order may be rounded to the other side, but few are; another
+        # layer rounded, or none, moves half of the entries by 4e-6 or more
+        assert off.median() < 1e-6 and off.max() < 2e-3
 
 
 def test_a_single_hidden_layer_has_no_product_to_round() -> None:
@@ -242,8 +243,9 @@ def test_rounded_products_are_a_matter_of_the_model_not_of_its_state() -> None:
     assert plain.state_dict().keys() == rounding.state_dict().keys()
     assert all(p.dtype == torch.float32 for p in rounding.parameters())
     assert deepcopy(rounding).matmul_dtype == torch.bfloat16
-    with pytest.raises(ValueError, match=r"floating-point dtype, got torch\.int8"):
-        EnsembleWorldModel(3, 2, matmul_dtype=torch.int8)
+    for other in (torch.float16, torch.float8_e4m3fn, torch.int8):
+        with pytest.raises(ValueError, match=f"must be torch.bfloat16 or None, got {other}"):
+            EnsembleWorldModel(3, 2, matmul_dtype=other)
 
 
 def test_a_compiled_graph_knows_the_number_of_threads() -> None:

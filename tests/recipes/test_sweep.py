@@ -43,7 +43,7 @@ def job(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(STANDIN)
 
-    def run(do: str, *, retries: int = 1, launcher: str = "ray", run_dir=None, words=()):
+    def run(do: str, *, retries: int = 1, launcher: str = "ray", run_dir=None, words=(), **more):
         hydra = SimpleNamespace(
             job=SimpleNamespace(num=3),
             runtime=SimpleNamespace(choices={"task": "hopper", "hydra/launcher": launcher}),
@@ -52,7 +52,7 @@ def job(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(sweep.HydraConfig, "get", lambda: hydra)
         cfg = {"method": "rambo", "seed": 7, "threads": 2, "retries": retries, "run_dir": run_dir}
-        cfg["dataset"] = "log.hdf5"
+        cfg |= {"dataset": "log.hdf5", **more}
         return sweep.run_job(OmegaConf.create(cfg), str(recipe), str(tmp_path))
 
     run.folder = tmp_path / "swept/003-rambo-hopper-seed7"
@@ -151,6 +151,16 @@ def test_a_finished_job_is_not_taken_for_one_with_other_settings(job):
             continue
         with pytest.raises(RuntimeError, match=f"holds a run with {message}"):
             job("pass", words=given or ["threads=2"])
+    assert len(tries(job)) == 1
+
+
+def test_a_finished_job_older_than_a_setting_had_what_all_had_then(job):
+    job("pass")
+    (job.folder / "config.yaml").write_text("seed: 7\nthreads: 2\n")
+    words = ["seed=7", "model_matmul_dtype=bfloat16"]
+    assert job("pass", words=words[:1], model_matmul_dtype="float32") == 12.5
+    with pytest.raises(RuntimeError, match="a run with model_matmul_dtype=float32, not bfloat16"):
+        job("pass", words=words, model_matmul_dtype="bfloat16")
     assert len(tries(job)) == 1
 
 
