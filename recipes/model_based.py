@@ -103,14 +103,13 @@ def clone_with_bar(
 def make_world_model(run: Run) -> EnsembleWorldModel:
     """A model of the data's sizes, as configured."""
     cfg, dataset = run.cfg, run.dataset
-    rounded = cfg.model_matmul_dtype
     return EnsembleWorldModel(
         dataset.observation_size,
         dataset.action_size,
         num_members=cfg.model.num_members,
         num_elites=cfg.model.num_elites,
         hidden_sizes=cfg.model.hidden_sizes,
-        matmul_dtype=None if rounded == "float32" else getattr(torch, rounded),
+        matmul_dtype=torch.bfloat16 if cfg.model_matmul_dtype == "bfloat16" else None,
         device=cfg.device,
     )
 
