@@ -437,10 +437,17 @@ def make_model_phase(
     model_class: type[EnsembleWorldModel] = EnsembleWorldModel,
     env_class: Callable[..., EnsembleModelEnv] = EnsembleModelEnv,
     termination: TerminationRule | None = None,
+    matmul_dtype: torch.dtype | None = None,
     **kwargs,
 ) -> ModelPhase:
     model = model_class(
-        3, 1, num_members=4, num_elites=2, hidden_sizes=(16,), log_var_init=(-4.0, -1.0)
+        3,
+        1,
+        num_members=4,
+        num_elites=2,
+        hidden_sizes=(16,) if matmul_dtype is None else (16, 16),
+        log_var_init=(-4.0, -1.0),
+        matmul_dtype=matmul_dtype,
     )
     model.elites.copy_(torch.tensor([3, 1]))
     data = transitions(200)
@@ -462,11 +469,15 @@ def value_in_model(phase: ModelPhase) -> float:
     return (mean[..., 3] + 0.9 * mean[..., :3].sum(-1)).mean().item()
 
 
-def test_the_adversary_lowers_the_agents_value_in_the_model() -> None:
+@pytest.mark.parametrize("matmul_dtype", [None, torch.bfloat16])
+def test_the_adversary_lowers_the_agents_value_in_the_model(
+    matmul_dtype: torch.dtype | None,
+) -> None:
     values, metrics = {}, {}
+    settings = {"batch_size": 64, "horizon": 2, "lr": 1e-3, "matmul_dtype": matmul_dtype}
     for weight in (0.0, 3.0):
         torch.manual_seed(0)
-        phase = make_model_phase(weight, batch_size=64, horizon=2, lr=1e-3)
+        phase = make_model_phase(weight, **settings)
         values[weight, "before"] = value_in_model(phase)
         torch.manual_seed(1)
         metrics[weight] = phase.run(60)
