@@ -330,19 +330,21 @@ def line(name: str, result: Mapping[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """How many times faster, a bar for each kind of work and each of our turns."""
-    ours = [key for key, ratio in RATIOS.items() if ratio in results["rollouts"]]
+    ours = {
+        key: [results[name][ratio] for name in NAMES]
+        for key, ratio in RATIOS.items()
+        if ratio in results["rollouts"]
+    }
     figure, (ax,) = make_figure(height=2.2 + 0.8 * len(ours))
     height = 0.6 if len(ours) == 1 else 0.38
-    for i, key in enumerate(ours):
-        ratios = [results[name][RATIOS[key]] for name in NAMES]
+    for i, (key, ratios) in enumerate(ours.items()):
         at = [j + height * (i - (len(ours) - 1) / 2) for j in range(len(NAMES))]
         label = "float32" if key == "ours" else "the model's hidden products in bfloat16"
         bars = ax.barh(at, ratios, color=COLORS[i], height=0.95 * height, label=label)
         ax.bar_label(bars, fmt=" %.1f x", fontsize=9)
     ax.axvline(1, color="#666666", lw=1)
     ax.set_xscale("log")
-    largest = max(results[name][RATIOS[key]] for name in NAMES for key in ours)
-    ax.set_xlim(0.9, 1.5 * largest)
+    ax.set_xlim(0.9, 1.5 * max(map(max, ours.values())))
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.xaxis.set_minor_formatter(lambda x, _: "")
     ax.set_yticks(range(len(NAMES)), list(NAMES.values()))

@@ -284,14 +284,15 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "versions": package_versions(),
     }
     # named only where they are not the usual, so that older files are still found
-    if cfg.deterministic:
-        settings["deterministic"] = True
-    if cfg.get("float32_matmul_precision", "highest") != "highest":
-        settings["float32_matmul_precision"] = cfg.float32_matmul_precision
-    if cfg.get("model_matmul_dtype", "float32") != "float32":
-        settings["model_matmul_dtype"] = cfg.model_matmul_dtype
-    if cfg.get("num_critics", 2) != 2:  # drawn before the fit
-        settings["num_critics"] = cfg.num_critics
+    usual = {
+        "deterministic": False,
+        "float32_matmul_precision": "highest",
+        "model_matmul_dtype": "float32",
+        "num_critics": 2,  # drawn before the fit
+    }
+    for key, value in usual.items():
+        if (own := cfg.get(key, value)) != value:
+            settings[key] = own
     if cfg.get("rollout_direction", "forward") != "forward":
         settings["reverse_rollouts"] = cfg.rollout_policy
     if torch.device(cfg.device).type == "cuda":

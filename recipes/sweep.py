@@ -122,16 +122,15 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
     from run_settings import LATER_SETTINGS, leaf_keys
     from run_start import RESUME_MAY_CHANGE
 
-    saved = OmegaConf.load(path / "config.yaml")
+    saved = OmegaConf.merge(LATER_SETTINGS, OmegaConf.load(path / "config.yaml"))
     assert isinstance(saved, DictConfig)
     kept = set(leaf_keys(saved))  # without those that the method does not have
     free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs"}
     given_keys = keys_set(words)
     for key in leaf_keys(cfg):
-        if key in free or (key not in kept and key not in LATER_SETTINGS):
+        if key in free or key not in kept:
             continue
-        own = OmegaConf.select(saved, key) if key in kept else LATER_SETTINGS[key]
-        given = OmegaConf.select(cfg, key)
+        own, given = OmegaConf.select(saved, key), OmegaConf.select(cfg, key)
         # a null that was not asked for may stand for a published value, which the run's file has
         if own != given and (given is not None or key in given_keys):
             raise RuntimeError(
