@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from rambo_trl.scaling import denormalize_action
 from rambo_trl.training.policy_file import Policy, load_policy, policy_path
 from rambo_trl.training.run_folder import write_atomically
 
@@ -33,13 +34,13 @@ __all__ = ["ExportFormat", "PolicyModule", "export_policy"]
 
 ExportFormat = Literal["pt2", "onnx"]
 
-#: the exported file is compared with the policy on so many states, up to this share of the
-#: largest action that the policy takes in them
+#: the exported file is compared with the policy on so many states, up to this share of each
+#: action entry's range
 CHECKED_STATES, TOLERANCE = 1000, 1e-5
 
 
 class PolicyModule(nn.Module):
-    """A policy's mode with its normalisation as a plain module, for exporters and tracers.
+    """A policy's mode with its units as a plain module, for exporters and tracers.
 
     Args:
         policy: read and left as it is; its tensors are shared.
@@ -48,7 +49,8 @@ class PolicyModule(nn.Module):
         >>> import torch
         >>> from torchrl.data import Bounded
         >>> from rambo_trl.modules import make_actor
-        >>> from rambo_trl.training.policy_file import Policy
+        >>> from rambo_trl.scaling import denormalize_action
+    from rambo_trl.training.policy_file import Policy
         >>> actor = make_actor(3, Bounded(low=-torch.ones(2), high=torch.ones(2)))
         >>> policy = Policy(
         ...     actor,
@@ -62,18 +64,25 @@ class PolicyModule(nn.Module):
 
     observation_mean: torch.Tensor
     observation_std: torch.Tensor
+    action_low: torch.Tensor | None
+    action_high: torch.Tensor | None
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.actor = policy.actor
         self.register_buffer("observation_mean", policy.observation_mean)
         self.register_buffer("observation_std", policy.observation_std)
+        self.register_buffer("action_low", policy.action_low)
+        self.register_buffer("action_high", policy.action_high)
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        """Actions [B, action_size] in raw observations [B, observation_size], float32."""
-        x = (observation - self.observation_mean) / self.observation_std
+        """Raw actions [B, action_size] in raw observations [B, observation_size]."""
+        x = ((observation - self.observation_mean) / self.observation_std).float()
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            return self.actor.select_out_keys("action")(observation=x)
+            action = self.actor.select_out_keys("action")(observation=x)
+        if self.action_low is not None and self.action_high is not None:
+            action = denormalize_action(action, self.action_low, self.action_high)
+        return action
 
 
 def export_policy(
@@ -82,8 +91,9 @@ def export_policy(
     """Write a policy in a format that runs without this library, and check what was written.
 
     The file has one input, ``observation`` [B, observation_size] as the environment gives it, and
-    one output, ``action`` [B, action_size], both float32; B is free. It runs on a CPU. The
-    environment's id and the sizes are in its metadata (``rambo_trl``).
+    one output, ``action`` [B, action_size] in the environment's units; B is free. Both are float32,
+    or float64 where the policy's statistics or bounds are. It runs on a CPU. The environment's id,
+    the sizes and the actions' bounds are in its metadata (``rambo_trl``).
 
     Args:
         policy: as :func:`rambo_trl.load_policy` returns it.
@@ -92,8 +102,8 @@ def export_policy(
             extra ``export``).
 
     Returns:
-        The largest difference between an exported action and the policy's own over 1,000 states
-        drawn around the data's mean.
+        The largest difference between an exported action and the policy's own, as a share of the
+        entry's range, over 1,000 states drawn around the data's mean.
 
     Raises:
         FileExistsError: if there is such a file.
@@ -119,6 +129,10 @@ def _describe(policy: Policy) -> dict[str, Any]:
         "env_id": policy.env_id,
         "observation_size": policy.observation_mean.shape[-1],
         "input": "raw observations: the normalisation is inside",
+        "input_dtype": str(policy.observation_mean.dtype).removeprefix("torch."),
+        "output": "raw actions: the scaling to their bounds is inside",
+        "action_low": None if policy.action_low is None else policy.action_low.tolist(),
+        "action_high": None if policy.action_high is None else policy.action_high.tolist(),
     }
 
 
@@ -187,11 +201,20 @@ def _largest_difference(module: PolicyModule, run: Run) -> float:
     with torch.no_grad():
         expected = module(x).numpy()
     got = np.concatenate([run(x[:1].numpy()), run(x[1:].numpy())])
-    difference = float(np.abs(got - expected).max())
+    difference = np.abs(got - expected).max(axis=0)
+    if module.action_low is not None and module.action_high is not None:
+        size = (module.action_high - module.action_low).numpy()
+    else:
+        size = np.maximum(1.0, np.abs(expected).max(axis=0))
+    share = difference / size
+    entry = int(np.argmax(np.where(np.isnan(share), np.inf, share)))
     # written so that a NaN is refused
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise RuntimeError(f"exported actions differ from the policy's by up to {difference:.2g}")
-    return difference
+    if not share[entry] <= TOLERANCE:
+        raise RuntimeError(
+            f"exported actions differ from the policy's by up to {difference[entry]:.2g} in action "
+            f"{entry}, {share[entry]:.1g} of its range"
+        )
+    return float(share[entry])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    sys.stdout.write(f"{out}: {CHECKED_STATES} actions agree with {source} to {difference:.1e}\n")
+    sys.stdout.write(
+        f"{out}: {CHECKED_STATES} actions agree with {source} to {difference:.1e} of their range\n"
+    )
     return 0
 
 

@@ -105,7 +105,13 @@ def read_fitted(file: Path, world_model: EnsembleWorldModel) -> EnsembleWorldMod
         raise ValueError(f"{file} does not hold this run's model: {describe(error)}") from error
     except Exception as error:  # torch.load raises what the unpickler stumbles over
         raise ValueError(f"{file} is not readable: {describe(error)}") from error
-    for name in ("input_mean", "input_std", "elites"):  # what the game leaves as it is
+    for name in (
+        "input_mean",
+        "input_std",
+        "reward_mean",
+        "reward_std",
+        "elites",
+    ):  # what the game leaves as it is
         if not torch.equal(getattr(fitted, name), getattr(world_model, name)):
             raise ValueError(f"{file} is of another fit than this run's: its {name} differs")
     return fitted

@@ -114,6 +114,11 @@ def off_the_data(
     return change
 
 
+def in_units(change: dict[str, list[float]], unit: float) -> dict[str, list[float]]:
+    """What :func:`off_the_data` returns, in the rewards' unit."""
+    return {k: v if k == "share" else [x * unit for x in v] for k, v in change.items()}
+
+
 @torch.no_grad()
 def mean_next_state(world_model: EnsembleWorldModel, observation: Tensor, action: Tensor) -> Tensor:
     """The mean over elites of their mean next states, [B, observation_size], normalised."""
@@ -212,7 +217,7 @@ def real_rewards(
 
     def normalise(observation: Any) -> Tensor:
         raw = torch.as_tensor(flatten(observation), dtype=torch.float32)
-        return (raw - dataset.observation_mean) / dataset.observation_std
+        return dataset.normalize(raw)
 
     with mujoco_messages_logged():
         env = make_environment(dataset.environment)
@@ -222,7 +227,7 @@ def real_rewards(
             observation = normalise(env.reset(seed=FIRST_SEED + episode)[0])
             starts.append(observation)
             for step in range(horizon):
-                action = act(observation[None])[0].numpy()
+                action = dataset.denormalize_action(act(observation[None])[0]).numpy()
                 raw, reward, terminated, truncated, _ = env.step(action)
                 rewards[step, episode] = float(reward) + reward_shift
                 if terminated or truncated:
@@ -287,10 +292,11 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
         start, rewards["real"] = real_rewards(dataset, act, horizon, cfg.reward_shift)
     for name, model in zip(("fitted", "adversarial"), models, strict=True):
         torch.manual_seed(0)  # the same noise for both
-        rewards[name] = imagined_rewards(model, env, act, start.repeat(REPEATS, 1), horizon)
+        imagined = imagined_rewards(model, env, act, start.repeat(REPEATS, 1), horizon)
+        rewards[name] = imagined * dataset.reward_scale
     steps = credible_steps(
         (rewards["fitted"], rewards["adversarial"]),
-        float(dataset.transitions["next", "reward"].abs().max()),
+        float(dataset.transitions["next", "reward"].abs().max()) * dataset.reward_scale,
     )
     returns = {
         name: discounted(values[:steps], cfg.agent.gamma, len(start))
@@ -306,7 +312,10 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
         "horizon_asked": horizon,
         "rows": len(data),
         "model_error": {"fitted": errors[0], "adversarial": errors[1]},
-        **{name: off_the_data(models, env, loss, data, way) for name, way in targets.items()},
+        **{
+            name: in_units(off_the_data(models, env, loss, data, way), dataset.reward_scale)
+            for name, way in targets.items()
+        },
         "next_states": {
             name: moved_next_states(models, data, way) for name, way in targets.items()
         },

@@ -197,6 +197,8 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
         dataset.transitions,
         observation_mean=dataset.observation_mean,
         observation_std=dataset.observation_std,
+        action_low=dataset.action_low,
+        action_high=dataset.action_high,
         device=cfg.device,
     )
     if (found is not None and found < 0.99) or (false is not None and false > 0.01):
@@ -212,7 +214,9 @@ def load_data(cfg: DictConfig) -> OfflineDataset:
     """Load the data; with ``env_id=none`` no environment is looked for."""
     no_environment = cfg.env_id == "none"
     env_id = None if no_environment else cfg.env_id
-    dataset = OfflineDataset.load(cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift)
+    dataset = OfflineDataset.load(
+        cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift, reward_scale=cfg.reward_scale
+    )
     if no_environment:
         dataset.has_simulator = False
     return dataset

@@ -75,23 +75,27 @@ class IQL(ModelFree):
         """
         dataset = self.run.dataset
         transitions["action"] = clip_actions(transitions["action"], dataset.action_spec)
-        if self.run.cfg.agent.scale_rewards and not is_scored_by_success(dataset.env_id):
-            transitions["next", "reward"] = transitions["next", "reward"] * self.reward_scale()
+        factor = dataset.reward_scale / self.reward_unit
+        transitions["next", "reward"] = transitions["next", "reward"] * factor
         return transitions
 
-    def reward_scale(self) -> float:
-        """1000 over the range of the episodes' returns.
+    @property
+    def reward_unit(self) -> float:
+        """The range of the episodes' returns over 1000, where rewards are scaled by it.
 
         Raises:
             ValueError: if all episodes have the same return.
         """
-        returns = self.run.dataset.behaviour_returns
+        dataset = self.run.dataset
+        if not self.run.cfg.agent.scale_rewards or is_scored_by_success(dataset.env_id):
+            return dataset.reward_scale
+        returns = dataset.behaviour_returns
         if returns.max() == returns.min():
             raise ValueError(
                 "all episodes of the data have the same return, by whose range rewards are "
                 "scaled: set agent.scale_rewards=false"
             )
-        return 1000 / float(returns.max() - returns.min())
+        return float(returns.max() - returns.min()) / 1000
 
 
 def _constant(update: int) -> float:

@@ -12,6 +12,7 @@ from run_support import progress_bar, refusing_bad_input
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
+from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 from tqdm import tqdm
 from training_run import Metrics, Run
@@ -67,6 +68,7 @@ def fit_with_bar(
             patience=cfg.model.patience,
             min_improvement=cfg.model.min_improvement,
             max_passes=limit,
+            standardize_reward=cfg.reward_scale != 1,
             compile=cfg.compile,
             on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
             bar=bar,
@@ -185,6 +187,8 @@ class ModelBased:
             termination=self.termination,
             observation_mean=dataset.observation_mean,
             observation_std=dataset.observation_std,
+            action_low=dataset.action_low,
+            action_high=dataset.action_high,
         )
         first = first_rows(dataset.transitions["next", "done"])
         self.start_rows = dataset.transitions["observation"][first].to(device)
@@ -218,6 +222,8 @@ class ModelBased:
             dataset.transitions,
             observation_mean=dataset.observation_mean,
             observation_std=dataset.observation_std,
+            action_low=dataset.action_low,
+            action_high=dataset.action_high,
             seed=cfg.seed,
             device=cfg.device,
         )
@@ -259,8 +265,14 @@ class ModelBased:
         return {"world_model": self.world_model, "actor": self.actor}
 
     def max_abs_reward(self) -> float:
-        """The largest absolute reward that the agent may be given."""
-        return largest_magnitude(self.run.dataset.transitions["next", "reward"])
+        """The largest absolute reward that the agent may be given, in the data's units."""
+        rewards = self.run.dataset.transitions["next", "reward"]
+        return largest_magnitude(rewards) * self.reward_unit
+
+    @property
+    def reward_unit(self) -> float:
+        """What a reward of 1 in training is in the data's units."""
+        return self.run.dataset.reward_scale
 
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow."""
@@ -306,7 +318,7 @@ class ModelBased:
                 self.actor,
                 observation_mean=dataset.observation_mean,
                 observation_std=dataset.observation_std,
-                action_spec=dataset.action_spec,
+                action_spec=Bounded(dataset.action_low, dataset.action_high),
             )
             tqdm.write(f"cloned policy: {cfg.cloned_policy}")
         if cfg.fitted_model is not None:

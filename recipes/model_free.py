@@ -86,9 +86,14 @@ class ModelFree:
         """Everything that decides the run's future, for checkpoints."""
         return {"loss": self.loss, "phase": self.phase}
 
+    @property
+    def reward_unit(self) -> float:
+        """What a reward of 1 in training is in the data's units."""
+        return self.run.dataset.reward_scale
+
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow."""
-        largest = largest_magnitude(self.transitions["next", "reward"])
+        largest = largest_magnitude(self.transitions["next", "reward"]) * self.reward_unit
         return DivergenceMonitor(largest, self.run.cfg.agent.get("gamma", 0.0))
 
     def results(self) -> dict[str, Any]:

@@ -34,22 +34,23 @@ class MOReL(ModelBased):
             self.world_model,
             self.run.dataset.transitions,
             num_stds=halting.num_stds,
-            penalty=halting.penalty,
+            penalty=halting.penalty / self.reward_unit,
         )
         assert isinstance(self.env, PessimisticModelEnv)
         self.env.pessimism = self.halting
         tqdm.write(
             f"halting: beyond a disagreement of {self.halting.threshold:.4g}, with reward "
-            f"{self.halting.halt_reward:.4g}"
+            f"{self.halting.halt_reward * self.reward_unit:.4g}"
         )
 
     def max_abs_reward(self) -> float:
         """The data's, or a halt's."""
-        return max(super().max_abs_reward(), abs(self.halting.halt_reward))
+        return max(super().max_abs_reward(), abs(self.halting.halt_reward) * self.reward_unit)
 
     def results(self) -> dict[str, Any]:
         """With what the data said about halting."""
-        halting = {"threshold": self.halting.threshold, "reward": self.halting.halt_reward}
+        reward = self.halting.halt_reward * self.reward_unit
+        halting = {"threshold": self.halting.threshold, "reward": reward}
         return {"halting": halting, **super().results()}
 
 

@@ -54,6 +54,8 @@ class ReverseRollouts:
             termination=method.termination,
             observation_mean=dataset.observation_mean,
             observation_std=dataset.observation_std,
+            action_low=dataset.action_low,
+            action_high=dataset.action_high,
         )
         self.collector = ReverseRolloutCollector(
             env,

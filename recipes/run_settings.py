@@ -17,6 +17,7 @@ LATER_SETTINGS = {
     **dict.fromkeys(GIVEN_PARTS),
     "rollout_direction": "forward",
     "model_matmul_dtype": "float32",
+    "reward_scale": 1.0,
 }
 
 
@@ -67,6 +68,20 @@ class Number:
         else:
             bound = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
         return f"a finite number {bound}" + (" or null" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class AutoOr:
+    """The word ``auto``, or what another rule accepts."""
+
+    rule: Number
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is one."""
+        return value == "auto" or self.rule.accepts(value)
+
+    def __str__(self) -> str:
+        return f"auto or {self.rule}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class Sizes:
         return "a list of whole numbers of at least 1, such as [256,256]"
 
 
-Rule = Whole | Number | Choice | Flag | Text | Sizes
+Rule = Whole | Number | AutoOr | Choice | Flag | Text | Sizes
 
 #: what every key of RAMBO's recipe may be
 RULES: Mapping[str, Rule] = {
@@ -145,6 +160,7 @@ RULES: Mapping[str, Rule] = {
     "termination": Text(),
     "odd_data": Choice(("refuse", "accept")),
     "reward_shift": Number(-1e6, 1e6),
+    "reward_scale": AutoOr(Number(above=True)),
     "pretrained": Text(optional=True),
     "cache_dir": Text(),
     "fitted_model": Text(optional=True),

@@ -289,6 +289,7 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "float32_matmul_precision": "highest",
         "model_matmul_dtype": "float32",
         "num_critics": 2,  # drawn before the fit
+        "reward_scale": 1.0,
     }
     for key, value in usual.items():
         if (own := cfg.get(key, value)) != value:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import SoftUpdate, TD3BCLoss
@@ -30,13 +29,7 @@ class TD3BC(ModelFree):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        cfg, space = run.cfg.agent, run.dataset.action_spec.space
-        if not bool(torch.all(space.low == -1) & torch.all(space.high == 1)):
-            raise ValueError(
-                "TD3+BC weighs the squared distance of actions in [-1, 1] against the critic, but "
-                f"{run.dataset.name} has actions in [{space.low.min():g}, {space.high.max():g}]: "
-                "rescale them, or use another method"
-            )
+        cfg = run.cfg.agent
         self.loss = loss = TD3BCLoss(
             self.actor,
             self.make_qvalue(),

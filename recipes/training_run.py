@@ -54,6 +54,11 @@ class Method(Protocol):
     actor: TensorDictModuleBase
 
     @property
+    def reward_unit(self) -> float:
+        """What a reward of 1 in training is in the data's units."""
+        ...
+
+    @property
     def updates(self) -> int:
         """Gradient steps of an epoch."""
         ...
@@ -71,6 +76,11 @@ class Method(Protocol):
         ...
 
 
+#: columns of ``metrics.csv`` in the rewards' units: the data's there, the learner's in training
+REWARD_COLUMNS = frozenset({
+    "alpha", "data_qvalue", "mean_q", "model_advantage_mean", "model_advantage_std",
+    "model_qvalue", "model_reward", "model_value", "penalized_qvalue", "start_value",
+})  # fmt: skip
 #: columns of ``metrics.csv`` that folders of earlier versions do not have
 _LATER_COLUMNS = frozenset({"start_value", "discounted_return_mean"})
 
@@ -163,6 +173,8 @@ class Run:
         before = self._updating_seconds()
         yield
         speed = self.method.updates / (self._updating_seconds() - before)
+        for key in REWARD_COLUMNS.intersection(row):
+            row[key] *= self.method.reward_unit
         found = self.monitor.check(row)
         self.stopped = found is not None and cfg.on_divergence == "stop"
         due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last

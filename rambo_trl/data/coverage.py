@@ -40,11 +40,7 @@ def measure_coverage(dataset: OfflineDataset) -> Coverage:
     """Measure how much of the space a data set covers, on at most 100,000 of its rows."""
     every = -(-len(dataset) // _MAX_ROWS)
     rows = dataset.transitions[::every]
-    space = dataset.action_spec.space
-    share = [
-        _even_share(values, (float(low), float(high)))
-        for values, low, high in zip(rows["action"].numpy().T, space.low, space.high, strict=True)
-    ]
+    share = [_even_share(values, (-1.0, 1.0)) for values in rows["action"].numpy().T]
     observation = rows["observation"].numpy().astype(np.float64)
     observation = observation - observation.mean(axis=0)
     std = observation.std(axis=0)

@@ -113,8 +113,11 @@ def _instead(path: Path) -> str:
 
 
 def _read(stored: h5py.Dataset) -> np.ndarray:
-    """Read an array; wide rows in double precision become float32 bit by bit, to save memory."""
-    if stored.ndim < 2 or stored.dtype != np.float64:
+    """Read an array; wide rows in double precision become float32 bit by bit, to save memory.
+
+    Unless what changes in a column may be too small beside its offset for that.
+    """
+    if stored.ndim < 2 or stored.dtype != np.float64 or not len(stored) or _has_offset(stored):
         return stored[()]
     array = np.empty(stored.shape, np.float32)
     with np.errstate(over="ignore"):  # what becomes infinite is found and located later
@@ -122,6 +125,20 @@ def _read(stored: h5py.Dataset) -> np.ndarray:
             part = slice(start, start + _ROWS_AT_ONCE)
             array[part] = stored[part]
     return array
+
+
+def _has_offset(stored: h5py.Dataset) -> bool:
+    """Whether a column's largest value is beyond 50 of its standard deviations."""
+    first = stored[0]
+    total, squares, largest = (np.zeros(stored.shape[1:]) for _ in range(3))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(stored), _ROWS_AT_ONCE):
+            part = stored[start : start + _ROWS_AT_ONCE]
+            largest = np.maximum(largest, np.abs(part).max(axis=0))
+            total += (part - first).sum(axis=0)
+            squares += np.square(part - first).sum(axis=0)
+        variance = squares / len(stored) - np.square(total / len(stored))
+        return bool(((variance > 0) & (np.square(largest) > 2500 * variance)).any())
 
 
 def episode_ends(

@@ -171,7 +171,7 @@ def bounds_of(space: spaces.Space | None, size: int) -> Bounded:
     low, high = -torch.ones(size), torch.ones(size)
     if isinstance(space, spaces.Box) and np.prod(space.shape) == size:
         low, high = (torch.from_numpy(v.reshape(-1).copy()) for v in (space.low, space.high))
-    return Bounded(low=low.float(), high=high.float(), shape=low.shape, dtype=torch.float32)
+    return Bounded(low=low, high=high, shape=low.shape, dtype=low.dtype)
 
 
 def _bare(env_id: str | None) -> str:

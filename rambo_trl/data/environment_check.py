@@ -58,12 +58,14 @@ def bounds_that_differ(dataset: OfflineDataset) -> list[str]:
     """Tell where the policy may not do what the environment allows; one sentence or none."""
     if dataset.env_id is None:
         return []
-    own = dataset.action_spec.space
+    low, high = dataset.action_low, dataset.action_high
     other = action_bounds(dataset.env_id, dataset.action_size).space
-    if torch.allclose(own.low, other.low) and torch.allclose(own.high, other.high):
+    if torch.allclose(low.to(other.low), other.low) and torch.allclose(
+        high.to(other.high), other.high
+    ):
         return []
     return [
-        f"actions lie between {own.low.tolist()} and {own.high.tolist()} in the data and between "
+        f"actions lie between {low.tolist()} and {high.tolist()} in the data and between "
         f"{other.low.tolist()} and {other.high.tolist()} in {dataset.env_id}: a policy keeps to "
         "the data's bounds, so scale the data's actions if they are in other units"
     ]

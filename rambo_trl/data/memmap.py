@@ -18,10 +18,11 @@ from torchrl.data import Bounded
 
 from rambo_trl.data.disk import check_space
 from rambo_trl.data.spaces import ObservationLayout
+from rambo_trl.scaling import flat_bounds
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 
-_FORMAT = 3
+_FORMAT = 4
 _DESCRIPTION = "rambo_trl_dataset.json"
 _MARGIN = 1 << 20  # bytes for descriptions and the file system's own records
 _PLAIN = (
@@ -50,7 +51,10 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
     if folder.exists():
         raise ValueError(f"{folder} is there already: choose another place or delete it")
     transitions, layout = attributes["transitions"], attributes["observation_layout"]
-    spec, bounds = attributes["env_spec"], attributes["action_spec"].space
+    spec, scale = attributes["env_spec"], attributes["reward_scale"]
+    if scale != 1:  # chosen anew by whoever opens the folder
+        transitions = transitions.copy()
+        transitions["next", "reward"] = transitions["next", "reward"] * scale
     description: dict[str, Any] = {
         "format": _FORMAT,
         "transitions": len(transitions),
@@ -63,8 +67,8 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
     arrays = {
         "observation_mean": attributes["observation_mean"].numpy(),
         "observation_std": attributes["observation_std"].numpy(),
-        "action_low": bounds.low.numpy(),
-        "action_high": bounds.high.numpy(),
+        "action_low": attributes["action_low"].numpy(),
+        "action_high": attributes["action_high"].numpy(),
         "behaviour_returns": attributes["behaviour_returns"],
     }
     scratch = None
@@ -130,13 +134,12 @@ def read_memmap(folder: Path) -> dict[str, Any]:
     layout, spec, scores = (
         found[key] for key in ("observation_layout", "env_spec", "reference_scores")
     )
-    low, high = arrays.pop("action_low"), arrays.pop("action_high")
     return {
         **found,
         **arrays,
         "transitions": transitions,
         "behaviour_returns": arrays["behaviour_returns"].numpy(),
-        "action_spec": Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32),
+        "action_spec": Bounded(-1.0, 1.0, arrays["action_low"].shape, dtype=torch.float32),
         "env_spec": None if spec is None else EnvSpec.from_json(spec),
         "reference_scores": None if scores is None else tuple(scores),
         "remarks": tuple(found["remarks"]),
@@ -163,12 +166,15 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
     """
     layout = attributes["observation_layout"]
     keys = None if layout is None else layout.keys
-    own = {**attributes, "observation_keys": keys, "max_episode_steps": None}
+    bounds = [attributes[f"action_{end}"].tolist() for end in ("low", "high")]
+    own = {**attributes, "observation_keys": keys, "max_episode_steps": None, "action_spec": bounds}
     for key, wanted in options.items():
         if wanted is None or (key == "reward_shift" and not wanted):
             continue
         if key == "observation_keys":
             wanted = tuple(wanted)
+        if key == "action_spec":
+            wanted = [bound.tolist() for bound in flat_bounds(wanted.space.low, wanted.space.high)]
         if wanted != own[key]:
             raise ValueError(
                 f"{folder} was made with {_shown(key, own[key])}: leave out "
@@ -178,6 +184,6 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
 
 def _shown(key: str, value: Any) -> str:
     """Write an option as it was given."""
-    if isinstance(value, Bounded):
-        value = f"{value.space.low.tolist()} to {value.space.high.tolist()}"
+    if key == "action_spec":
+        value = f"{value[0]} to {value[1]}"
     return f"{key.replace('normalized', 'normalize')}={value}"

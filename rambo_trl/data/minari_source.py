@@ -285,10 +285,10 @@ def _describe(
         env_id=env_id,
         env_spec=env_spec,
         action_spec=Bounded(
-            low=torch.as_tensor(action_space.low, dtype=torch.float32),
-            high=torch.as_tensor(action_space.high, dtype=torch.float32),
+            low=torch.as_tensor(action_space.low),
+            high=torch.as_tensor(action_space.high),
             shape=torch.Size(action_space.shape),
-            dtype=torch.float32,
+            dtype=torch.as_tensor(action_space.low).dtype,
         ),
         reference_scores=None if None in reference else (float(reference[0]), float(reference[1])),
         observation_layout=layout,

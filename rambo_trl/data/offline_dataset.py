@@ -1,4 +1,4 @@
-"""Offline data as TensorDict transitions: checked, float32, normalised, with its statistics."""
+"""Offline data as TensorDict transitions: checked, float32, scaled, with its statistics."""
 
 from __future__ import annotations
 
@@ -36,9 +36,16 @@ from rambo_trl.data.transitions import (
     ActionsOutsideError,
     canonical_transitions,
     check_values,
-    flat_action_spec,
+    coarse_entries,
     observation_statistics,
     returns_between_ends,
+)
+from rambo_trl.scaling import (
+    RewardScale,
+    denormalize_action,
+    flat_bounds,
+    normalize_action,
+    reward_scale_of,
 )
 
 __all__ = ["OfflineDataset"]
@@ -48,8 +55,11 @@ class OfflineDataset:
     """Transitions of a fixed data set, ready for training (paper sec. 5.2).
 
     Observations are normalised per dimension by the mean and standard deviation over the data's
-    rows. Every row carries its true next observation, at episode ends too: a terminal row the
-    state it ended in, a truncated row the state from which values may be bootstrapped.
+    rows, and actions scaled from their bounds to [-1, 1], so that the units of neither change what
+    is learnt. Offsets are taken out in double precision, where the data come in it.
+
+    Every row carries its true next observation, at episode ends too: a terminal row the state it
+    ended in, a truncated row the state from which values may be bootstrapped.
 
     Use :meth:`load` for a named data set or a file, :meth:`from_episodes` and
     :meth:`from_arrays` for data in memory in the layouts of Minari and D4RL, or the constructor
@@ -62,7 +72,7 @@ class OfflineDataset:
             ``("next", "reward")`` and ``("next", "terminated")`` [N] or [N, 1], and optionally
             ``("next", "truncated")`` or ``("next", "done")``. Rows of an episode follow each
             other. Where a row is both terminated and truncated, it counts as terminated.
-        action_spec: bounds of the actions, of shape [act].
+        action_spec: bounds of the raw actions, of shape [act].
         name: how messages and reports call the data set.
         env_id: Gymnasium id of the environment that the data comes from, if any.
         env_spec: its full specification, where the data set holds one.
@@ -77,19 +87,27 @@ class OfflineDataset:
         normalize: False keeps raw observations (mean 0 and standard deviation 1).
         reward_shift: added to every reward of the transitions (-1 for AntMaze in the paper's
             experiments); returns and scores stay in the environment's units.
+        reward_scale: what the transitions' rewards, shifted, are divided by: ``"auto"`` takes
+            their root mean square, so that critics meet values of the same size whatever the
+            rewards' unit.
         copy: False lets normalisation write into the given tensors, which saves their memory.
 
     Attributes:
         transitions: TensorDict [N] in float32 with ``"observation"`` and
-            ``("next", "observation")`` normalised, ``"action"``, ``("next", "reward")`` [N, 1]
-            and the boolean flags ``("next", "terminated" | "truncated" | "done")`` [N, 1].
-        observation_mean: [obs], float32.
-        observation_std: [obs], float32, positive.
-        action_spec: ``Bounded`` of shape [act], float32.
+            ``("next", "observation")`` normalised, ``"action"`` in [-1, 1],
+            ``("next", "reward")`` [N, 1] and the boolean flags
+            ``("next", "terminated" | "truncated" | "done")`` [N, 1].
+        observation_mean: [obs], float32; float64 where float32 would lose what changes in the
+            data beside their offset, as in time stamps.
+        observation_std: [obs], of the same dtype, positive.
+        action_low: [act], what -1 stands for in the environment's units; float32, or float64 as
+            above.
+        action_high: [act], what 1 stands for.
+        action_spec: ``Bounded`` between -1 and 1, of shape [act], float32: the learner's.
         has_simulator: set it to False where :attr:`environment` cannot be played in.
         behaviour_returns: float64 array with one undiscounted return per episode.
-        env_id, env_spec, name, reference_scores, observation_layout, reward_shift: as given or
-            looked up.
+        env_id, env_spec, name, reference_scores, observation_layout, reward_shift,
+            reward_scale: as given or looked up.
         oddities: what may be a mistake in the data (rewards all equal, episodes that repeat
             others or go on after an end, shuffled rows, ends of both kinds at once, episodes beyond
             the time limit, actions of one sign under assumed bounds), one sentence each. Recipes
@@ -129,6 +147,7 @@ class OfflineDataset:
         remarks: Sequence[str] = (),
         normalize: bool = True,
         reward_shift: float = 0.0,
+        reward_scale: RewardScale = 1.0,
         copy: bool = True,
     ) -> None:
         if not math.isfinite(reward_shift):
@@ -141,10 +160,13 @@ class OfflineDataset:
         self.reward_shift = float(reward_shift)
         self.normalized = normalize
         self.observation_layout = observation_layout
-        self.action_spec = flat_action_spec(action_spec)
+        self.action_low, self.action_high = flat_bounds(
+            action_spec.space.low, action_spec.space.high
+        )
+        self.action_spec = Bounded(-1.0, 1.0, shape=self.action_low.shape, dtype=torch.float32)
         self.reference_scores = reference_scores or reference_scores_for(env_id)
         self.transitions = canonical_transitions(transitions, name, copy=copy)
-        check_values(self.transitions, self.action_spec, name)
+        check_values(self.transitions, self.action_low, self.action_high, name)
         if behaviour_returns is None:
             behaviour_returns = returns_between_ends(self.transitions)
         self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
@@ -157,24 +179,45 @@ class OfflineDataset:
             *oddities(self.transitions),
         )
         notes = [remark for remark in remarks if not isinstance(remark, Oddity)]
-        self.remarks = (*notes, *self.oddities)
+        self.remarks = (*notes, *self._scale(), *self.oddities)
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
-
-        if reward_shift:
-            reward = self.transitions["next", "reward"]
-            self.transitions["next", "reward"] = reward + reward_shift
-        observation = self.transitions["observation"]
-        if normalize:
-            self.observation_mean, self.observation_std = observation_statistics(observation)
-            # In place: the raw copies are this object's own and may be large.
-            for key in ("observation", ("next", "observation")):
-                value = self.transitions[key]
-                value.sub_(self.observation_mean).div_(self.observation_std)
-        else:
-            self.observation_mean = torch.zeros(observation.shape[-1])
-            self.observation_std = torch.ones(observation.shape[-1])
+        self._set_reward_scale(reward_scale)
         _warn_of_other_simulator(name, env_id)
+
+    def _scale(self) -> list[str]:
+        """Bring raw transitions to the learner's units; returns what float32 cannot tell apart."""
+        rows = self.transitions
+        low, high, reward = self.action_low, self.action_high, rows["next", "reward"]
+        observation, action = rows["observation"], rows["action"]
+        size = observation.shape[-1]
+        if self.normalized:
+            self.observation_mean, self.observation_std = observation_statistics(observation)
+        else:
+            self.observation_mean, self.observation_std = torch.zeros(size), torch.ones(size)
+        lost = [
+            *coarse_entries(
+                observation, self.observation_mean, self.observation_std, "observation"
+            ),
+            *coarse_entries(action, (low + high) / 2, (high - low) / 2, "action"),
+            *coarse_entries(reward, torch.zeros(1), torch.ones(1), "reward"),
+        ]
+        rows["next", "reward"] = (
+            reward + self.reward_shift if self.reward_shift else reward
+        ).float()
+        rows["action"] = normalize_action(action, low, high).float()
+        for key in ("observation", ("next", "observation")):
+            # in place: the raw copies are this object's own and may be large
+            rows[key] = rows[key].sub_(self.observation_mean).div_(self.observation_std).float()
+        return lost
+
+    def _set_reward_scale(self, wanted: RewardScale) -> None:
+        """Divide the rewards by a number, or by their root mean square."""
+        reward = self.transitions["next", "reward"]
+        self.reward_scale = reward_scale_of(reward, wanted)
+        if self.reward_scale != 1:
+            self.transitions = self.transitions.copy()  # others may lie on the disk
+            self.transitions["next", "reward"] = reward / self.reward_scale
 
     @classmethod
     def load(
@@ -189,6 +232,7 @@ class OfflineDataset:
         unknown_terminal_states: UnknownTerminalStates = "hold",
         normalize: bool = True,
         reward_shift: float = 0.0,
+        reward_scale: RewardScale = 1.0,
         progress: bool = True,
     ) -> OfflineDataset:
         """Load a data set by name or from a file.
@@ -212,6 +256,7 @@ class OfflineDataset:
                 :meth:`from_arrays`.
             normalize: whether observations are normalised.
             reward_shift: added to every reward of the transitions.
+            reward_scale: what they are then divided by, or ``"auto"``; see the constructor.
             progress: whether a build shows its progress bar.
 
         Returns:
@@ -227,11 +272,12 @@ class OfflineDataset:
                 path,
                 env_id=env_id,
                 reference_scores=reference_scores,
-                action_spec=None if action_spec is None else flat_action_spec(action_spec),
+                action_spec=action_spec,
                 observation_keys=observation_keys,
                 max_episode_steps=max_episode_steps,
                 normalized=None if normalize else False,
                 reward_shift=reward_shift,
+                reward_scale=reward_scale,
             )
         if is_d4rl_file(path):
             if observation_keys is not None:
@@ -252,6 +298,7 @@ class OfflineDataset:
                 unknown_terminal_states=unknown_terminal_states,
                 normalize=normalize,
                 reward_shift=reward_shift,
+                reward_scale=reward_scale,
                 copy=False,
             )
         if max_episode_steps is not None:
@@ -271,6 +318,7 @@ class OfflineDataset:
             observation_layout=source.observation_layout,
             normalize=normalize,
             reward_shift=reward_shift,
+            reward_scale=reward_scale,
         )
 
     @classmethod
@@ -286,6 +334,7 @@ class OfflineDataset:
         unknown_terminal_states: UnknownTerminalStates = "hold",
         normalize: bool = True,
         reward_shift: float = 0.0,
+        reward_scale: RewardScale = 1.0,
         copy: bool = True,
     ) -> OfflineDataset:
         """Build the data set from flat arrays in D4RL's layout.
@@ -310,6 +359,7 @@ class OfflineDataset:
             unknown_terminal_states: ``"drop"`` leaves terminal rows without a known successor out.
             normalize: whether observations are normalised.
             reward_shift: added to every reward of the transitions.
+            reward_scale: what they are then divided by, or ``"auto"``; see the constructor.
             copy: False lets normalisation write into the given arrays.
 
         Returns:
@@ -344,6 +394,7 @@ class OfflineDataset:
                 remarks=remarks,
                 normalize=normalize,
                 reward_shift=reward_shift,
+                reward_scale=reward_scale,
                 copy=copy,
             )
         except ActionsOutsideError as error:
@@ -363,6 +414,7 @@ class OfflineDataset:
         observation_layout: ObservationLayout | None = None,
         normalize: bool = True,
         reward_shift: float = 0.0,
+        reward_scale: RewardScale = 1.0,
         env_spec: EnvSpec | None = None,
     ) -> OfflineDataset:
         """Build the data set from whole episodes, each in Minari's layout.
@@ -379,6 +431,7 @@ class OfflineDataset:
             env_spec: the environment's full specification, if any.
             normalize: whether observations are normalised.
             reward_shift: added to every reward of the transitions.
+            reward_scale: what they are then divided by, or ``"auto"``; see the constructor.
 
         Returns:
             The checked data set.
@@ -400,6 +453,7 @@ class OfflineDataset:
             remarks=remarks,
             normalize=normalize,
             reward_shift=reward_shift,
+            reward_scale=reward_scale,
             copy=False,  # the episodes were copied when they were joined
         )
 
@@ -410,9 +464,11 @@ class OfflineDataset:
         vars(dataset).update(read_memmap(folder))
         dataset.has_simulator = True
         dataset._env_id_given = options["env_id"] is not None
+        reward_scale = options.pop("reward_scale")
         check_options(folder, vars(dataset), options)
         for remark in dataset.remarks:
             torchrl_logger.warning(f"{dataset.name}: {remark}")
+        dataset._set_reward_scale(reward_scale)
         return dataset
 
     def memmap(self, folder: str | os.PathLike[str]) -> OfflineDataset:
@@ -434,7 +490,7 @@ class OfflineDataset:
             OSError: if it cannot be written; nothing is left of it.
         """
         write_memmap(Path(folder), vars(self))
-        return self.load(folder, env_id=self.env_id)
+        return self.load(folder, env_id=self.env_id, reward_scale=self.reward_scale)
 
     def __len__(self) -> int:
         """Return the number of transitions."""
@@ -487,15 +543,30 @@ class OfflineDataset:
 
     def normalize(self, observation: torch.Tensor) -> torch.Tensor:
         """Map raw observations [*, obs] to the data's scale."""
-        return (observation - self.observation_mean.to(observation)) / self.observation_std.to(
-            observation
-        )
+        mean, std = (self._as_precise(v, observation) for v in self._statistics())
+        return ((observation - mean) / std).to(observation.dtype)
 
     def denormalize(self, observation: torch.Tensor) -> torch.Tensor:
-        """Map normalised observations [*, obs] back to raw ones."""
-        return observation * self.observation_std.to(observation) + self.observation_mean.to(
-            observation
-        )
+        """Map normalised observations [*, obs] back to raw ones, in the statistics' precision."""
+        mean, std = (self._as_precise(v, observation) for v in self._statistics())
+        return observation * std + mean
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.observation_mean, self.observation_std
+
+    @staticmethod
+    def _as_precise(statistic: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
+        """A statistic beside observations: in their dtype, unless it needs double precision."""
+        double = statistic.dtype == torch.float64
+        return statistic.to(observation.device, None if double else observation.dtype)
+
+    def normalize_action(self, action: torch.Tensor) -> torch.Tensor:
+        """Map raw actions [*, act] to [-1, 1]."""
+        return normalize_action(action, self.action_low, self.action_high)
+
+    def denormalize_action(self, action: torch.Tensor) -> torch.Tensor:
+        """Map actions [*, act] from [-1, 1] back to the environment's units."""
+        return denormalize_action(action, self.action_low, self.action_high)
 
     def normalized_score(self, episode_return: float) -> float | None:
         """Score an undiscounted return, 0 as random and 100 as expert; None if unknown."""

@@ -105,9 +105,9 @@ def _entries(dataset: OfflineDataset) -> list[str]:
         f"{'entry':<16} {'mean':>11} {'std':>11} {'min':>11} {'max':>11}  {'bounds':<20}".rstrip()
     ]
     observation = dataset.denormalize(dataset.transitions["observation"])
-    action, spec = dataset.transitions["action"], dataset.action_spec.space
+    action = dataset.denormalize_action(dataset.transitions["action"])
     columns = [(f"observation {i}", c, "") for i, c in enumerate(observation.unbind(-1))]
-    bounds = zip(spec.low.tolist(), spec.high.tolist(), strict=True)
+    bounds = zip(dataset.action_low.tolist(), dataset.action_high.tolist(), strict=True)
     columns += [
         (f"action {i}", c, f"{low:g} to {high:g}")
         for i, (c, (low, high)) in enumerate(zip(action.unbind(-1), bounds, strict=True))
@@ -198,9 +198,7 @@ def _plot_states(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
 def _plot_spread(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
     """Draw a box of quantiles for each entry, all on one scale."""
     observation = dataset.transitions["observation"].numpy()
-    spec = dataset.action_spec.space
-    middle, half = (spec.high + spec.low) / 2, (spec.high - spec.low) / 2
-    action = ((dataset.transitions["action"] - middle) / half).numpy()
+    action = dataset.transitions["action"].numpy()
     scaled = (observation - observation.mean(0)) / np.maximum(observation.std(0), 1e-6)
     boxes = [
         dict(zip(("whislo", "q1", "med", "q3", "whishi"), q, strict=True), label=label, fliers=[])

@@ -131,7 +131,7 @@ def check_action_space(space: spaces.Space, name: str) -> None:
 
 
 def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
-    """Read an array [T, *] of numbers as float32 rows [T, size].
+    """Read an array [T, *] of numbers as rows [T, size] in float32, or float64 if it is as wide.
 
     Args:
         value: anything that NumPy reads as one array.
@@ -156,8 +156,9 @@ def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
         raise ValueError(_image_message(f"{where}: {kind}", array.shape[1:], array.dtype))
     if kind == "actions" and array.dtype.kind != "f" and array.size:
         raise ValueError(_discrete_message(where, array.dtype))
+    wide = array.dtype.itemsize > 4 or array.dtype in (np.int32, np.uint32)
     with np.errstate(over="ignore"):  # what becomes infinite is found and located later
-        array = np.ascontiguousarray(array, dtype=np.float32)
+        array = np.ascontiguousarray(array, dtype=np.float64 if wide else np.float32)
     if not array.flags.writeable:  # torch cannot share such memory
         array = array.copy()
     size = math.prod(array.shape[1:])

@@ -7,21 +7,25 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded
+
+from rambo_trl.scaling import coinciding, is_constant, needs_double
 
 __all__ = [
     "ActionsOutsideError",
     "canonical_transitions",
     "check_values",
-    "flat_action_spec",
+    "coarse_entries",
+    "narrow",
     "observation_statistics",
     "returns_between_ends",
 ]
 
-# A dimension whose std is below the float32 resolution of its values is constant: it keeps its
-# unit, so that a value off the data stays of order one. Other dimensions' std has a floor.
-_CONSTANT_RELATIVE_STD = 1e-6
-_STD_FLOOR = 1e-3
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+#: share of an entry's distinct values that may become one in float32, and the steps of float32
+#: that a standard deviation must have, before it is told
+_COINCIDE, _STEPS = 0.2, 100
+# types with values that float32 cannot tell apart
+_WIDE = (torch.float64, torch.int64, torch.int32)
 
 
 class ActionsOutsideError(ValueError):
@@ -45,7 +49,8 @@ class ActionsOutsideError(ValueError):
 def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = True) -> TensorDict:
     """Bring transitions into the common layout: keys, [N, size] shapes, dtypes, done.
 
-    With ``copy`` the observations share no memory with the given ones.
+    Observations and actions are float32, or float64 where float32 would lose what matters of
+    them. With ``copy`` the observations share no memory with the given ones.
     """
     if transitions.ndim != 1:
         raise ValueError(
@@ -80,7 +85,11 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
                     f"{name}: {key} must be 0 or 1, but {len(wrong)} are not, the first in row "
                     f"{int(wrong[0])}"
                 )
-        value = value.to(torch.bool if kind == "flags" else torch.float32).reshape(size, -1)
+        if kind != "flags" and value.dtype in _WIDE:
+            value = value.double()
+        else:
+            value = value.to(torch.bool if kind == "flags" else torch.float32)
+        value = value.reshape(size, -1)
         if kind in ("flags", "rewards") and value.shape[-1] != 1:
             raise ValueError(
                 f"{name}: {key} must have shape [{size}] or [{size}, 1], got "
@@ -88,8 +97,9 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
             )
         return value
 
-    observation = column("observation", "observations")
-    next_observation = column(("next", "observation"), "observations")
+    observation, next_observation = narrow(
+        column("observation", "observations"), column(("next", "observation"), "observations")
+    )
     if copy:  # normalisation writes in place
         observation, next_observation = observation.clone(), next_observation.clone()
     elif np.may_share_memory(observation.numpy(), next_observation.numpy()):
@@ -107,7 +117,7 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
     return TensorDict(
         {
             "observation": observation,
-            "action": column("action", "actions"),
+            "action": narrow(column("action", "actions"))[0],
             "next": TensorDict(
                 {
                     "observation": next_observation,
@@ -123,8 +133,16 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
     )
 
 
-def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> None:
-    """Refuse values that are not finite and actions that do not fit their spec.
+def narrow(*values: torch.Tensor) -> list[torch.Tensor]:
+    """Make rows [N, size] of one kind float32 where that keeps what matters of all of them."""
+    double = any(v.dtype == torch.float64 for v in values)
+    if double and any(bool(v.isfinite().all()) and needs_double(v.double()) for v in values):
+        return [v.double() for v in values]
+    return [v.float() for v in values]
+
+
+def check_values(transitions: TensorDict, low: torch.Tensor, high: torch.Tensor, name: str) -> None:
+    """Refuse values that are not finite and actions that do not fit their bounds [act].
 
     Raises:
         ActionsOutsideError: if actions leave their bounds.
@@ -133,7 +151,10 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
     problems = []
     for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
         # NumPy's test needs no float copy of the values, unlike torch's.
-        bad = ~np.isfinite(transitions[key].numpy())
+        values = transitions[key].numpy()
+        bad = ~np.isfinite(values)
+        if values.dtype == np.float64:
+            bad |= np.abs(values) > _FLOAT32_MAX
         if bad.any():
             rows = bad.any(-1).nonzero()[0]
             label = key if isinstance(key, str) else " ".join(key)
@@ -148,12 +169,11 @@ def check_values(transitions: TensorDict, action_spec: Bounded, name: str) -> No
             "next_observations, so that the rows around do not become neighbours"
         )
     action = transitions["action"]
-    if action.shape[-1:] != action_spec.shape:
+    if action.shape[-1:] != low.shape:
         raise ValueError(
             f"{name}: actions of size {action.shape[-1]} do not fit the action_spec of shape "
-            f"{tuple(action_spec.shape)}"
+            f"{tuple(low.shape)}"
         )
-    low, high = action_spec.space.low, action_spec.space.high
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise ValueError(
             f"{name}: the action_spec must have finite bounds, got {low.tolist()} to "
@@ -180,22 +200,52 @@ def _place(transitions: TensorDict, row: int) -> str:
     return f"row {row}, which is step {step} of episode {len(ends)}"
 
 
-def flat_action_spec(action_spec: Bounded) -> Bounded:
-    """Bring bounds of any shape and type to one float32 vector [act]."""
-    low, high = (v.reshape(-1).float() for v in (action_spec.space.low, action_spec.space.high))
-    return Bounded(low=low, high=high, shape=low.shape, dtype=torch.float32)
-
-
 def observation_statistics(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and floored standard deviation per dimension, summed in float64."""
+    """Mean and standard deviation per dimension, summed in float64, in the observations' dtype.
+
+    A dimension that is constant but for rounding keeps its unit, so that a value off the data
+    stays of order one.
+    """
     # One column at a time, in the same memory: a float64 copy of all rows would double what is in
     # use, and so would copies of the columns, whose memory the allocator keeps.
     values = torch.empty(len(observation), dtype=torch.float64)
     columns = [torch.std_mean(values.copy_(c), correction=0) for c in observation.unbind(-1)]
     std, mean = (torch.stack(v) for v in zip(*columns, strict=True))
-    constant = std <= _CONSTANT_RELATIVE_STD * mean.abs().clamp_min(1.0)
-    std = torch.where(constant, torch.ones_like(std), std.clamp_min(_STD_FLOOR))
-    return mean.float(), std.float()
+    std = torch.where(is_constant(std, mean, observation.dtype), torch.ones_like(std), std)
+    return mean.to(observation.dtype), std.to(observation.dtype)
+
+
+def coarse_entries(
+    rows: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor, kind: str
+) -> list[str]:
+    """Tell of entries of which distinct values become one, or have become; a sentence each.
+
+    Args:
+        rows: [N, size], before ``(rows - offset) / scale`` is taken and made float32.
+        offset: [size].
+        scale: [size].
+        kind: what messages call the rows.
+    """
+    found = []
+    for i, column in enumerate(rows.unbind(-1)):
+        if column.dtype == torch.float64:
+            lost = coinciding(column, ((column - offset[i]) / scale[i]).float())
+            if lost > _COINCIDE:
+                found.append(
+                    f"{100 * lost:.0f} % of the distinct values of {kind} {i} coincide in float32: "
+                    "take a constant out of them, or split the entry in two"
+                )
+            continue
+        low, high = float(column.min()), float(column.max())
+        step = torch.finfo(torch.float32).eps * max(abs(low), abs(high))
+        spread = float(column.double().std(correction=0))
+        if low < high and spread < _STEPS * step:
+            found.append(
+                f"{kind} {i} is spread by {spread:.2g} only, at {high:g}, where float32 has steps "
+                f"of {step:.2g}: distinct values may have become one before they came here, so "
+                "give them as float64, or take a constant out of them"
+            )
+    return found
 
 
 def returns_between_ends(transitions: TensorDict) -> np.ndarray:

@@ -12,6 +12,7 @@ from torchrl.envs import ModelBasedEnvBase
 
 from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.scaling import denormalize_action
 
 __all__ = ["EnsembleModelEnv"]
 
@@ -37,6 +38,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             observations back to the environment's units, for the termination rule; without them
             the observations are taken as they are. A rule that so ends most of the transitions in
             ``starts`` that went on is warned of: they are normalised, it seems.
+        action_low, action_high: what the actions -1 and 1 stand for in the environment's units,
+            [action_size], for the rule as well; without them actions are taken as they are.
         batch_size: number of environments for a plain ``rollout()`` or ``Collector``; with
             the empty default, tensordicts of any batch size can be stepped.
         device: where the env lives.
@@ -66,11 +69,15 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         termination: TerminationRule | None = None,
         observation_mean: Tensor | None = None,
         observation_std: Tensor | None = None,
+        action_low: Tensor | None = None,
+        action_high: Tensor | None = None,
         batch_size: torch.Size | tuple[int, ...] | list[int] = (),
         device: torch.device | str | None = None,
     ) -> None:
         if (observation_mean is None) != (observation_std is None):
             raise ValueError("give both observation_mean and observation_std, or neither")
+        if (action_low is None) != (action_high is None):
+            raise ValueError("give both action_low and action_high, or neither")
         if action_spec.shape[-1] != world_model.action_size:
             raise ValueError(
                 f"action_spec has {action_spec.shape[-1]} entries, the world model's actions "
@@ -97,14 +104,13 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         self.starts = starts
         self.termination = termination
         dtype = world_model.input_mean.dtype
-        self.register_buffer(
-            "observation_mean",
-            None if observation_mean is None else observation_mean.to(self.device),
-        )
-        self.register_buffer(
-            "observation_std",
-            None if observation_std is None else observation_std.to(self.device),
-        )
+        for name, value in (
+            ("observation_mean", observation_mean),
+            ("observation_std", observation_std),
+            ("action_low", action_low),
+            ("action_high", action_high),
+        ):
+            self.register_buffer(name, None if value is None else value.to(self.device))
         shape = self.batch_size
         self.observation_spec = Composite(
             observation=Unbounded((*shape, size), device=self.device, dtype=dtype),
@@ -145,17 +151,20 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         return observation * self.observation_std + self.observation_mean
 
     def is_terminal(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        """Apply the termination rule to normalised observations [B, observation_size].
+        """Apply the termination rule to the learner's observations and actions [B, size].
 
         Returns:
             boolean [B, 1].
         """
         if self.termination is None:
             return torch.zeros_like(action[..., :1], dtype=torch.bool)
+        shape = action.shape[:-1]
+        if self.action_low is not None:
+            action = denormalize_action(action, self.action_low, self.action_high)
         ended = self.termination(
             self._denormalize(observation), action, self._denormalize(next_observation)
         )
-        return ended.reshape(*action.shape[:-1], 1)
+        return ended.reshape(*shape, 1)
 
     def transition(
         self,

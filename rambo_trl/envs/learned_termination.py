@@ -10,6 +10,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from rambo_trl.scaling import normalize_action
+
 __all__ = ["LearnedTermination", "TerminationFit", "fit_termination"]
 
 
@@ -54,6 +56,9 @@ class LearnedTermination(nn.Module):
     Args:
         observation_mean: mean [observation_size] that normalises observations; a buffer.
         observation_std: standard deviation [observation_size], a buffer.
+        action_low: what -1 stands for in the environment's units, [action_size]; where None actions
+            are taken as they are.
+        action_high: what 1 stands for.
         action_size: number of action entries.
         num_members: number of classifiers.
         hidden_sizes: widths of their SiLU layers.
@@ -72,6 +77,8 @@ class LearnedTermination(nn.Module):
 
     observation_mean: Tensor
     observation_std: Tensor
+    action_low: Tensor | None
+    action_high: Tensor | None
 
     def __init__(
         self,
@@ -79,6 +86,8 @@ class LearnedTermination(nn.Module):
         observation_std: Tensor,
         *,
         action_size: int,
+        action_low: Tensor | None = None,
+        action_high: Tensor | None = None,
         num_members: int = 3,
         hidden_sizes: Sequence[int] = (64, 64),
         threshold: float = 0.5,
@@ -89,6 +98,9 @@ class LearnedTermination(nn.Module):
         self.threshold = threshold
         self.register_buffer("observation_mean", observation_mean.clone())
         self.register_buffer("observation_std", observation_std.clone())
+        # not in the state_dict: the data's, which whoever makes the rule has as well
+        for name, bound in (("action_low", action_low), ("action_high", action_high)):
+            self.register_buffer(name, None if bound is None else bound.clone(), persistent=False)
         # the step as such, next to where it leads: ends often depend on either alone
         sizes = [2 * len(observation_mean) + action_size, *hidden_sizes, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -115,9 +127,12 @@ class LearnedTermination(nn.Module):
     def probability(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
         """Return the probability of an end [*] for steps in the environment's own units."""
         before, after = (
-            (x - self.observation_mean) / self.observation_std
+            ((x - self.observation_mean) / self.observation_std).to(self.weights[0].dtype)
             for x in (observation, next_observation)
         )
+        if self.action_low is not None and self.action_high is not None:
+            action = normalize_action(action, self.action_low, self.action_high)
+            action = action.to(before.dtype)
         return self.logits(before, action, after).sigmoid().mean(dim=0)
 
     def forward(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
@@ -134,6 +149,8 @@ def fit_termination(
     *,
     observation_mean: Tensor,
     observation_std: Tensor,
+    action_low: Tensor | None = None,
+    action_high: Tensor | None = None,
     batch_size: int = 256,
     lr: float = 1e-3,
     holdout_fraction: float = 0.1,
@@ -155,6 +172,9 @@ def fit_termination(
     Keyword Args:
         observation_mean: the data's mean [observation_size].
         observation_std: the data's standard deviation [observation_size].
+        action_low: what the data's -1 stands for in the environment's units [action_size]; where
+            None their actions are in them.
+        action_high: what 1 stands for.
         batch_size: rows per update.
         lr: Adam's learning rate.
         holdout_fraction: share of the terminal and of the other rows that is held out.
@@ -183,7 +203,11 @@ def fit_termination(
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         generator = torch.Generator().manual_seed(seed)
         rule = LearnedTermination(
-            observation_mean, observation_std, action_size=transitions["action"].shape[-1]
+            observation_mean,
+            observation_std,
+            action_size=transitions["action"].shape[-1],
+            action_low=action_low,
+            action_high=action_high,
         )
     rule.to(device)
     held, kept = [], []

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.importing import import_user_module
+from rambo_trl.scaling import denormalize_action
 
 __all__ = [
     "TerminationRule",
@@ -210,6 +211,8 @@ def check_rule(
     *,
     observation_mean: Tensor,
     observation_std: Tensor,
+    action_low: Tensor | None = None,
+    action_high: Tensor | None = None,
     max_rows: int = 10_000,
     device: torch.device | str | None = None,
 ) -> tuple[float | None, float | None]:
@@ -220,6 +223,9 @@ def check_rule(
         transitions: the data [N], normalised.
         observation_mean: the data's mean [observation_size].
         observation_std: the data's standard deviation [observation_size].
+        action_low: what the data's -1 stands for in the environment's units [action_size]; where
+            None their actions are in them.
+        action_high: what 1 stands for.
         max_rows: rows tried at most of the terminal ones, and of the others.
         device: where the rule is to be tried; where the data are by default.
 
@@ -244,6 +250,8 @@ def check_rule(
             for key in ("observation", ("next", "observation"))
         )
         action = batch["action"].to(device)
+        if action_low is not None and action_high is not None:
+            action = denormalize_action(action, action_low, action_high)
         name = getattr(rule, "__name__", type(rule).__name__)
         try:
             ended = rule(before, action, after)

@@ -237,8 +237,8 @@ class PessimisticModelEnv(EnsembleModelEnv):
     Keyword Args:
         pessimism: a :class:`MOPOPenalty`, a :class:`MORELHalting` or another
             :class:`Pessimism`.
-        action_spec, starts, termination, observation_mean, observation_std, batch_size, device:
-            as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
+        action_spec, starts, termination, observation_mean, observation_std, action_low,
+            action_high, batch_size, device: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
 
     Examples:
         >>> import torch
@@ -265,6 +265,8 @@ class PessimisticModelEnv(EnsembleModelEnv):
         termination: TerminationRule | None = None,
         observation_mean: Tensor | None = None,
         observation_std: Tensor | None = None,
+        action_low: Tensor | None = None,
+        action_high: Tensor | None = None,
         batch_size: torch.Size | tuple[int, ...] | list[int] = (),
         device: torch.device | str | None = None,
     ) -> None:
@@ -275,6 +277,8 @@ class PessimisticModelEnv(EnsembleModelEnv):
             termination=termination,
             observation_mean=observation_mean,
             observation_std=observation_std,
+            action_low=action_low,
+            action_high=action_high,
             batch_size=batch_size,
             device=device,
         )

@@ -30,13 +30,13 @@ class EnsembleWorldModel(TensorDictModuleBase):
     r"""An ensemble of Gaussian networks predicting the next observation and the reward.
 
     Each member maps a standardised (observation, action) to the mean and the log-variance of
-    ``(next observation - observation, reward)``. As a density the model is the uniform
+    ``(next observation - observation, standardised reward)``. As a density the model is the uniform
     mixture of its elite members; sampling picks one elite per row, then draws from its
     Gaussian (paper sec. 5.2).
 
     All members' parameters are stacked along the first dimension, so that a layer is one
-    batched product. Indices of the elites and the statistics of the inputs are buffers and
-    travel with the ``state_dict``.
+    batched product. Indices of the elites and the statistics of the inputs and the reward are
+    buffers and travel with the ``state_dict``. Everything but the networks is in the data's units.
 
     Args:
         observation_size: number of observation entries.
@@ -47,7 +47,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
         num_elites: members that make up the density, chosen once after the maximum-likelihood
             fit; until then the first ones.
         hidden_sizes: widths of the SiLU layers.
-        log_var_init: start of the learnt lower and upper bounds of the log-variance.
+        log_var_init: start of the learnt lower and upper bounds of the log-variance, the reward's
+            in units of :attr:`reward_std`.
         observation_key, action_key, reward_key: entries that are read and, under ``"next"``,
             written.
         matmul_dtype: torch.bfloat16, to which the products between hidden layers and their factors
@@ -78,6 +79,9 @@ class EnsembleWorldModel(TensorDictModuleBase):
     elites: Tensor
     input_mean: Tensor
     input_std: Tensor
+    #: mean [1] and standard deviation [1] of the rewards that the networks' outputs are scaled by
+    reward_mean: Tensor
+    reward_std: Tensor
     #: entry with every elite's ``mean`` and ``log_var`` of a row, [*B, num_elites, D], that
     #: densities are computed from where the input holds it
     prediction_key = "elite_prediction"
@@ -139,6 +143,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
         self.register_buffer("elites", torch.arange(num_elites, device=device))
         self.register_buffer("input_mean", torch.zeros(input_size, device=device))
         self.register_buffer("input_std", torch.ones(input_size, device=device))
+        self.register_buffer("reward_mean", torch.zeros(1, device=device))
+        self.register_buffer("reward_std", torch.ones(1, device=device))
         # the elites' own copy while they are trained, see elites_apart(); no state of the module
         self.__dict__["_apart"] = None
         self.__dict__["_is_apart"] = False
@@ -161,6 +167,39 @@ class EnsembleWorldModel(TensorDictModuleBase):
         mean, std = mean_and_std(inputs, len(observation if rows is None else rows))
         self.input_mean.copy_(mean)
         self.input_std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
+
+    def fit_reward_statistics(self, reward: Tensor, rows: Tensor | None = None) -> None:
+        """Set the scale of the predicted reward from the training rows.
+
+        Rewards of any unit are then learnt equally well. Rewards that are all equal keep their
+        size.
+
+        Args:
+            reward: [N, 1].
+            rows: the training rows' numbers; all rows where None.
+        """
+
+        def rewards(start: int, stop: int) -> Tensor:
+            return reward[slice(start, stop) if rows is None else rows[start:stop]].double()
+
+        mean, std = mean_and_std(rewards, len(reward if rows is None else rows))
+        size = torch.where(mean == 0, torch.ones_like(mean), mean.abs())
+        self.reward_mean.copy_(mean)
+        self.reward_std.copy_(torch.where(std <= 1e-6 * mean.abs(), size, std))
+
+    @property
+    def output_scale(self) -> Tensor:
+        """The units [observation_size + 1] that errors of the predictions are measured in.
+
+        They are 1 for the next observation, which is normalised, and the reward's deviation.
+        """
+        return torch.cat([self.reward_std.new_ones(self.observation_size), self.reward_std])
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """As in torch; a state without the reward's statistics had none."""
+        state_dict.setdefault(f"{prefix}reward_mean", torch.zeros_like(self.reward_mean))
+        state_dict.setdefault(f"{prefix}reward_std", torch.ones_like(self.reward_std))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_elites(self, holdout_error: Tensor) -> None:
         """Choose the members with the lowest holdout error as elites.
@@ -295,8 +334,10 @@ class EnsembleWorldModel(TensorDictModuleBase):
                 x = nn.functional.silu(x)
         x = x.reshape(num_members, rows, x.shape[-1])
         delta, log_var = x.chunk(2, dim=-1)
-        mean = torch.cat([delta[..., :-1] + observation, delta[..., -1:]], dim=-1)
-        return mean, soft_clamp(log_var, self.min_log_var, self.max_log_var)
+        reward = delta[..., -1:] * self.reward_std + self.reward_mean
+        mean = torch.cat([delta[..., :-1] + observation, reward], dim=-1)
+        log_var = soft_clamp(log_var, self.min_log_var, self.max_log_var)
+        return mean, log_var + 2 * self.output_scale.log()
 
     def predict_together(
         self, *batches: tuple[Tensor, Tensor], members: Tensor | None = None
@@ -410,8 +451,12 @@ class EnsembleWorldModel(TensorDictModuleBase):
         mean, log_var = self._elite_prediction(tensordict)
         reward = tensordict.get(self.next_reward_key).reshape(*tensordict.batch_size, 1)
         value = torch.cat([tensordict.get(self.next_observation_key), reward], dim=-1)
-        log_prob = gaussian_mixture_log_prob(value.reshape(-1, self.output_size), mean, log_var)
-        return log_prob.reshape(tensordict.batch_size)
+        # in units in which squares neither overflow nor vanish
+        scale = self.output_scale
+        log_prob = gaussian_mixture_log_prob(
+            value.reshape(-1, self.output_size) / scale, mean / scale, log_var - 2 * scale.log()
+        )
+        return (log_prob - scale.log().sum()).reshape(tensordict.batch_size)
 
 
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -28,9 +28,10 @@ class EnsembleModelLoss(LossModule):
 
     Per member the mean over batch and dimensions of
     :math:`(\mu - y)^2 e^{-\log\sigma^2} + \log\sigma^2`, summed over members, where
-    :math:`y` is the recorded next observation and reward; plus weight decay and the penalty
-    on the learnt log-variance bounds. This is the second term of the paper's Eq. 9, and on
-    its own the loss of the model's pretraining.
+    :math:`y` is the recorded next observation and reward, all in units of the world model's
+    ``output_scale`` (which adds a constant to the negative log-density); plus weight decay and the
+    penalty on the learnt log-variance bounds. This is the second term of the paper's Eq. 9, and
+    on its own the loss of the model's pretraining.
 
     Args:
         world_model: the ensemble.
@@ -179,7 +180,9 @@ class EnsembleModelLoss(LossModule):
                 model.elites if elites_only else None,
             )
         target = self._targets(tensordict)
-        nll = functional.ensemble_nll(mean, log_var, target)
+        scale = model.output_scale
+        error = (mean - target) / scale
+        nll = functional.ensemble_nll(error, log_var - 2 * scale.log(), torch.zeros_like(target))
         if self.reduction == "mean":
             nll = nll.mean(dim=-1).sum()
         elif self.reduction == "sum":
@@ -191,7 +194,7 @@ class EnsembleModelLoss(LossModule):
                 "loss_model": nll,
                 "loss_bounds": self.bound_weight * bounds,
                 "loss_decay": functional.weight_decay_penalty(weights, self.weight_decay),
-                "mse": (mean.detach() - target).square().mean(dim=(-2, -1)),
+                "mse": error.detach().square().mean(dim=(-2, -1)),
             }
         )
         self._clear_weakrefs(tensordict, out)
@@ -201,10 +204,13 @@ class EnsembleModelLoss(LossModule):
     def member_mse(self, tensordict: TensorDictBase) -> Tensor:
         """Mean squared error of every member on rows [B] that all share.
 
+        It is taken in units of the world model's ``output_scale``.
+
         Returns:
             [num_members], the measure of early stopping and of the choice of elites.
         """
         mean, _ = self.world_model.predict(
             tensordict.get(self._key("observation")), tensordict.get(self._key("action"))
         )
-        return (mean - self._targets(tensordict)).square().mean(dim=(-2, -1))
+        error = (mean - self._targets(tensordict)) / self.world_model.output_scale
+        return error.square().mean(dim=(-2, -1))

@@ -20,6 +20,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import make_environment, mujoco_messages_logged
+from rambo_trl.scaling import denormalize_action
 from rambo_trl.training.policy_file import load_policy
 
 __all__ = ["EvaluationProcess", "EvaluationResult", "evaluate_policy", "rollout_episodes"]
@@ -104,6 +105,8 @@ def evaluate_policy(
     seed: int = 0,
     observation_mean: torch.Tensor | None = None,
     observation_std: torch.Tensor | None = None,
+    action_low: torch.Tensor | None = None,
+    action_high: torch.Tensor | None = None,
     flatten: Callable[[Any], np.ndarray] = np.asarray,
     gamma: float = 1.0,
     device: torch.device | str = "cpu",
@@ -119,6 +122,9 @@ def evaluate_policy(
         observation_mean: the data's mean [observation_size]; with ``observation_std`` the
             observations are normalised as in training.
         observation_std: the data's standard deviation [observation_size].
+        action_low: what -1 stands for in a policy that acts in [-1, 1], in the environment's units
+            [action_size]; where None the policy's actions are taken as they are.
+        action_high: what 1 stands for.
         flatten: makes a vector of an observation, as for :func:`rollout_episodes`.
         gamma: discount factor of the discounted returns.
         device: where the policy lives; it is copied to the CPU to be evaluated.
@@ -126,18 +132,22 @@ def evaluate_policy(
     Returns:
         The episodes' returns and lengths.
     """
-    mean = None if observation_mean is None else observation_mean.cpu()
-    std = None if observation_std is None else observation_std.cpu()
+    mean, std, low, high = (
+        None if x is None else x.cpu()
+        for x in (observation_mean, observation_std, action_low, action_high)
+    )
     if torch.device(device).type != "cpu":
         # a few rows at a time: a step there would only wait for the device, again and again
         policy = copy.deepcopy(policy).cpu()
 
     def act(observation: np.ndarray) -> np.ndarray:
-        x = torch.as_tensor(observation, dtype=torch.float32)
+        x = torch.as_tensor(observation, dtype=torch.float32 if mean is None else mean.dtype)
         if mean is not None and std is not None:
-            x = (x - mean) / std
-        td = policy(TensorDict({"observation": x}, batch_size=[x.shape[0]]))
-        return td.get("action").numpy()
+            x = ((x - mean) / std).float()
+        action = policy(TensorDict({"observation": x}, batch_size=[x.shape[0]])).get("action")
+        if low is not None and high is not None:
+            action = denormalize_action(action, low, high)
+        return action.numpy()
 
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         return rollout_episodes(

@@ -22,6 +22,7 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.modules.actor_critic import make_actor
+from rambo_trl.scaling import denormalize_action, flat_bounds
 from rambo_trl.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
@@ -36,25 +37,34 @@ _FORMAT_VERSION = 1
 #: the bounds
 _CHECKED_STATES, _TOLERANCE = 64, 1e-5
 
+#: kept in double precision where the data need it
+_STATISTICS = ("observation_mean", "observation_std")
+
 _FILE_NAME = "policy.safetensors"  # in a run folder
 
 
 class Policy:
-    """A trained actor's mode, from raw observations to actions.
+    """A trained actor's mode, from raw observations to raw actions.
 
-    Observations are normalised inside, exactly once: pass them as the environment gives them.
+    Observations are normalised inside, exactly once, and actions scaled back to the environment's
+    units: pass and take both as the environment has them.
 
     Args:
         actor: reads normalised ``"observation"`` and writes ``"action"``.
         observation_mean: the data's mean per dimension, [observation_size].
         observation_std: the data's standard deviation per dimension, [observation_size].
         env_id: the Gymnasium environment that the policy was trained for.
+        action_low: what the actor's -1 stands for in the environment's units, [action_size]; where
+            None its actions are in them.
+        action_high: what 1 stands for.
 
     Attributes:
-        actor: the TensorDict module, on normalised observations.
+        actor: the TensorDict module, from normalised observations to actions of its own units.
         observation_mean: [observation_size].
         observation_std: [observation_size].
         env_id: a Gymnasium id.
+        action_low: as given.
+        action_high: as given.
 
     Examples:
         >>> policy = load_policy("runs/hopper")  # doctest: +SKIP
@@ -68,10 +78,13 @@ class Policy:
         observation_mean: torch.Tensor,
         observation_std: torch.Tensor,
         env_id: str,
+        action_low: torch.Tensor | None = None,
+        action_high: torch.Tensor | None = None,
     ) -> None:
         self.actor = actor
         self.observation_mean = observation_mean
         self.observation_std = observation_std
+        self.action_low, self.action_high = action_low, action_high
         self.env_id = env_id
 
     def __repr__(self) -> str:
@@ -93,8 +106,9 @@ class Policy:
             observation: raw observations, [*, observation_size] with any leading shape.
 
         Returns:
-            Actions [*, action_size] in float32: an array for an array or a list, a tensor (on
-            the policy's device) for a tensor. They carry no gradient.
+            Actions [*, action_size] in the environment's units, in float32 (float64 where the
+            bounds need it): an array for an array or a list, a tensor (on the policy's device) for
+            a tensor. They carry no gradient.
 
         Raises:
             ValueError: if the last dimension is not the policy's observation size, or a number is
@@ -108,17 +122,20 @@ class Policy:
                 f"{self._name()} takes observations of shape [..., {size}], "
                 f"got {list(observation.shape)}"
             )
-        x = torch.as_tensor(observation, dtype=torch.float32, device=self.observation_mean.device)
+        mean = self.observation_mean
+        x = torch.as_tensor(observation, dtype=mean.dtype, device=mean.device)
         if not bool(x.isfinite().all()):
             bad = (~x.isfinite()).reshape(-1, size).any(0).nonzero().flatten().tolist()
             raise ValueError(
                 f"{self._name()} was given values that are not finite, in entries {bad} of the "
                 "observation: repair the reading, or act by another rule"
             )
-        x = (x - self.observation_mean) / self.observation_std
+        x = ((x - mean) / self.observation_std).float()
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             td = self.actor(TensorDict({"observation": x}, batch_size=x.shape[:-1]))
         action = td.get("action")
+        if self.action_low is not None and self.action_high is not None:
+            action = denormalize_action(action, self.action_low, self.action_high)
         return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
 
 
@@ -131,6 +148,8 @@ def save_policy(
     action_spec: Bounded,
     hidden_sizes: Sequence[int],
     env_id: str,
+    action_low: torch.Tensor | None = None,
+    action_high: torch.Tensor | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an actor and its normalisation to one file, in one step.
@@ -144,22 +163,27 @@ def save_policy(
         observation_mean: the data's mean per dimension, [observation_size].
         observation_std: the data's standard deviation per dimension, [observation_size];
             positive.
-        action_spec: bounds of the actions, [action_size].
+        action_spec: bounds of the actor's actions, [action_size].
         hidden_sizes: widths of the actor's hidden layers.
         env_id: the Gymnasium environment that the policy was trained for.
+        action_low: what the lower bounds stand for in the environment's units, [action_size]; where
+            None the actor's actions are in them.
+        action_high: what the upper bounds stand for.
         notes: JSON-like remarks kept in the file's header, such as the score.
 
     Raises:
         ValueError: if a shape does not fit the others, a bound or a statistic is not finite, a
             standard deviation is not positive, or the loaded policy would act differently.
     """
+    if action_low is None or action_high is None:
+        action_low, action_high = action_spec.space.low, action_spec.space.high
     header = {
         "format_version": _FORMAT_VERSION,
         "env_id": env_id,
         "network": {"kind": "tanh_normal_mlp", "activation": "relu"},
         "hidden_sizes": [int(size) for size in hidden_sizes],
-        "action_low": action_spec.space.low.flatten().tolist(),
-        "action_high": action_spec.space.high.flatten().tolist(),
+        "action_low": action_low.flatten().tolist(),
+        "action_high": action_high.flatten().tolist(),
         "notes": dict(notes or {}),
     }
     tensors = {"observation_mean": observation_mean, "observation_std": observation_std}
@@ -168,10 +192,13 @@ def save_policy(
         tensors[f"layers.{i}.bias"] = layer.bias
     # Copies, since parameters that share one storage cannot be written as they are.
     tensors = {
-        key: value.detach().to("cpu", torch.float32, copy=True).contiguous()
+        key: value.detach().to("cpu", None if key in _STATISTICS else torch.float32, copy=True)
         for key, value in tensors.items()
     }
-    problem = _find_problem(header, tensors) or _find_difference(header, tensors, actor)
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    problem = _find_problem(header, tensors) or _find_difference(
+        header, tensors, actor, action_spec
+    )
     if problem:
         raise ValueError(f"cannot save the policy: {problem}")
     write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header)}))
@@ -211,7 +238,7 @@ def load_into_actor(
         actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`; changed in place.
         observation_mean: the data's mean per dimension, [observation_size].
         observation_std: the data's standard deviation per dimension, [observation_size].
-        action_spec: bounds of the actions, [action_size].
+        action_spec: bounds of the actions in the environment's units, [action_size].
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -246,9 +273,29 @@ def load_into_actor(
 def _build_policy(
     header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, device: torch.device
 ) -> Policy:
-    """The policy that header and tensors describe, in float32 whatever torch's default is."""
+    """The policy that header and tensors describe, its actor in float32 and in [-1, 1]."""
+    bounds = (torch.tensor(header[f"action_{end}"], dtype=torch.float64) for end in ("low", "high"))
+    low, high = flat_bounds(*bounds)
+    mean, std = (tensors[key] for key in _STATISTICS)
+    return Policy(
+        _build_actor(header, tensors, -torch.ones(len(low)), torch.ones(len(low)), device),
+        observation_mean=mean.to(device),
+        observation_std=std.to(device),
+        env_id=header["env_id"],
+        action_low=low.to(device),
+        action_high=high.to(device),
+    )
+
+
+def _build_actor(
+    header: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    low: torch.Tensor,
+    high: torch.Tensor,
+    device: torch.device,
+) -> TensorDictModuleBase:
+    """The actor that header and tensors describe, with the given bounds, in float32."""
     dtype = torch.float32
-    low, high = (torch.tensor(header[name], dtype=dtype) for name in ("action_low", "action_high"))
     # The initial weights are drawn and then replaced; the caller's random stream stays untouched.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         actor = make_actor(
@@ -259,26 +306,29 @@ def _build_policy(
             dtype=dtype,
         )
     _copy_weights(tensors, actor)
-    return Policy(
-        actor.requires_grad_(False).eval(),
-        observation_mean=tensors["observation_mean"].to(device, dtype),
-        observation_std=tensors["observation_std"].to(device, dtype),
-        env_id=header["env_id"],
-    )
+    return actor.requires_grad_(False).eval()
 
 
 def _find_difference(
-    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], actor: TensorDictModuleBase
+    header: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    actor: TensorDictModuleBase,
+    action_spec: Bounded,
 ) -> str | None:
-    """Check that the policy of header and tensors acts as the actor does; what differs if not."""
-    loaded = _build_policy(header, tensors, device=torch.device("cpu"))
-    own = copy.copy(loaded)
-    own.actor = copy.deepcopy(actor).cpu().float().eval()
+    """Check that the actor of header and tensors acts as the given one; what differs if not."""
+    low, high = (b.cpu().flatten().float() for b in (action_spec.space.low, action_spec.space.high))
+    mean, std = (tensors[key] for key in _STATISTICS)
+    loaded, own = (
+        Policy(a, observation_mean=mean, observation_std=std, env_id="")
+        for a in (
+            _build_actor(header, tensors, low, high, torch.device("cpu")),
+            copy.deepcopy(actor).cpu().float().eval(),
+        )
+    )
     observation = _draw_observations(loaded)
     with torch.random.fork_rng(devices=[]):  # an actor of another kind may draw for its mode
         action, expected = (policy(observation).float() for policy in (loaded, own))
-    bounds = torch.tensor([header["action_low"], header["action_high"]], dtype=torch.float32)
-    scale = bounds.abs().amax(dim=0)
+    scale = torch.maximum(low.abs(), high.abs())
     # the NaN of a diverged policy count as equal
     if torch.allclose(action / scale, expected / scale, rtol=0, atol=_TOLERANCE, equal_nan=True):
         return None
@@ -295,7 +345,7 @@ def _draw_observations(policy: Policy) -> torch.Tensor:
     noise = torch.randn(
         (_CHECKED_STATES, len(mean)),
         generator=torch.Generator("cpu").manual_seed(0),
-        dtype=torch.float32,
+        dtype=mean.dtype,
         device="cpu",
     )
     return mean + 3 * noise * std

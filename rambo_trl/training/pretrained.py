@@ -55,8 +55,8 @@ def dataset_digest(dataset: OfflineDataset) -> str:
         value = rows.get(key)
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(_buffer(value))
-    space = dataset.action_spec.space
-    for tensor in (space.low, space.high, dataset.observation_mean, dataset.observation_std):
+    bounds = dataset.action_low, dataset.action_high
+    for tensor in (*bounds, dataset.observation_mean, dataset.observation_std):
         digest.update(_buffer(tensor))
     digest.update(str(dataset.env_id).encode())
     return digest.hexdigest()

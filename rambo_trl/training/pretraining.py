@@ -98,6 +98,7 @@ def fit_world_model(
     patience: int = 10,
     min_improvement: float = 0.01,
     max_passes: int | None = None,
+    standardize_reward: bool = True,
     compile: bool = False,
     on_pass: Callable[[int, Tensor], None] | None = None,
     bar: ProgressBar | None = None,
@@ -120,6 +121,8 @@ def fit_world_model(
         patience: passes without improvement before the fit stops.
         min_improvement: relative improvement that counts.
         max_passes: stop after as many passes in any case.
+        standardize_reward: predict the reward in units of its own mean and standard deviation, so
+            that its unit does not matter; False predicts it as it is, as published.
         compile: compile the update.
         on_pass: called after each pass with its number and the holdout errors [num_members].
         bar: progress in updates.
@@ -145,6 +148,8 @@ def fit_world_model(
     world_model.fit_input_statistics(
         data.get(world_model.observation_key), data.get(world_model.action_key), train
     )
+    if standardize_reward:
+        world_model.fit_reward_statistics(data.get(world_model.next_reward_key), train)
     loss = EnsembleModelLoss(world_model)
     update = GradientStep(loss, adam((world_model.parameters(), lr)), compile=compile)
     step = capture_on_gpu(update.__call__, compile, name="the likelihood step")

@@ -342,13 +342,13 @@ def test_environment_scores_and_bounds(tmp_path: Path) -> None:
     arrays["actions"] = 2 * np.ones((5, 1), np.float32)
     wide = write(tmp_path / "wide.hdf5", arrays)
     pendulum = OfflineDataset.load(wide, env_id="InvertedPendulum-v5")
-    assert pendulum.action_spec.space.high.tolist() == [3.0]
+    assert pendulum.action_high.tolist() == [3.0]
     with pytest.raises(ValueError, match=r"5 actions leave their bounds \[-1.0\] to \[1.0\]"):
         OfflineDataset.load(wide)
     with pytest.raises(ValueError, match=r"leave their bounds .* correct the action_spec or clip"):
         OfflineDataset.load(wide, action_spec=Bounded(-1, 1, shape=(1,)))
     spec = Bounded(-2, 2, shape=(1,))
-    assert OfflineDataset.load(wide, action_spec=spec).action_spec.space.high.tolist() == [2.0]
+    assert OfflineDataset.load(wide, action_spec=spec).action_high.tolist() == [2.0]
 
 
 @pytest.mark.parametrize(

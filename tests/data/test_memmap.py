@@ -220,7 +220,7 @@ def test_the_command_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str
     options += ["--max-episode-steps", "1000", "--memmap", str(tmp_path / "other")]
     assert main([str(path), *options]) == 0
     got = OfflineDataset.load(tmp_path / "other")
-    assert got.action_spec.space.low.tolist() == [-2, -3, -1] and got.reward_shift == -1
+    assert got.action_low.tolist() == [-2, -3, -1] and got.reward_shift == -1
     assert main([str(path), "--action-low=-2", "--action-high=1,3,5"]) == 2
     assert "--action-low has 1 numbers and --action-high 3" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):

@@ -252,7 +252,7 @@ def test_an_environment_that_fits(
     check_environment(data)
     assert "Hopper-v5" in gymnasium.registry and not caplog.records
     # a policy for half the bounds is half as strong there: possible, but to be told
-    data.action_spec = Bounded(-0.5, 0.5, shape=(3,))
+    data.action_low, data.action_high = torch.full((3,), -0.5), torch.full((3,), 0.5)
     check_environment(data)
     assert "between [-1.0, -1.0, -1.0] and [1.0, 1.0, 1.0] in Hopper-v5" in caplog.text
     assert "note" in describe_dataset(data) and "in other units" in describe_dataset(data)

@@ -121,6 +121,7 @@ class ToyMethod:
 
     label = "toy"
     updates = 1
+    reward_unit = 1.0
 
     def __init__(self) -> None:
         self.actor = make_actor(1, Bounded(-1, 1, shape=(1,)), hidden_sizes=(4,))
