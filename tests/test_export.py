@@ -16,7 +16,7 @@ import rambo_trl
 from rambo_trl import export
 from rambo_trl.export import PolicyModule, export_policy, main
 from rambo_trl.modules import make_actor
-from rambo_trl.training.policy_file import load_policy, save_policy
+from rambo_trl.training.policy_file import Policy, load_policy, save_policy
 
 PAGE = Path(__file__).parents[1] / "docs/export.md"
 SIZE, BOUNDS = 11, Bounded(low=torch.tensor([-1.0, -0.5, 0.0]), high=torch.tensor([1.0, 2.0, 0.1]))
@@ -165,3 +165,48 @@ def test_the_page_s_loops_run(language, policy_path, tmp_path, monkeypatch):
         total, ended = total + float(reward), terminated or truncated
     assert names["total"] == pytest.approx(total, rel=1e-3)
     assert rambo_trl.load_policy is load_policy
+
+
+def wide_policy(path: Path) -> Policy:
+    """50,000 W beside 1.2 l/s, in states with a time stamp."""
+    spec = Bounded(-1, 1, shape=(2,))
+    save_policy(
+        path,
+        make_actor(2, spec, hidden_sizes=(16, 8)),
+        observation_mean=torch.tensor([1.7e9, 3.0], dtype=torch.float64),
+        observation_std=torch.tensor([40.0, 2.0], dtype=torch.float64),
+        action_spec=spec,
+        action_low=torch.zeros(2),
+        action_high=torch.tensor([50_000.0, 1.2]),
+        hidden_sizes=(16, 8),
+        env_id="",
+    )
+    return load_policy(path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_raw_observations_and_actions_of_any_unit(format, tmp_path):
+    require(format)
+    policy, out = wide_policy(tmp_path / "policy.safetensors"), tmp_path / f"policy.{format}"
+    assert export_policy(policy, out, format=format) <= 1e-5
+    x = np.array([1.7e9, 3.0]) + np.random.default_rng(0).normal(size=(50, 2)) * [40, 2]
+    expected = policy(x)
+    assert np.ptp(expected / [50_000, 1.2], axis=0).min() > 0.01
+    np.testing.assert_allclose(
+        run_file(out, x) / [50_000, 1.2], expected / [50_000, 1.2], atol=1e-5
+    )
+
+
+def test_each_entry_is_checked_against_its_own_range(tmp_path, monkeypatch):
+    policy = wide_policy(tmp_path / "policy.safetensors")
+    original = PolicyModule.forward
+
+    def off_by_a_little(
+        self, observation
+    ):  # half a litre a second is a hundred-thousandth of 50 kW
+        error = 0.4 if torch.compiler.is_exporting() else 0.0
+        return original(self, observation) + torch.tensor([0.0, error])
+
+    monkeypatch.setattr(PolicyModule, "forward", off_by_a_little)
+    with pytest.raises(RuntimeError, match=r"by up to 0.4 in action 1, 0.3 of its range"):
+        export_policy(policy, tmp_path / "p.pt2")

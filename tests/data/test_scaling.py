@@ -146,7 +146,7 @@ class TestOffsets:
         stamps = 1.7e9 + 10 * np.arange(ROWS + 1)
         early = self.load(stamps.astype(np.float32))  # lost before it came here
         assert "observation 0 is spread by" in early.remarks[0]
-        wide = np.where(np.arange(ROWS + 1) % 2, 1e15, np.arange(ROWS + 1.0))
+        wide = 1e13 + np.where(np.arange(ROWS + 1) % 2, 1e9, np.arange(ROWS + 1.0))
         assert "distinct values of observation 0 coincide in float32" in self.load(wide).remarks[0]
         rewards = 1e9 + arrays()["rewards"]
         assert "distinct values of reward 0 coincide" in load(rewards=rewards).remarks[0]

@@ -307,3 +307,19 @@ def test_a_few_starts_come_from_all_of_the_data() -> None:
     drawn = torch.cat([env.sample_starts(10)[:, 0] for _ in range(100)])
     # six standard errors of the mean of 1,000 uniform draws
     assert drawn.mean().item() == pytest.approx(499.5, abs=6 * 1000 / (12 * 1000) ** 0.5)
+
+
+def test_the_rule_sees_actions_in_the_environments_units() -> None:
+    seen = []
+
+    def rule(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        seen.append(action)
+        return torch.zeros(len(action), dtype=torch.bool)
+
+    low, high = torch.tensor([0.0, 3.0]), torch.tensor([50_000.0, 4.0])
+    env = make_env(termination=rule, action_low=low, action_high=high)
+    state = torch.zeros(2, env.observation_spec["observation"].shape[-1])
+    env.is_terminal(state, torch.tensor([[-1.0, 1.0], [0.0, -0.5]]), state)
+    assert seen[-1].tolist() == [[0.0, 4.0], [25_000.0, 3.25]]
+    with pytest.raises(ValueError, match="give both action_low and action_high"):
+        make_env(action_low=low)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rambo_trl.modules import EnsembleWorldModel, ensemble
 from rambo_trl.modules.functional import soft_clamp
+from rambo_trl.objectives import EnsembleModelLoss
 
 
 def constant_model(outputs: Tensor, log_var: float, elites: list[int]) -> EnsembleWorldModel:
@@ -612,3 +613,57 @@ def test_the_log_variance_starts_between_the_published_bounds() -> None:
     model = EnsembleWorldModel(2, 1)
     assert model.min_log_var.tolist() == [-10.0] * 3
     assert model.max_log_var.tolist() == [0.5] * 3
+
+
+class TestTheRewardsUnit:
+    """Networks predict the reward in units of its own; everything else knows nothing of it."""
+
+    def pair(self, unit: float) -> tuple[EnsembleWorldModel, EnsembleWorldModel]:
+        """The same networks, once for rewards in some unit."""
+        plain = random_model()
+        scaled = deepcopy(plain)
+        scaled.fit_reward_statistics(unit * torch.tensor([[1.0], [2.0], [6.0]]))
+        assert float(scaled.reward_mean) == pytest.approx(3 * unit)
+        return plain, scaled
+
+    @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+    def test_predictions_are_scaled_and_densities_are_their_gaussians(self, unit: float) -> None:
+        plain, scaled = self.pair(unit)
+        td, std = transitions(8), float(scaled.reward_std)
+        (mean, log_var), (got, got_var) = (
+            m.predict(td["observation"], td["action"]) for m in (plain, scaled)
+        )
+        torch.testing.assert_close(got[..., :-1], mean[..., :-1])
+        torch.testing.assert_close(got[..., -1], 3 * unit + std * mean[..., -1], rtol=1e-5, atol=0)
+        torch.testing.assert_close(got_var[..., -1], log_var[..., -1] + 2 * math.log(std))
+        moved = td.clone()
+        moved["next", "reward"] = 3 * unit + std * td["next", "reward"]
+        torch.testing.assert_close(
+            scaled.log_prob(moved), plain.log_prob(td) - math.log(std), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            scaled.log_prob(moved),
+            scaled.get_dist(moved).log_prob(
+                torch.cat([moved["next", "observation"], moved["next", "reward"]], -1)
+            ),
+            rtol=1e-3, atol=1e-3,
+        )  # fmt: skip
+        losses = [EnsembleModelLoss(m)(x) for m, x in ((plain, td), (scaled, moved))]
+        for key in ("loss_model", "mse"):
+            torch.testing.assert_close(losses[1][key], losses[0][key], rtol=1e-4, atol=1e-4)
+
+    def test_a_state_from_before_there_were_statistics_means_none(self) -> None:
+        plain, scaled = self.pair(1e3)
+        state = plain.state_dict()
+        del state["reward_mean"], state["reward_std"]
+        scaled.load_state_dict(state)
+        td = transitions(4)
+        assert torch.equal(scaled.log_prob(td), plain.log_prob(td))
+
+    @pytest.mark.parametrize(("rewards", "std"), [([0.0, 0.0], 1.0), ([-5e4, -5e4], 5e4)])
+    def test_rewards_that_are_all_equal_keep_their_size(
+        self, rewards: list[float], std: float
+    ) -> None:
+        model = random_model()
+        model.fit_reward_statistics(torch.tensor(rewards).unsqueeze(-1))
+        assert float(model.reward_std) == pytest.approx(std)

@@ -390,3 +390,38 @@ class TestAnotherPolicyThanTheActor:
         path = tmp_path / "policy.safetensors"
         save_policy(path, **arguments)
         assert np.isnan(load_policy(path)(np.zeros(OBSERVATION_SIZE))).all()
+
+
+def test_an_actor_in_minus_one_to_one_acts_in_the_environments_units(tmp_path):
+    spec = Bounded(-1, 1, shape=(2,))
+    actor = make_actor(3, spec, hidden_sizes=(8,))
+    low, high = torch.tensor([0.0, -0.7]), torch.tensor([50_000.0, 1.2])
+    mean = torch.tensor([1.7e9, 0.0, 5.0], dtype=torch.float64)
+    save_policy(
+        tmp_path / "policy.safetensors", actor, observation_mean=mean,
+        observation_std=torch.tensor([10.0, 1.0, 2.0], dtype=torch.float64), action_spec=spec,
+        hidden_sizes=(8,), env_id="", action_low=low, action_high=high,
+    )  # fmt: skip
+    policy = load_policy(tmp_path)
+    raw = np.array([[1.7e9 + 3.0, 0.5, 4.0], [1.7e9 + 3.5, 0.5, 4.0]])
+    action = policy(raw)
+    x = torch.tensor([[0.3, 0.5, -0.5], [0.35, 0.5, -0.5]])
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        mode = actor(TensorDict({"observation": x}, [2]))["action"]
+    want = (low + (mode + 1) / 2 * (high - low)).numpy()
+    np.testing.assert_allclose(action, want, rtol=1e-5)
+    assert not np.array_equal(action[0], action[1])  # half a second is seen
+
+
+def test_a_file_of_an_actor_with_bounds_of_its_own_acts_as_it_does(tmp_path):
+    arguments = make_arguments()
+    save_policy(tmp_path / "policy.safetensors", **arguments)
+    policy = load_policy(tmp_path)
+    raw = torch.randn(20, OBSERVATION_SIZE)
+    own = Policy(
+        arguments["actor"],
+        observation_mean=arguments["observation_mean"],
+        observation_std=arguments["observation_std"],
+        env_id="",
+    )
+    torch.testing.assert_close(policy(raw), own(raw), rtol=1e-5, atol=1e-6)

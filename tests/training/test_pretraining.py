@@ -360,3 +360,25 @@ def test_cloning_sees_every_row_and_shuffles_each_pass(monkeypatch: pytest.Monke
         assert torch.equal(rows.sort().values, observation[:, 0])
         assert not torch.equal(rows, observation[:, 0])
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("unit", [1e6, 1e-6, 1e20])
+def test_rewards_of_any_unit_are_learnt_alike(unit: float) -> None:
+    def fitted(scale: float, **settings) -> tuple[EnsembleWorldModel, float]:
+        torch.manual_seed(0)
+        data = linear_transitions(600)
+        data["next", "reward"] = scale * data["next", "reward"]
+        model = small_model()
+        fit_world_model(model, data, lr=3e-3, batch_size=64, max_passes=15, **settings)
+        with torch.no_grad():
+            mean, _ = model.predict(data["observation"], data["action"])
+        reward = data["next", "reward"] / scale
+        error = (mean.mean(0)[:, -1:] / scale - reward).square().mean() / reward.var()
+        return model, error.item()
+
+    model, error = fitted(unit)
+    assert error < 0.1 and error == pytest.approx(fitted(1.0)[1], rel=0.2)
+    assert float(model.reward_std) > 0.1 * unit
+    # as published: the unit decides
+    model, error = fitted(unit, standardize_reward=False) if unit < 1e10 else (None, 1.0)
+    assert model is None or (float(model.reward_std) == 1 and error > 0.5)
