@@ -49,8 +49,7 @@ class PolicyModule(nn.Module):
         >>> import torch
         >>> from torchrl.data import Bounded
         >>> from rambo_trl.modules import make_actor
-        >>> from rambo_trl.scaling import denormalize_action
-    from rambo_trl.training.policy_file import Policy
+        >>> from rambo_trl.training.policy_file import Policy
         >>> actor = make_actor(3, Bounded(low=-torch.ones(2), high=torch.ones(2)))
         >>> policy = Policy(
         ...     actor,
