@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from model_based import ADVERSARY_ONLY, ModelBased, train_model_based
 from training_run import launch
 
 from rambo_trl.envs import MOPOPenalty, PessimisticModelEnv
-from rambo_trl.envs.uncertainty import largest_std_norm
 from rambo_trl.modules import EnsembleWorldModel
 
 #: rollout length h and penalty lambda for D4RL's sets, from the authors' configuration files
@@ -40,19 +40,22 @@ def published(task: str) -> dict[str, Any]:
 
 
 class MOPO(ModelBased):
-    """SAC in a model whose rewards are lowered by the elites' largest standard deviation."""
+    """SAC in a model whose rewards are lowered by the members' largest standard deviation."""
 
     label = "MOPO"
+    penalty: MOPOPenalty
 
     def make_env(self, world_model: EnsembleWorldModel, **settings: Any) -> PessimisticModelEnv:
-        """The model's environment with penalised rewards."""
-        pessimism = MOPOPenalty(self.run.cfg.penalty_coefficient)
-        return PessimisticModelEnv(world_model, pessimism=pessimism, **settings)
+        """The model's environment with penalised rewards; lambda is for the data's own units."""
+        dataset, cfg = self.run.dataset, self.run.cfg
+        scale = torch.cat([dataset.observation_std, torch.ones(1)])
+        self.penalty = MOPOPenalty(cfg.penalty_coefficient, output_scale=scale.to(cfg.device))
+        return PessimisticModelEnv(world_model, pessimism=self.penalty, **settings)
 
     def max_abs_reward(self) -> float:
         """The data's, and the largest penalty: log-variances have an upper bound."""
-        bound = largest_std_norm(self.world_model.max_log_var.detach()[None, None])
-        return super().max_abs_reward() + self.run.cfg.penalty_coefficient * float(bound)
+        bound = self.penalty.of(self.world_model.max_log_var.detach()[None, None])
+        return super().max_abs_reward() + float(bound)
 
     def results(self) -> dict[str, Any]:
         """With the penalty's coefficient."""

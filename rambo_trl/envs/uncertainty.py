@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def largest_std_norm(log_var: Tensor) -> Tensor:
+def largest_std_norm(log_var: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     r"""MOPO's uncertainty :math:`u(s, a) = \max_i \lVert \Sigma_i(s, a) \rVert_F`.
 
     The Frobenius norm is that of the members' diagonal matrix of standard deviations, as the
@@ -45,11 +45,12 @@ def largest_std_norm(log_var: Tensor) -> Tensor:
 
     Args:
         log_var: log-variances of the members' outputs [M, B, D].
+        scale: what each output's standard deviation is multiplied by [D].
 
     Returns:
         [B]
     """
-    return (0.5 * log_var).exp().norm(dim=-1).amax(dim=0)
+    return ((0.5 * log_var).exp() * scale).norm(dim=-1).amax(dim=0)
 
 
 def largest_disagreement(mean: Tensor) -> Tensor:
@@ -98,22 +99,50 @@ class Pessimism(Protocol):
 class MOPOPenalty:
     r"""MOPO: :math:`\tilde r = r - \lambda \max_i \lVert \Sigma_i(s, a) \rVert_F`.
 
-    The maximum runs over the elites, whose mixture is sampled from; the norm over the standard
-    deviations of next observation (normalised) and reward.
+    The maximum runs over all members, elites or not, and the norm over the standard deviations of
+    next observation and reward, as in the authors' code. Theirs are in the data's own units, and so
+    are the coefficients that they publish: for a model of normalised data, ``output_scale`` says
+    what its units are.
 
     Args:
         coefficient: MOPO's lambda, the weight of the penalty (0.5 to 5 in its experiments).
 
+    Keyword Args:
+        output_scale: the data's units in one unit of each of the model's outputs
+            [observation_size + 1], the reward's last: the standard deviations that the
+            observations were divided by, and what the rewards were. None: the model predicts in
+            the data's units.
+
     Raises:
-        ValueError: if the coefficient is negative or not finite.
+        ValueError: if the coefficient is negative or not finite, or a scale is not finite and
+            positive.
 
     Reference: https://arxiv.org/abs/2005.13239, sec. 4
     """
 
-    def __init__(self, coefficient: float) -> None:
+    def __init__(self, coefficient: float, *, output_scale: Tensor | None = None) -> None:
         if not (math.isfinite(coefficient) and coefficient >= 0):
             raise ValueError(f"coefficient must be finite and not negative, got {coefficient}")
         self.coefficient = float(coefficient)
+        if output_scale is not None and not (output_scale.isfinite() & (output_scale > 0)).all():
+            raise ValueError(
+                f"output_scale must be finite and positive, got {output_scale.tolist()}"
+            )
+        self.output_scale = output_scale
+
+    def of(self, log_var: Tensor) -> Tensor:
+        """The penalty, in the model's units of reward.
+
+        Args:
+            log_var: log-variances of the members' outputs [M, B, observation_size + 1].
+
+        Returns:
+            [B]
+        """
+        if self.output_scale is None:
+            return self.coefficient * largest_std_norm(log_var)
+        scale = self.output_scale.to(log_var)
+        return self.coefficient * largest_std_norm(log_var, scale / scale[-1])
 
     def __call__(
         self,
@@ -125,9 +154,8 @@ class MOPOPenalty:
     ) -> tuple[Tensor, Tensor]:
         """Penalise the rewards; ends stay as they are. See :class:`Pessimism`."""
         with torch.no_grad():
-            _, log_var = world_model.predict(observation, action, world_model.elites)
-            penalty = self.coefficient * largest_std_norm(log_var).unsqueeze(-1)
-        return reward - penalty, terminated
+            _, log_var = world_model.predict(observation, action)
+        return reward - self.of(log_var).unsqueeze(-1), terminated
 
 
 class MORELHalting:
@@ -229,7 +257,7 @@ class PessimisticModelEnv(EnsembleModelEnv):
     """An :class:`~rambo_trl.envs.EnsembleModelEnv` whose steps are judged pessimistically.
 
     With the same seed, successors are those of the plain env: the pessimism draws no random
-    numbers. It costs one evaluation of the elites (MOPO) or of all members (MOReL) a step.
+    numbers. It costs one evaluation of all members a step.
 
     Args:
         world_model: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.

@@ -6,6 +6,7 @@ import doctest
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -79,10 +80,26 @@ ACTION = torch.tensor([[1.0], [-0.5], [0.0]])
 def test_mopo_by_hand() -> None:
     env = known_env(pessimism=MOPOPenalty(0.5))
     following, reward, terminated = env.transition(OBSERVATION, ACTION)
-    # elites' norms: 5 |a| and 3 |a|; member 1, with 50 |a|, is no elite
-    torch.testing.assert_close(reward, torch.tensor([[10 - 2.5], [20 - 1.25], [30.0]]))
+    # norms of 5 |a|, 3 |a| and 50 |a|: the last is member 1's, which counts though it is no elite
+    torch.testing.assert_close(reward, torch.tensor([[10 - 25.0], [20 - 12.5], [30.0]]))
     torch.testing.assert_close(following[:, 0], torch.tensor([1.0, 1.0, 6.0]))
     assert terminated.flatten().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("reward_scale", [1.0, 250.0])
+def test_mopo_counts_in_the_units_of_the_data(reward_scale: float) -> None:
+    """Whatever the data were divided by, the raw reward falls by lambda times the raw norm."""
+    observation_std = np.array([0.02, 30.0])
+    env = known_env(
+        pessimism=MOPOPenalty(
+            5.0, output_scale=torch.tensor([*observation_std, reward_scale], dtype=torch.float64)
+        )
+    )
+    _, reward, _ = env.transition(OBSERVATION, ACTION)
+    raw_stds = KnownModel.stds.numpy() * np.append(observation_std, reward_scale)
+    raw_norm = np.linalg.norm(raw_stds[:, None] * ACTION.abs().numpy(), axis=2)
+    want = reward_scale * OBSERVATION[:, 1].numpy() - 5.0 * np.amax(raw_norm, axis=0)
+    np.testing.assert_allclose(reward_scale * reward.flatten().numpy(), want, rtol=1e-5)
 
 
 def test_morel_by_hand() -> None:
@@ -160,7 +177,7 @@ def test_rollout_and_collector_see_the_same(name: str) -> None:
         ended = td["next", "observation"][:, :1] >= 3
         unknown = 5 * action > 2.5
         if name == "MOPO":
-            torch.testing.assert_close(reward, 10 - 0.5 * 5 * action)
+            torch.testing.assert_close(reward, 10 - 0.5 * 50 * action)
             assert (terminated == ended).all()
         else:
             assert 0 < unknown.sum() < len(td)
@@ -244,6 +261,7 @@ def test_no_gradient_and_no_change_of_the_arguments() -> None:
     [
         (lambda: MOPOPenalty(-1.0), "coefficient"),
         (lambda: MOPOPenalty(math.nan), "coefficient"),
+        (lambda: MOPOPenalty(1.0, output_scale=torch.tensor([1.0, 0.0])), "output_scale"),
         (lambda: MORELHalting(-1.0, 0.0), "threshold"),
         (lambda: MORELHalting(math.inf, 0.0), "threshold"),
         (lambda: MORELHalting(1.0, -math.inf), "halt_reward"),

@@ -525,8 +525,12 @@ def test_the_model_based_methods_published_values_reach_the_agent(
 
 
 def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
-    """The same rollouts with and without: rewards differ by the coefficient times u(s, a)."""
+    """The same rollouts with and without: rewards differ by the coefficient times u(s, a).
+
+    u(s, a) is of the data's own units, and of all members, elites or not.
+    """
     data, found = one_step_data(rows=300), {}
+    data.observation_std *= 7
     module = importlib.import_module("mopo")
     for coefficient in (0, 2):
         torch.manual_seed(1)
@@ -541,8 +545,10 @@ def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
     rollouts = found[0]
     assert torch.equal(rollouts["action"], found[2]["action"])
     model = method.world_model
-    _, log_var = model.predict(rollouts["observation"], rollouts["action"], model.elites)
-    uncertainty = log_var.exp().sum(-1).sqrt().amax(0)
+    _, log_var = model.predict(rollouts["observation"], rollouts["action"])
+    stds = log_var.exp().sqrt()
+    stds[..., :-1] *= data.observation_std
+    uncertainty = stds.square().sum(-1).sqrt().amax(0)
     difference = rollouts["next", "reward"] - found[2]["next", "reward"]
     torch.testing.assert_close(difference.squeeze(-1), 2 * uncertainty)
     # a mean Q that the penalty alone explains is no divergence
