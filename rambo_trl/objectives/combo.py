@@ -46,7 +46,8 @@ class COMBOLoss(SACLoss):
 
     The term is summed over the critics like SAC's, whose squared error (``loss_function="l2"``)
     lacks Eq. 4's factor 1/2: beta is half as strong as in the equation, as in published
-    implementations. Its gradients reach the critics only.
+    implementations. Its gradients reach the critics only. The equation's backup is that of the
+    plain policy evaluation, without SAC's entropy; the actor and the temperature keep theirs.
 
     Batches [B] must hold the data's rows first, as those of
     :class:`~rambo_trl.data.RealModelReplayBuffer` do; their entries are SACLoss's.
@@ -63,6 +64,9 @@ class COMBOLoss(SACLoss):
             assigned to and scheduled.
         penalized_actions: where Q is pushed down, see above.
         num_actions: sampled actions of each kind for ``"logsumexp"``.
+        deterministic_backup: leave SAC's entropy out of the critics' target, as the equation and
+            published implementations do. It takes neither a ``value_network`` nor
+            ``skip_done_states``.
         **kwargs: :class:`~torchrl.objectives.SACLoss`'s. ``"logsumexp"`` needs a bounded
             ``action_spec``.
 
@@ -110,6 +114,7 @@ class COMBOLoss(SACLoss):
         conservative_weight: float = 1.0,
         penalized_actions: Literal["rollout", "policy", "logsumexp"] = "rollout",
         num_actions: int = 10,
+        deterministic_backup: bool = True,
         action_spec: TensorSpec | None = None,
         **kwargs: Any,
     ) -> None:
@@ -124,12 +129,18 @@ class COMBOLoss(SACLoss):
         for name, value in (("num_real", num_real), ("num_actions", num_actions)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if deterministic_backup and (value_network is not None or kwargs.get("skip_done_states")):
+            raise ValueError(
+                "deterministic_backup=True takes neither a value_network nor skip_done_states: "
+                "leave them out, or set deterministic_backup=False"
+            )
         super().__init__(
             actor_network, qvalue_network, value_network, action_spec=action_spec, **kwargs
         )
         self.num_real = num_real
         self.penalized_actions = penalized_actions
         self.num_actions = num_actions
+        self.deterministic_backup = deterministic_backup
         device = device_of(self.actor_network_params)
         self.register_coeff_buffer("conservative_weight", float(conservative_weight), device=device)
         if penalized_actions == "logsumexp":
@@ -198,6 +209,19 @@ class COMBOLoss(SACLoss):
         qvalue = self._qvalues(asked.set(action_key, torch.cat([action, uniform])))
         weighed = qvalue - torch.cat([log_density, log_uniform])
         return weighed.logsumexp(dim=1) - math.log(proposals)
+
+    def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
+        """SACLoss's target [*B], as it has it or without the entropy."""
+        if not self.deterministic_backup:
+            return super()._compute_target_v2(tensordict)
+        tensordict = tensordict.clone(False)
+        following = tensordict.get("next").copy()
+        action, _ = self._policy_actions(following, 1)
+        values = self._vmap_qnetworkN0(
+            following.set(self.tensor_keys.action, action[0]), self.target_qvalue_network_params
+        ).get(self.tensor_keys.state_action_value)
+        tensordict.set(("next", self.value_estimator.tensor_keys.value), values.amin(0))
+        return self.value_estimator.value_estimate(tensordict).squeeze(-1)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

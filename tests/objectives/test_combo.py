@@ -197,8 +197,8 @@ def test_each_sac_term_trains_what_it_trains_in_sac() -> None:
         assert touched[0] == touched[1] != set()
 
 
-def test_sacs_own_terms_are_unchanged() -> None:
-    plain, conservative = make_loss(SACLoss), make_loss()
+def test_sacs_own_terms_are_unchanged_where_the_entropy_stays_in_the_target() -> None:
+    plain, conservative = make_loss(SACLoss), make_loss(deterministic_backup=False)
     conservative.load_state_dict(plain.state_dict(), strict=False)
     batch = make_batch()
     torch.manual_seed(1)
@@ -207,6 +207,41 @@ def test_sacs_own_terms_are_unchanged() -> None:
     got = conservative(batch.clone())
     for key, value in want.items():
         torch.testing.assert_close(got[key], value, rtol=0, atol=0)
+
+
+def test_the_target_is_without_entropy() -> None:
+    """r + gamma * (1 - terminated) * min Q'(s', a'), and the other two terms are SAC's."""
+    plain, loss, batch = make_loss(SACLoss), make_loss(), make_batch()
+    loss.load_state_dict(plain.state_dict(), strict=False)
+    loss.target_qvalue_network_params.apply_(lambda p: p.data.mul_(1.5))  # not the critics' own
+    torch.manual_seed(1)
+    want = plain(batch.clone())
+    torch.manual_seed(1)
+    out = loss(batch.clone())
+    for key in ("loss_actor", "loss_alpha"):
+        torch.testing.assert_close(out[key], want[key])
+
+    def qvalues(params: TensorDict, observation: Tensor, action: Tensor) -> list[Tensor]:
+        found = []
+        for i in range(2):
+            with params[i].data.to_module(loss.qvalue_network):
+                found.append(loss.qvalue_network(observation, action).squeeze(-1))
+        return found
+
+    following = batch["next"]
+    with torch.no_grad(), loss.actor_network_params.data.to_module(loss.actor_network):
+        dist = loss.actor_network.get_dist(following.copy())
+    torch.manual_seed(1)
+    action = dist.rsample()
+    with torch.no_grad():
+        promised = torch.minimum(
+            *qvalues(loss.target_qvalue_network_params, following["observation"], action)
+        )
+        going_on = (~following["terminated"]).squeeze(-1)
+        target = following["reward"].squeeze(-1) + 0.99 * going_on * promised
+        now = qvalues(loss.qvalue_network_params, batch["observation"], batch["action"])
+        error = sum((value - target).square().mean() for value in now)
+    torch.testing.assert_close(out["loss_qvalue"], error)
 
 
 def test_a_step_narrows_the_gap_to_the_datas_values() -> None:
@@ -334,6 +369,7 @@ def test_batches_without_model_rows_are_refused(rows: int) -> None:
         ({"conservative_weight": math.inf}, "conservative_weight"),
         ({"penalized_actions": "all"}, "penalized_actions"),
         ({"num_actions": 0}, "num_actions"),
+        ({"skip_done_states": True}, "deterministic_backup=False"),
         ({"penalized_actions": "logsumexp", "action_spec": Unbounded((1,))}, "Bounded"),
     ],
 )
