@@ -50,8 +50,12 @@ class COMBO(ModelBased):
         )
 
     def results(self) -> dict[str, Any]:
-        """With the conservative term's weight."""
-        return {"conservative_weight": self.run.cfg.conservative_weight, **super().results()}
+        """With the conservative term's weight, and that the target is without entropy."""
+        conservative = {
+            "conservative_weight": self.run.cfg.conservative_weight,
+            "deterministic_backup": True,
+        }
+        return {**conservative, **super().results()}
 
 
 if __name__ == "__main__":

@@ -58,9 +58,12 @@ class MOPO(ModelBased):
         return super().max_abs_reward() + float(bound)
 
     def results(self) -> dict[str, Any]:
-        """With the penalty's coefficient."""
-        coefficient = self.run.cfg.penalty_coefficient
-        return {"penalty_coefficient": coefficient, **super().results()}
+        """With the penalty's coefficient, and that it is for the data's own units."""
+        penalty = {
+            "penalty_coefficient": self.run.cfg.penalty_coefficient,
+            "penalty_units": "data",
+        }
+        return {**penalty, **super().results()}
 
 
 if __name__ == "__main__":

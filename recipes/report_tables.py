@@ -12,6 +12,10 @@ from run_reading import Configuration
 from run_statistics import interquartile_mean, iqm_interval
 
 
+#: methods whose computation was corrected: what results.json says since then
+CORRECTED = {"MOPO": "penalty_units", "COMBO": "deterministic_backup"}
+
+
 def scores_of(configuration: Configuration) -> list[float]:
     """The runs' scores, without runs that have none."""
     return [run.score for run in configuration.runs if run.score is not None]
@@ -173,6 +177,12 @@ def notes(found: Sequence[Configuration]) -> list[str]:
     ]
     if twice:
         lines.append(f"A seed occurs more than once: {'; '.join(twice)}.")
+    before = {run.method for run in runs if CORRECTED.get(run.method, "seed") not in run.results}
+    if before:
+        lines.append(
+            f"{' and '.join(sorted(before))}: from before a correction (MOPO's penalty was too "
+            "small, COMBO's target held SAC's entropy), to be run again."
+        )
     numbers = [published(c.method, c.dataset) for c in found]
     if any(numbers):
         text = f"paper: {SOURCE}."

@@ -53,6 +53,18 @@ def test_table_averages_over_seeds(make_run: MakeRun, tmp_path: Path) -> None:
     assert [row["seed"] for row in rows] == ["0", "1"] and rows[0]["minutes"] == "1.5"
 
 
+def test_runs_from_before_a_method_s_correction_are_marked(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    runs = [
+        make_run(tmp_path / "a", method="MOPO"),
+        make_run(tmp_path / "b", method="COMBO", deterministic_backup=True),
+        make_run(tmp_path / "c", method="IQL"),
+    ]
+    table, _ = made_report(tmp_path, runs)
+    assert "MOPO: from before a correction" in table and "COMBO and" not in table
+
+
 def test_a_diverged_run_counts_as_zero_and_is_named(make_run: MakeRun, tmp_path: Path) -> None:
     # its own results.json says 90: the report does not believe it
     runs = [
