@@ -1,7 +1,7 @@
-"""Docstrings for the site: Sphinx's roles become links, its maths becomes MathML.
+"""Docstrings for the site: what is Sphinx's in them becomes Markdown.
 
-The docstrings follow TorchRL's, which Sphinx reads; the site is Markdown. Nothing is loaded from
-elsewhere: browsers draw MathML themselves.
+The docstrings follow TorchRL's, which Sphinx reads; the site is Markdown. Roles become links, maths
+what arithmatex takes, and shapes such as ``[*B, 1]`` keep their asterisks.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ import textwrap
 from typing import Any
 
 import griffe
-from latex2mathml.converter import convert
 
 logger = logging.getLogger("mkdocs.docstrings")
 
 _BLOCK = re.compile(r"^([ \t]*)\.\. math::\n((?:\1[ \t]+\S.*\n?|[ \t]*\n(?=\1[ \t]+\S))+)", re.M)
-_INLINE = re.compile(r"(^|\s+)?:math:`([^`]+)`")
+_INLINE = re.compile(r":math:`([^`]+)`")
+# code, which stays as it is, or a shape with an asterisk
+_SHAPE = re.compile(r"(`+)[\s\S]*?\1|^[ \t]*(?:>>>|\.\.\. ).*$|\[[^][`\n]*\*[^][`\n]*\]", re.M)
 _LEFT = re.compile(r":\w+:`|^[ \t]*\.\. \w+::", re.M)
 _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([^`]+)`")
 
 
 def _block(match: re.Match[str]) -> str:
-    maths = convert(" ".join(textwrap.dedent(match[2]).split()), display="block")
-    return f"{match[1]}<p>{maths}</p>\n"
+    lines = ["$$", *textwrap.dedent(match[2]).strip().splitlines(), "$$"]
+    return "".join(f"{match[1]}{line}\n" for line in lines)
 
 
 def _inline(match: re.Match[str]) -> str:
-    # Markdown would take an element at a line's start for a block
-    space = " " if match[1] else ""
-    return f"{space}<span>{convert(' '.join(match[2].split()))}</span>"
+    return rf"\({' '.join(match[1].split())}\)"
+
+
+def _shape(match: re.Match[str]) -> str:
+    return match[0].replace("*", r"\*") if match[0].startswith("[") else match[0]
 
 
 def _role(match: re.Match[str]) -> str:
@@ -42,7 +45,7 @@ def _role(match: re.Match[str]) -> str:
 
 def as_markdown(text: str) -> str:
     """A docstring's text with what Sphinx alone understands replaced."""
-    return _ROLE.sub(_role, _INLINE.sub(_inline, _BLOCK.sub(_block, text)))
+    return _ROLE.sub(_role, _INLINE.sub(_inline, _BLOCK.sub(_block, _SHAPE.sub(_shape, text))))
 
 
 class Docstrings(griffe.Extension):

@@ -30,7 +30,7 @@ class EarlyStopping:
 
     Args:
         world_model: the ensemble whose members are watched.
-        patience: passes without improvement (10 in the published configuration).
+        patience: passes without improvement (the published configuration's 10 means 11).
         min_improvement: relative (1 % in the published configuration).
     """
 
