@@ -11,7 +11,6 @@ from paper_results import ABLATION, RAMBO, SOURCE, published
 from run_reading import Configuration
 from run_statistics import interquartile_mean, iqm_interval
 
-
 #: methods whose computation was corrected: what results.json says since then
 CORRECTED = {"MOPO": "penalty_units", "COMBO": "deterministic_backup"}
 
