@@ -49,7 +49,7 @@ class MOPO(ModelBased):
         """The model's environment with penalised rewards; lambda is for the data's own units."""
         dataset, cfg = self.run.dataset, self.run.cfg
         scale = torch.cat([dataset.observation_std, torch.ones(1)])
-        self.penalty = MOPOPenalty(cfg.penalty_coefficient, output_scale=scale.to(cfg.device))
+        self.penalty = MOPOPenalty(cfg.penalty_coefficient, units=scale.to(cfg.device))
         return PessimisticModelEnv(world_model, pessimism=self.penalty, **settings)
 
     def max_abs_reward(self) -> float:

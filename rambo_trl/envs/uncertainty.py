@@ -100,35 +100,31 @@ class MOPOPenalty:
     r"""MOPO: :math:`\tilde r = r - \lambda \max_i \lVert \Sigma_i(s, a) \rVert_F`.
 
     The maximum runs over all members, elites or not, and the norm over the standard deviations of
-    next observation and reward, as in the authors' code. Theirs are in the data's own units, and so
-    are the coefficients that they publish: for a model of normalised data, ``output_scale`` says
-    what its units are.
+    next observation and reward, as in the authors' code. Theirs are in the data's own units, for
+    which their coefficients are published: of a model of normalised data ``units`` must be given.
 
     Args:
         coefficient: MOPO's lambda, the weight of the penalty (0.5 to 5 in its experiments).
 
     Keyword Args:
-        output_scale: the data's units in one unit of each of the model's outputs
-            [observation_size + 1], the reward's last: the standard deviations that the
-            observations were divided by, and what the rewards were. None: the model predicts in
-            the data's units.
+        units: what 1 in each of the model's outputs is in the data [observation_size + 1]: the
+            standard deviations that observations were divided by and, last, what rewards were; on
+            the model's device. None: the model predicts in the data's own units.
 
     Raises:
-        ValueError: if the coefficient is negative or not finite, or a scale is not finite and
+        ValueError: if the coefficient is negative or not finite, or a unit is not finite and
             positive.
 
     Reference: https://arxiv.org/abs/2005.13239, sec. 4
     """
 
-    def __init__(self, coefficient: float, *, output_scale: Tensor | None = None) -> None:
+    def __init__(self, coefficient: float, *, units: Tensor | None = None) -> None:
         if not (math.isfinite(coefficient) and coefficient >= 0):
             raise ValueError(f"coefficient must be finite and not negative, got {coefficient}")
         self.coefficient = float(coefficient)
-        if output_scale is not None and not (output_scale.isfinite() & (output_scale > 0)).all():
-            raise ValueError(
-                f"output_scale must be finite and positive, got {output_scale.tolist()}"
-            )
-        self.output_scale = output_scale
+        if units is not None and not (units.isfinite() & (units > 0)).all():
+            raise ValueError(f"units must be finite and positive, got {units.tolist()}")
+        self.units = units
 
     def of(self, log_var: Tensor) -> Tensor:
         """The penalty, in the model's units of reward.
@@ -139,9 +135,9 @@ class MOPOPenalty:
         Returns:
             [B]
         """
-        if self.output_scale is None:
+        if self.units is None:
             return self.coefficient * largest_std_norm(log_var)
-        scale = self.output_scale.to(log_var)
+        scale = self.units.to(log_var)
         return self.coefficient * largest_std_norm(log_var, scale / scale[-1])
 
     def __call__(

@@ -92,7 +92,7 @@ def test_mopo_counts_in_the_units_of_the_data(reward_scale: float) -> None:
     observation_std = np.array([0.02, 30.0])
     env = known_env(
         pessimism=MOPOPenalty(
-            5.0, output_scale=torch.tensor([*observation_std, reward_scale], dtype=torch.float64)
+            5.0, units=torch.tensor([*observation_std, reward_scale], dtype=torch.float64)
         )
     )
     _, reward, _ = env.transition(OBSERVATION, ACTION)
@@ -261,7 +261,7 @@ def test_no_gradient_and_no_change_of_the_arguments() -> None:
     [
         (lambda: MOPOPenalty(-1.0), "coefficient"),
         (lambda: MOPOPenalty(math.nan), "coefficient"),
-        (lambda: MOPOPenalty(1.0, output_scale=torch.tensor([1.0, 0.0])), "output_scale"),
+        (lambda: MOPOPenalty(1.0, units=torch.tensor([1.0, 0.0])), "units"),
         (lambda: MORELHalting(-1.0, 0.0), "threshold"),
         (lambda: MORELHalting(math.inf, 0.0), "threshold"),
         (lambda: MORELHalting(1.0, -math.inf), "halt_reward"),
