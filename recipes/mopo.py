@@ -47,15 +47,17 @@ class MOPO(ModelBased):
 
     def make_env(self, world_model: EnsembleWorldModel, **settings: Any) -> PessimisticModelEnv:
         """The model's environment with penalised rewards; lambda is for the data's own units."""
-        dataset, cfg = self.run.dataset, self.run.cfg
-        scale = torch.cat([dataset.observation_std, torch.ones(1)])
-        self.penalty = MOPOPenalty(cfg.penalty_coefficient, units=scale.to(cfg.device))
+        std, cfg = self.run.dataset.observation_std, self.run.cfg
+        units = torch.cat([std, std.new_tensor([self.reward_unit])]).to(cfg.device)
+        self.penalty = MOPOPenalty(cfg.penalty_coefficient, units=units)
         return PessimisticModelEnv(world_model, pessimism=self.penalty, **settings)
 
     def max_abs_reward(self) -> float:
         """The data's, and the largest penalty: log-variances have an upper bound."""
-        bound = self.penalty.of(self.world_model.max_log_var.detach()[None, None])
-        return super().max_abs_reward() + float(bound)
+        model = self.world_model
+        largest = model.max_log_var.detach() + 2 * model.output_scale.log()
+        penalty = float(self.penalty.of(largest[None, None])) * self.reward_unit
+        return super().max_abs_reward() + penalty
 
     def results(self) -> dict[str, Any]:
         """With the penalty's coefficient, and that it is for the data's own units."""

@@ -531,6 +531,7 @@ def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
     """
     data, found = one_step_data(rows=300), {}
     data.observation_std *= 7
+    data.reward_scale = 4.0
     module = importlib.import_module("mopo")
     for coefficient in (0, 2):
         torch.manual_seed(1)
@@ -548,11 +549,12 @@ def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
     _, log_var = model.predict(rollouts["observation"], rollouts["action"])
     stds = log_var.exp().sqrt()
     stds[..., :-1] *= data.observation_std
+    stds[..., -1] *= data.reward_scale
     uncertainty = stds.square().sum(-1).sqrt().amax(0)
-    difference = rollouts["next", "reward"] - found[2]["next", "reward"]
+    difference = (rollouts["next", "reward"] - found[2]["next", "reward"]) * data.reward_scale
     torch.testing.assert_close(difference.squeeze(-1), 2 * uncertainty)
     # a mean Q that the penalty alone explains is no divergence
-    largest = float(data.transitions["next", "reward"].abs().max())
+    largest = float(data.transitions["next", "reward"].abs().max()) * data.reward_scale
     assert method.max_abs_reward() - largest >= float(difference.max())
 
 
