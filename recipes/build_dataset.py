@@ -42,14 +42,12 @@ def build(name: str, cfg: DictConfig) -> tuple[str, ...]:
             overwrite=cfg.overwrite,
         )
     data = OfflineDataset.load(name)
-    score = data.behaviour_score
+    returns = data.behaviour_return_mean, data.behaviour_return_best
     return (
         name,
         str(data.num_episodes),
         str(len(data)),
-        f"{data.behaviour_returns.mean():.1f}",
-        f"{data.behaviour_returns.max():.1f}",
-        "-" if score is None else f"{score:.1f}",
+        *("-" if x is None else f"{x:.1f}" for x in (*returns, data.behaviour_score)),
         f"{time.perf_counter() - started:.1f}",
     )
 

@@ -84,12 +84,17 @@ class IQL(ModelFree):
         """The range of the episodes' returns over 1000, where rewards are scaled by it.
 
         Raises:
-            ValueError: if all episodes have the same return.
+            ValueError: if all episodes have the same return, or none is whole.
         """
         dataset = self.run.dataset
         if not self.run.cfg.agent.scale_rewards or is_scored_by_success(dataset.env_id):
             return dataset.reward_scale
         returns = dataset.behaviour_returns
+        if len(returns) == 0:
+            raise ValueError(
+                "no episode of the data is whole, by the range of whose returns rewards are "
+                "scaled: set agent.scale_rewards=false"
+            )
         if returns.max() == returns.min():
             raise ValueError(
                 "all episodes of the data have the same return, by whose range rewards are "

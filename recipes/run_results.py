@@ -65,17 +65,20 @@ def summarise(
         values = [float(v) for row in last if (v := row.get(key)) is not None]
         return sum(values) / len(values) if values else None
 
-    behaviour = dataset.behaviour_returns
+    best = dataset.behaviour_return_best
+    best_score = None if best is None else dataset.normalized_score(best)
     results = {
         "method": method,
         "score": mean("score") if divergence is None else 0.0,
         "return_mean": mean("return_mean"),
         "return_std": mean("return_std"),
         "evaluations_averaged": len(last),
-        "behaviour_return_mean": float(behaviour.mean()),
-        "behaviour_return_best": float(behaviour.max()),
+        "behaviour_return_mean": dataset.behaviour_return_mean,
+        "behaviour_return_best": best,
         "behaviour_score": dataset.behaviour_score,
-        "behaviour_score_best": dataset.normalized_score(float(behaviour.max())),
+        "behaviour_score_best": best_score,
+        "behaviour_episodes": len(dataset.behaviour_returns),
+        "cut_pieces": dataset.num_cut_episodes,
         "cloned_score": cloned.get("score"),
         "cloned_return_mean": cloned.get("return_mean"),
         "diverged": divergence is not None,
@@ -93,15 +96,14 @@ def summarise(
         "versions": package_versions(),
     }
     folder.write_results(results)
-    mean_score, best = dataset.behaviour_score, dataset.normalized_score(float(behaviour.max()))
-    scored = mean_score is not None and best is not None
+    scored = dataset.reference_scores is not None
     plot_learning_curve(
         [r if scored else {**r, "score": r["return_mean"], "score_std": r["return_std"]}
          for r in rows],
         folder.path / "learning_curve.png",
         title=f"{method} on {dataset.name}",
-        behaviour_mean=float(behaviour.mean()) if mean_score is None else mean_score,
-        behaviour_best=float(behaviour.max()) if best is None else best,
+        behaviour_mean=dataset.behaviour_score if scored else dataset.behaviour_return_mean,
+        behaviour_best=best_score if scored else best,
         cloned=cloned.get("score" if scored else "return_mean"),
         y_label="normalised score" if scored else "return",
         policy_label=method,
@@ -129,6 +131,11 @@ def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
             "data, best episode", results["behaviour_return_best"], results["behaviour_score_best"]
         ),
     ]
+    if results["cut_pieces"]:
+        lines.append(
+            f"  data: {results['behaviour_episodes']} whole episodes; {results['cut_pieces']} cut "
+            "pieces are left out"
+        )
     if results["cloned_return_mean"] is not None:
         lines.append(
             line("behaviour cloning alone", results["cloned_return_mean"], results["cloned_score"])
@@ -140,7 +147,7 @@ def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
     if results["diverged"]:
         found = results["divergence"]
         lines.append(f"  DIVERGED at epoch {found['epoch']}: {found['reason']}; scored 0")
-    elif results["score"] is not None:
+    elif results["score"] is not None and results["behaviour_score"] is not None:
         gap = results["score"] - results["behaviour_score"]
         lines.append(f"  {gap:+.1f} points against the data's mean episode")
     lines += ["", f"learning curve: {folder.path / 'learning_curve.png'}"]

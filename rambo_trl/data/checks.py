@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tensordict import TensorDict, TensorDictBase
 
-__all__ = ["Oddity", "duplicate_episodes", "ends_of_both_kinds", "oddities"]
+from rambo_trl.data.columns import constant_entries, listed
+
+__all__ = ["Oddity", "constants", "duplicate_episodes", "ends_of_both_kinds", "oddities"]
 
 
 class Oddity(str):
@@ -46,6 +49,36 @@ def oddities(transitions: TensorDict) -> list[str]:
             f"{duplicates[0]}: drop them unless they are meant to weigh more"
         )
     return found
+
+
+def constants(
+    transitions: TensorDict, observation_names: Sequence[str], action_names: Sequence[str]
+) -> list[str]:
+    """Tell of entries that never change; at most one sentence for each kind.
+
+    Args:
+        transitions: canonical transitions [N], in the data's own units.
+        observation_names: of the observation entries.
+        action_names: of the action entries.
+    """
+    found = []
+    observations = constant_entries(transitions["observation"], observation_names)
+    if observations:
+        found.append(
+            f"{_valued(observations)} in all rows: what a change of it does is not in the data, so "
+            "leave an entry out that may change where the policy is used"
+        )
+    actions = constant_entries(transitions["action"], action_names)
+    if actions:
+        found.append(
+            f"{_valued(actions)} in all rows: what this action does is not in the data, so give it "
+            "a fixed value where the policy is used, and leave it out here"
+        )
+    return found
+
+
+def _valued(constants: Mapping[str, float]) -> str:
+    return listed([f"{name} is {value:g}" for name, value in constants.items()])
 
 
 def ends_of_both_kinds(transitions: TensorDictBase) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from gymnasium import spaces
@@ -61,12 +62,15 @@ def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, s
     return bounds_of(space, size), remedy, assumed
 
 
-def one_sided_actions(actions: np.ndarray, remedy: str) -> list[Oddity]:
+def one_sided_actions(
+    actions: np.ndarray, remedy: str, names: Sequence[str] | None = None
+) -> list[Oddity]:
     """Tell of actions that hardly mean the assumed bounds [-1, 1], a valve's for one.
 
     Args:
         actions: the data's, [N, act].
         remedy: why the bounds are assumed, and what to give instead.
+        names: of the entries, where they have some.
 
     Returns:
         An oddity where an entry that changes is never negative, or never positive; else nothing.
@@ -76,9 +80,12 @@ def one_sided_actions(actions: np.ndarray, remedy: str) -> list[Oddity]:
     if len(found) == 0:
         return []
     entry = int(found[0])
+    label = f"action entry {entry}"
+    if names is not None and len(names) == len(low):  # others are refused later
+        label = names[entry]
     return [
         Oddity(
-            f"action entry {entry} lies between {low[entry]:g} and {high[entry]:g} in the data, "
+            f"{label} lies between {low[entry]:g} and {high[entry]:g} in the data, "
             f"but is taken to have the bounds -1 and 1, all of which a policy may use: {remedy}"
         )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ import numpy as np
 from tensordict import TensorDict
 
 from rambo_trl.data.checks import Oddity
+from rambo_trl.data.columns import as_numbers, names_of
 from rambo_trl.data.d4rl_names import bundled_kin, parse_d4rl_name
 from rambo_trl.data.episodes import flat_columns
+from rambo_trl.data.pieces import LoggedEpisodes, find_whole
+from rambo_trl.data.sampling import step_intervals
 from rambo_trl.data.spaces import as_flags, as_rows
 
 __all__ = [
@@ -29,7 +32,7 @@ __all__ = [
 UnknownTerminalStates = Literal["hold", "drop"]
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
-_OPTIONAL = ("timeouts", "next_observations")
+_OPTIONAL = ("timeouts", "next_observations", "timestamps")
 _ROWS_AT_ONCE = 65_536
 _SUFFIXES = (".hdf5", ".h5")
 
@@ -40,14 +43,16 @@ class FlatSource:
 
     Attributes:
         transitions: TensorDict [N].
-        returns: undiscounted return of each episode in float64, rows left out included.
+        episodes: which are whole, with their returns, rows left out included.
+        intervals: the time between rows; see :func:`rambo_trl.data.sampling.step_intervals`.
         remarks: what was left out or filled in, one sentence each; an :class:`Oddity` where it
             may be a mistake.
     """
 
     transitions: TensorDict
-    returns: np.ndarray
+    episodes: LoggedEpisodes
     remarks: tuple[str, ...]
+    intervals: dict[str, float] = field(default_factory=dict)
 
 
 def is_d4rl_file(path: Path) -> bool:
@@ -63,7 +68,7 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Returns:
         ``observations``, ``actions``, ``rewards``, ``terminals`` and, where the file has them,
-        ``timeouts`` and ``next_observations``, as stored.
+        ``timeouts``, ``next_observations`` and ``timestamps``, as stored.
 
     Raises:
         ValueError: if there is no such file, it cannot be read, or arrays are missing.
@@ -208,8 +213,9 @@ def flat_source(
 ) -> FlatSource:
     """Turn arrays in D4RL's layout into transitions.
 
-    With ``next_observations`` every row is a transition. Without them a row's next observation
-    is the following row's observation, except where an episode ends:
+    With ``next_observations`` every row is a transition; a terminal row may have NaN there, as one
+    of which the next observation is unknown. Without them a row's next observation is the
+    following row's observation, except where an episode ends:
 
     - the last row of a truncated or unfinished episode has no next observation and is left out
       (the row before it is then the episode's last, and marked truncated);
@@ -219,7 +225,7 @@ def flat_source(
 
     Args:
         arrays: ``observations`` [N, *], ``actions`` [N, *], ``rewards`` and ``terminals`` [N] or
-            [N, 1], and optionally ``timeouts`` and ``next_observations``.
+            [N, 1], and optionally ``timeouts``, ``next_observations`` and ``timestamps``.
         name: how messages call the data set.
         max_episode_steps: see :func:`episode_ends`.
         unknown_terminal_states: what becomes of terminal rows without a next observation:
@@ -237,8 +243,11 @@ def flat_source(
         )
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
-    values = {k: np.asarray(v) for k, v in arrays.items() if v is not None}
-    values = {key: values[key] for key in _REQUIRED + _OPTIONAL if key in values}
+    values = {
+        key: as_numbers(arrays[key], key, name) if key != "timestamps" else np.asarray(arrays[key])
+        for key in _REQUIRED + _OPTIONAL
+        if arrays.get(key) is not None
+    }
     lengths = {key: len(value) if value.ndim else 0 for key, value in values.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{name}: arrays differ in length, {lengths}: give one row per step")
@@ -259,6 +268,12 @@ def flat_source(
                 f"{name}: next_observations of shape {values['next_observations'].shape} must have "
                 f"the shape of observations, {values['observations'].shape}"
             )
+        named = [names_of(arrays[key]) for key in ("observations", "next_observations")]
+        if None not in named and named[0] != named[1]:
+            raise ValueError(
+                f"{name}: next_observations must have the columns of observations in their order, "
+                f"{named[0]}, got {named[1]}"
+            )
         following = as_rows(values["next_observations"], "observations", name)
     try:
         ends = episode_ends(
@@ -271,19 +286,59 @@ def flat_source(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
-    returns = _returns(values["rewards"].reshape(-1), ends)
+    closed = terminals if timeouts is None else terminals | timeouts
     ends[-1] = True
     truncated = ends & ~terminals
     both = np.zeros_like(terminals) if timeouts is None else terminals & timeouts
-    if following is not None:
-        columns = (observations, actions, following, rewards, terminals, truncated | both)
-        return FlatSource(flat_columns(*columns), returns, ())
+    remarks: list[str] = []
+    intervals: dict[str, float] = {}
+    if "timestamps" in values:
+        intervals, remarks = step_intervals(values["timestamps"], ends, name)
+    if following is None:
+        lost = ends & ~terminals if unknown_terminal_states == "hold" else ends
+        remarks += _remarks_without_next(
+            ends, lost, terminals, timeouts, max_episode_steps=max_episode_steps
+        )
+    elif unknown_terminal_states == "drop":
+        lost = terminals & ~np.isfinite(following).all(-1)
+    else:
+        lost = np.zeros_like(ends)
+    if (lost & terminals).any():
+        remarks.append(
+            f"{(lost & terminals).sum()} terminal rows are left out with their rewards, as their "
+            'next observations are missing: unknown_terminal_states="hold" keeps them'
+        )
+    # The row before one that is left out becomes its episode's last.
+    truncated[:-1] |= lost[1:] & ~ends[:-1]
+    keep = ~lost
+    if not keep.any():
+        raise ValueError(
+            f"{name} is empty without its episodes' last rows, of which no next observation is "
+            "known: add next_observations"
+        )
+    rows = np.flatnonzero(keep)
+    if following is None:
+        following = observations[rows + ~terminals[rows]]  # a terminal row's own stands in
+    columns = (observations, actions, following, rewards, terminals, truncated | both)
+    transitions = flat_columns(*(c if len(c) == len(rows) else c[rows] for c in columns))
+    episodes = _episodes(values["rewards"].reshape(-1), ends, closed, keep, max_episode_steps)
+    return FlatSource(transitions, episodes, (*remarks, *episodes.remarks), intervals)
 
-    remarks = []
+
+def _remarks_without_next(
+    ends: np.ndarray,
+    lost: np.ndarray,
+    terminals: np.ndarray,
+    timeouts: np.ndarray | None,
+    *,
+    max_episode_steps: int | None,
+) -> list[str]:
+    """Tell what becomes of rows without a next observation, and where an end may be missing."""
+    remarks: list[str] = []
     unlimited = max_episode_steps is None and timeouts is not None and not timeouts.any()
     if unlimited and not terminals.all():
         remarks.append(
-            f"no timeout is set, no time limit is known and all {len(returns)} episodes end in "
+            f"no timeout is set, no time limit is known and all {ends.sum()} episodes end in "
             "terminals: if some were cut without a flag, give max_episode_steps= "
             "(--max-episode-steps)"
         )
@@ -298,39 +353,29 @@ def flat_source(
                     "timeouts out, and episodes are cut at the limit"
                 )
             )
-    left_out = truncated.copy() if unknown_terminal_states == "hold" else ends
-    if left_out.any():
-        kind = "truncated episodes" if unknown_terminal_states == "hold" else "episodes"
+    cut = lost & ~terminals
+    if cut.any():
         remarks.append(
-            f"without next_observations the last rows of {left_out.sum()} {kind} are left out"
+            f"without next_observations the last rows of {cut.sum()} truncated episodes are left "
+            "out"
         )
-    if unknown_terminal_states == "hold" and terminals.any():
+    held = terminals & ~lost
+    if held.any():
         remarks.append(
-            f"{terminals.sum()} terminal rows have no next observation, so their own stands in: "
+            f"{held.sum()} terminal rows have no next observation, so their own stands in: "
             "prefer a file with next_observations"
         )
-    # The row before one that is left out becomes its episode's last.
-    truncated[:-1] |= left_out[1:] & ~ends[:-1]
-    keep = ~left_out
-    if not keep.any():
-        raise ValueError(
-            f"{name} is empty without its episodes' last rows, of which no next observation is "
-            "known: add next_observations"
-        )
-    rows = np.flatnonzero(keep)
-    following = observations[rows + ~terminals[rows]]  # a terminal row's own stands in
-    observations, actions, rewards, terminals, truncated = (
-        column if len(rows) == len(keep) else column[rows]
-        for column in (observations, actions, rewards, terminals, truncated)
-    )
-    transitions = flat_columns(
-        observations, actions, following, rewards, terminals, truncated | both[keep]
-    )
-    return FlatSource(transitions, returns, tuple(remarks))
+    return remarks
 
 
-def _returns(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Sum rewards in float64 up to each end; a rest without an end is an episode too."""
+def _episodes(
+    rewards: np.ndarray, ends: np.ndarray, closed: np.ndarray, keep: np.ndarray, limit: int | None
+) -> LoggedEpisodes:
+    """Sum the rewards of whole episodes in float64, rows left out included."""
     stops = np.flatnonzero(ends) + 1
-    episodes = np.split(rewards, stops)
-    return np.array([episode.sum(dtype=np.float64) for episode in episodes if len(episode)])
+    starts = np.concatenate([[0], stops[:-1]])
+    whole = find_whole(stops, closed[stops - 1], limit)
+    bounds = np.stack([starts, stops], axis=1)[whole]
+    returns = np.array([rewards[start:stop].sum(dtype=np.float64) for start, stop in bounds])
+    rows = np.concatenate([[0], np.cumsum(keep)])[bounds]
+    return LoggedEpisodes(returns, rows[rows[:, 0] < rows[:, 1]], int((~whole).sum()))

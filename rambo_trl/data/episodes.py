@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from rambo_trl.data.checks import Oddity
+from rambo_trl.data.pieces import LoggedEpisodes, find_whole
 from rambo_trl.data.spaces import as_flags, as_rows
 
 __all__ = ["flat_columns", "flatten_episodes"]
@@ -18,26 +19,28 @@ _EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "trunca
 
 
 def flatten_episodes(
-    episodes: Iterable[Mapping[str, Any]], name: str
-) -> tuple[TensorDict, np.ndarray, tuple[Oddity, ...]]:
+    episodes: Iterable[Mapping[str, Any]], name: str, *, max_episode_steps: int | None = None
+) -> tuple[TensorDict, LoggedEpisodes, tuple[str, ...]]:
     """Join episodes in Minari's layout.
 
     Args:
         episodes: mappings with ``observations`` [T + 1, *], ``actions`` [T, *], ``rewards``,
             ``terminations`` and ``truncations`` [T]. An episode whose last row has no end flag
-            was cut there and counts as truncated; one without a step is passed over.
+            was cut there: the row is truncated, and the episode is a piece unless it lasted as
+            long as the time limit; one without a step is passed over.
         name: how messages call the data set.
+        max_episode_steps: the time limit, if known.
 
     Returns:
-        Transitions [N], the undiscounted return of each episode in float64, and what may be a
-        mistake: episodes that go on after an end flag.
+        Transitions [N]; the whole episodes; and remarks on pieces and, as an :class:`Oddity`, on
+        episodes that go on after an end flag.
 
     Raises:
         ValueError: if there is no step at all, arrays are missing, differ in length or shape, or
             flags are neither 0 nor 1.
     """
     columns = tuple(_Column() for _ in range(6))
-    returns = []
+    returns, lengths, closed = [], [], []
     going_on: list[tuple[int, int]] = []  # an episode and the step of its first end flag
     for index, episode in enumerate(episodes):
         observations, actions, rewards, terminations, truncations = _episode_arrays(
@@ -47,6 +50,8 @@ def flatten_episodes(
             continue
         # Summed in the source's own precision, before rewards become float32.
         returns.append(float(np.sum(episode["rewards"], dtype=np.float64)))
+        lengths.append(len(rewards))
+        closed.append(bool(terminations[-1] | truncations[-1]))
         truncations = truncations.copy()
         truncations[-1] |= not terminations[-1]
         early = np.flatnonzero((terminations | truncations)[:-1])
@@ -70,7 +75,11 @@ def flatten_episodes(
         for index, step in going_on[:1]
     )
     transitions = flat_columns(*(column.finish() for column in columns))
-    return transitions, np.array(returns), remarks
+    stops = np.cumsum(lengths)
+    whole = find_whole(stops, np.array(closed), max_episode_steps)
+    bounds = np.stack([stops - lengths, stops], axis=1)[whole]
+    found = LoggedEpisodes(np.array(returns)[whole], bounds, int((~whole).sum()))
+    return transitions, found, (*remarks, *found.remarks)
 
 
 class _Column:

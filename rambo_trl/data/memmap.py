@@ -26,7 +26,8 @@ _FORMAT = 4
 _DESCRIPTION = "rambo_trl_dataset.json"
 _MARGIN = 1 << 20  # bytes for descriptions and the file system's own records
 _PLAIN = (
-    "name", "env_id", "reference_scores", "remarks", "oddities", "reward_shift", "normalized"
+    "name", "env_id", "reference_scores", "remarks", "oddities", "reward_shift", "normalized",
+    "observation_names", "action_names", "num_cut_episodes", "step_intervals",
 )  # fmt: skip
 
 
@@ -70,6 +71,7 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         "action_low": attributes["action_low"].numpy(),
         "action_high": attributes["action_high"].numpy(),
         "behaviour_returns": attributes["behaviour_returns"],
+        "whole_episodes": attributes["whole_episodes"],
     }
     scratch = None
     try:
@@ -138,7 +140,8 @@ def read_memmap(folder: Path) -> dict[str, Any]:
         **found,
         **arrays,
         "transitions": transitions,
-        "behaviour_returns": arrays["behaviour_returns"].numpy(),
+        **{key: arrays[key].numpy() for key in ("behaviour_returns", "whole_episodes")},
+        **{key: tuple(found[key]) for key in ("observation_names", "action_names")},
         "action_spec": Bounded(-1.0, 1.0, arrays["action_low"].shape, dtype=torch.float32),
         "env_spec": None if spec is None else EnvSpec.from_json(spec),
         "reference_scores": None if scores is None else tuple(scores),

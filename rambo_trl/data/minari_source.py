@@ -68,6 +68,8 @@ class MinariSource:
     action_spec: Bounded
     reference_scores: tuple[float, float] | None
     observation_layout: ObservationLayout
+    observation_names: tuple[str, ...] | None
+    action_names: tuple[str, ...] | None
     episodes: Iterable[Mapping[str, Any]]
 
 
@@ -292,8 +294,17 @@ def _describe(
         ),
         reference_scores=None if None in reference else (float(reference[0]), float(reference[1])),
         observation_layout=layout,
+        # of a dictionary's entries joined, nothing has the names
+        observation_names=_names(metadata, "observation") if layout.keys is None else None,
+        action_names=_names(metadata, "action"),
         episodes=_episodes(name, dataset, layout),
     )
+
+
+def _names(metadata: Mapping[str, Any], kind: str) -> tuple[str, ...] | None:
+    """What the set's metadata call the entries; None where they do not."""
+    names = metadata.get(f"{kind}_names")
+    return None if names is None else tuple(map(str, names))
 
 
 def _episodes(

@@ -18,7 +18,8 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import minari_source
-from rambo_trl.data.checks import Oddity, ends_of_both_kinds, oddities
+from rambo_trl.data.checks import Oddity, constants, ends_of_both_kinds, oddities
+from rambo_trl.data.columns import entry_names, file_names, names_of
 from rambo_trl.data.d4rl_bounds import default_bounds, one_sided_actions
 from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
 from rambo_trl.data.d4rl_source import (
@@ -27,9 +28,11 @@ from rambo_trl.data.d4rl_source import (
     is_d4rl_file,
     read_d4rl_file,
 )
+from rambo_trl.data.description import DataDescription
 from rambo_trl.data.environment import is_scored_by_success
 from rambo_trl.data.episodes import flatten_episodes
 from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
+from rambo_trl.data.pieces import LoggedEpisodes, episodes_of_transitions, hold_unknown_ends
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.transitions import (
@@ -38,7 +41,6 @@ from rambo_trl.data.transitions import (
     check_values,
     coarse_entries,
     observation_statistics,
-    returns_between_ends,
 )
 from rambo_trl.scaling import (
     RewardScale,
@@ -49,6 +51,9 @@ from rambo_trl.scaling import (
 )
 
 __all__ = ["OfflineDataset"]
+
+#: what data sets without a name are called: arrays, episodes and transitions in memory
+_UNNAMED = ("arrays", "episodes", "transitions")
 
 
 class OfflineDataset:
@@ -73,7 +78,7 @@ class OfflineDataset:
             ``("next", "truncated")`` or ``("next", "done")``. Rows of an episode follow each
             other. Where a row is both terminated and truncated, it counts as terminated.
         action_spec: bounds of the raw actions, of shape [act].
-        name: how messages and reports call the data set.
+        name: how messages and reports call the data set; ``"transitions"`` where None.
         env_id: Gymnasium id of the environment that the data comes from, if any.
         env_spec: its full specification, where the data set holds one.
         reference_scores: (minimum, maximum) returns of the score; D4RL's constants for the
@@ -81,7 +86,13 @@ class OfflineDataset:
         behaviour_returns: undiscounted return of each episode; summed up between ends where
             None. For AntMaze and PointMaze with sparse rewards any positive return becomes 1:
             the goal was reached, which is all that the score counts.
+        episodes: which episodes are whole, with their returns; looked for between ends where None.
         observation_layout: how the environment's observations became these vectors.
+        observation_names: what reports and messages call the observation entries, such as
+            ``("temp_C", "level_m")``; ``"observation 0"`` and so on where None.
+        action_names: likewise of the action entries.
+        step_intervals: mean, std, min, median and max of the time that a step takes, by these
+            names, where it is known.
         remarks: what is to be told about where the transitions come from; those of the type
             :class:`~rambo_trl.data.checks.Oddity` are oddities.
         normalize: False keeps raw observations (mean 0 and standard deviation 1).
@@ -105,7 +116,13 @@ class OfflineDataset:
         action_high: [act], what 1 stands for.
         action_spec: ``Bounded`` between -1 and 1, of shape [act], float32: the learner's.
         has_simulator: set it to False where :attr:`environment` cannot be played in.
-        behaviour_returns: float64 array with one undiscounted return per episode.
+        behaviour_returns: float64 array with the undiscounted return of each whole episode;
+            without the pieces that were cut at gaps or have no end flag, of which it is unknown.
+        whole_episodes: int64 [W, 2], the first row of each whole episode in ``transitions`` and
+            the one after its last.
+        num_cut_episodes: number of pieces.
+        observation_names, action_names: tuples of as many names as entries.
+        step_intervals: as given; empty where the data have no time stamps.
         env_id, env_spec, name, reference_scores, observation_layout, reward_shift,
             reward_scale: as given or looked up.
         oddities: what may be a mistake in the data (rewards all equal, episodes that repeat
@@ -138,12 +155,16 @@ class OfflineDataset:
         transitions: TensorDict,
         *,
         action_spec: Bounded,
-        name: str = "unnamed",
+        name: str | None = None,
         env_id: str | None = None,
         env_spec: EnvSpec | None = None,
         reference_scores: tuple[float, float] | None = None,
         behaviour_returns: np.ndarray | None = None,
+        episodes: LoggedEpisodes | None = None,
         observation_layout: ObservationLayout | None = None,
+        observation_names: Sequence[str] | None = None,
+        action_names: Sequence[str] | None = None,
+        step_intervals: Mapping[str, float] | None = None,
         remarks: Sequence[str] = (),
         normalize: bool = True,
         reward_shift: float = 0.0,
@@ -152,7 +173,7 @@ class OfflineDataset:
     ) -> None:
         if not math.isfinite(reward_shift):
             raise ValueError(f"reward_shift must be a finite number, got {reward_shift}")
-        self.name = name
+        self.name = name = name or _UNNAMED[2]
         self.env_id = env_id
         self.env_spec = env_spec
         self.has_simulator = True
@@ -166,9 +187,21 @@ class OfflineDataset:
         self.action_spec = Bounded(-1.0, 1.0, shape=self.action_low.shape, dtype=torch.float32)
         self.reference_scores = reference_scores or reference_scores_for(env_id)
         self.transitions = canonical_transitions(transitions, name, copy=copy)
-        check_values(self.transitions, self.action_low, self.action_high, name)
+        rows = self.transitions
+        self.observation_names, self.action_names = (
+            entry_names(given, rows[kind].shape[-1], kind, name)
+            for kind, given in (("observation", observation_names), ("action", action_names))
+        )
+        self.step_intervals = dict(step_intervals or {})
+        held = hold_unknown_ends(rows)
+        names = (self.observation_names, self.action_names)
+        check_values(rows, self.action_low, self.action_high, name, *names)
+        if episodes is None:
+            episodes = episodes_of_transitions(rows, time_limit(env_id))
+            held = (*held, *episodes.remarks)
+        self.whole_episodes, self.num_cut_episodes = episodes.rows, episodes.num_cut
         if behaviour_returns is None:
-            behaviour_returns = returns_between_ends(self.transitions)
+            behaviour_returns = episodes.returns
         self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
         if is_scored_by_success(env_id) and reference_scores is None:
             self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
@@ -179,7 +212,8 @@ class OfflineDataset:
             *oddities(self.transitions),
         )
         notes = [remark for remark in remarks if not isinstance(remark, Oddity)]
-        self.remarks = (*notes, *self._scale(), *self.oddities)
+        told = (*notes, *held, *constants(rows, *names))
+        self.remarks = (*told, *self._scale(), *self.oddities)
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
         self._set_reward_scale(reward_scale)
@@ -197,10 +231,10 @@ class OfflineDataset:
             self.observation_mean, self.observation_std = torch.zeros(size), torch.ones(size)
         lost = [
             *coarse_entries(
-                observation, self.observation_mean, self.observation_std, "observation"
+                observation, self.observation_mean, self.observation_std, self.observation_names
             ),
-            *coarse_entries(action, (low + high) / 2, (high - low) / 2, "action"),
-            *coarse_entries(reward, torch.zeros(1), torch.ones(1), "reward"),
+            *coarse_entries(action, (low + high) / 2, (high - low) / 2, self.action_names),
+            *coarse_entries(reward, torch.zeros(1), torch.ones(1), ("reward",)),
         ]
         rows["next", "reward"] = (
             reward + self.reward_shift if self.reward_shift else reward
@@ -300,6 +334,7 @@ class OfflineDataset:
                 reward_shift=reward_shift,
                 reward_scale=reward_scale,
                 copy=False,
+                **file_names(path),
             )
         if max_episode_steps is not None:
             raise ValueError(
@@ -316,6 +351,8 @@ class OfflineDataset:
             env_spec=source.env_spec,
             reference_scores=reference_scores or source.reference_scores,
             observation_layout=source.observation_layout,
+            observation_names=source.observation_names,
+            action_names=source.action_names,
             normalize=normalize,
             reward_shift=reward_shift,
             reward_scale=reward_scale,
@@ -327,11 +364,13 @@ class OfflineDataset:
         arrays: Mapping[str, Any],
         *,
         action_spec: Bounded | None = None,
-        name: str = "unnamed",
+        name: str | None = None,
         env_id: str | None = None,
         reference_scores: tuple[float, float] | None = None,
         max_episode_steps: int | None = None,
         unknown_terminal_states: UnknownTerminalStates = "hold",
+        observation_names: Sequence[str] | None = None,
+        action_names: Sequence[str] | None = None,
         normalize: bool = True,
         reward_shift: float = 0.0,
         reward_scale: RewardScale = 1.0,
@@ -345,18 +384,28 @@ class OfflineDataset:
 
         Without ``next_observations`` the last row of a truncated or unfinished episode has no
         successor and is left out. A terminal row's successor is unknown as well, but its reward
-        and its end may not be lost: its own observation stands in.
+        and its end may not be lost: its own observation stands in, as it does for a terminal row
+        with NaN in ``next_observations``.
+
+        An episode is whole if its end has a flag or lies at the time limit, and so has the one
+        before it; returns are those of whole episodes.
 
         Args:
             arrays: ``observations`` [N, *], ``actions`` [N, *], ``rewards`` and ``terminals``
-                [N], and optionally ``timeouts`` [N] and ``next_observations`` [N, *].
+                [N], and optionally ``timeouts`` [N], ``next_observations`` [N, *] and
+                ``timestamps`` [N], numbers or dates. Observations and actions may be tables, of
+                which the columns' names are kept: data frames, Arrow tables, structured NumPy
+                arrays or mappings of columns [N].
             action_spec: bounds of the actions, of shape [act]; where None the environment's if it
                 is installed, else [-1, 1].
-            name: how messages and reports call the data set.
+            name: how messages and reports call the data set; ``"arrays"`` where None.
             env_id: Gymnasium id of the environment, if any.
             reference_scores: (minimum, maximum) returns of the score.
             max_episode_steps: the time limit; the registered one of ``env_id`` where None.
             unknown_terminal_states: ``"drop"`` leaves terminal rows without a known successor out.
+            observation_names: of the observation entries, where these are no table; see the
+                constructor.
+            action_names: likewise of the action entries.
             normalize: whether observations are normalised.
             reward_shift: added to every reward of the transitions.
             reward_scale: what they are then divided by, or ``"auto"``; see the constructor.
@@ -369,8 +418,11 @@ class OfflineDataset:
             ValueError: as the constructor, and if arrays are missing, differ in length, or do
                 not say where episodes end, or the environment's actions are discrete.
         """
+        name = name or _UNNAMED[0]
         if max_episode_steps is None:
             max_episode_steps = time_limit(env_id)
+        observation_names = observation_names or names_of(arrays.get("observations"))
+        action_names = action_names or names_of(arrays.get("actions"))
         source = flat_source(
             arrays,
             name,
@@ -382,7 +434,7 @@ class OfflineDataset:
             actions = source.transitions["action"].numpy()
             action_spec, remedy, assumed = default_bounds(env_id, actions.shape[-1], name)
             if assumed:
-                remarks = (*remarks, *one_sided_actions(actions, remedy))
+                remarks = (*remarks, *one_sided_actions(actions, remedy, action_names))
         try:
             return cls(
                 source.transitions,
@@ -390,7 +442,10 @@ class OfflineDataset:
                 name=name,
                 env_id=env_id,
                 reference_scores=reference_scores,
-                behaviour_returns=source.returns,
+                episodes=source.episodes,
+                observation_names=observation_names,
+                action_names=action_names,
+                step_intervals=source.intervals,
                 remarks=remarks,
                 normalize=normalize,
                 reward_shift=reward_shift,
@@ -408,10 +463,12 @@ class OfflineDataset:
         episodes: Iterable[Mapping[str, Any]],
         *,
         action_spec: Bounded,
-        name: str = "unnamed",
+        name: str | None = None,
         env_id: str | None = None,
         reference_scores: tuple[float, float] | None = None,
         observation_layout: ObservationLayout | None = None,
+        observation_names: Sequence[str] | None = None,
+        action_names: Sequence[str] | None = None,
         normalize: bool = True,
         reward_shift: float = 0.0,
         reward_scale: RewardScale = 1.0,
@@ -422,12 +479,15 @@ class OfflineDataset:
         Args:
             episodes: mappings with ``observations`` [T + 1, *], ``actions`` [T, *],
                 ``rewards``, ``terminations`` and ``truncations`` [T]. An episode whose last row
-                has no end flag was cut there and counts as truncated.
+                has no end flag was cut there: its last row is truncated, and neither its return
+                nor that of the next one counts, unless it lasted as long as the time limit.
             action_spec: bounds of the actions, of shape [act].
-            name: how messages and reports call the data set.
+            name: how messages and reports call the data set; ``"episodes"`` where None.
             env_id: Gymnasium id of the environment, if any.
             reference_scores: (minimum, maximum) returns of the score.
             observation_layout: how the environment's observations became these.
+            observation_names: of the observation entries; see the constructor.
+            action_names: of the action entries.
             env_spec: the environment's full specification, if any.
             normalize: whether observations are normalised.
             reward_shift: added to every reward of the transitions.
@@ -440,7 +500,9 @@ class OfflineDataset:
             ValueError: as the constructor, and if arrays of an episode are missing or differ in
                 length.
         """
-        transitions, returns, remarks = flatten_episodes(episodes, name)
+        name = name or _UNNAMED[1]
+        limit = time_limit(env_id) if env_spec is None else env_spec.max_episode_steps
+        transitions, found, remarks = flatten_episodes(episodes, name, max_episode_steps=limit)
         return cls(
             transitions,
             action_spec=action_spec,
@@ -448,8 +510,10 @@ class OfflineDataset:
             env_id=env_id,
             env_spec=env_spec,
             reference_scores=reference_scores,
-            behaviour_returns=returns,
+            episodes=found,
             observation_layout=observation_layout,
+            observation_names=observation_names,
+            action_names=action_names,
             remarks=remarks,
             normalize=normalize,
             reward_shift=reward_shift,
@@ -462,6 +526,8 @@ class OfflineDataset:
         """Open a folder written by :meth:`memmap`; what it was made with stays."""
         dataset = cls.__new__(cls)
         vars(dataset).update(read_memmap(folder))
+        if dataset.name in _UNNAMED:
+            dataset.name = os.fspath(folder)
         dataset.has_simulator = True
         dataset._env_id_given = options["env_id"] is not None
         reward_scale = options.pop("reward_scale")
@@ -522,9 +588,20 @@ class OfflineDataset:
         return self.env_spec if fits else self.env_id
 
     @property
+    def description(self) -> DataDescription:
+        """The entries' names and the range of the observations, for a policy's file."""
+        rows = self.transitions["observation"]
+        # by way of text, so that 0.8 in float32 is 0.8 and not 0.800000011920929
+        low, high = (
+            tuple(float(str(x)) for x in self.denormalize(bound).numpy())
+            for bound in (rows.amin(0), rows.amax(0))
+        )
+        return DataDescription(self.observation_names, self.action_names, low, high)
+
+    @property
     def num_episodes(self) -> int:
-        """Number of episodes."""
-        return len(self.behaviour_returns)
+        """Number of episodes, cut pieces among them."""
+        return len(self.behaviour_returns) + self.num_cut_episodes
 
     @property
     def observation_size(self) -> int:
@@ -537,9 +614,22 @@ class OfflineDataset:
         return self.transitions["action"].shape[-1]
 
     @property
+    def behaviour_return_mean(self) -> float | None:
+        """Mean return of the whole episodes; None where there are none."""
+        returns = self.behaviour_returns
+        return float(returns.mean()) if len(returns) else None
+
+    @property
+    def behaviour_return_best(self) -> float | None:
+        """Highest return of the whole episodes; None where there are none."""
+        returns = self.behaviour_returns
+        return float(returns.max()) if len(returns) else None
+
+    @property
     def behaviour_score(self) -> float | None:
-        """Normalised score of the episodes' mean return; None without reference scores."""
-        return self.normalized_score(float(self.behaviour_returns.mean()))
+        """Normalised score of the mean return; None without it or without reference scores."""
+        mean = self.behaviour_return_mean
+        return None if mean is None else self.normalized_score(mean)
 
     def normalize(self, observation: torch.Tensor) -> torch.Tensor:
         """Map raw observations [*, obs] to the data's scale."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rambo_trl.data.columns import entry_names
 from rambo_trl.data.coverage import measure_coverage
 from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
@@ -17,6 +19,7 @@ __all__ = ["describe_dataset", "plot_dataset"]
 
 _WIDTH = 88
 _MAX_ROWS = 40  # of the table of entries
+_LABEL, _TICK = 24, 16  # characters of a name in the table and in the figure
 
 
 def describe_dataset(dataset: OfflineDataset) -> str:
@@ -31,11 +34,12 @@ def describe_dataset(dataset: OfflineDataset) -> str:
     """
     lines = [f"data set     {dataset.name}"]
     lines += [f"environment  {dataset.env_id or 'none named'}"]
+    pieces = f", {dataset.num_cut_episodes:,} of them cut pieces" * bool(dataset.num_cut_episodes)
     lengths, ends = episode_lengths(dataset), dataset.transitions["next"]
     terminated = int(ends["terminated"].sum())
     truncated = int(ends["truncated"].sum())
     lines += [
-        f"size         {len(dataset):,} transitions in {dataset.num_episodes:,} episodes",
+        f"size         {len(dataset):,} transitions in {dataset.num_episodes:,} episodes{pieces}",
         f"spaces       {dataset.observation_size} observation entries, {dataset.action_size} "
         "action entries",
     ]
@@ -47,14 +51,21 @@ def describe_dataset(dataset: OfflineDataset) -> str:
         *_coverage(dataset),
         "",
         f"{'':12} {'mean':>12} {'std':>12} {'min':>12} {'median':>12} {'max':>12}",
-        _row("return", dataset.behaviour_returns),
     ]
-    if dataset.reference_scores is not None:
+    if len(dataset.behaviour_returns) == 0:
+        lines.append("return       unknown: no episode is whole")
+    else:
+        lines.append(_row("return", dataset.behaviour_returns))
+    if dataset.reference_scores is not None and len(dataset.behaviour_returns):
         low, high = dataset.reference_scores
         lines.append(_row("score", 100 * (dataset.behaviour_returns - low) / (high - low)))
     lines += [
         _row("steps", lengths),
         _row("reward", ends["reward"].numpy()),
+    ]
+    if dataset.step_intervals:
+        lines.append(_line("interval", dataset.step_intervals.values()))
+    lines += [
         "",
         *_entries(dataset),
         "",
@@ -73,7 +84,7 @@ def _coverage(dataset: OfflineDataset) -> list[str]:
     actions, least = found.actions, int(found.actions.argmin())
     share = f"{100 * actions.mean():.0f} % of their bounds"
     if len(actions) > 1:
-        share += f", action {least} over {100 * actions[least]:.0f} %"
+        share += f", {dataset.action_names[least]} over {100 * actions[least]:.0f} %"
     directions = f"{found.directions:.1f} of their {dataset.observation_size} directions"
     return [
         f"coverage     actions as if spread evenly over {share}",
@@ -92,6 +103,10 @@ def episode_lengths(dataset: OfflineDataset) -> np.ndarray:
 def _row(label: str, values: np.ndarray) -> str:
     values = values.astype(np.float64)
     numbers = (values.mean(), values.std(), values.min(), np.median(values), values.max())
+    return _line(label, numbers)
+
+
+def _line(label: str, numbers: Iterable[float]) -> str:
     return f"{label:<12} " + " ".join(f"{_number(x):>12}" for x in numbers)
 
 
@@ -101,26 +116,41 @@ def _number(x: float) -> str:
 
 def _entries(dataset: OfflineDataset) -> list[str]:
     """Table the range of each observation and action entry."""
+    names = (*dataset.observation_names, *dataset.action_names)
+    width = min(max(16, *map(len, names)), _LABEL)
     lines = [
-        f"{'entry':<16} {'mean':>11} {'std':>11} {'min':>11} {'max':>11}  {'bounds':<20}".rstrip()
+        f"{'entry':<{width}} {'mean':>11} {'std':>11} {'min':>11} {'max':>11}  action's bounds"
     ]
     observation = dataset.denormalize(dataset.transitions["observation"])
     action = dataset.denormalize_action(dataset.transitions["action"])
-    columns = [(f"observation {i}", c, "") for i, c in enumerate(observation.unbind(-1))]
+    columns = [
+        (name, column, "")
+        for name, column in zip(dataset.observation_names, observation.unbind(-1), strict=True)
+    ]
     bounds = zip(dataset.action_low.tolist(), dataset.action_high.tolist(), strict=True)
     columns += [
-        (f"action {i}", c, f"{low:g} to {high:g}")
-        for i, (c, (low, high)) in enumerate(zip(action.unbind(-1), bounds, strict=True))
+        (name, column, f"{low:g} to {high:g}")
+        for name, column, (low, high) in zip(
+            dataset.action_names, action.unbind(-1), bounds, strict=True
+        )
     ]
     for label, column, bound in columns[:_MAX_ROWS]:
         values = column.double()
         numbers = (values.mean(), values.std(correction=0), values.min(), values.max())
         constant = "constant" if values.min() == values.max() else bound
         text = " ".join(f"{float(x):>11.4g}" for x in numbers)
-        lines.append(f"{label:<16} {text}  {constant}".rstrip())
+        lines.append(f"{_short(label, width):<{width}} {text}  {constant}".rstrip())
     if len(columns) > _MAX_ROWS:
         lines.append(f"... and {len(columns) - _MAX_ROWS} more")
     return lines
+
+
+def _short(name: str, width: int) -> str:
+    """Cut a name's middle out where it is too long: units stand at the end."""
+    if len(name) <= width:
+        return name
+    half = (width - 3) // 2
+    return name[: width - 3 - half] + "..." + name[-half:]
 
 
 def _checks(dataset: OfflineDataset) -> list[tuple[str, str]]:
@@ -128,11 +158,14 @@ def _checks(dataset: OfflineDataset) -> list[tuple[str, str]]:
     # These raise while the data set is made: one that is here has passed them.
     checks = [
         ("passed", "arrays complete, of one length, real numbers, no images"),
-        ("passed", "every value finite in float32"),
+        ("passed", "no text and no value missing, every one finite in float32"),
         ("passed", "actions within their bounds"),
     ]
     if not dataset.remarks:
-        checks.append(("passed", "rewards differ, no episode repeats another, no row left out"))
+        told = "rewards differ, no episode repeats another, no row left out, every entry changes"
+        checks.append(("passed", told + ", every episode whole"))
+        if dataset.step_intervals:
+            checks.append(("passed", "steps take equally long"))
     odd = dataset.oddities
     checks += [("odd", f"{oddity} (recipes ask for odd_data=accept)") for oddity in odd]
     checks += [("note", remark) for remark in dataset.remarks if remark not in odd]
@@ -172,9 +205,12 @@ def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
         ):
             axes[key].hist(values, bins=30, color="#4477aa")
             axes[key].set(xlabel=key, ylabel=label)
-        mean = dataset.behaviour_returns.mean()
-        axes["return"].axvline(mean, color="#bb5566", label=f"mean {mean:.1f}")
-        axes["return"].legend()
+        mean = dataset.behaviour_return_mean
+        if mean is None:
+            axes["return"].set(xticks=[], yticks=[], title="no episode is whole")
+        else:
+            axes["return"].axvline(mean, color="#bb5566", label=f"mean {mean:.1f}")
+            axes["return"].legend()
         _plot_states(dataset, axes["states"])
         _plot_spread(dataset, axes["observation"])
         figure.suptitle(
@@ -203,15 +239,24 @@ def _plot_spread(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
     boxes = [
         dict(zip(("whislo", "q1", "med", "q3", "whishi"), q, strict=True), label=label, fliers=[])
         for label, q in [
-            (f"{kind}{i}", np.quantile(column, (0.01, 0.25, 0.5, 0.75, 0.99)))
-            for kind, values in (("o", scaled), ("a", action))
-            for i, column in enumerate(values.T)
+            (_short(name, _TICK), np.quantile(column, (0.01, 0.25, 0.5, 0.75, 0.99)))
+            for names, values in (
+                (_ticks(dataset.observation_names, "observation"), scaled),
+                (_ticks(dataset.action_names, "action"), action),
+            )
+            for name, column in zip(names, values.T, strict=True)
         ]
     ]
     axes.bxp(boxes, showfliers=False)
     axes.set(
-        xlabel="observation entries (o), standardised; action entries (a), their bounds at -1, 1",
+        xlabel="observation entries, standardised; then action entries, their bounds at -1 and 1",
         ylabel="quantiles 1, 25, 50, 75, 99 %",
     )
-    if len(boxes) > 20:
-        axes.tick_params(axis="x", rotation=90, labelsize=6)
+    if sum(len(str(box["label"])) for box in boxes) > 80:
+        axes.tick_params(axis="x", rotation=90, labelsize=7 if len(boxes) <= 20 else 6)
+
+
+def _ticks(names: tuple[str, ...], kind: str) -> list[str]:
+    """What the figure calls the entries: their names; o0 and so on where they have none."""
+    plain = names == entry_names(None, len(names), kind, "")
+    return [f"{kind[0]}{i}" for i in range(len(names))] if plain else list(names)

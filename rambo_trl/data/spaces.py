@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from rambo_trl.data.columns import as_numbers
+
 __all__ = ["ObservationLayout", "as_flags", "as_rows", "check_action_space"]
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -134,7 +136,7 @@ def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
     """Read an array [T, *] of numbers as rows [T, size] in float32, or float64 if it is as wide.
 
     Args:
-        value: anything that NumPy reads as one array.
+        value: anything that NumPy reads as one array, or a table of columns.
         kind: ``"observations"`` (no images), ``"actions"`` (no whole numbers) or
             ``"rewards"`` ([T, 1] is accepted for [T]; the result is [T]).
         where: the start of messages: data set and episode.
@@ -142,14 +144,9 @@ def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
     Raises:
         ValueError: if these are no numbers, images or discrete actions.
     """
-    if isinstance(value, (Mapping, tuple)):
+    if isinstance(value, tuple):
         raise ValueError(f"{where} has {type(value).__name__} {kind}: give one array of numbers")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {kind} are no regular array ({error})") from None
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{where}: {kind} of type {array.dtype} are no real numbers")
+    array = as_numbers(value, kind, where)
     if array.ndim == 0:
         raise ValueError(f"{where}: {kind} must be an array with one row per step, got one number")
     if kind == "observations" and _is_image(array.dtype, array.ndim - 1):
@@ -180,8 +177,8 @@ def as_flags(value: Any, key: str, where: str) -> np.ndarray:
     Raises:
         ValueError: if there is not one flag per step, or one is neither 0 nor 1.
     """
-    array = np.asarray(value)
-    if array.ndim == 0 or array.size != len(array) or array.dtype.kind not in "fiub":
+    array = as_numbers(value, key, where)
+    if array.ndim == 0 or array.size != len(array):
         raise ValueError(f"{where}: {key} must be one flag per step, got shape {array.shape}")
     array = array.reshape(-1)
     wrong = np.flatnonzero((array != 0) & (array != 1))  # NaN among them, which casts to True

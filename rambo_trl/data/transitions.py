@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 
+from rambo_trl.data.columns import listed, where_missing
 from rambo_trl.scaling import coinciding, is_constant, needs_double
 
 __all__ = [
@@ -17,7 +19,6 @@ __all__ = [
     "coarse_entries",
     "narrow",
     "observation_statistics",
-    "returns_between_ends",
 ]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -141,7 +142,14 @@ def narrow(*values: torch.Tensor) -> list[torch.Tensor]:
     return [v.float() for v in values]
 
 
-def check_values(transitions: TensorDict, low: torch.Tensor, high: torch.Tensor, name: str) -> None:
+def check_values(
+    transitions: TensorDict,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    name: str,
+    observation_names: Sequence[str],
+    action_names: Sequence[str],
+) -> None:
     """Refuse values that are not finite and actions that do not fit their bounds [act].
 
     Raises:
@@ -158,9 +166,10 @@ def check_values(transitions: TensorDict, low: torch.Tensor, high: torch.Tensor,
         if bad.any():
             rows = bad.any(-1).nonzero()[0]
             label = key if isinstance(key, str) else " ".join(key)
+            names = {"action": action_names, ("next", "reward"): ()}.get(key, observation_names)
             problems.append(
                 f"{int(bad.sum())} in {label} ({len(rows)} rows, the first is "
-                f"{_place(transitions, int(rows[0]))})"
+                f"{_place(transitions, int(rows[0]))}){where_missing(bad, names)}"
             )
     if problems:
         raise ValueError(
@@ -182,14 +191,18 @@ def check_values(transitions: TensorDict, low: torch.Tensor, high: torch.Tensor,
     if not (low < high).all():
         raise ValueError(
             f"{name}: the action_spec's lower bounds must lie below the upper ones, got "
-            f"{low.tolist()} to {high.tolist()}: leave out an action entry that never changes"
+            f"{low.tolist()} to {high.tolist()} for {', '.join(action_names)}: leave out an action "
+            "entry that never changes"
         )
     margin = 1e-4 * (high - low)
-    outside = ((action < low - margin) | (action > high + margin)).any(-1)
+    beyond = (action < low - margin) | (action > high + margin)
+    outside = beyond.any(-1)
     if outside.any():
+        entries = [n for n, out in zip(action_names, beyond.any(0).tolist(), strict=True) if out]
         raise ActionsOutsideError(
             f"{name}: {int(outside.sum())} actions leave their bounds {low.tolist()} to "
-            f"{high.tolist()}, the first in {_place(transitions, int(outside.nonzero()[0]))}"
+            f"{high.tolist()} in {listed(entries)}, the first in "
+            f"{_place(transitions, int(outside.nonzero()[0]))}"
         )
 
 
@@ -216,7 +229,7 @@ def observation_statistics(observation: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def coarse_entries(
-    rows: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor, kind: str
+    rows: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor, names: Sequence[str]
 ) -> list[str]:
     """Tell of entries of which distinct values become one, or have become; a sentence each.
 
@@ -224,7 +237,7 @@ def coarse_entries(
         rows: [N, size], before ``(rows - offset) / scale`` is taken and made float32.
         offset: [size].
         scale: [size].
-        kind: what messages call the rows.
+        names: of the entries.
     """
     found = []
     for i, column in enumerate(rows.unbind(-1)):
@@ -232,7 +245,7 @@ def coarse_entries(
             lost = coinciding(column, ((column - offset[i]) / scale[i]).float())
             if lost > _COINCIDE:
                 found.append(
-                    f"{100 * lost:.0f} % of the distinct values of {kind} {i} coincide in float32: "
+                    f"{100 * lost:.0f} % of the distinct values of {names[i]} coincide in float32: "
                     "take a constant out of them, or split the entry in two"
                 )
             continue
@@ -241,17 +254,8 @@ def coarse_entries(
         spread = float(column.double().std(correction=0))
         if low < high and spread < _STEPS * step:
             found.append(
-                f"{kind} {i} is spread by {spread:.2g} only, at {high:g}, where float32 has steps "
+                f"{names[i]} is spread by {spread:.2g} only, at {high:g}, where float32 has steps "
                 f"of {step:.2g}: distinct values may have become one before they came here, so "
                 "give them as float64, or take a constant out of them"
             )
     return found
-
-
-def returns_between_ends(transitions: TensorDict) -> np.ndarray:
-    """Sum rewards over the rows up to each done row; a rest without an end is an episode too."""
-    reward = transitions["next", "reward"].squeeze(-1).double().numpy()
-    ends = transitions["next", "done"].squeeze(-1).numpy().nonzero()[0] + 1
-    starts = np.concatenate([[0], ends])
-    starts = starts[starts < len(reward)]
-    return np.add.reduceat(reward, starts)

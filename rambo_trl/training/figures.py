@@ -42,8 +42,8 @@ def plot_learning_curve(
     path: str | os.PathLike[str],
     *,
     title: str,
-    behaviour_mean: float,
-    behaviour_best: float,
+    behaviour_mean: float | None,
+    behaviour_best: float | None,
     cloned: float | None = None,
     y_label: str = "normalised score",
     x_label: str = "epoch",
@@ -58,8 +58,8 @@ def plot_learning_curve(
             evaluated), and, where they are there, ``score_std`` and ``mean_q``.
         path: the PNG to write.
         title: the figure's first line; the second says how the policy compares with its data.
-        behaviour_mean: mean score of the data's episodes.
-        behaviour_best: score of the data's best episode.
+        behaviour_mean: mean score of the data's whole episodes; None where there are none.
+        behaviour_best: score of the data's best whole episode, if there is one.
         cloned: score of the behaviour-cloned policy, if there is one.
         y_label: what the score is.
         x_label: what an epoch is.
@@ -85,13 +85,15 @@ def plot_learning_curve(
     canvas = FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
 
-    top.axhspan(behaviour_mean, behaviour_best, color=_GREY, alpha=0.10, linewidth=0)
-    top.axhline(behaviour_best, color=_GREY, linewidth=1.4, linestyle=(0, (2, 2)))
-    top.axhline(behaviour_mean, color=_BLACK, linewidth=1.6, linestyle=(0, (6, 3)))
-    labels = [
-        _EdgeLabel(behaviour_best, f"data's best episode\n{behaviour_best:.1f}", _GREY),
-        _EdgeLabel(behaviour_mean, f"data's mean\n{behaviour_mean:.1f}", _BLACK),
-    ]
+    labels = []
+    if behaviour_mean is not None and behaviour_best is not None:
+        top.axhspan(behaviour_mean, behaviour_best, color=_GREY, alpha=0.10, linewidth=0)
+        top.axhline(behaviour_best, color=_GREY, linewidth=1.4, linestyle=(0, (2, 2)))
+        top.axhline(behaviour_mean, color=_BLACK, linewidth=1.6, linestyle=(0, (6, 3)))
+        labels += [
+            _EdgeLabel(behaviour_best, f"data's best episode\n{behaviour_best:.1f}", _GREY),
+            _EdgeLabel(behaviour_mean, f"data's mean\n{behaviour_mean:.1f}", _BLACK),
+        ]
     if cloned is not None and np.isfinite(cloned):
         top.axhline(cloned, color=_VERMILION, linewidth=1.4, linestyle=(0, (6, 2, 1.5, 2)))
         labels.append(_EdgeLabel(cloned, f"behaviour cloning\n{cloned:.1f}", _VERMILION))
@@ -139,9 +141,13 @@ def _column(rows: Sequence[Mapping[str, float | int | None]], key: str) -> np.nd
     return np.array([np.nan if value is None else float(value) for value in values], dtype=float)
 
 
-def _describe(final: float, num_final: int, behaviour_mean: float, behaviour_best: float) -> str:
+def _describe(
+    final: float, num_final: int, behaviour_mean: float | None, behaviour_best: float | None
+) -> str:
     """One line: how the final score stands to the data's."""
     what = "last evaluation" if num_final == 1 else f"mean of the last {num_final} evaluations"
+    if behaviour_mean is None or behaviour_best is None:
+        return f"{what}: {final:.1f}; no episode of the data is whole"
     gap = final - behaviour_mean
     line = f"{what}: {final:.1f}, {abs(gap):.1f} {'above' if gap >= 0 else 'below'} the data's mean"
     return f"{line} and above its best episode" if final > behaviour_best else line
@@ -225,6 +231,8 @@ def _draw_edge_labels(
 
     The subplots' right margin is set to what the labels need.
     """
+    if not labels:
+        return
     renderer = canvas.get_renderer()
     axes.set_ylim(axes.get_ylim())  # from here on nothing may rescale the axes
     ordered = sorted(labels, key=lambda label: label.y)

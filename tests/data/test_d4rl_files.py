@@ -85,10 +85,16 @@ def check_rows(
     assert not (td["next", "truncated"] & td["next", "terminated"]).any()
 
 
-def played_returns(plan: list[tuple[int, str]], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def whole_returns(
+    plan: list[tuple[int, str]], arrays: Mapping[str, np.ndarray], flags: np.ndarray
+) -> np.ndarray:
+    """Returns of the episodes of which the end, and that of the one before, has a flag [N]."""
     stops = np.cumsum([steps for steps, _ in plan])
     episodes = np.split(arrays["rewards"].astype(np.float64), stops[:-1])
-    return np.array([episode.sum() for episode in episodes])
+    known = [True, *flags[stops - 1]]
+    return np.array(
+        [e.sum() for e, a, b in zip(episodes, known[:-1], known[1:], strict=True) if a and b]
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,7 +116,11 @@ def test_with_next_observations_every_row_is_kept(
     stops = np.cumsum([steps for steps, _ in plan]) - 1
     done = data.transitions["next", "done"].squeeze(-1).numpy()
     np.testing.assert_array_equal(np.flatnonzero(done), stops)
-    np.testing.assert_allclose(data.behaviour_returns, played_returns(plan, arrays), rtol=1e-6)
+    flags = arrays["terminals"] | given_arrays.get("timeouts", False)
+    want = whole_returns(plan, arrays, flags)
+    np.testing.assert_allclose(data.behaviour_returns, want, rtol=1e-6)
+    assert data.num_episodes == len(plan) == len(want) + data.num_cut_episodes
+    assert any("cut pieces" in remark for remark in data.remarks) == (len(want) < len(plan))
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,7 +153,15 @@ def test_without_next_observations_none_is_invented(
     done = data.transitions["next", "done"].squeeze(-1).numpy()
     assert [rows[i] for i in np.flatnonzero(done)] == last_of_episode
     # returns are of the whole episodes, rows left out included
-    np.testing.assert_allclose(data.behaviour_returns, played_returns(plan, arrays), rtol=1e-6)
+    flags = arrays["terminals"] | arrays["timeouts"]
+    want = whole_returns(plan, arrays, flags)
+    np.testing.assert_allclose(data.behaviour_returns, want, rtol=1e-6)
+    assert data.num_cut_episodes == len(plan) - len(want)
+    # where their rows are, in the transitions
+    inside = [row for start, stop in data.whole_episodes for row in rows[start:stop]]
+    whole = [i for i, _ in enumerate(plan) if i < len(want)]  # only the last one may be cut
+    stops = np.cumsum([0] + [steps for steps, _ in plan])
+    assert inside == [r for r in rows if r < stops[len(whole)]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -176,7 +194,7 @@ def test_flags_that_do_not_account_for_all_rows_are_refused(
     if missing or not terminals[-1]:
         flags = without(arrays, "next_observations", "timeouts")
         flags |= {} if missing else {"timeouts": timeouts}
-        with pytest.raises(ValueError, match=r"unnamed: it has n.*--max-episode-st") as caught:
+        with pytest.raises(ValueError, match=r"arrays: it has n.*--max-episode-st") as caught:
             OfflineDataset.from_arrays(flags)
         assert "\n" not in str(caught.value)
     else:
@@ -312,6 +330,7 @@ def test_three_formats_give_the_same_transitions(tmp_path: Path) -> None:
     wide = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
     columns = {k: v[:, None] if v.ndim == 1 else v for k, v in arrays.items()}  # [N, 1]
     from_minari = OfflineDataset.load("three/formats-v0")
+    assert from_minari.num_cut_episodes == 1
     raw = OfflineDataset.from_arrays(arrays, normalize=False)
     for other in (
         OfflineDataset.load(path),
@@ -324,9 +343,9 @@ def test_three_formats_give_the_same_transitions(tmp_path: Path) -> None:
         assert torch.equal(other.observation_mean, from_minari.observation_mean)
         assert torch.equal(other.observation_std, from_minari.observation_std)
         assert other.action_spec == from_minari.action_spec
-        np.testing.assert_allclose(
-            other.behaviour_returns, from_minari.behaviour_returns, rtol=1e-6
-        )
+        # the rows of transitions in memory have had their end flagged by then
+        returns = other.behaviour_returns[: 3 if other.name == "transitions" else None]
+        np.testing.assert_allclose(returns, from_minari.behaviour_returns, rtol=1e-6)
 
 
 def test_environment_scores_and_bounds(tmp_path: Path) -> None:

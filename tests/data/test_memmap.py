@@ -60,9 +60,11 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     for key in ("observation_mean", "observation_std"):
         assert torch.equal(getattr(got, key), getattr(want, key))
     np.testing.assert_array_equal(got.behaviour_returns, want.behaviour_returns)
+    np.testing.assert_array_equal(got.whole_episodes, want.whole_episodes)
     for key in ("name", "env_id", "environment", "reference_scores", "remarks", "oddities",
                 "reward_shift", "observation_layout", "action_spec", "behaviour_score",
-                "normalized"):  # fmt: skip
+                "normalized", "observation_names", "action_names", "num_cut_episodes",
+                "step_intervals"):  # fmt: skip
         assert getattr(got, key) == getattr(want, key)
     observation = got.transitions["observation"]
     assert isinstance(observation, MemoryMappedTensor)

@@ -78,8 +78,11 @@ def test_every_true_transition_and_no_other(plan: list[tuple[int, str]]) -> None
             assert got["next", "truncated"].item() == (last and end != "terminated")
             assert got["next", "done"].item() == last
             row += 1
-    played = [e["rewards"].sum() for e in episodes if len(e["rewards"])]
-    np.testing.assert_allclose(data.behaviour_returns, played)
+    played = [e for e in zip(episodes, plan, strict=True) if len(e[0]["rewards"])]
+    known = [True, *(end != "cut" for _, (_, end) in played)]
+    want = [e["rewards"].sum() for i, (e, _) in enumerate(played) if known[i] and known[i + 1]]
+    np.testing.assert_allclose(data.behaviour_returns, want)
+    assert data.num_episodes == len(played) == len(want) + data.num_cut_episodes
 
 
 def test_layout() -> None:
@@ -155,7 +158,8 @@ def test_flat_transitions_give_the_same_data() -> None:
     flat["next", "reward"] = flat["next", "reward"].squeeze(-1)  # [N] is accepted too
     got = OfflineDataset(flat.exclude(("next", "done")), action_spec=ACTION_SPEC)
     assert (got.transitions == want.transitions).all()
-    np.testing.assert_allclose(got.behaviour_returns, want.behaviour_returns, rtol=1e-6)
+    assert want.num_cut_episodes == 1 and got.num_cut_episodes == 0  # the flag is there by then
+    np.testing.assert_allclose(got.behaviour_returns[:2], want.behaviour_returns, rtol=1e-6)
 
 
 def test_done_alone_tells_of_truncations() -> None:
@@ -169,16 +173,15 @@ def test_done_alone_tells_of_truncations() -> None:
     assert (got.transitions == want.transitions).all() and got.num_episodes == 3
 
 
-def test_returns_of_a_last_episode_without_an_end() -> None:
+def test_a_last_episode_without_an_end_has_no_return() -> None:
     flat = load([make_episode(4, "terminated"), make_episode(3)], normalize=False).transitions
-    flat["next", "truncated"][-1] = False
+    flat["next", "truncated"][-1] = flat["next", "done"][-1] = False
     data = OfflineDataset(flat, action_spec=ACTION_SPEC)
-    assert data.num_episodes == 2
-    np.testing.assert_allclose(
-        data.behaviour_returns,
-        [flat["next", "reward"][:4].sum().item(), flat["next", "reward"][4:].sum().item()],
-        rtol=1e-6,
-    )
+    assert data.num_episodes == 2 and data.num_cut_episodes == 1
+    want = [flat["next", "reward"][:4].sum().item()]
+    np.testing.assert_allclose(data.behaviour_returns, want, rtol=1e-6)
+    limited = OfflineDataset(flat[4:], action_spec=ACTION_SPEC, env_id="Hopper-v5")
+    assert len(limited.behaviour_returns) == 0 and limited.behaviour_score is None
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,9 @@ def test_values_that_are_not_finite_are_located(bad: float) -> None:
     with pytest.raises(ValueError) as caught, np.errstate(over="ignore"):
         load(episodes)
     said = str(caught.value)
-    assert "2 in action (1 rows, the first is row 7, which is step 3 of episode 1)" in said
+    assert (
+        "2 in action (1 rows, the first is row 7, which is step 3 of episode 1) of action 0" in said
+    )
     assert "1 in next reward (1 rows, the first is row 6, which is step 2 of episode 1)" in said
     assert "in observation" not in said and "in next observation" not in said
 

@@ -76,7 +76,7 @@ def test_checks_that_fail_and_remarks() -> None:
     flat = " ".join(text.split())
     assert "odd all 12 rewards are 1" in flat and "odd_data=accept" in flat
     assert "note all 12" not in flat
-    assert "FAILED data set unnamed does not fit Walker2d-v5: observations of size 11" in flat
+    assert "FAILED data set arrays does not fit Walker2d-v5: observations of size 11" in flat
     assert "rewards differ" not in flat
     plain = " ".join(describe_dataset(OfflineDataset.from_arrays(constant)).split())
     assert "environment none named" in plain and "cannot be evaluated" in plain
@@ -85,6 +85,7 @@ def test_checks_that_fail_and_remarks() -> None:
 def test_many_entries_are_cut_short() -> None:
     many = np.random.default_rng(0).normal(size=(12, 200)).astype(np.float32)
     data = OfflineDataset.from_arrays(arrays(observations=many, next_observations=many + 1))
+    assert data.num_episodes == data.num_cut_episodes == 12 and len(data.behaviour_returns) == 0
     text = describe_dataset(data)
     assert "... and 163 more" in text and len(text.splitlines()) < 70
 

@@ -598,6 +598,9 @@ def test_iql_scales_rewards_by_the_returns(tmp_path: Path) -> None:
     data.behaviour_returns = np.ones(300)
     with pytest.raises(ValueError, match=r"set agent\.scale_rewards=false"):
         importlib.import_module("iql").IQL(run)
+    data.behaviour_returns = np.ones(0)
+    with pytest.raises(ValueError, match=r"no episode .* whole, .*agent\.scale_rewards=false"):
+        importlib.import_module("iql").IQL(run)
 
 
 def test_a_smaller_threshold_halts_morel_sooner(tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def test_final_score_is_the_mean_of_the_last_evaluations(tmp_path, drawn):
     )
 
 
+def test_data_without_a_whole_episode_have_no_lines(tmp_path, drawn):
+    unknown = REFERENCES | {"behaviour_mean": None, "behaviour_best": None}
+    plot_learning_curve(make_rows(20), tmp_path / "a.png", num_final=1, **unknown)
+    assert set(edge_labels(drawn[0])) == {"policy"}
+    assert drawn[0].texts[1].get_text().endswith("; no episode of the data is whole")
+    plot_learning_curve(make_rows(2, score=lambda epoch: None), tmp_path / "b.png", **unknown)
+
+
 def test_says_when_the_policy_is_worse_than_its_data(tmp_path, drawn):
     rows = make_rows(6, score=lambda epoch: 4.0)
     plot_learning_curve(rows, tmp_path / "a.png", num_final=1, **REFERENCES)

@@ -1,0 +1,172 @@
+"""Named columns of logs: from a table to one array of numbers, and the names that stay with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+__all__ = [
+    "as_numbers",
+    "constant_entries",
+    "entry_names",
+    "file_names",
+    "listed",
+    "names_of",
+    "where_missing",
+]
+
+_SHOWN = 5  # entries or values that a message names
+
+
+def names_of(value: Any) -> tuple[str, ...] | None:
+    """The column names of a table; None for anything else.
+
+    Args:
+        value: a mapping of columns, a data frame (pandas, polars), an Arrow table, or a structured
+            NumPy array such as ``numpy.genfromtxt`` with ``names=True`` gives.
+    """
+    keys = _keys(value)
+    return None if keys is None else tuple(map(str, keys))
+
+
+def _keys(value: Any) -> list[Any] | None:
+    """What a table's columns are asked for by."""
+    if isinstance(value, np.ndarray):
+        return None if value.dtype.names is None else list(value.dtype.names)
+    if isinstance(value, Mapping):
+        return list(value)
+    for attribute in ("column_names", "columns"):  # Arrow's, the data frames'
+        if hasattr(value, attribute):
+            return list(getattr(value, attribute))
+    return None
+
+
+def as_numbers(value: Any, kind: str, where: str) -> np.ndarray:
+    """Read an array or a table as one array of numbers; what is missing becomes NaN.
+
+    Args:
+        value: anything that NumPy reads as one array, or what :func:`names_of` takes.
+        kind: what messages call the values.
+        where: the start of messages.
+
+    Returns:
+        The array as it is, or of a table the columns beside each other, [N, columns].
+
+    Raises:
+        ValueError: if there is text, a date or anything else that is no number.
+    """
+    keys = _keys(value)
+    if keys is None:
+        return _numbers(value, kind, where)
+    columns = {key: _numbers(value[key], f"column {key!r} of {kind}", where) for key in keys}
+    shapes = {key: column.shape for key, column in columns.items()}
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 1:
+        raise ValueError(
+            f"{where}: {kind} must be one array of numbers, or columns of one number a step and of "
+            f"one length, got {shapes}"
+        )
+    return np.stack(list(columns.values()), axis=1)
+
+
+def _numbers(value: Any, label: str, where: str) -> np.ndarray:
+    """Read one array; empty cells, as None or masked, become NaN."""
+    try:
+        array = value if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {label} are no regular array ({error})") from None
+    if isinstance(array, np.ma.MaskedArray):
+        missing = np.ma.getmaskarray(array)
+        array = np.where(missing, np.nan, array.data) if missing.any() else array.data
+    if array.dtype.kind in "fiub":
+        return array
+    if array.dtype.kind != "O":
+        cells = array.ravel().tolist()
+    else:
+        cells = [cell for cell in array.ravel().tolist() if not _is_number(cell)]
+        if not cells:
+            empty = [[np.nan if _is_missing(x) else x] for x in array.ravel().tolist()]
+            return np.array(empty, np.float64).reshape(array.shape)
+    some = ", ".join(repr(str(cell)) for cell in dict.fromkeys(cells[:1000]))
+    raise ValueError(
+        f"{where}: {label} of type {array.dtype} are no real numbers but {_cut(some)}: write "
+        "numbers for them (0 and 1, one column for each kind), or leave the column out"
+    )
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, (bool, int, float, np.number, np.bool_)) or _is_missing(cell)
+
+
+def _is_missing(cell: Any) -> bool:
+    """Whether a cell is empty: None, or pandas' NA."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def entry_names(names: Sequence[str] | None, size: int, kind: str, where: str) -> tuple[str, ...]:
+    """One name for each entry: those given, or ``"observation 0"`` and so on.
+
+    Raises:
+        ValueError: if there are not as many names as entries, or they are no distinct strings.
+    """
+    if names is None:
+        return tuple(f"{kind} {i}" for i in range(size))
+    if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError(f"{where}: {kind}_names must be a sequence of names, got {names!r}")
+    names = tuple(str(name) for name in names)
+    if len(names) != size or len(set(names)) != size:
+        raise ValueError(
+            f"{where}: {kind}_names must be {size} different names, one an entry, got {names}"
+        )
+    return names
+
+
+def file_names(path: Path) -> dict[str, tuple[str, ...] | None]:
+    """The names that a D4RL-format HDF5 file has as attributes ``names`` of its arrays."""
+
+    def read(stored: Any) -> tuple[str, ...] | None:
+        names = None if stored is None else stored.attrs.get("names")
+        if names is None:
+            return None
+        return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names))
+
+    with h5py.File(path, "r") as file:
+        return {f"{k}_names": read(file.get(f"{k}s")) for k in ("observation", "action")}
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names as text, the first few and how many more there are."""
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def where_missing(bad: np.ndarray, names: Sequence[str]) -> str:
+    """Name the entries that are not finite, and those that never are, as the end of a sentence.
+
+    Args:
+        bad: bool [N, size].
+        names: of the entries; nothing is said where they have none.
+    """
+    if not names:
+        return ""
+    text = f" of {listed([names[i] for i in bad.any(0).nonzero()[0].tolist()])}"
+    never = [names[i] for i in bad.all(0).nonzero()[0].tolist()]
+    if never:
+        text += f", where {listed(never)} has no number at all, as text read as numbers has none"
+    return text
+
+
+def constant_entries(rows: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The entries of rows [N, size] that have one value in all of several rows, with the value."""
+    if len(rows) < 2:
+        return {}
+    low, high = rows.amin(0).tolist(), rows.amax(0).tolist()
+    return {n: a for n, a, b in zip(names, low, high, strict=True) if a == b}
