@@ -92,7 +92,8 @@ def export_policy(
     The file has one input, ``observation`` [B, observation_size] as the environment gives it, and
     one output, ``action`` [B, action_size] in the environment's units; B is free. Both are float32,
     or float64 where the policy's statistics or bounds are. It runs on a CPU. The environment's id,
-    the sizes and the actions' bounds are in its metadata (``rambo_trl``).
+    the sizes and the actions' bounds are in its metadata (``rambo_trl``), and where the policy
+    knows them the entries' names and the observations' range in the data.
 
     Args:
         policy: as :func:`rambo_trl.load_policy` returns it.
@@ -117,7 +118,8 @@ def export_policy(
         raise FileExistsError(f"{path} exists: name another file")
     module = copy.deepcopy(PolicyModule(policy)).to("cpu").eval()
     data, run = {"pt2": _to_pt2, "onnx": _to_onnx}[format](module, _describe(policy))
-    difference = _largest_difference(module, run)
+    names = None if policy.data is None else policy.data.action_names
+    difference = _largest_difference(module, run, names)
     write_atomically(path, data)
     return difference
 
@@ -132,6 +134,7 @@ def _describe(policy: Policy) -> dict[str, Any]:
         "output": "raw actions: the scaling to their bounds is inside",
         "action_low": None if policy.action_low is None else policy.action_low.tolist(),
         "action_high": None if policy.action_high is None else policy.action_high.tolist(),
+        **({} if policy.data is None else policy.data.as_header()),
     }
 
 
@@ -192,7 +195,9 @@ def _example(module: PolicyModule) -> torch.Tensor:
     return module.observation_mean.expand(2, -1).clone()
 
 
-def _largest_difference(module: PolicyModule, run: Run) -> float:
+def _largest_difference(
+    module: PolicyModule, run: Run, names: Sequence[str] | None = None
+) -> float:
     """Compare an exported policy with its origin, on a batch and on a single state."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(CHECKED_STATES, len(module.observation_mean), generator=generator)
@@ -210,8 +215,8 @@ def _largest_difference(module: PolicyModule, run: Run) -> float:
     # written so that a NaN is refused
     if not share[entry] <= TOLERANCE:
         raise RuntimeError(
-            f"exported actions differ from the policy's by up to {difference[entry]:.2g} in action "
-            f"{entry}, {share[entry]:.1g} of its range"
+            f"exported actions differ from the policy's by up to {difference[entry]:.2g} in "
+            f"{names[entry] if names else f'action {entry}'}, {share[entry]:.1g} of its range"
         )
     return float(share[entry])
 

@@ -187,5 +187,6 @@ def write_policy(path: Path, actor: Any, dataset: OfflineDataset, cfg: DictConfi
         action_high=dataset.action_high,
         hidden_sizes=list(cfg.agent.hidden_sizes),
         env_id=dataset.env_id or "",
+        data=dataset.description,
         notes={"dataset": dataset.name, "seed": cfg.seed},
     )

@@ -14,6 +14,7 @@ from torchrl.data import Bounded
 
 import rambo_trl
 from rambo_trl import export
+from rambo_trl.data.description import DataDescription
 from rambo_trl.export import PolicyModule, export_policy, main
 from rambo_trl.modules import make_actor
 from rambo_trl.training.policy_file import Policy, load_policy, save_policy
@@ -34,6 +35,12 @@ def policy_path(tmp_path: Path) -> Path:
         action_spec=BOUNDS,
         hidden_sizes=(16, 8),
         env_id="Hopper-v5",
+        data=DataDescription(
+            ("temp_C", *(f"x{i}" for i in range(SIZE - 1))),
+            ("power_W", "flow_l_s", "valve"),
+            (20.0,) * SIZE,
+            (75.0,) * SIZE,
+        ),
     )
     return path
 
@@ -79,7 +86,10 @@ def test_what_the_file_is_for_is_in_it(policy_path, tmp_path):
     export_policy(load_policy(policy_path), tmp_path / "p.pt2")
     extra = {"rambo_trl": ""}
     torch.export.load(tmp_path / "p.pt2", extra_files=extra)
-    assert json.loads(extra["rambo_trl"])["env_id"] == "Hopper-v5"
+    about = json.loads(extra["rambo_trl"])
+    assert about["env_id"] == "Hopper-v5" and about["observation_names"][0] == "temp_C"
+    assert about["action_names"] == ["power_W", "flow_l_s", "valve"]
+    assert about["observation_low"][0] == 20.0 and about["observation_high"][0] == 75.0
 
 
 def test_the_shape_and_metadata_of_the_onnx_file(policy_path, tmp_path):

@@ -18,9 +18,11 @@ from safetensors.torch import save
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import nn
+from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from rambo_trl.data.description import DataDescription
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.scaling import denormalize_action, flat_bounds
 from rambo_trl.training.run_folder import write_atomically
@@ -57,6 +59,8 @@ class Policy:
         action_low: what the actor's -1 stands for in the environment's units, [action_size]; where
             None its actions are in them.
         action_high: what 1 stands for.
+        data: names of the entries and range of the observations that it was trained on. An
+            observation far outside of it is told once, in a warning.
 
     Attributes:
         actor: the TensorDict module, from normalised observations to actions of its own units.
@@ -65,6 +69,7 @@ class Policy:
         env_id: a Gymnasium id.
         action_low: as given.
         action_high: as given.
+        data: as given; entries without names and range where None.
 
     Examples:
         >>> policy = load_policy("runs/hopper")  # doctest: +SKIP
@@ -80,12 +85,15 @@ class Policy:
         env_id: str,
         action_low: torch.Tensor | None = None,
         action_high: torch.Tensor | None = None,
+        data: DataDescription | None = None,
     ) -> None:
         self.actor = actor
         self.observation_mean = observation_mean
         self.observation_std = observation_std
         self.action_low, self.action_high = action_low, action_high
         self.env_id = env_id
+        self.data = data
+        self._limits = None if data is None else data.limits(observation_mean, observation_std)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
@@ -123,20 +131,36 @@ class Policy:
                 f"got {list(observation.shape)}"
             )
         mean = self.observation_mean
-        x = torch.as_tensor(observation, dtype=mean.dtype, device=mean.device)
-        if not bool(x.isfinite().all()):
-            bad = (~x.isfinite()).reshape(-1, size).any(0).nonzero().flatten().tolist()
+        raw = torch.as_tensor(observation, dtype=mean.dtype, device=mean.device)
+        if not bool(raw.isfinite().all()):
+            bad = (~raw.isfinite()).reshape(-1, size).any(0).nonzero().flatten().tolist()
+            entries = bad if self.data is None else [self.data.observation_names[i] for i in bad]
             raise ValueError(
-                f"{self._name()} was given values that are not finite, in entries {bad} of the "
+                f"{self._name()} was given values that are not finite, in entries {entries} of the "
                 "observation: repair the reading, or act by another rule"
             )
-        x = ((x - mean) / self.observation_std).float()
+        x = ((raw - mean) / self.observation_std).float()
+        self._warn_if_far(raw, x)
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             td = self.actor(TensorDict({"observation": x}, batch_size=x.shape[:-1]))
         action = td.get("action")
         if self.action_low is not None and self.action_high is not None:
             action = denormalize_action(action, self.action_low, self.action_high)
         return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
+
+    def _warn_if_far(self, raw: torch.Tensor, x: torch.Tensor) -> None:
+        """Tell once where observations [*, obs] are far outside the data's."""
+        if self._limits is None:
+            return
+        assert self.data is not None
+        far = (x < self._limits[0]) | (x > self._limits[1])
+        if bool(far.any()):
+            self._limits = None  # told once
+            torchrl_logger.warning(
+                f"{self._name()} is asked far outside the data that it was trained on: "
+                f"{self.data.tell_far(raw, far)}; what it does there is not learnt. This is told "
+                "once"
+            )
 
 
 def save_policy(
@@ -150,6 +174,7 @@ def save_policy(
     env_id: str,
     action_low: torch.Tensor | None = None,
     action_high: torch.Tensor | None = None,
+    data: DataDescription | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an actor and its normalisation to one file, in one step.
@@ -169,6 +194,7 @@ def save_policy(
         action_low: what the lower bounds stand for in the environment's units, [action_size]; where
             None the actor's actions are in them.
         action_high: what the upper bounds stand for.
+        data: names of the entries and range of the observations; see :class:`Policy`.
         notes: JSON-like remarks kept in the file's header, such as the score.
 
     Raises:
@@ -185,6 +211,7 @@ def save_policy(
         "action_low": action_low.flatten().tolist(),
         "action_high": action_high.flatten().tolist(),
         "notes": dict(notes or {}),
+        **({} if data is None else data.as_header()),
     }
     tensors = {"observation_mean": observation_mean, "observation_std": observation_std}
     for i, layer in enumerate(_linear_layers(actor)):
@@ -284,6 +311,7 @@ def _build_policy(
         env_id=header["env_id"],
         action_low=low.to(device),
         action_high=high.to(device),
+        data=_data_of(header, tensors),
     )
 
 
@@ -307,6 +335,16 @@ def _build_actor(
         )
     _copy_weights(tensors, actor)
     return actor.requires_grad_(False).eval()
+
+
+def _data_of(
+    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> DataDescription | None:
+    """What the header tells of the data; None for a file of an older version."""
+    if "observation_names" not in header:
+        return None
+    sizes = len(tensors["observation_mean"]), len(header["action_low"])
+    return DataDescription.of_header(header, sizes)
 
 
 def _find_difference(
@@ -452,4 +490,8 @@ def _find_problem(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             return f"{key} should have the shape {expected.get(key)}, got {found.get(key)}"
+    try:
+        _data_of(header, tensors)
+    except (ValueError, TypeError) as error:
+        return " ".join(str(error).split())
     return None
