@@ -657,5 +657,7 @@ def test_iqls_bound_on_q_is_of_the_rewards_that_it_trains_on(tmp_path: Path) -> 
     run = make_run("iql", one_step_data(rows=300), tmp_path / "run", "schedule=smoke")
     method = importlib.import_module("iql").IQL(run)
     largest = float(method.transitions["next", "reward"].abs().max())
-    assert method.monitor().max_abs_reward == pytest.approx(largest)
+    assert largest > 2 * float(run.dataset.transitions["next", "reward"].abs().max())
+    # what is followed is shown in the data's unit
+    assert method.monitor().max_abs_reward == pytest.approx(largest * method.reward_unit)
     assert largest > 100 * float(run.dataset.transitions["next", "reward"].abs().max())

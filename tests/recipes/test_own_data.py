@@ -335,7 +335,7 @@ def test_antmaze_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert results["behaviour_score"] == 100 * reached / data.num_episodes
     assert results["cloned_score"] is None
     # each step costs 1, but for the one to the goal
-    reward = data.transitions["next", "reward"]
+    reward = (data.transitions["next", "reward"] * data.reward_scale).round(decimals=4)
     assert int((reward == 0).sum()) == reached and int((reward == -1).sum()) == len(data) - reached
     # the goal is in the observation, stays as it is for an episode, and the model is given it
     goals = data.denormalize(data.transitions["observation"])[:, -2:]
