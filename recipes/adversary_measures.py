@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_logged
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
@@ -275,8 +276,7 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
     env, loss = rambo.env, rambo.adversary.adversarial_loss
     models = (game.fitted, rambo.world_model)
     torch.manual_seed(0)
-    rows = torch.randperm(len(dataset))[:ROWS]
-    data = dataset.transitions[rows]
+    data = dataset.transitions[draw_rows(len(dataset), ROWS)]
     errors = [
         float(EnsembleModelLoss(model).member_mse(data)[model.elites].mean()) for model in models
     ]
@@ -287,7 +287,7 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
         return mode(rambo.actor, observation)
 
     targets = {"policy_actions": act(data["observation"]), "random_actions": uniform}
-    start, rewards = data["observation"][:EPISODES], {}
+    start, rewards = data["observation"][draw_rows(len(data), EPISODES)], {}
     if dataset.environment is not None:
         start, rewards["real"] = real_rewards(dataset, act, horizon, cfg.reward_shift)
     for name, model in zip(("fitted", "adversarial"), models, strict=True):

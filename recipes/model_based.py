@@ -19,6 +19,7 @@ from training_run import Metrics, Run
 
 from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.termination import TerminationRule, choose_rule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
@@ -39,14 +40,14 @@ START_ROWS = 1000
 
 
 def first_rows(done: Tensor) -> Tensor:
-    """The first rows of episodes, at most :data:`START_ROWS` of them, evenly spread.
+    """The first rows of episodes, at most :data:`START_ROWS` of them.
 
     Args:
         done: [N, 1], true in an episode's last row.
     """
     before = torch.cat([torch.ones(1, dtype=torch.bool), done[:-1].flatten()])
     rows = before.nonzero().flatten()
-    return rows[:: -(-len(rows) // START_ROWS)]
+    return rows[draw_rows(len(rows), START_ROWS)]
 
 
 def fit_with_bar(

@@ -15,6 +15,7 @@ from torchrl.objectives import LossModule
 from training_run import Metrics, Run
 
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.modules import make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.training.checkpoint import Stateful
@@ -65,8 +66,8 @@ class ModelFree:
         self.data = RealModelReplayBuffer(
             real, make_replay_buffer(1), real_fraction=1.0, batch_size=cfg.agent.batch_size
         )
-        every = max(1, len(dataset) // VALUE_ROWS)
-        self.value_rows = dataset.transitions["observation"][::every][:VALUE_ROWS].to(self.device)
+        rows = draw_rows(len(dataset), VALUE_ROWS)
+        self.value_rows = dataset.transitions["observation"][rows].to(self.device)
 
     def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
         """What the method changes about the data; entries may be replaced, not written into."""

@@ -8,11 +8,12 @@ fit and rollouts for one, is in ``model_based.py``; what surrounds an epoch in `
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from model_based import ModelBased
+from model_based import FITTED_MODEL, ModelBased
 from paper_results import rambo_label
 from reverse_rollouts import BothDirections, ReverseRollouts
 from run_support import refusing_bad_input
@@ -21,6 +22,7 @@ from torchrl.objectives import SACLoss
 from training_run import Metrics, Run, launch
 
 from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.objectives import (
     AdversarialModelLoss,
     EnsembleModelLoss,
@@ -30,6 +32,7 @@ from rambo_trl.objectives import (
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor, model_error_bound
 from rambo_trl.training.phases import ModelPhase
+from rambo_trl.training.pretrained import load_fitted_model
 
 #: rows of the data on which the model's error is followed
 ERROR_ROWS = 1000
@@ -76,8 +79,8 @@ class Rambo(ModelBased):
             compile=cfg.compile,
             after_update=None if self.budget is None else self.spend,
         )
-        every = max(1, len(dataset) // ERROR_ROWS)
-        self.error_rows = dataset.transitions[::every][:ERROR_ROWS].to(cfg.device)
+        rows = draw_rows(len(dataset), ERROR_ROWS)
+        self.error_rows = dataset.transitions[rows].to(cfg.device)
         # without an adversary the model stays as it was fitted
         self.model_updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
 
@@ -106,7 +109,8 @@ class Rambo(ModelBased):
     def on_fitted(self) -> None:
         """Measure from the fitted model what the adversary may spend, and what it is held to."""
         if self.run.progress["epoch"]:
-            return  # the checkpoint has both
+            return  # the checkpoint has all of it
+        self.run.progress["fitted_error"] = self.model_error().tolist()
         if self.trust is not None:
             self.trust.anchor()
         elif self.budget is not None:
@@ -140,13 +144,31 @@ class Rambo(ModelBased):
 
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow, or the model the data."""
-        return DivergenceMonitor(
-            self.max_abs_reward(),
-            self.run.cfg.agent.gamma,
-            max_model_error=model_error_bound(
-                self.run.dataset.transitions, self.run.progress["holdout_mse"]
-            ),
+        names = getattr(self.run.dataset, "observation_names", None)
+        bound = model_error_bound(
+            self.error_rows,
+            self.fitted_error(),
+            scale=self.world_model.output_scale,
+            names=None if names is None else (*names, "reward"),
         )
+        return DivergenceMonitor(
+            self.max_abs_reward(), self.run.cfg.agent.gamma, max_model_error=bound
+        )
+
+    def fitted_error(self) -> Tensor:
+        """:meth:`model_error` before the game; an older run's is measured anew, or estimated."""
+        progress = self.run.progress
+        if "fitted_error" not in progress:
+            file = self.run.folder.path / FITTED_MODEL
+            fitted = copy.deepcopy(self.world_model)
+            try:
+                load_fitted_model(file, fitted, digest=progress["dataset_digest"])
+                error = EnsembleModelLoss(fitted).entry_mse(self.error_rows).tolist()
+            except (OSError, ValueError):
+                entries = self.run.dataset.observation_size + 1
+                error = [max(progress["holdout_mse"])] * entries
+            progress["fitted_error"] = error
+        return torch.tensor(progress["fitted_error"])
 
     def results(self) -> dict[str, Any]:
         """What ``results.json`` says of RAMBO only."""
@@ -158,10 +180,13 @@ class Rambo(ModelBased):
             **{k: v for k, v in self.run.progress.items() if k == "reverse_holdout_mse"},
         }
 
-    def model_error(self) -> float:
-        """The elites' mean squared error on fixed rows of the data; no random number is drawn."""
-        error = self.likelihood.member_mse(self.error_rows)
-        return float(error[self.world_model.elites].mean())
+    def model_error(self) -> Tensor:
+        """The elites' mean squared error on fixed rows of the data; no random number is drawn.
+
+        Returns:
+            [observation_size + 1], an entry each, the reward last.
+        """
+        return self.likelihood.entry_mse(self.error_rows).cpu()
 
     def update_model(self) -> Metrics:
         """Update the model against the agent and towards the data (Eq. 9)."""
@@ -169,7 +194,7 @@ class Rambo(ModelBased):
         if not self.model_updates or self.run.progress["epoch"] % self.run.cfg.model_updates_every:
             return {}
         with self.run.watch("model"):
-            model = self.adversary.run(self.model_updates, self.run.bar)
+            model: Metrics = {**self.adversary.run(self.model_updates, self.run.bar)}
             model["error"] = self.model_error()
             if self.budget is not None:
                 model["lambda"] = float(self.adversary.adversarial_loss.adversarial_weight)

@@ -29,6 +29,7 @@ from run_support import (
 )
 from sweep import sweep_job
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
@@ -176,6 +177,8 @@ class Run:
         for key in REWARD_COLUMNS.intersection(row):
             row[key] *= self.method.reward_unit
         found = self.monitor.check(row)
+        # what was looked at entry by entry is told as its mean
+        row.update({k: float(v.mean()) for k, v in row.items() if isinstance(v, Tensor)})
         self.stopped = found is not None and cfg.on_divergence == "stop"
         due = epoch % cfg.evaluation.every == 0 or epoch > cfg.epochs - cfg.evaluation.last
         scores = None

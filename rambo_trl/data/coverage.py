@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.rows import draw_rows
 
 __all__ = ["Coverage", "measure_coverage"]
 
 _BINS = 20
-_MAX_ROWS = 100_000  # evenly spread over the data
+_MAX_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Coverage:
 
 def measure_coverage(dataset: OfflineDataset) -> Coverage:
     """Measure how much of the space a data set covers, on at most 100,000 of its rows."""
-    every = -(-len(dataset) // _MAX_ROWS)
-    rows = dataset.transitions[::every]
+    rows = dataset.transitions[draw_rows(len(dataset), _MAX_ROWS)]
     share = [_even_share(values, (-1.0, 1.0)) for values in rows["action"].numpy().T]
     observation = rows["observation"].numpy().astype(np.float64)
     observation = observation - observation.mean(axis=0)

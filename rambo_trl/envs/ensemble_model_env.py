@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, ReplayBuffer, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.scaling import denormalize_action
@@ -126,7 +127,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
 
     def _try_rule(self, rule: TerminationRule) -> None:
         """Warn of a rule in the environment's units that is given normalised observations."""
-        rows = self.starts[:2000] if len(self.starts) else None
+        num = len(self.starts)
+        rows = self.starts[draw_rows(num, 2000)] if num else None
         needed = {"observation", "action", ("next", "observation"), ("next", "terminated")}
         if not isinstance(rows, TensorDictBase) or not needed <= set(rows.keys(True)):
             return

@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.importing import import_user_module
 from rambo_trl.scaling import denormalize_action
 
@@ -243,7 +244,7 @@ def check_rule(
         if len(rows) == 0:
             shares.append(None)
             continue
-        some = rows[:: -(-len(rows) // max_rows)]
+        some = rows[draw_rows(len(rows), max_rows)]
         batch = transitions[some]
         before, after = (
             (batch[key] * observation_std + observation_mean).to(device)

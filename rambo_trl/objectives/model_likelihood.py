@@ -209,8 +209,24 @@ class EnsembleModelLoss(LossModule):
         Returns:
             [num_members], the measure of early stopping and of the choice of elites.
         """
+        return self._squared_error(tensordict).mean(dim=(-2, -1))
+
+    @torch.no_grad()
+    def entry_mse(self, tensordict: TensorDictBase) -> Tensor:
+        """The elites' mean squared error in each entry that they predict, on rows [B].
+
+        As everywhere it is in units of the model's ``output_scale``.
+
+        Returns:
+            [observation_size + 1], the reward last; what the monitor of divergence looks at.
+        """
+        error = self._squared_error(tensordict)
+        return error[self.world_model.elites].mean(dim=(0, 1))
+
+    def _squared_error(self, tensordict: TensorDictBase) -> Tensor:
+        """Every member's squared errors on rows [B] that all share, [num_members, B, D]."""
         mean, _ = self.world_model.predict(
             tensordict.get(self._key("observation")), tensordict.get(self._key("action"))
         )
         error = (mean - self._targets(tensordict)) / self.world_model.output_scale
-        return error.square().mean(dim=(-2, -1))
+        return error.square()

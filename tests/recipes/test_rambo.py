@@ -183,7 +183,7 @@ def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(
         assert done.returncode == 0, done.stderr
         found[weight] = json.loads((tmp_path / f"weight{weight}/results.json").read_text())
     assert found[1]["divergence"]["epoch"] == found[1]["epochs"] == 1
-    assert "error on the data" in found[1]["divergence"]["reason"]
+    assert "the model's error in " in found[1]["divergence"]["reason"]
     assert found[3e-4]["divergence"] is None and found[3e-4]["epochs"] == 2
     # and the offline choice leaves it out
     assert select_run.main([str(tmp_path / f"weight{weight}") for weight in found]) == 0

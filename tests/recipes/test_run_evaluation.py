@@ -70,8 +70,10 @@ def test_discounted_returns_are_of_the_rewards_that_are_trained_on(shift: float)
 def test_first_rows_follow_ends() -> None:
     done = torch.tensor([False, True, True, False, False, True]).unsqueeze(-1)
     assert first_rows(done).tolist() == [0, 2, 3]
-    many = first_rows(torch.ones(2 * START_ROWS + 1, 1, dtype=torch.bool))
-    assert many.tolist() == list(range(0, 2 * START_ROWS + 1, 3))
+    # episodes of two kinds in turn: neither is passed over
+    many = first_rows(torch.ones(2 * START_ROWS, 1, dtype=torch.bool))
+    assert len(many.unique()) == START_ROWS
+    assert 0.4 < (many % 2).float().mean() < 0.6
 
 
 def test_a_run_of_one_s_own_data_is_not_named_after_the_default_task(

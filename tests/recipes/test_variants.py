@@ -22,6 +22,7 @@ from training_run import Run
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.objectives import EnsembleModelLoss, ModelTrustLoss
+from rambo_trl.training.divergence import ModelErrorBound
 from rambo_trl.training.interruption import Interruption
 from rambo_trl.training.run_folder import RunFolder
 
@@ -278,13 +279,39 @@ def test_reverse_rollouts_need_settings_that_they_make_sense_with() -> None:
             compose_jobs("rambo", words)
 
 
+def test_what_the_model_is_held_to_was_measured_on_the_same_rows(tmp_path: Path) -> None:
+    rambo = pretrained(tmp_path / "run")
+    kept = rambo.run.progress["fitted_error"]
+    rows = rambo.run.dataset.transitions
+    assert len(rambo.error_rows) == len(rows)  # which are fewer than a thousand
+    bound = rambo.monitor().max_model_error
+    assert isinstance(bound, ModelErrorBound) and bound.fitted.tolist() == kept
+    # a run that is too old to have kept it has the fitted model's file
+    with torch.no_grad():  # as the game does
+        rambo.world_model.biases[-1].add_(1.0)
+    rambo.run.progress.update(epoch=1)
+    del rambo.run.progress["fitted_error"]
+    drawn = torch.get_rng_state()
+    torch.testing.assert_close(rambo.fitted_error().tolist(), kept)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert rambo.model_error().mean() > 0.5
+    # or, without it, the holdout error for every entry
+    del rambo.run.progress["fitted_error"]
+    (tmp_path / "run/pretrained_model.safetensors").unlink()
+    holdout = max(rambo.run.progress["holdout_mse"])
+    assert rambo.fitted_error().tolist() == pytest.approx([holdout] * 3)
+
+
 def test_the_model_s_error_is_that_of_the_elites(tmp_path: Path) -> None:
     rambo = pretrained(tmp_path / "run")
     model, rows = rambo.world_model, rambo.error_rows
     following = torch.cat([rows["next", "observation"], rows["next", "reward"]], dim=-1)
     with torch.no_grad():
         mean, _ = model.predict(rows["observation"], rows["action"], model.elites)
-        wanted = float((mean - following).square().mean())
+        scale = model.output_scale
+        wanted = ((mean - following) / scale).square().mean(dim=(0, 1))
         every, _ = model.predict(rows["observation"], rows["action"])
-    assert rambo.model_error() == pytest.approx(wanted, rel=1e-4)
-    assert float((every - following).square().mean()) != pytest.approx(wanted, rel=1e-3)
+    torch.testing.assert_close(rambo.model_error(), wanted, rtol=1e-4, atol=0)
+    assert rambo.run.progress["fitted_error"] == rambo.model_error().tolist()
+    others = ((every - following) / scale).square().mean(dim=(0, 1))
+    assert not torch.allclose(others, wanted, rtol=1e-3)
