@@ -55,12 +55,11 @@ def fit_with_bar(
 ) -> ModelFit:
     """Fit an ensemble by maximum likelihood, with a bar and a line on the outcome."""
     cfg = run.cfg
-    limit = cfg.model.max_passes
-    per_pass = len(run.dataset) // cfg.model.batch_size
-    with (
-        run.watch("model_fit"),
-        progress_bar(f"fit the {name}", limit and limit * per_pass) as bar,
-    ):
+    passes, updates = cfg.model.max_passes, cfg.model.max_updates
+    if passes is not None:  # in the place of updates
+        updates = None
+    total = updates if passes is None else passes * (len(run.dataset) // cfg.model.batch_size)
+    with run.watch("model_fit"), progress_bar(f"fit the {name}", total) as bar:
         fit = fit_world_model(
             world_model,
             transitions,
@@ -68,17 +67,25 @@ def fit_with_bar(
             lr=cfg.model.lr,
             patience=cfg.model.patience,
             min_improvement=cfg.model.min_improvement,
-            max_passes=limit,
+            max_passes=passes,
+            max_updates=updates,
+            holdout_every=cfg.model.holdout_every if passes is None else None,
             standardize_reward=cfg.reward_scale != 1,
             compile=cfg.compile,
             on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
             bar=bar,
         )
     tqdm.write(
-        f"{name}: {fit.passes} passes, holdout mse {min(fit.holdout_mse):.4f} to "
-        f"{max(fit.holdout_mse):.4f}, elites {fit.elites}"
+        f"{name}: {fit.updates} updates ({fit.passes:.3g} passes), holdout mse "
+        f"{min(fit.holdout_mse):.4f} to {max(fit.holdout_mse):.4f}, elites {fit.elites}"
     )
     return fit
+
+
+def cloning_updates(run: Run) -> int:
+    """How many updates behaviour cloning takes."""
+    cfg = run.cfg.cloning
+    return cfg.updates if cfg.passes is None else cfg.passes * (len(run.dataset) // cfg.batch_size)
 
 
 def clone_with_bar(
@@ -89,13 +96,13 @@ def clone_with_bar(
 ) -> None:
     """Behaviour-clone an actor, with a bar."""
     cfg = run.cfg.cloning
-    total = cfg.passes * (len(run.dataset) // cfg.batch_size)
-    with run.watch("cloning"), progress_bar(description, total) as bar:
+    updates = cloning_updates(run)
+    with run.watch("cloning"), progress_bar(description, updates) as bar:
         clone_behaviour(
             actor,
             transitions,
             run.dataset.action_spec,
-            passes=cfg.passes,
+            updates=updates,
             batch_size=cfg.batch_size,
             lr=cfg.lr,
             compile=run.cfg.compile,
@@ -335,7 +342,7 @@ class ModelBased:
             run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
             run.checkpoints.save(run.progress)
         cloned: dict[str, float | None] = {}
-        clone = cfg.cloned_policy is None and cfg.clone_behaviour and cfg.cloning.passes > 0
+        clone = cfg.cloned_policy is None and cfg.clone_behaviour and cloning_updates(run) > 0
         if clone:
             clone_with_bar(run, self.actor, run.dataset.transitions, "clone the behaviour")
         if clone or cfg.cloned_policy is not None:

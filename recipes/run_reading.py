@@ -31,6 +31,12 @@ _NOT_CONFIGURATION = frozenset(
         "hydra", "dataset", "method", "schedule_name",
     )
 )  # fmt: skip
+#: what schedules set while pretraining was counted in passes
+_FORMER_SETTINGS = {
+    "quick": {"model.max_passes": 8, "cloning.passes": 5},
+    "thorough": {"model.max_passes": 25, "cloning.passes": 20},
+    "smoke": {"model.max_passes": 1, "cloning.passes": 1},
+}
 _NEEDED = ("score", "seed", "dataset", "schedule", "epochs", "diverged")
 
 
@@ -129,6 +135,9 @@ class Configuration:
     def label(self) -> str:
         """Method and what it differs in, but for what the schedule sets itself."""
         usual = _settings_of(self.schedule)
+        updates = "model.max_updates"
+        if updates not in self.differs and self.runs[0].settings.get(updates) is None:
+            usual = usual | _FORMER_SETTINGS.get(self.schedule, {})
         named = {k: v for k, v in self.differs.items() if k not in usual or v != usual[k]}
         changes = ", ".join(f"{key}={value}" for key, value in named.items())
         return f"{self.method} ({changes})" if changes else self.method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,10 @@ LATER_SETTINGS = {
     "rollout_direction": "forward",
     "model_matmul_dtype": "float32",
     "reward_scale": 1.0,
+    **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
 }
+#: how long pretraining takes, in updates or in the place of them in passes over the data
+BUDGETS = (("model.max_updates", "model.max_passes"), ("cloning.updates", "cloning.passes"))
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,11 @@ RULES: Mapping[str, Rule] = {
     "model.adversarial_lr": Number(above=True),
     "model.patience": Whole(),
     "model.min_improvement": Number(0, 1),
+    "model.max_updates": Whole(optional=True),
+    "model.holdout_every": Whole(optional=True),
     "model.max_passes": Whole(optional=True),
-    "cloning.passes": Whole(0),
+    "cloning.updates": Whole(0, optional=True),
+    "cloning.passes": Whole(0, optional=True),
     "cloning.batch_size": Whole(),
     "cloning.lr": Number(above=True),
     "evaluation.episodes": Whole(),
@@ -293,10 +299,43 @@ def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = ALL_RULES) -> None
                     f"pretrained={cfg.pretrained} holds a model and a policy: leave {key} out, or "
                     "use pretrained=auto"
                 )
+    if "cloning" in cfg and all(cfg.cloning.get(key) is None for key in ("updates", "passes")):
+        raise ValueError("cloning.updates or cloning.passes must be a number, both are null")
     if "rollout_direction" in present:
         check_direction(cfg)
     if "device" in present:
         check_device(cfg.device)
+
+
+def with_later_settings(saved: DictConfig, keys: Collection[str]) -> DictConfig:
+    """An older run's configuration, with what it had of these settings where it names none."""
+    filled = saved.copy()
+    for key in LATER_SETTINGS.keys() & set(keys).difference(leaf_keys(saved)):
+        group = key.rpartition(".")[0]
+        if not group or group in saved:  # else the method has none of them
+            OmegaConf.update(filled, key, LATER_SETTINGS[key], force_add=True)
+    return filled
+
+
+def settle_budgets(cfg: DictConfig, given: Collection[str]) -> None:
+    """Leave of each budget in updates and in passes the one that was asked for.
+
+    Args:
+        cfg: the configuration; changed.
+        given: keys of the command line.
+
+    Raises:
+        ValueError: if both were.
+    """
+    for pair in BUDGETS:
+        asked = [k for k in pair if k in given and OmegaConf.select(cfg, k) is not None]
+        if len(asked) == 2:
+            raise ValueError(
+                f"{pair[0]} and {pair[1]} both say how long it takes: leave one of them out"
+            )
+        for key in pair:
+            if asked and key not in asked and key in leaf_keys(cfg):
+                OmegaConf.update(cfg, key, None)
 
 
 def check_direction(cfg: DictConfig) -> None:

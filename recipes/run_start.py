@@ -20,7 +20,13 @@ from data_checks import (
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from run_settings import GIVEN_PARTS, LATER_SETTINGS, check_config, leaf_keys
+from run_settings import (
+    GIVEN_PARTS,
+    check_config,
+    leaf_keys,
+    settle_budgets,
+    with_later_settings,
+)
 from tqdm import tqdm
 from yaml import YAMLError
 
@@ -110,8 +116,7 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     given_keys = {choices.get(key, key) for key in keys_set(overrides)}
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(merged, DictConfig)
-    merged.update({key: value for key, value in LATER_SETTINGS.items() if key in cfg})
-    merged.merge_with(saved)
+    merged.merge_with(with_later_settings(saved, leaf_keys(cfg)))
     method = saved.get("method", "rambo")  # runs older than the other methods do not name it
     if method != cfg.method:
         raise ValueError(
@@ -201,6 +206,7 @@ def prepare(
     filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
     for key, value in filled_in.items():
         OmegaConf.update(cfg, key, value)
+    settle_budgets(cfg, keys_set(hydra.overrides.task))
     check_run(cfg)
     path = choose_run_dir(cfg, task, hydra.overrides.task)
     check_writable(path)
@@ -270,6 +276,11 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
     model = OmegaConf.to_container(cfg.model, resolve=True)
     assert isinstance(model, dict)
     model.pop("adversarial_lr", None)  # of the game
+    cloning = OmegaConf.to_container(cfg.cloning, resolve=True)
+    assert isinstance(cloning, dict)
+    for group, name in ((model, "max_updates"), (model, "holdout_every"), (cloning, "updates")):
+        if group.get(name) is None:  # older files do not name them
+            group.pop(name, None)
     # all that decides what pretraining leaves behind, the random state included: the agent's
     # networks are drawn before it, and threads decide in which order sums are taken
     settings = {
@@ -278,7 +289,7 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "dataset_digest": progress.get("dataset_digest"),
         "agent.hidden_sizes": list(cfg.agent.hidden_sizes),
         "model": model,
-        "cloning": OmegaConf.to_container(cfg.cloning, resolve=True),
+        "cloning": cloning,
         "clone_behaviour": cfg.clone_behaviour,
         "evaluation.episodes": cfg.evaluation.episodes,
         "versions": package_versions(),

@@ -119,14 +119,17 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
         RuntimeError: naming the setting.
     """
     from command_line import keys_set
-    from run_settings import LATER_SETTINGS, leaf_keys
+    from run_settings import leaf_keys, settle_budgets, with_later_settings
     from run_start import RESUME_MAY_CHANGE
 
-    saved = OmegaConf.merge(LATER_SETTINGS, OmegaConf.load(path / "config.yaml"))
+    saved = OmegaConf.load(path / "config.yaml")
     assert isinstance(saved, DictConfig)
+    saved = with_later_settings(saved, leaf_keys(cfg))
     kept = set(leaf_keys(saved))  # without those that the method does not have
     free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs"}
     given_keys = keys_set(words)
+    cfg = cfg.copy()
+    settle_budgets(cfg, given_keys)
     for key in leaf_keys(cfg):
         if key in free or key not in kept:
             continue

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -26,11 +27,12 @@ class EarlyStopping:
     """Track each member's best holdout error, keep its best weights, say when to stop.
 
     A member improves where its error falls by more than ``min_improvement`` relative to its
-    best so far; after ``patience`` passes without any improvement the fit is over.
+    best so far; after ``patience`` looks without any improvement the fit is over.
 
     Args:
         world_model: the ensemble whose members are watched.
-        patience: passes without improvement (the published configuration's 10 means 11).
+        patience: looks without improvement (the published configuration's 10 means 11), one after
+            each pass over the data there.
         min_improvement: relative (1 % in the published configuration).
     """
 
@@ -40,7 +42,7 @@ class EarlyStopping:
         self.world_model = world_model
         self.patience = patience
         self.min_improvement = min_improvement
-        self.passes_without_improvement = 0
+        self.looks_without_improvement = 0
         self.best_error = torch.full((world_model.num_members,), math.inf)
         self._best = [p.detach().clone() for p in self._member_parameters()]
 
@@ -48,7 +50,7 @@ class EarlyStopping:
         return [*self.world_model.weights, *self.world_model.biases]
 
     def update(self, holdout_error: Tensor) -> bool:
-        """Take the errors [num_members] after a pass; True when it is time to stop."""
+        """Take the errors [num_members] at a look; True when it is time to stop."""
         error = holdout_error.to(self.best_error)
         first = self.best_error.isinf() & error.isfinite()
         improved = first | (error < self.best_error * (1 - self.min_improvement))
@@ -57,10 +59,8 @@ class EarlyStopping:
         for best, parameter in zip(self._best, self._member_parameters(), strict=True):
             index = members.to(best.device)
             best[index] = parameter.detach()[index]
-        self.passes_without_improvement = (
-            0 if improved.any() else self.passes_without_improvement + 1
-        )
-        return self.passes_without_improvement >= self.patience
+        self.looks_without_improvement = 0 if improved.any() else self.looks_without_improvement + 1
+        return self.looks_without_improvement >= self.patience
 
     @torch.no_grad()
     def restore(self) -> Tensor:
@@ -77,13 +77,15 @@ class ModelFit:
     Attributes:
         holdout_mse: best holdout error of every member, mean over dimensions.
         elites: indices of the members chosen.
-        passes: passes over the bootstraps.
-        history: the members' holdout error after each pass.
+        passes: passes over the bootstraps; a part of one counts as that.
+        updates: gradient steps.
+        history: the members' holdout error at each look at it.
     """
 
     holdout_mse: list[float]
     elites: list[int]
-    passes: int
+    passes: float
+    updates: int
     history: list[list[float]] = field(default_factory=list)
 
 
@@ -98,6 +100,8 @@ def fit_world_model(
     patience: int = 10,
     min_improvement: float = 0.01,
     max_passes: int | None = None,
+    max_updates: int | None = None,
+    holdout_every: int | None = None,
     standardize_reward: bool = True,
     compile: bool = False,
     on_pass: Callable[[int, Tensor], None] | None = None,
@@ -106,8 +110,10 @@ def fit_world_model(
     """Fit the ensemble by maximum likelihood and choose its elites (paper sec. 5.2).
 
     Every member learns from a bootstrap of its own of the training rows, until no member's
-    holdout error fell by more than ``min_improvement`` for ``patience`` passes; each member is
-    then restored to its best, and those with the lowest holdout error become the elites.
+    holdout error fell by more than ``min_improvement`` for ``patience`` looks at it; each member is
+    then restored to its best, and those with the lowest holdout error become the elites. As
+    published there is a look after each pass over the rows, which are as many updates as the data
+    are large; ``max_updates`` and ``holdout_every`` fit alike whatever their size.
 
     Args:
         world_model: the ensemble; its input statistics are set here.
@@ -118,18 +124,26 @@ def fit_world_model(
         lr: Adam's learning rate.
         holdout_fraction: share of the rows held out, but not more than ``max_holdout``.
         max_holdout: rows held out at most.
-        patience: passes without improvement before the fit stops.
+        patience: looks without improvement before the fit stops.
         min_improvement: relative improvement that counts.
         max_passes: stop after as many passes in any case.
+        max_updates: stop after as many updates in any case.
+        holdout_every: updates from one look at the holdout error to the next, the last of them at
+            the end. Where None, a pass, or a fifth of ``max_updates`` where that is less.
         standardize_reward: predict the reward in units of its own mean and standard deviation, so
             that its unit does not matter; False predicts it as it is, as published.
         compile: compile the update.
-        on_pass: called after each pass with its number and the holdout errors [num_members].
+        on_pass: called after each look with its number and the holdout errors [num_members].
         bar: progress in updates.
 
     Raises:
-        ValueError: if there are fewer than two rows, or if no row would be held out or all.
+        ValueError: if there are fewer than two rows, if no row would be held out or all, or if a
+            number of updates or passes is less than 1.
     """
+    given = {"max_passes": max_passes, "max_updates": max_updates, "holdout_every": holdout_every}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1 or None, got {value}")
     num_rows = transitions.shape[0]
     if num_rows < 2:
         raise ValueError(f"fitting a world model needs at least 2 transitions, got {num_rows}")
@@ -159,23 +173,43 @@ def fit_world_model(
     batch_size = min(batch_size, num_train)
     bootstrap = _bootstraps(train, world_model.num_members)
     del order, train
+    per_pass = num_train // batch_size
+    limit = math.inf if max_passes is None else max_passes * per_pass
+    if max_updates is not None:
+        limit = min(limit, max_updates)
+        holdout_every = holdout_every or min(per_pass, -(-max_updates // 5))
+    batches = _batches(lambda: _shuffled(bootstrap), batch_size)
     history: list[list[float]] = []
-    while max_passes is None or len(history) < max_passes:
-        rows = _shuffled(bootstrap)
-        for start in range(0, num_train - batch_size + 1, batch_size):
-            step(data[rows[:, start : start + batch_size]])
-            if bar is not None:
-                bar.update(1)
+    for updates in itertools.count(1):
+        step(data[next(batches)])
+        if bar is not None:
+            bar.update(1)
+        if updates % (holdout_every or per_pass) and updates < limit:
+            continue
         error = loss.member_mse(holdout)
         history.append(error.tolist())
         stop = stopping.update(error)
         if on_pass is not None:
             on_pass(len(history), error)
-        if stop:
+        if stop or updates >= limit:
             break
     best = stopping.restore()
     world_model.set_elites(best.to(device))
-    return ModelFit(best.tolist(), world_model.elites.tolist(), len(history), history)
+    elites = world_model.elites.tolist()
+    return ModelFit(best.tolist(), elites, updates / per_pass, updates, history)
+
+
+def _batches(shuffle: Callable[[], Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Row numbers [*, batch_size] without end; what is left over at a pass's end is left out.
+
+    Args:
+        shuffle: called when a pass begins, for its rows in their order, [*, N].
+        batch_size: not more than N.
+    """
+    while True:
+        rows = shuffle()
+        for start in range(0, rows.shape[-1] - batch_size + 1, batch_size):
+            yield rows[..., start : start + batch_size]
 
 
 def _bootstraps(train: Tensor, num_members: int) -> Tensor:
@@ -233,6 +267,7 @@ def clone_behaviour(
     action_spec: Bounded,
     *,
     passes: int = 50,
+    updates: int | None = None,
     batch_size: int = 256,
     lr: float = 1e-4,
     compile: bool = False,
@@ -248,13 +283,14 @@ def clone_behaviour(
 
     Keyword Args:
         passes: passes over the data (50 in the published configuration).
+        updates: gradient steps in the place of ``passes``, as many whatever the data's size.
         batch_size: rows per update.
         lr: Adam's learning rate.
         compile: compile the update.
         bar: progress in updates.
 
     Returns:
-        Mean metrics of the last pass (``loss_bc``).
+        Mean metrics of the last pass, or what was begun of it (``loss_bc``).
     """
     device = next(actor.parameters()).device
     data = transitions.select("observation", "action").to(device)
@@ -265,15 +301,17 @@ def clone_behaviour(
         loss = BCLoss(actor)
     update = GradientStep(loss, adam((loss.parameters(), lr)), compile=compile)
     step = capture_on_gpu(update.__call__, compile, name="the cloning step")
-    batch_size = min(batch_size, data.shape[0])
+    num_rows = data.shape[0]
+    batch_size = min(batch_size, num_rows)
+    per_pass = num_rows // batch_size
+    batches = _batches(lambda: torch.rand(num_rows, device=device).argsort(), batch_size)
     means = MetricMeans()
-    for _ in range(passes):
-        means = MetricMeans()
-        order = torch.rand(data.shape[0], device=device).argsort()
-        for start in range(0, data.shape[0] - batch_size + 1, batch_size):
-            batch = data[order[start : start + batch_size]]
-            batch["action"] = batch["action"].clamp(*inside)
-            means.add(step(batch))
-            if bar is not None:
-                bar.update(1)
-    return means.read() if passes else {}
+    for update_number in range(passes * per_pass if updates is None else updates):
+        if update_number % per_pass == 0:
+            means = MetricMeans()
+        batch = data[next(batches)]
+        batch["action"] = batch["action"].clamp(*inside)
+        means.add(step(batch))
+        if bar is not None:
+            bar.update(1)
+    return means.read()

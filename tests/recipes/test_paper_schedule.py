@@ -83,8 +83,10 @@ def test_the_models_settings(cfg: DictConfig, rambo: Rambo) -> None:
 def test_what_comes_before_the_game_and_what_is_measured(cfg: DictConfig) -> None:
     fit = {"lr": 3e-4, "batch_size": 256, "patience": 10, "min_improvement": 0.01}
     assert {key: cfg.model[key] for key in fit} == fit
-    assert cfg.model.max_passes is None
-    assert OmegaConf.to_container(cfg.cloning) == {"passes": 50, "batch_size": 256, "lr": 1e-4}
+    # until 10 passes bring no improvement, each with a look at the held-out rows
+    assert {cfg.model[k] for k in ("max_passes", "max_updates", "holdout_every")} == {None}
+    cloning = {"updates": None, "passes": 50, "batch_size": 256, "lr": 1e-4}
+    assert OmegaConf.to_container(cfg.cloning) == cloning
     assert OmegaConf.to_container(cfg.evaluation) == {"episodes": 10, "every": 10, "last": 10}
 
 

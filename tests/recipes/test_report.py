@@ -540,6 +540,22 @@ def test_runs_older_than_a_setting_had_what_all_had_then(make_run: MakeRun, tmp_
     ]
 
 
+def test_budgets_in_passes_are_named_where_older_runs_differ_in_them() -> None:
+    def label_of(updates: int | None, passes: int | None, *others: int | None) -> list[str]:
+        found = []
+        for number, own in enumerate([passes, *others]):
+            settings = {"model.max_updates": updates if not number else None}
+            settings["model.max_passes"] = own
+            results = {"dataset": "d", "schedule": "quick", "seed": 0, "diverged": False}
+            found.append(Record(Path("r"), results, [], settings))
+        return sorted(c.label for c in configurations(found))
+
+    # quick had 8 passes
+    assert label_of(None, 8, 60) == ["RAMBO", "RAMBO (model.max_passes=60)"]
+    older = "RAMBO (model.max_updates=None, model.max_passes=8)"
+    assert label_of(1568, None, 8) == ["RAMBO", older]
+
+
 def test_seeds_may_start_from_parts_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
     for seed in range(2):
         parts = {"fitted_model": f"runs/{seed}.safetensors", "cloned_policy": f"{seed}.safetensors"}

@@ -233,6 +233,70 @@ def test_fit_reports_every_pass_and_update() -> None:
     assert bar.updates == 27
 
 
+@pytest.mark.parametrize(
+    ("settings", "looks"),
+    [
+        ({"max_updates": 20, "holdout_every": 8}, [8, 16, 20]),  # passes of 9 updates
+        ({"max_updates": 20}, [4, 8, 12, 16, 20]),
+        ({"max_updates": 200}, [*range(9, 200, 9), 200]),
+        ({"max_updates": 3, "holdout_every": 8}, [3]),
+        ({"max_updates": 20, "max_passes": 1, "holdout_every": 20}, [9]),
+    ],
+)
+def test_a_budget_in_updates_is_kept_whatever_a_pass_is(settings: dict, looks: list[int]) -> None:
+    class Bar:
+        updates = 0
+
+        def update(self, n: int = 1) -> None:
+            self.updates += n
+
+    bar, seen = Bar(), []
+    fit = fit_world_model(
+        RecordingModel(),
+        named_transitions(400),
+        batch_size=40,
+        patience=100,
+        on_pass=lambda i, _: seen.append(bar.updates),
+        bar=bar,
+        **settings,
+    )
+    assert seen == looks and fit.updates == bar.updates == looks[-1]
+    assert len(fit.history) == len(looks) and fit.passes == pytest.approx(looks[-1] / 9)
+
+
+@pytest.mark.parametrize("rows", [60, 500, 5000])
+def test_as_many_updates_for_few_rows_as_for_many(rows: int) -> None:
+    data = linear_transitions(rows)
+    fit = fit_world_model(
+        small_model(), data, batch_size=128, max_updates=30, holdout_every=10, patience=9
+    )
+    assert (fit.updates, len(fit.history), len(fit.elites)) == (30, 3, 5)
+    assert all(map(math.isfinite, fit.holdout_mse))
+
+
+def test_patience_counts_looks() -> None:
+    model, data = small_model(), linear_transitions(400)
+    settings = {"lr": 1e-9, "batch_size": 40, "patience": 3, "holdout_every": 2}
+    assert fit_world_model(model, data, max_updates=1000, **settings).updates == 2 * (1 + 3)
+
+
+def test_looks_draw_no_random_number() -> None:
+    models = [small_model() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    data, drawn = linear_transitions(400), []
+    for model, settings in zip(models, ({"max_passes": 2}, {"max_updates": 18}), strict=True):
+        torch.manual_seed(3)
+        fit_world_model(model, data, batch_size=40, **settings)
+        drawn.append(torch.rand(1))
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("name", ["max_passes", "max_updates", "holdout_every"])
+def test_a_budget_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1 or None, got 0"):
+        fit_world_model(RecordingModel(), named_transitions(100), **{name: 0})
+
+
 def test_fit_lowers_the_likelihood_loss() -> None:
     model, data = small_model(), linear_transitions(500)
     loss = EnsembleModelLoss(model)
@@ -353,7 +417,10 @@ def test_cloning_sees_every_row_and_shuffles_each_pass(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(pretraining, "GradientStep", lambda *args, **kwargs: record)
     observation = torch.arange(128.0)[:, None].expand(128, 3)
-    clone(torch.ones(128, 2), observation, passes=2)  # in batches of 64
+    clone(torch.ones(128, 2), observation, updates=5)  # in batches of 64
+    assert len(seen) == 5
+    seen.clear()
+    clone(torch.ones(128, 2), observation, passes=2)
     assert len(seen) == 4
     first, second = torch.cat(seen[:2]), torch.cat(seen[2:])
     for rows in (first, second):
