@@ -312,7 +312,7 @@ class ModelBased:
                 else:
                     tqdm.write(f"pretrained: {pretrained.path}")
                     run.progress.update(found)
-            run.checkpoints.save(run.progress)
+            run.checkpoint()
         if not run.progress["epoch"]:
             self._keep_fitted_model()
         self.on_fitted()
@@ -340,7 +340,7 @@ class ModelBased:
         if "holdout_mse" not in run.progress:
             fit = fit_with_bar(run, self.world_model, run.dataset.transitions, "model")
             run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
-            run.checkpoints.save(run.progress)
+            run.checkpoint()
         cloned: dict[str, float | None] = {}
         clone = cfg.cloned_policy is None and cfg.clone_behaviour and cloning_updates(run) > 0
         if clone:

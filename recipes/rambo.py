@@ -144,12 +144,11 @@ class Rambo(ModelBased):
 
     def monitor(self) -> DivergenceMonitor:
         """Says when the critics leave what the rewards allow, or the model the data."""
-        names = getattr(self.run.dataset, "observation_names", None)
         bound = model_error_bound(
             self.error_rows,
             self.fitted_error(),
             scale=self.world_model.output_scale,
-            names=None if names is None else (*names, "reward"),
+            names=(*self.run.dataset.observation_names, "reward"),
         )
         return DivergenceMonitor(
             self.max_abs_reward(), self.run.cfg.agent.gamma, max_model_error=bound

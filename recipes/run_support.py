@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class EndingWell:
 
     Attributes:
         folder: the run folder, once there is one; given free at the block's end.
+        saved: says what a resumed run would go on from, once that is known.
         signals: SIGINT's and SIGTERM's, see :class:`Interruption`.
 
     Raises:
@@ -82,6 +83,7 @@ class EndingWell:
 
     def __init__(self) -> None:
         self.folder: RunFolder | None = None
+        self.saved: Callable[[], str] | None = None
         self.signals = Interruption()
 
     def __enter__(self) -> EndingWell:
@@ -93,12 +95,16 @@ class EndingWell:
             self.signals.__exit__(kind, error, trace)
         except Interrupted as cause:
             error = cause
-        hint = "nothing has been learnt yet"
+        hint = "nothing is saved yet: start it again"
         if self.folder is not None:
             self.folder.unlock()
-            hint = f"go on with: python {sys.argv[0]} resume={self.folder.path}"
+            hint = f"resume with: python {sys.argv[0]} resume={self.folder.path}"
         if isinstance(error, Interrupted):
-            print(f"stopped by {error.name}; {hint}", file=sys.stderr)
+            if self.saved is not None:
+                hint = f"{self.saved()}; {hint}"
+            elif self.folder is not None and not (self.folder.checkpoint_dir / "last.pt").is_file():
+                hint = f"nothing is saved yet; {hint}"
+            print(f"interrupted by {error.name}; {hint}", file=sys.stderr)
             raise SystemExit(error.exit_code)
         cannot_write = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
         if isinstance(error, OSError) and error.errno in cannot_write:

@@ -113,7 +113,7 @@ class Run:
         self.cfg, self.dataset, self.folder, self.signals = cfg, dataset, folder, signals
         self.stopped = False  # diverged
         self.left_out: frozenset[str] = frozenset()  # columns that the folder was begun without
-        self.saved = 0  # the epoch of the newest checkpoint
+        self.saved: dict[str, Any] | None = None  # the newest checkpoint's progress
         self.unwritten: deque[tuple[Metrics, float, Future[Scores] | None]] = deque()
 
     def begin(self, method: Method) -> None:
@@ -132,6 +132,8 @@ class Run:
             device=cfg.device,
         )
         self.progress = begin_or_resume(self.checkpoints, self.dataset)
+        if self.checkpoints.last.is_file():
+            self.saved = dict(self.progress)
         stride = max(self.progress.get("evaluation_stride", 0), self.evaluation.num_episodes)
         self.evaluation.stride = self.progress["evaluation_stride"] = stride
         self.watch = Stopwatch(self.progress["seconds"])
@@ -152,8 +154,8 @@ class Run:
         for earlier in self.folder.read_metrics():  # a resumed run's
             self.monitor.check(earlier)
             self.left_out = _LATER_COLUMNS.difference(earlier)
-        if not self.checkpoints.last.is_file():  # what a run that diverges at once goes back to
-            self.checkpoints.save(self.progress)
+        if self.saved is None:  # what a run that diverges at once goes back to
+            self.checkpoint()
         updates, done = self.method.updates, self.progress["epoch"]
         with (
             progress_bar("train", self.cfg.epochs * updates, done=done * updates) as self.bar,
@@ -195,24 +197,38 @@ class Run:
             self.checkpoints.keep_last_good()
         last = self.stopped or epoch == cfg.epochs
         if last or self.checkpoints.due(epoch):
-            self._save(epoch)
+            self._save()
         if last:
             self.evaluation.shutdown()
 
-    def _save(self, epoch: int) -> None:
+    def _save(self) -> None:
         """Write a checkpoint, and first all rows, which a run that goes on from it finds."""
-        with self.watch("evaluation"):
-            self._write_rows(wait=True)
-        if not self.stopped:
-            with self.watch("checkpoint"):
-                self.checkpoints.save(self.progress)
-        self.saved = epoch
+        with self.signals.shielded():  # the epoch is done: a signal must not lose it any more
+            with self.watch("evaluation"):
+                self._write_rows(wait=True)
+            if not self.stopped:
+                self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of the progress; a signal waits until it is on the disk."""
+        with self.signals.shielded(), self.watch("checkpoint"):
+            self.checkpoints.save(self.progress)
+            self.saved = dict(self.progress)
 
     def _leave(self, epoch: int) -> None:
         """End for a signal, with a checkpoint of the epoch."""
-        if self.saved != epoch:
-            self._save(epoch)
+        if self.saved is None or self.saved["epoch"] != epoch:
+            self._save()
         self.evaluation.shutdown()
+
+    def saved_text(self) -> str:
+        """What a resumed run goes on from, in words."""
+        saved = self.saved or {}
+        if saved.get("epoch"):
+            return f"epoch {saved['epoch']} is saved"
+        if "cloned" in saved:
+            return "the pretraining is saved"
+        return "the fitted model is saved" if "holdout_mse" in saved else "nothing is saved yet"
 
     def _write_rows(self, *, wait: bool) -> None:
         """Write the epochs' rows, in order, up to one whose evaluation is still to come."""
@@ -340,6 +356,7 @@ def launch(
             announce_compilation()
             seed_everything(cfg.seed)
             run = Run(cfg, dataset, ending.folder, ending.signals)
+            ending.saved = run.saved_text
             try:
                 results = train(run)
             finally:  # it would wait for the evaluations beside a run that has failed

@@ -36,7 +36,8 @@ class Interruption:
 
     Inside of a :meth:`deferred` block the exception waits for the block's end, but no longer
     than ``grace`` seconds; outside it is raised on the spot. A second signal ends the process
-    there and then. Both are safe as long as what is on disk is always whole.
+    there and then. Both are safe as long as what is on disk is always whole. What must not be
+    lost once it has begun, such as the writing of a checkpoint, goes into a :meth:`shielded` block.
 
     Use it as a context manager; on leaving, the earlier handlers are back. Outside of the main
     thread, where Python delivers no signals, nothing is installed.
@@ -61,7 +62,7 @@ class Interruption:
         self.grace = grace
         self._on_signal = on_signal or _to_stderr
         self._signum: int | None = None
-        self._deferring = False
+        self._deferring = self._shielding = False
         self._timer: threading.Timer | None = None
         self._out_of_time = False
         self._raised = False
@@ -69,7 +70,12 @@ class Interruption:
 
     @property
     def received(self) -> bool:
-        """Whether a signal has come and waits for the end of a deferred block."""
+        """Whether a signal has come and waits for the end of a deferred block.
+
+        Who has read that one has is about to end: from then on the block has all the time it needs.
+        """
+        if self._signum is not None:
+            self._stop_timer()
         return self._signum is not None
 
     def cause_of(self, error: BaseException | None) -> Interrupted | None:
@@ -113,23 +119,49 @@ class Interruption:
         if self._signum is not None:
             raise Interrupted(self._signum)
 
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A block that a first signal leaves alone however long it takes; a second one ends it.
+
+        Raises:
+            Interrupted: at the block's end, if a signal came, unless it is within a deferred one:
+                that has its grace from then on.
+        """
+        if self._shielding:  # within another, which decides
+            yield
+            return
+        self._shielding = True
+        self._stop_timer()
+        try:
+            yield
+        finally:
+            self._shielding = False
+            if self._signum is not None and self._deferring:
+                self._start_timer(self._signum)
+        if self._signum is not None and not self._deferring:
+            raise Interrupted(self._signum)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._out_of_time:  # the timer's own call, not a second signal
             self._out_of_time = False
-            if self._deferring:
+            if self._timer is not None and self._deferring and not self._shielding:
                 self._raised = True
                 raise Interrupted(signum)
             return
         if self._signum is not None:
             os._exit(128 + signum)
         self._signum = signum
-        if not self._deferring:
+        if not (self._deferring or self._shielding):
             self._raised = True
             raise Interrupted(signum)
-        self._on_signal(
-            f"{signal.Signals(signum).name}: the run ends with this epoch, at the latest in "
-            f"{self.grace:g} seconds; at once on a second signal"
-        )
+        when = "once its checkpoint is written"
+        if not self._shielding:
+            when = f"with this epoch, at the latest in {self.grace:g} seconds"
+            self._start_timer(signum)
+        name = signal.Signals(signum).name
+        self._on_signal(f"{name}: the run ends {when}; at once on a second signal")
+
+    def _start_timer(self, signum: int) -> None:
         self._timer = threading.Timer(self.grace, self._time_is_up, (signum,))
         self._timer.daemon = True
         self._timer.start()

@@ -36,6 +36,7 @@ from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss
@@ -434,7 +435,6 @@ def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> 
     wanted = [-0.5, -0.5 * (1 + GAMMA), -0.5 * (1 + GAMMA + GAMMA**2)]
     assert lost == pytest.approx(wanted, abs=1e-4)
     # the error is over start states: those of the same start are alike
-    torch.manual_seed(0)
-    start = dataset.transitions[torch.randperm(60)[:2000]]["observation"][:20]
+    start = dataset.transitions[draw_rows(60, 20)]["observation"]
     paid = 0.3 * (start.sum(-1) + adversary_measures.mode(actor, start).squeeze(-1))
     assert before["standard_error"][0] == pytest.approx(float(paid.std()) / 20**0.5, rel=0.05)

@@ -17,6 +17,7 @@ import torch
 from run_results import last_screen
 from training_run import choose_gpu, epoch_line
 
+from rambo_trl.training import checkpoint
 from rambo_trl.training.evaluation import EvaluationResult
 from rambo_trl.training.interruption import Interrupted, Interruption
 
@@ -55,6 +56,40 @@ def test_a_signal_ends_the_run_with_its_epoch(
     progress = run.checkpoints.load()
     assert progress is not None and progress["epoch"] == 2
     assert [row["epoch"] for row in run.folder.read_metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize("moment", ["before the write", "after it", "while a due one is written"])
+def test_a_signal_within_the_save_loses_no_epoch(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Any
+) -> None:
+    every = 2 if moment.startswith("while") else 100
+    words = ("epochs=6", f"checkpoint_every={every}")
+    run = toy.run(tmp_path / "run", *words, signals=Interruption(grace=0.2, on_signal=str))
+    write = checkpoint.write_atomically
+
+    def write_slowly(*args: Any) -> None:
+        if run.progress["epoch"] == 2 and not run.signals._signum:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if moment == "after it":
+            write(*args)
+        time.sleep(0.5)  # longer than is waited for a signalled epoch
+        if moment != "after it":
+            write(*args)
+
+    with pytest.raises(Interrupted), run.signals:
+        run.begin(toy.Method())
+        assert run.saved_text() == "nothing is saved yet"
+        for row in run.epochs():
+            monkeypatch.setattr(checkpoint, "write_atomically", write_slowly)
+            with run.epoch(row), run.watch("agent"):
+                pass
+            if every == 100 and row["epoch"] == 2:  # comes in its last moment
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert run.saved_text() == "epoch 2 is saved"
+    again = toy.run(tmp_path / "run", *words)
+    again.begin(toy.Method())
+    assert next(iter(again.epochs())) == {"epoch": 3}
+    assert again.saved_text() == "epoch 2 is saved"
 
 
 def test_what_a_kill_left_half_written_is_gone_once_the_run_is_resumed(

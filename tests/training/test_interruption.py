@@ -59,6 +59,48 @@ def test_a_long_block_is_left_when_time_is_up() -> None:
     assert time.monotonic() - started < 10 and stop.value.exit_code == 130
 
 
+def test_what_has_read_that_a_signal_came_has_the_time_to_end() -> None:
+    saved = False
+    with (
+        pytest.raises(Interrupted),
+        Interruption(grace=0.1, on_signal=lambda _: None) as signals,
+        signals.deferred(),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received
+        time.sleep(0.3)
+        saved = True
+    assert saved
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_a_shielded_block_comes_to_its_end(deferred: bool, moment: str) -> None:
+    steps, said = [], []
+    with (
+        pytest.raises(Interrupted) as stop,
+        Interruption(grace=0.1, on_signal=said.append) as signals,
+        signals.deferred() if deferred else nullcontext(),
+    ):
+        if moment == "before":
+            with pytest.raises(Interrupted) if not deferred else nullcontext():
+                signal.raise_signal(signal.SIGTERM)
+        with signals.shielded(), signals.shielded():  # the inner one changes nothing
+            if moment == "within":
+                signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            steps.append("saved")
+        steps.append("went on")
+        until = time.monotonic() + 20
+        while time.monotonic() < until:  # the deferred block's grace counts from here
+            time.sleep(0.01)
+        steps.append("not reached")
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert steps == ["saved", "went on"][: 1 + deferred]
+    assert [("checkpoint" in text) for text in said] == [moment == "within"] * len(said)
+    assert time.monotonic() < until if deferred else True
+
+
 @pytest.mark.parametrize("deferred", [True, False])
 def test_an_error_of_code_left_in_the_middle_is_the_signals(deferred: bool) -> None:
     with (
@@ -95,12 +137,13 @@ def test_no_handler_of_errors_swallows_it() -> None:
     assert not issubclass(Interrupted, Exception)
 
 
+@pytest.mark.parametrize("block", ["deferred", "shielded"])
 @pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGINT"), ("SIGINT", "SIGINT")])
-def test_a_second_signal_ends_the_process_at_once(first: str, second: str) -> None:
+def test_a_second_signal_ends_the_process_at_once(first: str, second: str, block: str) -> None:
     program = (
         "import runpy, signal, time\n"
         f"module = runpy.run_path({interruption.__file__!r})\n"
-        "with module['Interruption'](grace=60) as signals, signals.deferred():\n"
+        f"with module['Interruption'](grace=60) as signals, signals.{block}():\n"
         f"    signal.raise_signal(signal.{first})\n"
         f"    signal.raise_signal(signal.{second})\n"
         "    time.sleep(60)\n"
