@@ -388,8 +388,8 @@ def test_real_rewards_are_those_that_are_trained_on(monkeypatch: pytest.MonkeyPa
     dataset: Any = SimpleNamespace(
         environment="Drift-v0",
         observation_layout=None,
-        observation_mean=torch.tensor([1.0]),
-        observation_std=torch.tensor([2.0]),
+        normalize=lambda x: (x - 1.0) / 2.0,
+        denormalize_action=lambda x: x,
     )
     gymnasium.register("Drift-v0", Drift)
     try:

@@ -581,12 +581,6 @@ def test_cqls_weight_reaches_its_term(tmp_path: Path) -> None:
     assert found[5] == pytest.approx(5 * found[1], rel=1e-4)
 
 
-def test_td3_bc_refuses_actions_of_another_scale(tmp_path: Path) -> None:
-    run = make_run("td3_bc", one_step_data(high=2.0), tmp_path / "run", *FAST)
-    with pytest.raises(ValueError, match=r"one-step has actions in \[-1, 2\]"):
-        importlib.import_module("td3_bc").TD3BC(run)
-
-
 def test_iql_scales_rewards_by_the_returns(tmp_path: Path) -> None:
     data = one_step_data(rows=300)
     run = make_run("iql", data, tmp_path / "run", *FAST)

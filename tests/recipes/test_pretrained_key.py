@@ -127,6 +127,7 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
         "float32_matmul_precision=high",
         "model_matmul_dtype=bfloat16",
         "num_critics=3",
+        "reward_scale=2.0",
         "rollout_direction=both",
         *files,
     )

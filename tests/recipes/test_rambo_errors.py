@@ -21,7 +21,7 @@ import torch
 from command_line import check_command_line, compose_jobs, describe
 from data_checks import check_data, check_task, settings_of_task
 from omegaconf import OmegaConf
-from run_settings import RULES, Number, Text, Whole, check_config, check_device, leaf_keys
+from run_settings import RULES, AutoOr, Number, Text, Whole, check_config, check_device, leaf_keys
 from run_start import check_writable, prepare, read_config, resumed_config
 from run_support import refusing_bad_input
 from torchrl.data import Bounded
@@ -131,6 +131,8 @@ def test_a_bad_setting_is_one_line_and_code_2(
 def wrong_values(rule: object) -> list[object]:
     """Values that a setting of this kind must not have."""
     wrong: list[object] = [[], ""]
+    if isinstance(rule, AutoOr):
+        return [*wrong_values(rule.rule), None]
     if isinstance(rule, Whole | Number):
         wrong += ["a word", True, rule.low - 1]
         wrong += [] if rule.optional else [None]

@@ -111,7 +111,7 @@ def test_an_evaluation_plays_the_policy_that_is_written(tmp_path: Path, toy: Any
     )
     dataset = OfflineDataset(rows, action_spec=spec, env_id="InvertedPendulum-v5")
     cfg = toy.config("evaluate_beside=false", "evaluation.episodes=3")
-    actor = make_actor(4, spec, hidden_sizes=[4])
+    actor = make_actor(4, dataset.action_spec, hidden_sizes=[4])
     evaluation = Evaluation(actor, dataset, cfg)
     write_policy(tmp_path / "p.safetensors", actor, dataset, cfg)
     policy = load_policy(tmp_path / "p.safetensors")
