@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
 from run_evaluation import mode_values, score_text
 from run_start import PRETRAINING, find_pretrained
-from run_support import progress_bar, refusing_bad_input
+from run_support import refusing_bad_input
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
@@ -21,9 +22,11 @@ from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
 from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
+from rambo_trl.envs.learned_termination import MAX_UPDATES
 from rambo_trl.envs.termination import TerminationRule, choose_rule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
+from rambo_trl.progress import Bar, busy
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.phases import AgentPhase
@@ -59,7 +62,7 @@ def fit_with_bar(
     if passes is not None:  # in the place of updates
         updates = None
     total = updates if passes is None else passes * (len(run.dataset) // cfg.model.batch_size)
-    with run.watch("model_fit"), progress_bar(f"fit the {name}", total) as bar:
+    with run.watch("model_fit"), Bar(desc=f"fit the {name}", total=total) as bar:
         fit = fit_world_model(
             world_model,
             transitions,
@@ -75,6 +78,7 @@ def fit_with_bar(
             on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
             bar=bar,
         )
+        bar.total = bar.n  # it may have stopped early
     tqdm.write(
         f"{name}: {fit.updates} updates ({fit.passes:.3g} passes), holdout mse "
         f"{min(fit.holdout_mse):.4f} to {max(fit.holdout_mse):.4f}, elites {fit.elites}"
@@ -97,7 +101,7 @@ def clone_with_bar(
     """Behaviour-clone an actor, with a bar."""
     cfg = run.cfg.cloning
     updates = cloning_updates(run)
-    with run.watch("cloning"), progress_bar(description, updates) as bar:
+    with run.watch("cloning"), Bar(desc=description, total=updates) as bar:
         clone_behaviour(
             actor,
             transitions,
@@ -226,15 +230,18 @@ class ModelBased:
         )
         if not isinstance(rule, str):
             return rule
-        learnt, fit = fit_termination(
-            dataset.transitions,
-            observation_mean=dataset.observation_mean,
-            observation_std=dataset.observation_std,
-            action_low=dataset.action_low,
-            action_high=dataset.action_high,
-            seed=cfg.seed,
-            device=cfg.device,
-        )
+        with Bar(desc="fit the termination rule", total=MAX_UPDATES) as bar:
+            learnt, fit = fit_termination(
+                dataset.transitions,
+                observation_mean=dataset.observation_mean,
+                observation_std=dataset.observation_std,
+                action_low=dataset.action_low,
+                action_high=dataset.action_high,
+                seed=cfg.seed,
+                device=cfg.device,
+                bar=bar,
+            )
+            bar.total = bar.n  # it stops once nothing improves
         tqdm.write(f"termination rule: {fit}")
         return learnt
 
@@ -303,7 +310,9 @@ class ModelBased:
             with refusing_bad_input():
                 self._load_given_parts()
                 pretrained = find_pretrained(run.cfg, run.progress, **self.pretrained_parts())
-            with pretrained.claimed():
+            with ExitStack() as stack:
+                with busy("waiting for a run that pretrains the same"):
+                    stack.enter_context(pretrained.claimed())
                 with refusing_bad_input():
                     found = pretrained.load()
                 if found is None:
@@ -346,7 +355,7 @@ class ModelBased:
         if clone:
             clone_with_bar(run, self.actor, run.dataset.transitions, "clone the behaviour")
         if clone or cfg.cloned_policy is not None:
-            with run.watch("evaluation"):
+            with run.watch("evaluation"), busy("evaluating the cloned policy"):
                 cloned = run.evaluation(0)
             if cloned["return_mean"] is not None:
                 tqdm.write(

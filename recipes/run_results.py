@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from run_evaluation import evaluation_seed
+from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.training.figures import plot_learning_curve
@@ -36,7 +37,7 @@ def finish_tracking(
             record_video(load_policy(path.with_name("policy.safetensors")), path, flatten=flatten)
             files.append(path)
         except RuntimeError as error:  # a run that has ended well is not spoilt by it
-            print(f"no video: {error}", file=sys.stderr)
+            tqdm.write(f"no video: {error}", file=sys.stderr)
     for path in files:
         tracker.log_file(path)
     tracker.close()

@@ -16,6 +16,7 @@ from command_line import describe, refuse
 from torchrl._utils import logger
 from tqdm import tqdm
 
+from rambo_trl.progress import Bar, open_bars
 from rambo_trl.training.interruption import Interrupted, Interruption
 from rambo_trl.training.run_folder import RunFolder
 
@@ -34,20 +35,30 @@ def refusing_bad_input() -> Iterator[None]:
 
 
 class _AboveTheBars(logging.Handler):
+    """Lines of the log above the bars, which say what is being compiled until that is done."""
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if record.levelno >= logging.INFO:
+            tqdm.write(self.format(record), file=sys.stderr)
+        if hasattr(record, "compiling"):
+            for bar in open_bars():
+                bar.wait_for(record.compiling)
 
 
 def announce_compilation() -> None:
-    """Say what is being compiled, because nothing else moves meanwhile; keep the code."""
+    """Say what is being compiled, and leave that out of the bars' speed; keep the code."""
     # torch's own place is emptied when the machine starts anew
     os.environ.setdefault(
         "TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "rambo_trl" / "inductor")
     )
     compiler = logging.getLogger("rambo_trl.modules.compiling")
-    compiler.setLevel(logging.INFO)
+    compiler.setLevel(logging.DEBUG)
     compiler.handlers = [_AboveTheBars()]
     compiler.propagate = False  # Hydra's root logger would say it again
+
+
+#: what a bar calls the phases that have other names in ``results.json``
+PHASES = {"rollouts": "imagined rollouts", "model": "adversary"}
 
 
 class Stopwatch:
@@ -55,18 +66,32 @@ class Stopwatch:
 
     Args:
         seconds: phase to seconds so far; added to.
+
+    Attributes:
+        bar: says which phase it is, where there is one.
+        worked: phase to seconds of this process, without those that compilation took.
     """
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds = seconds
+        self.worked: dict[str, float] = {}
+        self.bar: Bar | None = None
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Add the block's duration to a phase."""
+        bar = self.bar
+        waited = 0.0
+        if bar is not None:
+            bar.set_postfix_str(PHASES.get(phase, phase))
+            waited = bar.waited
         started = time.perf_counter()
         yield
         elapsed = time.perf_counter() - started
         self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
+        if bar is not None:
+            elapsed -= bar.waited - waited
+        self.worked[phase] = self.worked.get(phase, 0.0) + elapsed
 
 
 class EndingWell:
@@ -109,18 +134,3 @@ class EndingWell:
         cannot_write = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
         if isinstance(error, OSError) and error.errno in cannot_write:
             refuse(f"{describe(error)}; once that is settled, {hint}", code=1)
-
-
-def progress_bar(description: str, total: int | None, *, done: int = 0) -> tqdm:
-    """A bar with an ETA; in a log file it writes a line every half minute only.
-
-    Of ``done`` steps, which an earlier run took, the speed and the ETA know nothing.
-    """
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        smoothing=0.05,
-    )

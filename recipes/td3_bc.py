@@ -44,8 +44,8 @@ class TD3BC(ModelFree):
         actor = adam((loss.actor_network_params.parameters(), cfg.actor_lr))
         self.phase = OfflinePhase(
             [
-                Player(self.critic_losses, critics),
-                Player(self.actor_losses, actor, every=cfg.actor_every),
+                Player(self.critic_losses, critics, name="the critics' update"),
+                Player(self.actor_losses, actor, every=cfg.actor_every, name="the actor's update"),
             ],
             SoftUpdate(loss, tau=cfg.tau),
             target_every=cfg.actor_every,

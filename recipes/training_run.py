@@ -24,7 +24,6 @@ from run_support import (
     EndingWell,
     Stopwatch,
     announce_compilation,
-    progress_bar,
     refusing_bad_input,
 )
 from sweep import sweep_job
@@ -33,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.progress import Bar, busy
 from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, seed_everything
 from rambo_trl.training.divergence import DivergenceMonitor
@@ -105,7 +105,7 @@ class Run:
     checkpoints: Checkpoints
     progress: dict[str, Any]
     watch: Stopwatch
-    bar: tqdm
+    bar: Bar
 
     def __init__(
         self, cfg: DictConfig, dataset: OfflineDataset, folder: RunFolder, signals: Interruption
@@ -131,7 +131,8 @@ class Run:
             keep=cfg.checkpoints_kept,
             device=cfg.device,
         )
-        self.progress = begin_or_resume(self.checkpoints, self.dataset)
+        with busy("looking for a checkpoint of these data"):
+            self.progress = begin_or_resume(self.checkpoints, self.dataset)
         if self.checkpoints.last.is_file():
             self.saved = dict(self.progress)
         stride = max(self.progress.get("evaluation_stride", 0), self.evaluation.num_episodes)
@@ -157,17 +158,21 @@ class Run:
         if self.saved is None:  # what a run that diverges at once goes back to
             self.checkpoint()
         updates, done = self.method.updates, self.progress["epoch"]
+        total = self.cfg.epochs * updates
         with (
-            progress_bar("train", self.cfg.epochs * updates, done=done * updates) as self.bar,
+            Bar(desc="train", total=total, initial=done * updates, laps=True) as self.bar,
             self.signals.deferred(),
         ):
+            self.watch.bar = self.bar
             for epoch in range(done + 1, self.cfg.epochs + 1):
                 yield {"epoch": epoch}
+                self.bar.lap()
                 if self.signals.received and not self.stopped:
                     self._leave(epoch)
                     break
                 if self.stopped:
                     break
+            self.bar.set_postfix_str("")
 
     @contextmanager
     def epoch(self, row: Metrics) -> Iterator[None]:
@@ -175,7 +180,7 @@ class Run:
         cfg, progress, epoch = self.cfg, self.progress, row["epoch"]
         before = self._updating_seconds()
         yield
-        speed = self.method.updates / (self._updating_seconds() - before)
+        speed = self.method.updates / max(self._updating_seconds() - before, 1e-9)
         for key in REWARD_COLUMNS.intersection(row):
             row[key] *= self.method.reward_unit
         found = self.monitor.check(row)
@@ -243,7 +248,7 @@ class Run:
             self.unwritten.popleft()
 
     def _updating_seconds(self) -> float:
-        return sum(self.watch.seconds.get(phase, 0.0) for phase in ("agent", "model"))
+        return sum(self.watch.worked.get(phase, 0.0) for phase in ("agent", "model"))
 
     def abandon(self) -> None:
         """End what goes on beside the run; nothing does once it has finished."""
@@ -258,23 +263,24 @@ class Run:
             self.checkpoints.load(self.checkpoints.last_good)
         path = self.folder.path / "policy.safetensors"
         write_policy(path, self.method.actor, self.dataset, self.cfg)
-        results = summarise(
-            self.folder,
-            self.dataset,
-            self.cfg,
-            method=self.method.label,
-            cloned=progress.get("cloned", {}),
-            divergence=progress["divergence"],
-            extra={
-                "agent_updates": progress["epoch"] * self.cfg.agent_updates,
-                **self.method.results(),
-                "evaluation_stride": progress["evaluation_stride"],
-                "q_bound": self.monitor.q_bound,
-                "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
-                "checkpoint_bytes": self.checkpoints.size,
-            },
-        )
-        finish_tracking(self.tracker, self.cfg.video, flatten=self.evaluation.flatten)
+        with busy("writing the results"):
+            results = summarise(
+                self.folder,
+                self.dataset,
+                self.cfg,
+                method=self.method.label,
+                cloned=progress.get("cloned", {}),
+                divergence=progress["divergence"],
+                extra={
+                    "agent_updates": progress["epoch"] * self.cfg.agent_updates,
+                    **self.method.results(),
+                    "evaluation_stride": progress["evaluation_stride"],
+                    "q_bound": self.monitor.q_bound,
+                    "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
+                    "checkpoint_bytes": self.checkpoints.size,
+                },
+            )
+            finish_tracking(self.tracker, self.cfg.video, flatten=self.evaluation.flatten)
         return results
 
 

@@ -166,7 +166,8 @@ def collect_episodes(
         num_steps: least number of steps, exceeded by less than one episode.
         seed: seed of the first episode; the following episodes take the following seeds.
         num_copies: at most so many environments play together.
-        on_steps: called with the number of steps made since its last call.
+        on_steps: called with the number of steps made since its last call, until ``num_steps`` are
+            made; the last episodes are then played to their ends.
 
     Returns:
         The episodes in the order of their seeds.
@@ -203,8 +204,8 @@ def collect_episodes(
                 episode.observations.append(copy.deepcopy(observation))
                 episode.actions.append(action)
                 episode.rewards.append(float(reward))
+            on_steps(min(len(playing), max(0, num_steps - total)))
             total += len(playing)
-            on_steps(len(playing))
             still = []
             for env, episode in playing:
                 if not (episode.terminated or episode.truncated):

@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from minari.data_collector import EpisodeBuffer
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 from torchrl._utils import logger as torchrl_logger
-from tqdm import tqdm
 
 from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.disk import check_space
@@ -30,6 +29,7 @@ from rambo_trl.data.maze import PointMazeWaypoints
 from rambo_trl.data.minari_root import minari_root
 from rambo_trl.data.scores import reference_scores_for
 from rambo_trl.data.simulator import mujoco_messages_logged
+from rambo_trl.progress import Bar
 
 __all__ = [
     "BUNDLED_PREFIX",
@@ -62,6 +62,8 @@ _ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set, kinds of sets
 _SEED_BLOCK = 100_000
 _REFERENCE_SEED = 900_000
 _REFERENCE_STEPS = 2_000
+#: share of a build's time that is spent on playing; the rest goes into writing the files
+_PLAYING = 0.96
 _RECORDED_PACKAGES = ("gymnasium", "mujoco", "torch", "torchrl")
 
 
@@ -177,6 +179,7 @@ def build_bundled(
     if kind not in _SCRIPTED or reference is None:
         bundle = PolicyBundle(bundle_path)
     seed = _SEED_BLOCK * (1 + _KINDS.index(kind))
+    num_steps = num_steps or default_steps
     root = bundled_path("")
     with (
         _naming_the_root(name, root),
@@ -184,11 +187,20 @@ def build_bundled(
         torch.random.fork_rng(devices=[]),
         _one_thread(),
         mujoco_messages_logged(),
+        Bar(
+            desc=f"building {name}",
+            total=num_steps,
+            unit="step",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar,
     ):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
-        parts = _parts(kind, bundle, env_id, num_steps or default_steps, weights)
-        check_space(Path(scratch), _stored_bytes(env_id, num_steps or default_steps))
-        episodes = _play(parts, env_id, seed, name if progress else None)
+        parts = _parts(kind, bundle, env_id, num_steps, weights)
+        check_space(Path(scratch), _stored_bytes(env_id, num_steps))
+        played = sum(part.num_steps for part in parts)
+        share = num_steps / played  # what was rounded up is no more progress
+        episodes = _play(parts, env_id, seed, lambda n: bar.update(_PLAYING * share * n))
         if reference is None:
             reference = _measured_reference(env_id, bundle)
         steps = sum(len(episode.rewards) for episode in episodes)
@@ -199,7 +211,7 @@ def build_bundled(
             spec = _spec(env_id)
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
-                buffer=episodes,
+                buffer=_counted(episodes, lambda n: bar.update((1 - _PLAYING) * num_steps * n)),
                 env=spec,
                 eval_env=spec,
                 algorithm_name=_SCRIPTED.get(kind, "SAC"),
@@ -217,6 +229,7 @@ def build_bundled(
                 }
             )
         _move_into_place(name, Path(scratch) / name, overwrite)
+        bar.update(num_steps - bar.n)  # what rounding has left
 
 
 @contextmanager
@@ -277,30 +290,30 @@ def _parts(
 
 
 def _play(
-    parts: list[_Part], env_id: str, seed: int, progress_label: str | None
+    parts: list[_Part], env_id: str, seed: int, on_steps: Callable[[int], object]
 ) -> list[EpisodeBuffer]:
     """Roll out the parts one after another, with consecutive episode seeds."""
     episodes: list[EpisodeBuffer] = []
-    with tqdm(
-        total=sum(part.num_steps for part in parts),
-        desc=f"building {progress_label}",
-        unit="step",
-        unit_scale=True,
-        mininterval=1.0,
-        disable=progress_label is None,
-    ) as bar:
-        for part in parts:
-            episodes += collect_episodes(
-                part.act,
-                env_id,
-                num_steps=part.num_steps,
-                seed=seed + len(episodes),
-                on_steps=bar.update,
-            )
-        bar.total = bar.n
+    for part in parts:
+        episodes += collect_episodes(
+            part.act,
+            env_id,
+            num_steps=part.num_steps,
+            seed=seed + len(episodes),
+            on_steps=on_steps,
+        )
     if len(episodes) > _SEED_BLOCK:
         raise ValueError(f"{len(episodes)} episodes are more than the {_SEED_BLOCK} seeds of a set")
     return episodes
+
+
+def _counted(
+    episodes: list[EpisodeBuffer], on_share: Callable[[float], object]
+) -> Iterator[EpisodeBuffer]:
+    """Hand the episodes on, and tell of each one's share once it has been taken."""
+    for episode in episodes:
+        yield episode
+        on_share(1 / len(episodes))
 
 
 def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float, float]:

@@ -10,9 +10,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from rambo_trl.progress import ProgressBar
 from rambo_trl.scaling import normalize_action
 
 __all__ = ["LearnedTermination", "TerminationFit", "fit_termination"]
+
+#: gradient steps of the fit, unless it stops earlier
+MAX_UPDATES = 20_000
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,11 @@ def fit_termination(
     lr: float = 1e-3,
     holdout_fraction: float = 0.1,
     max_holdout: int = 10_000,
-    max_updates: int = 20_000,
+    max_updates: int = MAX_UPDATES,
     patience: int = 5,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    bar: ProgressBar | None = None,
 ) -> tuple[LearnedTermination, TerminationFit]:
     """Learn when episodes end from the data's ``("next", "terminated")`` by maximum likelihood.
 
@@ -184,6 +189,7 @@ def fit_termination(
             improvement; the best weights are kept.
         seed: of initialisation and batches.
         device: where the fit runs and the rule lives.
+        bar: progress in updates.
 
     Returns:
         The rule, and how it does on held-out rows.
@@ -242,6 +248,8 @@ def fit_termination(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if bar is not None:
+                bar.update(1)
         updates += 200
         with torch.no_grad():
             logits = rule.logits(*held_inputs)

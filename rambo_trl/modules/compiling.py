@@ -9,13 +9,14 @@ import re
 import time
 import types
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch._dynamo
+from torch._dynamo.callback import callback_handler
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
@@ -78,6 +79,41 @@ def _eagers_order() -> dict[str, Any]:
 
 
 _warned = False
+
+#: the function that is being called, and since when it is being compiled
+_called: str | None = None
+_since = 0.0
+
+
+def _begun(_: object) -> None:
+    global _since
+    _since = time.perf_counter()
+    if _called is not None:
+        log.info(
+            "compiling %s: seconds to a minute, less where it was done before",
+            _called,
+            extra={"compiling": f"compiling {_called}"},
+        )
+
+
+def _ended(_: object) -> None:
+    if _called is not None:
+        seconds = time.perf_counter() - _since
+        log.debug("compiled %s in %.0f s", _called, seconds, extra={"compiling": None})
+
+
+@contextmanager
+def _announced(name: str) -> Iterator[None]:
+    """A block that says so in the log where it compiles, the first time or anew."""
+    global _called
+    if _begun not in callback_handler.start_callbacks:  # torch's reset forgets them
+        callback_handler.register_start_callback(_begun)
+        callback_handler.register_end_callback(_ended)
+    before, _called = _called, name
+    try:
+        yield
+    finally:
+        _called = before
 
 
 def _worth_checking(guards: Sequence[Any]) -> list[bool]:
@@ -146,7 +182,8 @@ def compile_like_eager(
         enabled: with False the function is returned as it is.
 
     Keyword Args:
-        name: what to call it in the log, which says when it is compiled.
+        name: what to call it in the log, which says when it is compiled and when that is done;
+            records have ``compiling``, a text or None, for those who show it in another way.
     """
     if not enabled:
         return function
@@ -157,28 +194,20 @@ def compile_like_eager(
         options={"fallback_random": True, "guard_filter_fn": _worth_checking, **_eagers_order()},
         **_OWN_GRAPHS,
     )
-    started = False
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal compiled, started
+        nonlocal compiled
         if compiled is None:
             return function(*args, **kwargs)
-        if not started:
-            log.info("compiling %s: seconds to a minute, less where it was done before", name)
-        begin = time.perf_counter()
         try:
-            with _one_graph():
-                out = compiled(*args, **kwargs)
+            with _one_graph(), _announced(name):
+                return compiled(*args, **kwargs)
         except TorchDynamoException as error:
             out = function(*args, **kwargs)  # which raises what is its own fault
             compiled = None
             _warn(name, error)
             return out
-        if not started:
-            started = True
-            log.debug("compiled %s in %.0f s", name, time.perf_counter() - begin)
-        return out
 
     return call
 

@@ -86,8 +86,8 @@ class LikelihoodBudget(nn.Module):
         # the weight is kept in single precision: as good as equal is within
         if not 0 < min_weight <= start * (1 + 1e-6) <= max_weight * (1 + 2e-6) < math.inf:
             raise ValueError(
-                "LikelihoodBudget needs 0 < min_weight <= adversarial_weight <= max_weight, got "
-                f"{min_weight}, {start} and {max_weight}"
+                "with a likelihood budget adversarial_weight must lie between 0 <"
+                f" min_weight={min_weight} and max_weight={max_weight} < inf, got {start}"
             )
         # not a submodule: the loss, and the world model in it, are saved elsewhere
         self.__dict__["adversarial_loss"] = adversarial_loss

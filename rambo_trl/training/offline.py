@@ -37,12 +37,14 @@ class Player:
         every: one step in so many updates.
         lr_factor: update to the factor on the learning rates; one for all of the optimiser's
             groups, or one for each.
+        name: what to call its steps where they are compiled.
     """
 
     losses: Callable[[TensorDictBase], TensorDictBase]
     optimizer: torch.optim.Optimizer
     every: int = 1
     lr_factor: Callable[[int], float] | Sequence[Callable[[int], float]] | None = None
+    name: str = "the agent's update"
 
 
 class OfflinePhase:
@@ -76,7 +78,9 @@ class OfflinePhase:
         self.players = list(players)
         self.target_update, self.target_every = target_update, target_every
         self.updates = 0
-        self._steps = [GradientStep(p.losses, p.optimizer, compile=compile) for p in players]
+        self._steps = [
+            GradientStep(p.losses, p.optimizer, compile=compile, name=p.name) for p in players
+        ]
         self._schedules = [
             None if p.lr_factor is None else LambdaLR(p.optimizer, p.lr_factor)  # type: ignore[arg-type]
             for p in players

@@ -59,8 +59,9 @@ class AgentPhase:
             (loss.actor_network_params.parameters(), actor_lr),
             ([loss.log_alpha] if loss.log_alpha.requires_grad else [], alpha_lr),
         )
-        self._step = GradientStep(self._losses, self.optimizer, compile=compile)
-        self._update = capture_on_gpu(self._step_and_follow, compile, name="the SAC update")
+        name = "the agent's update"
+        self._step = GradientStep(self._losses, self.optimizer, compile=compile, name=name)
+        self._update = capture_on_gpu(self._step_and_follow, compile, name=name)
 
     def _losses(self, batch: TensorDictBase) -> TensorDictBase:
         # the actor's term sees the critics detached, so one backward serves all three terms
@@ -146,10 +147,11 @@ class ModelPhase:
         )
         trained = model.elite_parameters() if self._apart else model.parameters()
         self.optimizer = adam((trained, lr))
+        name = "the adversarial update"
         self._step = GradientStep(
-            self._losses, self.optimizer, passed_on=("observation",), compile=compile
+            self._losses, self.optimizer, passed_on=("observation",), compile=compile, name=name
         )
-        self._update = capture_on_gpu(self._step_and_go_on, compile, name="the adversarial update")
+        self._update = capture_on_gpu(self._step_and_go_on, compile, name=name)
 
     def _losses(
         self, observation: Tensor, restarts: Tensor, real: TensorDictBase
@@ -269,7 +271,7 @@ class AgentPhases:
     def __init__(self, phases: Sequence[AgentPhase], *, compile: bool = False) -> None:
         self.phases = list(phases)
         steps = [phase._step_and_follow for phase in phases]
-        self._update = capture_on_gpu(side_by_side(steps), compile, name="the SAC updates")
+        self._update = capture_on_gpu(side_by_side(steps), compile, name="the agents' updates")
 
     def run(
         self, batches: Sequence[Iterable[TensorDictBase]], bar: ProgressBar | None = None

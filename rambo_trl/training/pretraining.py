@@ -165,8 +165,9 @@ def fit_world_model(
     if standardize_reward:
         world_model.fit_reward_statistics(data.get(world_model.next_reward_key), train)
     loss = EnsembleModelLoss(world_model)
-    update = GradientStep(loss, adam((world_model.parameters(), lr)), compile=compile)
-    step = capture_on_gpu(update.__call__, compile, name="the likelihood step")
+    name = "the fit's update"
+    update = GradientStep(loss, adam((world_model.parameters(), lr)), compile=compile, name=name)
+    step = capture_on_gpu(update.__call__, compile, name=name)
     stopping = EarlyStopping(world_model, patience=patience, min_improvement=min_improvement)
 
     num_train = len(train)
@@ -299,8 +300,9 @@ def clone_behaviour(
         # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
         loss = BCLoss(actor)
-    update = GradientStep(loss, adam((loss.parameters(), lr)), compile=compile)
-    step = capture_on_gpu(update.__call__, compile, name="the cloning step")
+    name = "the cloning update"
+    update = GradientStep(loss, adam((loss.parameters(), lr)), compile=compile, name=name)
+    step = capture_on_gpu(update.__call__, compile, name=name)
     num_rows = data.shape[0]
     batch_size = min(batch_size, num_rows)
     per_pass = num_rows // batch_size

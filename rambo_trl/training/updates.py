@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -13,6 +13,7 @@ from torchrl.objectives import SoftUpdate
 
 from rambo_trl.modules.capturing import is_capturing
 from rambo_trl.modules.compiling import compile_like_eager
+from rambo_trl.progress import ProgressBar
 
 __all__ = [
     "FusedAdam",
@@ -26,14 +27,6 @@ __all__ = [
 #: entries of a parameter that one block of threads of a GPU's fused Adam is given
 _PIECE = 8192
 _CUT_ON = ("cuda",)
-
-
-class ProgressBar(Protocol):
-    """Anything with tqdm's ``update``."""
-
-    def update(self, n: int = 1) -> object:
-        """Advance by ``n`` steps."""
-        ...
 
 
 class MetricMeans:
@@ -79,6 +72,7 @@ class GradientStep:
     Keyword Args:
         passed_on: entries of that TensorDict that are returned besides the scalars.
         compile: compile the losses and their gradients as one graph.
+        name: what to call the step where it is compiled, such as ``"the agent's update"``.
     """
 
     def __init__(
@@ -88,6 +82,7 @@ class GradientStep:
         *,
         passed_on: Collection[str] = (),
         compile: bool = False,
+        name: str = "an update",
     ) -> None:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -102,10 +97,7 @@ class GradientStep:
             found = {k: v.detach() for k, v in terms.items() if v.ndim == 0 or k in passed_on}
             return found, grads
 
-        owner = getattr(losses, "__self__", losses)
-        self._gradients = compile_like_eager(
-            gradients, compile, name=f"the update of {type(owner).__name__}"
-        )
+        self._gradients = compile_like_eager(gradients, compile, name=name)
         self.optimizer = optimizer
 
     def __call__(self, *batches: TensorDictBase | Tensor) -> dict[str, Tensor]:

@@ -166,7 +166,7 @@ def test_captured_epochs_equal_eager_ones(
     assert metrics == pytest.approx(eager_metrics, rel=1e-2, abs=1e-3)
     for name in eager:
         torch.testing.assert_close(captured[name], eager[name], rtol=1e-2, atol=1e-3, msg=name)
-    for name in ("the imagined rollouts", "the SAC update", "the adversarial update"):
+    for name in ("the imagined rollouts", "the agent's update", "the adversarial update"):
         assert f"captured {name}" in caplog.messages
 
 

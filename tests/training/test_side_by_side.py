@@ -175,5 +175,5 @@ def test_branches_of_a_graph_move_as_when_they_take_turns(
     for a, b in zip(got, want, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
     assert_same(together, turns, rtol=1e-3, atol=1e-5)
-    for name in ("the SAC updates", "the adversarial updates"):
+    for name in ("the agents' updates", "the adversarial updates"):
         assert f"captured {name}" in caplog.messages

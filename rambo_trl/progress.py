@@ -1,0 +1,157 @@
+"""Progress bars of work that waits for compilers, in terminals and in log files."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Protocol
+
+from tqdm import tqdm
+from tqdm.std import EMA
+
+__all__ = ["Bar", "ProgressBar", "busy", "open_bars"]
+
+#: seconds between a bar's lines in a file
+LINES_EVERY = 30.0
+#: seconds of work from one look at the speed to the next, and the newest look's weight
+LOOK_EVERY, LOOK_WEIGHT = 0.5, 0.1
+#: seconds after which a terminal's bar is drawn again though nothing was counted
+_TICK = 1.0
+_WAITING = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<?, WHAT]"
+
+
+class ProgressBar(Protocol):
+    """Anything with tqdm's ``update``."""
+
+    def update(self, n: int = 1) -> object:
+        """Advance by ``n`` steps."""
+        ...
+
+
+class Bar(tqdm):
+    """tqdm's bar, for work of which some is waiting.
+
+    The speed, and the remaining time with it, is that of recent steps; time that is spent on
+    something else in between (:meth:`wait_for`) does not count, and both are ``?`` as long as
+    nothing is known of them. The clock moves on while nothing is counted. Where the output is no
+    terminal, a line is written at most every half minute, and the last state once at the end.
+
+    Args:
+        *args: as tqdm's.
+
+    Keyword Args:
+        laps: the steps differ among each other, but one lap is like the next: the speed is that of
+            whole laps, whose ends :meth:`lap` tells.
+        **settings: as tqdm's.
+
+    Attributes:
+        waited: seconds for which something else was waited for.
+    """
+
+    last_print_t: float
+
+    def __init__(self, *args: Any, laps: bool = False, **settings: Any) -> None:
+        file = settings.get("file") or sys.stderr
+        self._live = bool(getattr(file, "isatty", lambda: False)())
+        self._laps = laps
+        self._waiting: tuple[str, float] | None = None  # for what, since when
+        self.waited = 0.0
+        self._steps, self._seconds = EMA(LOOK_WEIGHT), EMA(LOOK_WEIGHT)
+        self._speed = 0.0
+        self._written: float | None = None
+        self._closed = threading.Event()
+        settings = {"dynamic_ncols": True, "mininterval": LOOK_EVERY, "miniters": 1, **settings}
+        super().__init__(*args, smoothing=0, **settings)
+        if self.disable:
+            return
+        self._looked = (self.start_t, self.n)
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self) -> None:
+        """Draw the bar again while nothing else does."""
+        while not self._closed.wait(_TICK):
+            now = self._time()
+            if now >= max(self.start_t + self.delay, self.last_print_t + _TICK):
+                self.last_print_t = now
+                self.refresh()
+
+    def _look(self, least: float) -> None:
+        """Note the speed since the last look, where that is ``least`` seconds of work ago."""
+        worked, (before, done) = self._time() - self.waited, self._looked
+        if worked - before > least:
+            self._looked = (worked, self.n)
+            self._speed = self._steps(self.n - done) / self._seconds(worked - before)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Advance by ``n`` steps."""
+        shown = super().update(n)
+        if not (self.disable or self._laps):
+            self._look(LOOK_EVERY)
+        return shown
+
+    def lap(self) -> None:
+        """End a lap and begin the next."""
+        if not self.disable:
+            self._look(0.0)
+
+    def wait_for(self, what: str | None) -> None:
+        """Say what is waited for from now on, such as ``"compiling the update"``; None ends it."""
+        if self.disable:
+            return
+        if self._waiting is not None:
+            self.waited += self._time() - self._waiting[1]
+        self._waiting = None if what is None else (what, self._time())
+        self.refresh()
+
+    @property
+    def format_dict(self) -> Any:
+        """What is shown."""
+        found = super().format_dict
+        found["rate"] = self._speed
+        if self._closed.is_set():  # of all that was done
+            worked = found["elapsed"] - self.waited
+            found["rate"] = (self.n - self.initial) / worked if worked > 0 else 0.0
+        elif self._waiting is not None:
+            what = self._waiting[0].replace("{", "{{").replace("}", "}}")
+            found["bar_format"] = _WAITING.replace("WHAT", what)
+        return found
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Draw the bar, or write its line where it is time for one."""
+        if self._live:
+            return super().display(msg, pos)
+        now, ends = self._time(), self._closed.is_set()
+        early = self._written is not None and now - self._written < LINES_EVERY
+        # what is complete is the last state, written at the end
+        if msg is not None or (not ends and (early or self.n == self.total)):
+            return False
+        self._written = now
+        self.fp.write(f"{self}" if ends else f"{self}\n")  # tqdm ends the last line
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Make room for other lines in a terminal."""
+        if self._live:
+            super().clear(nolock)
+
+    def close(self) -> None:
+        """Draw the last state."""
+        self._closed.set()
+        super().close()
+
+
+def busy(what: str, *, disable: bool = False) -> Bar:
+    """A sign that something goes on which cannot be counted, where it takes more than a moment.
+
+    Used with ``with``; a terminal shows nothing of it afterwards.
+
+    Args:
+        what: such as ``"reading the data"``.
+        disable: show nothing.
+    """
+    return Bar(desc=what, bar_format="{desc} [{elapsed}]", leave=False, delay=1, disable=disable)
+
+
+def open_bars() -> list[Bar]:
+    """The bars that are shown now."""
+    return [bar for bar in list(tqdm._instances) if isinstance(bar, Bar)]
