@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from rambo_trl.progress import busy
 from rambo_trl.scaling import denormalize_action
 from rambo_trl.training.policy_file import Policy, load_policy, policy_path
 from rambo_trl.training.run_folder import write_atomically
@@ -231,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = policy_path(options.run)
     out = options.out or source.with_suffix(f".{options.format}")
     try:
-        difference = export_policy(load_policy(source), out, format=options.format)
+        with busy(f"exporting {source}"):
+            difference = export_policy(load_policy(source), out, format=options.format)
     except (OSError, ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import starting  # noqa: F401
 from adversary_figure import EFFECT_FILE, PLACES, draw
 from adversary_game import load_game
 from adversary_measures import measure
 from command_line import describe
 
+from rambo_trl.progress import busy
 from rambo_trl.training.run_folder import write_atomically
 
 
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
-    found = measure(game, options.horizon)
+    with busy("measuring the models before and after the game"):
+        found = measure(game, options.horizon)
     write_atomically(out / EFFECT_FILE, (json.dumps(found, indent=2) + "\n").encode())
     metrics = game.rambo.run.folder.read_metrics()
     draw(found, [row for row in metrics if (row["epoch"] or 0) <= game.epoch],

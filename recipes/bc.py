@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 
+import starting  # noqa: F401
 from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDictBase
 from torchrl.objectives import BCLoss

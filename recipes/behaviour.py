@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import starting  # noqa: F401
 import torch
 from command_line import check_command_line
 from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
 from run_settings import ALL_RULES, Number, Rule, Text, Whole, check_config
+from run_support import announce_compilation
 from safetensors.torch import load_file, save_file
-from torchrl._utils import logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
 from torchrl.objectives import SACLoss
-from tqdm import tqdm
 
 from rambo_trl.data.environment import environment_spaces
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
+from rambo_trl.progress import Bar
 from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.evaluation import evaluate_policy
 from rambo_trl.training.phases import AgentPhase
@@ -148,6 +149,7 @@ def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     keep_freed_memory()
+    announce_compilation()
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -205,28 +207,27 @@ def main(cfg: DictConfig) -> None:
         table.flush()
         return result.return_mean
 
-    snapshot(0)
-    progress = tqdm(total=cfg.total_steps, desc=f"SAC on {cfg.env}", mininterval=5)
-    alpha = 1.0
-    step, next_eval = 0, cfg.eval_every
-    for batch in collector:
-        buffer.extend(batch.exclude("collector", "loc", "scale").reshape(-1))
-        step += batch.numel()
-        progress.update(batch.numel())
-        if step >= cfg.init_random_steps:
-            updates = int(frames_per_batch * cfg.updates_per_step)
-            alpha = agent.run(buffer.sample() for _ in range(updates))["alpha"]
-            collector.update_policy_weights_()
-        if step >= next_eval:
-            next_eval += cfg.eval_every
-            score = snapshot(step)
-            progress.set_postfix(eval_return=f"{score:.0f}", alpha=f"{alpha:.3f}")
-            if cfg.stop_return is not None and score >= cfg.stop_return:
-                break
-    progress.close()
+    with Bar(desc=f"SAC on {cfg.env}", total=cfg.total_steps) as bar:
+        snapshot(0)
+        alpha = 1.0
+        step, next_eval = 0, cfg.eval_every
+        for batch in collector:
+            buffer.extend(batch.exclude("collector", "loc", "scale").reshape(-1))
+            step += batch.numel()
+            bar.update(batch.numel())
+            if step >= cfg.init_random_steps:
+                updates = int(frames_per_batch * cfg.updates_per_step)
+                alpha = agent.run(buffer.sample() for _ in range(updates))["alpha"]
+                collector.update_policy_weights_()
+            if step >= next_eval:
+                next_eval += cfg.eval_every
+                score = snapshot(step)
+                bar.set_postfix(eval_return=f"{score:.0f}", alpha=f"{alpha:.3f}")
+                if cfg.stop_return is not None and score >= cfg.stop_return:
+                    break
     collector.shutdown()
     table.close()
-    logger.info("bundle written: %s", write_bundle(run_dir, cfg))
+    print(f"bundle written: {write_bundle(run_dir, cfg)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
+import starting  # noqa: F401
 import torch
 from command_line import check_command_line
 from omegaconf import DictConfig

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import starting  # noqa: F401
 from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDictBase
 from torch import nn

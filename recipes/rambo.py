@@ -12,6 +12,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import starting  # noqa: F401
 import torch
 from model_based import FITTED_MODEL, ModelBased
 from paper_results import rambo_label

@@ -33,6 +33,7 @@ from report_tables import notes, score_table, scores_of, totals
 from run_reading import Configuration, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
 
+from rambo_trl.progress import busy
 from rambo_trl.training.run_folder import write_atomically
 
 COLUMNS = (
@@ -138,11 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = table_rows(found)
     write_csv(out / "table.csv", list(summary[0]), summary)
     (out / "table.md").write_text(table)
-    draw_scores(found, out / "scores.png")
-    draw_learning_curves(found, out / "learning_curves.png")
-    draw_q_and_return(found, out / "q_and_return.png")
-    if effects:
-        draw_effects(effects, out / "adversary_effect.png")
+    with busy("drawing the figures"):
+        draw_scores(found, out / "scores.png")
+        draw_learning_curves(found, out / "learning_curves.png")
+        draw_q_and_return(found, out / "q_and_return.png")
+        if effects:
+            draw_effects(effects, out / "adversary_effect.png")
     if readme:
         write_atomically(options.readme, readme.encode())
     print(table, end="")

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import starting  # noqa: F401
 import torch
 from command_line import check_command_line
 from omegaconf import DictConfig, OmegaConf
 from run_support import refusing_bad_input
 from single_transition_figure import draw
 from single_transition_training import METHODS, Run, train
-from tqdm import tqdm
 
+from rambo_trl.progress import Bar
 from rambo_trl.training.run_folder import RunFolder, package_versions
 
 
@@ -35,7 +36,7 @@ def train_all(cfg: DictConfig) -> list[Run]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(train, name, seed, cfg) for name, seed in jobs]
-        with tqdm(total=len(jobs), desc="runs", smoothing=0.1) as bar:
+        with Bar(total=len(jobs), desc="runs") as bar:
             for future in as_completed(futures):
                 run = future.result()
                 bar.update()

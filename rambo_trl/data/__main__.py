@@ -13,6 +13,7 @@ from torchrl.data import Bounded
 
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.report import describe_dataset, plot_dataset
+from rambo_trl.progress import busy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dataset.has_simulator = False
         report = describe_dataset(dataset)
         if options.figure is not None:
-            plot_dataset(dataset, options.figure)
+            with busy("drawing the figure"):
+                plot_dataset(dataset, options.figure)
             report += f"\n\nfigure       {options.figure}"
         if options.memmap is not None:
-            dataset.memmap(options.memmap)
+            with busy(f"writing {options.memmap}"):
+                dataset.memmap(options.memmap)
             report += f"\n\nwritten to   {options.memmap}"
     except (ValueError, OSError) as error:
         return _refused(str(error))

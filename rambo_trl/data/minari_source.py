@@ -37,6 +37,7 @@ from rambo_trl.data.environment import (
 )
 from rambo_trl.data.minari_root import minari_root
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
+from rambo_trl.progress import Bar
 
 __all__ = ["MinariSource", "open_minari"]
 
@@ -87,7 +88,7 @@ def open_minari(
         env_id: Gymnasium id of the environment, instead of the data set's.
         observation_keys: entries of Dict observations to join; see
             :meth:`~rambo_trl.data.ObservationLayout.of`.
-        progress: whether a build shows its progress bar.
+        progress: whether a build and the reading show their progress.
 
     Returns:
         The data set's description and its episodes, not read yet.
@@ -105,7 +106,7 @@ def open_minari(
         if name.startswith(BUNDLED_PREFIX):
             _ensure_bundled(name, progress)
         dataset = _local_or_download(name)
-    return _describe(name, dataset, env_id, observation_keys)
+    return _describe(name, dataset, env_id, observation_keys, progress)
 
 
 def _ensure_bundled(name: str, progress: bool) -> None:
@@ -266,6 +267,7 @@ def _describe(
     dataset: minari.MinariDataset,
     env_id: str | None,
     observation_keys: Sequence[str] | None,
+    progress: bool,
 ) -> MinariSource:
     """Check the spaces and gather the metadata."""
     env_spec = None
@@ -297,7 +299,7 @@ def _describe(
         # of a dictionary's entries joined, nothing has the names
         observation_names=_names(metadata, "observation") if layout.keys is None else None,
         action_names=_names(metadata, "action"),
-        episodes=_episodes(name, dataset, layout),
+        episodes=_episodes(name, dataset, layout, progress),
     )
 
 
@@ -308,11 +310,13 @@ def _names(metadata: Mapping[str, Any], kind: str) -> tuple[str, ...] | None:
 
 
 def _episodes(
-    name: str, dataset: minari.MinariDataset, layout: ObservationLayout
+    name: str, dataset: minari.MinariDataset, layout: ObservationLayout, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """Read the episodes one by one, their observations flattened."""
     stored = iter(dataset.storage.get_episodes(dataset.episode_indices))
-    for index in range(len(dataset.episode_indices)):
+    indices = range(len(dataset.episode_indices))
+    label = f"reading {name}"
+    for index in Bar(indices, label, unit="episode", leave=False, delay=1, disable=not progress):
         try:
             episode = next(stored)
             observations = layout.flatten(episode["observations"])

@@ -42,6 +42,7 @@ from rambo_trl.data.transitions import (
     coarse_entries,
     observation_statistics,
 )
+from rambo_trl.progress import busy
 from rambo_trl.scaling import (
     RewardScale,
     denormalize_action,
@@ -291,7 +292,7 @@ class OfflineDataset:
             normalize: whether observations are normalised.
             reward_shift: added to every reward of the transitions.
             reward_scale: what they are then divided by, or ``"auto"``; see the constructor.
-            progress: whether a build shows its progress bar.
+            progress: whether a build and the reading show their progress.
 
         Returns:
             The checked data set.
@@ -322,8 +323,10 @@ class OfflineDataset:
                 if max_episode_steps is None:
                     max_episode_steps = known.max_episode_steps
                 _warn_of_other_simulator(name, known.recorded_env_id)
+            with busy(f"reading {name}", disable=not progress):
+                arrays = read_d4rl_file(path)
             return cls.from_arrays(
-                read_d4rl_file(path),
+                arrays,
                 action_spec=action_spec,
                 name=name,
                 env_id=env_id,
