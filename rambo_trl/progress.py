@@ -140,16 +140,16 @@ class Bar(tqdm):
         super().close()
 
 
-def busy(what: str, *, disable: bool = False) -> Bar:
+def busy(what: str, **settings: Any) -> Bar:
     """A sign that something goes on which cannot be counted, where it takes more than a moment.
 
     Used with ``with``; a terminal shows nothing of it afterwards.
 
     Args:
         what: such as ``"reading the data"``.
-        disable: show nothing.
+        **settings: as tqdm's.
     """
-    return Bar(desc=what, bar_format="{desc} [{elapsed}]", leave=False, delay=1, disable=disable)
+    return Bar(desc=what, bar_format="{desc} [{elapsed}]", leave=False, delay=1, **settings)
 
 
 def open_bars() -> list[Bar]:

@@ -85,6 +85,7 @@ class GradientStep:
         name: str = "an update",
     ) -> None:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        getattr(losses, "in_keys", None)  # else TorchRL sets them in the first call: two graphs
 
         def gradients(
             *batches: TensorDictBase | Tensor,

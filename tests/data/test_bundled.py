@@ -21,6 +21,7 @@ from rambo_trl.data import (
 )
 from rambo_trl.data.behaviour import PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.bundled import build_bundled, bundled_path
+from rambo_trl.progress import Bar
 
 ENV = "InvertedDoublePendulum-v5"
 NAME = "bundled/inverteddoublependulum/{}-v0"
@@ -53,6 +54,26 @@ def test_build_each_kind(kind: str, policies_dir: Path) -> None:
     metadata = minari.load_dataset(NAME.format(kind)).storage.metadata
     assert 0 < metadata["seed"] < 1_000_000
     assert len(metadata["composition"]) == {"medium-replay": 3, "medium-expert": 2}.get(kind, 1)
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_the_bar_is_full_when_the_set_is_there_and_not_before(
+    policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, seen = NAME.format("medium-replay"), []
+
+    class Noting(Bar):
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            assert self.total == 200
+            seen.append((self.n / self.total, bundled_path(name).exists()))
+            return shown
+
+    monkeypatch.setattr(bundled, "Bar", Noting)
+    build_bundled(name, num_steps=200, policies_dir=policies_dir)
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares) and shares[-1] == 1 and len(shares) > 20
+    assert all(there or share < 1 for share, there in seen[:-2]) and seen[-1] == (1, True)
 
 
 @pytest.mark.usefixtures("minari_root")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -73,6 +74,30 @@ def test_many_functions_of_the_same_lines_do_not_exhaust_the_compiler(
     for number in range(limit + 3):
         assert build(number)(torch.zeros(())) == number
     assert counter.frame_count == limit + 3
+
+
+def test_every_compilation_is_told_when_it_begins_and_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, *, options, **kw: original(f, backend="eager"))
+    run = compile_like_eager(lambda x: x + 1, name="the agent's update")
+    told = []
+
+    def records() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == compiling.__name__]
+
+    with caplog.at_level("DEBUG", logger=compiling.__name__):
+        for size in (2, 2, 3, 2):  # another size is compiled anew
+            caplog.clear()
+            run(torch.zeros(size))
+            told.append([getattr(record, "compiling", "-") for record in records()])
+        torch._dynamo.reset()  # forgets who is told
+        run(torch.zeros(2))
+    assert told == [["compiling the agent's update", None], [], told[0], []]
+    begun, ended = records()
+    assert (begun.levelname, ended.levelname) == ("INFO", "DEBUG")
+    assert begun.getMessage().startswith("compiling the agent's update: seconds to a minute")
 
 
 class Guard(NamedTuple):

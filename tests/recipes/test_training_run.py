@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -15,6 +17,7 @@ import pytest
 import run_evaluation
 import torch
 from run_results import last_screen
+from run_support import announce_compilation
 from training_run import choose_gpu, epoch_line
 
 from rambo_trl.training import checkpoint
@@ -90,6 +93,29 @@ def test_a_signal_within_the_save_loses_no_epoch(
     again.begin(toy.Method())
     assert next(iter(again.epochs())) == {"epoch": 3}
     assert again.saved_text() == "epoch 2 is saved"
+
+
+def test_compiling_is_named_and_no_part_of_the_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], toy: Any
+) -> None:
+    announce_compilation()
+    log = logging.getLogger("rambo_trl.modules.compiling")
+    run = toy.run(tmp_path / "run", "epochs=2")
+    run.begin(toy.Method())
+    for row in run.epochs():
+        with run.epoch(row), run.watch("agent"):
+            log.info("compiling it: seconds", extra={"compiling": "compiling it"})
+            assert "<?, compiling it]" in str(run.bar)
+            time.sleep(0.3)
+            log.debug("compiled it", extra={"compiling": None})
+            time.sleep(0.01)
+            run.bar.update()
+            assert "agent]" in str(run.bar)
+    assert run.progress["seconds"]["agent"] > 2 * 0.3
+    assert 0.01 < run.watch.worked["agent"] < 0.3
+    printed = capsys.readouterr()
+    assert "compiling it: seconds" in printed.err and "compiled it" not in printed.err
+    assert min(int(n) for n in re.findall(r"(\d+) updates/s", printed.out)) > 1 / 0.3
 
 
 def test_what_a_kill_left_half_written_is_gone_once_the_run_is_resumed(
