@@ -39,6 +39,8 @@ from measuring import (
 )
 from workload import Workload, hopper_like
 
+from rambo_trl.places import expand_home
+
 NAMES = {
     "rollouts": "imagined rollouts",
     "sac": "SAC update",
@@ -250,7 +252,7 @@ def awake(side: Side, name: str) -> None:
 def main() -> None:
     """Compare, print, write the JSON file and the figure."""
     parser = arguments("Measure against a checkout of OfflineRL-Kit.")
-    parser.add_argument("--peer", type=Path, required=True, help="the checkout's folder")
+    parser.add_argument("--peer", type=expand_home, required=True, help="the checkout's folder")
     parser.add_argument(
         "--rounds", type=int, default=9, help="turns of each, 3 of the iteration (default: 9)"
     )

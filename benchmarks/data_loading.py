@@ -32,6 +32,7 @@ from rambo_trl.data import OfflineDataset, make_real_buffer
 from rambo_trl.data.minari_root import minari_root
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import EnsembleModelLoss
+from rambo_trl.places import expand_home
 
 OBSERVATION_SIZE, ACTION_SIZE, EPISODE = 11, 3, 1000
 FORMATS = {
@@ -103,7 +104,10 @@ def write_d4rl(path: Path, episodes: int, *, with_next: bool) -> Path:
 
 def memory() -> dict[str, int]:
     """Bytes of this process now: ``anonymous`` is its own, ``mapped`` is files' pages."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     return {
         "anonymous": 1024 * int(fields["RssAnon"].split()[0]),
         "mapped": 1024 * int(fields["RssFile"].split()[0]),
@@ -188,7 +192,9 @@ def options_parser() -> argparse.ArgumentParser:
     )
     add_out(parser)
     parser.add_argument(
-        "--folder", type=Path, help="where the sets are made, and deleted (default: the system's)"
+        "--folder",
+        type=expand_home,
+        help="where the sets are made, and deleted (default: the system's)",
     )
     parser.add_argument("--measure", choices=("load", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)

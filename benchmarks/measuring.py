@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchrl._utils import logger as torchrl_logger
 
+from rambo_trl.places import expand_home
 from rambo_trl.training.allocation import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     """The option that says where results go."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=expand_home,
         default=Path("runs/benchmarks"),
         help="folder of the JSON file and the figure (default: runs/benchmarks)",
     )
@@ -182,7 +183,9 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        names = [
+            x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("model name")
+        ]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
     return {
         "cpu": cpu,
@@ -201,7 +204,7 @@ def resident_memory() -> float:
     """Megabytes that this process holds now."""
     statm = Path("/proc/self/statm")
     if statm.is_file():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     return peak_memory()
 
 
@@ -215,7 +218,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the results, whole or not at all, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
     print(f"written: {path}")
 

@@ -19,6 +19,8 @@ from compare import NAMES as COMPARED
 from compare import RATIOS, time_text
 from update_throughput import NAMES as UPDATES
 
+from rambo_trl.places import expand_home
+
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, the first column to the left and the others to the right."""
@@ -185,7 +187,7 @@ def put_in(text: str, folder: Path, page_folder: Path) -> str:
         if start in text and end in text and path.is_file():
             head, rest = text.split(start, 1)
             tail = rest.split(end, 1)[1]
-            table = part(json.loads(path.read_text()))
+            table = part(json.loads(path.read_text(encoding="utf-8")))
             figure = os.path.relpath(path.with_suffix(".png"), page_folder)
             picture = f"\n\n![{caption}]({figure})" if caption else ""
             text = f"{head}{start}\n{table}{picture}\n{end}{tail}"
@@ -195,16 +197,19 @@ def put_in(text: str, folder: Path, page_folder: Path) -> str:
 def main() -> None:
     """Rewrite the pages."""
     parser = argparse.ArgumentParser(description="Put measured figures into the documentation.")
-    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--folder", type=expand_home, default=Path("docs/benchmarks"))
     parser.add_argument(
-        "pages", nargs="*", type=Path, default=[Path("docs/benchmarks.md"), Path("README.md")]
+        "pages",
+        nargs="*",
+        type=expand_home,
+        default=[Path("docs/benchmarks.md"), Path("README.md")],
     )
     args = parser.parse_args()
     for page in args.pages:
-        before = page.read_text()
+        before = page.read_text(encoding="utf-8")
         after = put_in(before, args.folder, page.parent)
         if after != before:
-            page.write_text(after)
+            page.write_text(after, encoding="utf-8")
             print(f"written: {page}")
 
 

@@ -35,6 +35,8 @@ from measuring import (
     write_json,
 )
 
+from rambo_trl.places import expand_home
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "rambo.py"
 SETTINGS = ("task=inverteddoublependulum-medium-replay", "schedule=smoke", "evaluation.every=2")
 #: how much more memory and time than in the beginning is called flat
@@ -46,7 +48,7 @@ Sample = dict[str, Any]
 
 def look_at(process: int) -> dict[str, float]:
     """Memory in megabytes, open files and threads of a process, as Linux tells them."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     return {
         "memory_mb": int(status["VmRSS"].split()[0]) / 1e3,
@@ -60,7 +62,7 @@ def read_rows(metrics: Path) -> list[bool]:
     """Whether each finished epoch of a ``metrics.csv`` was evaluated."""
     if not metrics.is_file():
         return []
-    text = metrics.read_text()
+    text = metrics.read_text(encoding="utf-8")
     header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
     if not lines:
         return []
@@ -104,7 +106,7 @@ def watch(words: Sequence[str], threads: int | None, work: Path) -> list[Sample]
                 run.kill()
                 run.wait()
     if code:
-        tail = (work / "output.txt").read_text(errors="replace")[-2000:]
+        tail = (work / "output.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise SystemExit(f"the run ended with {code}:\n{tail}")
     return samples
 
@@ -210,7 +212,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = arguments("A long run, watched from outside.")
     parser.add_argument("--epochs", type=int, default=200, help="how many (default: 200)")
-    parser.add_argument("--page", type=Path, help="the page to put the figures into")
+    parser.add_argument("--page", type=expand_home, help="the page to put the figures into")
     parser.add_argument(
         "--read", action="store_true", help="run nothing, take the figures of the JSON file"
     )
@@ -222,7 +224,7 @@ def main() -> None:
     args, words = options().parse_known_args()
     path = args.out / "soak.json"
     if args.read:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     else:
         set_up(args)
         epochs = 20 if args.quick else args.epochs
@@ -245,7 +247,8 @@ def main() -> None:
         draw(content, path.with_suffix(".png"))
     print(paragraph(content))
     if args.page is not None:
-        args.page.write_text(put_in(args.page.read_text(), content))
+        text = put_in(args.page.read_text(encoding="utf-8"), content)
+        args.page.write_text(text, encoding="utf-8")
         print(f"written: {args.page}")
     found = complaints(content["results"])
     for line in found:

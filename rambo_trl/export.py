@@ -18,7 +18,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,8 +25,10 @@ import torch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
 from rambo_trl.scaling import denormalize_action
+from rambo_trl.terminal import colour_terminals_only
 from rambo_trl.training.policy_file import Policy, load_policy, policy_path
 from rambo_trl.training.run_folder import write_atomically
 
@@ -114,7 +115,7 @@ def export_policy(
     """
     if format not in get_args(ExportFormat):
         raise ValueError(f"format must be one of {', '.join(get_args(ExportFormat))}, got {format}")
-    path = Path(path)
+    path = expand_home(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: name another file")
     module = copy.deepcopy(PolicyModule(policy)).to("cpu").eval()
@@ -225,10 +226,13 @@ def _largest_difference(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export a run's policy; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rambo_trl.export", description=__doc__)
-    parser.add_argument("run", metavar="RUN", type=Path, help="run folder, or a policy file")
+    parser.add_argument("run", metavar="RUN", type=expand_home, help="run folder, or a policy file")
     parser.add_argument("--format", choices=get_args(ExportFormat), default="pt2")
-    parser.add_argument("--out", type=Path, help="file to write; policy.FORMAT beside the policy")
+    parser.add_argument(
+        "--out", type=expand_home, help="file to write; policy.FORMAT beside the policy"
+    )
     options = parser.parse_args(arguments)
+    colour_terminals_only()
     source = policy_path(options.run)
     out = options.out or source.with_suffix(f".{options.format}")
     try:

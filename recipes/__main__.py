@@ -15,7 +15,7 @@ def programs() -> list[str]:
     return [
         path.stem
         for path in sorted(HERE.glob("[a-z]*.py"))
-        if 'if __name__ == "__main__"' in path.read_text()
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
     ]
 
 

@@ -23,6 +23,7 @@ from adversary_game import load_game
 from adversary_measures import measure
 from command_line import describe
 
+from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
 from rambo_trl.training.run_folder import write_atomically
 
@@ -66,9 +67,9 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, tell; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of RAMBO")
-    parser.add_argument("--out", type=Path, help="where to write, by default the run folder")
-    parser.add_argument("--pretrained", type=Path, help="the model before the game")
+    parser.add_argument("run", type=expand_home, metavar="RUN", help="run folder of RAMBO")
+    parser.add_argument("--out", type=expand_home, help="where to write, by default the run folder")
+    parser.add_argument("--pretrained", type=expand_home, help="the model before the game")
     parser.add_argument("--horizon", type=int, default=100, help="steps (default: %(default)s)")
     options = parser.parse_args(arguments)
     out: Path = options.out or options.run

@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from rambo_trl.drawing import literal
+
 #: what is measured of a run, in its folder
 EFFECT_FILE = "adversary_effect.json"
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#222222", "#666666"
@@ -62,8 +64,8 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.suptitle(
-        f"{found['dataset']}, lambda = {found['adversarial_weight']:g}, seed {found['seed']}, "
-        f"after {found['epoch']} epochs",
+        f"{literal(found['dataset'])}, lambda = {found['adversarial_weight']:g}, "
+        f"seed {found['seed']}, after {found['epoch']} epochs",
         x=0.01, ha="left", weight="bold",
     )  # fmt: skip
     figure.savefig(path, dpi=110)

@@ -32,6 +32,7 @@ from torchrl.objectives import SACLoss
 
 from rambo_trl.data.environment import environment_spaces
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
+from rambo_trl.places import expand_home
 from rambo_trl.progress import Bar
 from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.evaluation import evaluate_policy
@@ -73,7 +74,7 @@ def select_snapshots(
 
 def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
     """Gather the chosen snapshots of a run folder into one half-precision bundle."""
-    with (run_dir / TABLE).open() as f:
+    with (run_dir / TABLE).open(encoding="utf-8") as f:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
     chosen, medium, expert = select_snapshots(rows, cfg.num_snapshots, tuple(cfg.medium_range))
     tensors, listed = {}, []
@@ -134,9 +135,9 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             f"medium_range must be two numbers, the lower first, such as [800,1800], got {values}"
         )
-    table = Path(cfg.run_dir) / TABLE
+    table = expand_home(cfg.run_dir) / TABLE
     if table.exists():
-        raise ValueError(f"{table} is there already: choose another run_dir, or remove the folder")
+        raise ValueError(f"{table} is there already: choose another run_dir")
     spaces = environment_spaces(str(cfg.env))
     for what, space in zip(("observations", "actions"), spaces, strict=True):
         if not isinstance(space, Box) or len(space.shape) != 1:
@@ -150,7 +151,7 @@ def main(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)
     keep_freed_memory()
     announce_compilation()
-    run_dir = Path(cfg.run_dir)
+    run_dir = expand_home(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
 
     env = TransformedEnv(GymEnv(cfg.env), DoubleToFloat())
@@ -182,7 +183,7 @@ def main(cfg: DictConfig) -> None:
         storage=LazyTensorStorage(cfg.buffer_size), batch_size=cfg.batch_size
     )
 
-    table = (run_dir / TABLE).open("w", newline="")
+    table = (run_dir / TABLE).open("w", newline="", encoding="utf-8")
     writer = csv.DictWriter(table, ["step", "return_mean", "return_std", "length_mean", "seconds"])
     writer.writeheader()
     started = time.perf_counter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import hydra
 import starting  # noqa: F401
@@ -20,6 +19,7 @@ from run_settings import Flag, Rule, Text, Whole, check_config
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.bundled import build_bundled, bundled_names, bundled_path
+from rambo_trl.places import expand_home
 
 #: what each setting may be
 RULES: Mapping[str, Rule] = {
@@ -39,7 +39,7 @@ def build(name: str, cfg: DictConfig) -> tuple[str, ...]:
     if cfg.overwrite or name not in bundled_names() or not bundled_path(name).exists():
         build_bundled(
             name,
-            policies_dir=None if cfg.policies_dir is None else Path(cfg.policies_dir),
+            policies_dir=None if cfg.policies_dir is None else expand_home(cfg.policies_dir),
             overwrite=cfg.overwrite,
         )
     data = OfflineDataset.load(name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -52,6 +54,42 @@ def refuse(error: BaseException | str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+def setting(key: str, value: object) -> str:
+    """A setting as one word of a command line, quoted so that a shell and then Hydra read it back.
+
+    Args:
+        key: the setting's.
+        value: a text, or what is one when it is printed.
+
+    Examples:
+        >>> print(setting("resume", "runs/hopper"), setting("dataset", "a (1).hdf5"))
+        resume=runs/hopper 'dataset="a (1).hdf5"'
+    """
+    return shlex.quote(_for_hydra(key, str(value)))
+
+
+def _for_hydra(key: str, text: str) -> str:
+    """A setting as Hydra reads it back, without a shell."""
+    text = text.replace("${", "\\${")  # which would stand for another setting
+    word = f"{key}={text}"
+    try:
+        plain = OverridesParser.create().parse_override(word)
+        if not plain.is_sweep_override() and plain.value() == text:
+            return word
+    except HydraException:
+        pass
+    # backslashes count only before a quote
+    escaped = re.sub(r'(\\*)("|\Z)', lambda m: 2 * m[1] + ('\\"' if m[2] else ""), text)
+    return f'{key}="{escaped}"'
+
+
+def _with_home(word: str) -> str:
+    """A word of the command line with its ``~/`` for the home folder, which Hydra cannot read."""
+    key, equals, value = word.partition("=")
+    home = value[:2] in ("~", "~/") and re.fullmatch(r"[\w.]+", key)
+    return _for_hydra(key, os.path.expanduser(value)) if equals and home else word
+
+
 def check_command_line(
     config_name: str,
     check: Callable[[DictConfig], None] = check_config,
@@ -70,6 +108,8 @@ def check_command_line(
     Raises:
         SystemExit: with code 2 after one line on what to change.
     """
+    if argv is None:
+        sys.argv[1:] = map(_with_home, sys.argv[1:])
     args, unknown = get_args_parser().parse_known_args(argv)
     if unknown:
         refuse(f"cannot read {unknown[0]!r}: settings are given as key=value, without dashes")
@@ -108,7 +148,11 @@ def compose_jobs(
     jobs = [parsed]
     sweeps = [o for o in parsed if o.is_sweep_override()]
     if sweeps and not multirun:
-        raise ValueError(f"{sweeps[0].input_line} names several values: add -m to run each of them")
+        key, _, value = (sweeps[0].input_line or "").partition("=")
+        raise ValueError(
+            f"{key}={value} names several values: add -m to run each of them; where it is one, "
+            f"write {setting(key, value)}"
+        )
     if sweeps:
         try:
             (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
@@ -193,7 +237,7 @@ def name_of_data(cfg: DictConfig, task: str, words: Sequence[str], root: str | P
     given = {word.partition("=")[0].lstrip("+") for word in words}
     if "dataset" not in given or "task" in given:
         return task
-    file = Path(root, cfg.dataset)
+    file = Path(root, os.path.expanduser(cfg.dataset))
     name = file.absolute().stem if file.exists() else cfg.dataset
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
@@ -223,7 +267,10 @@ def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        reason = f"cannot read {text!r} ({_first_line(error)})" if "=" in text else ""
+        key, equals, value = text.partition("=")
+        reason = f"cannot read {text!r} ({_first_line(error)})" if equals else ""
+        if reason and value[:1] not in ("[", "{", "'", '"', ""):
+            reason += f": where it is one text, write {setting(key, value)}"
         raise ValueError(reason or f"cannot read {text!r}: settings are given as key=value") from (
             error
         )

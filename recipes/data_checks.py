@@ -159,7 +159,8 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
     """
     if dataset.environment is None:
         print(
-            f"note: {dataset.name} without an environment: the policy is not evaluated",
+            f"note: {dataset.name} without an environment: the policy is not evaluated"
+            + (f", and there is no video={cfg.video}" if cfg.video != "none" else ""),
             file=sys.stderr,
         )
     else:

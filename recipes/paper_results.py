@@ -75,7 +75,7 @@ class PublishedAblation:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 

@@ -33,6 +33,7 @@ from report_tables import notes, score_table, scores_of, totals
 from run_reading import Configuration, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
 
+from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
 from rambo_trl.training.run_folder import write_atomically
 
@@ -84,7 +85,7 @@ def settings_text(differs: Mapping[str, Any]) -> str:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows; keys that are no columns are left out."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -107,8 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs or sweeps")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the report")
-    parser.add_argument("--readme", type=Path, help="file with markers to put the table into")
+    parser.add_argument("--out", required=True, type=expand_home, help="folder of the report")
+    parser.add_argument(
+        "--readme", type=expand_home, help="file with markers to put the table into"
+    )
     options = parser.parse_args(arguments)
     out: Path = options.out
     try:
@@ -116,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = configurations(runs)
         effects = read_effects(found)
         table = markdown_table(found, effects)
-        readme = options.readme and put_between_markers(options.readme.read_text(), out.name, table)
+        readme = options.readme and put_between_markers(
+            options.readme.read_text(encoding="utf-8"), out.name, table
+        )
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_csv(out / "results.csv", COLUMNS, rows)
     summary = table_rows(found)
     write_csv(out / "table.csv", list(summary[0]), summary)
-    (out / "table.md").write_text(table)
+    (out / "table.md").write_text(table, encoding="utf-8")
     with busy("drawing the figures"):
         draw_scores(found, out / "scores.png")
         draw_learning_curves(found, out / "learning_curves.png")

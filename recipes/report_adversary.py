@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from report_figures import legend_entries
 from run_reading import Configuration, Record
 
+from rambo_trl.drawing import literal
+
 #: where an effect is looked at: way off the data, its first or its last point, colour, name
 _PLACES = (
     ("policy_actions", 0, BLACK, "at the data's actions"),
@@ -70,7 +72,9 @@ def read_effects(found: Sequence[Configuration]) -> list[Effect]:
             path = run.path / EFFECT_FILE
             if path.is_file():
                 try:
-                    effects.append(_effect(configuration, run, json.loads(path.read_text())))
+                    effects.append(
+                        _effect(configuration, run, json.loads(path.read_text(encoding="utf-8")))
+                    )
                 except (ValueError, LookupError, TypeError) as error:
                     raise ValueError(f"{path} is not what adversary_effect.py writes") from error
     return effects
@@ -151,9 +155,9 @@ def draw_effects(effects: Sequence[Effect], path: Path) -> None:
     for (value, moved), group, dataset in zip(panels, groups, datasets, strict=True):
         value.axvline(0, color=GREY, linewidth=1)
         _draw_spreads(value, [effect.value for effect in group])
-        value.set_title(f"{dataset}: value of a step", loc="left", fontsize=11)
+        value.set_title(f"{literal(dataset)}: value of a step", loc="left", fontsize=11)
         value.set_xlabel("change of r + gamma V(s')")
-        value.set_yticks(range(len(group)), [_label(effect) for effect in group])
+        value.set_yticks(range(len(group)), [literal(_label(effect)) for effect in group])
         value.set_ylim(len(group) - 0.45, -0.55)  # the first run above
         _draw_spreads(moved, [effect.moved for effect in group])
         for row, effect in enumerate(group):

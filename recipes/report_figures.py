@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from run_reading import Configuration, Record
 
+from rambo_trl.drawing import literal
 from rambo_trl.training.figures import smoothed
 
 # Okabe and Ito's palette, told apart with every common colour blindness, brown in the place of
@@ -92,7 +93,7 @@ def draw_learning_curves(found: Sequence[Configuration], path: Path) -> None:
         members = [c for c in found if c.dataset == dataset]
         _draw_achieved(axes, members, styles, crowded=crowded)
         draw_data(axes.axhline, members)
-        axes.set_title(dataset, loc="left", fontsize=11)
+        axes.set_title(literal(dataset), loc="left", fontsize=11)
         axes.set_xlabel("agent updates")
         _finish(axes)
     _save(figure, panels, path, crowded=crowded)
@@ -111,7 +112,7 @@ def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
     for top, bottom, dataset in zip(upper, lower, datasets, strict=True):
         members = [c for c in found if c.dataset == dataset]
         _draw_achieved(top, members, styles, crowded=crowded)
-        top.set_title(f"{dataset}: achieved", loc="left", fontsize=11)
+        top.set_title(f"{literal(dataset)}: achieved", loc="left", fontsize=11)
         _draw_mean_q(bottom, members, styles, crowded=crowded)
         bottom.set_title("believed by the critics", loc="left", fontsize=11)
         bottom.set_xlabel("agent updates")
@@ -152,7 +153,7 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) 
     handles = legend_entries(panels)
     # a label of all the settings that differ can be wider than the figure
     room = int(_CHARACTERS_PER_INCH * figure.get_size_inches()[0])
-    labels = [fill(label, room - 10) for label in handles]
+    labels = [literal(fill(label, room - 10)) for label in handles]
     widest = max(len(line) for label in labels for line in label.splitlines())
     legend = figure.legend(
         list(handles.values()),

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from report_figures import draw_data, legend_entries, name_of, styles_of
 from run_reading import Configuration
 
+from rambo_trl.drawing import literal
+
 _ROW, _LINE, _AROUND = 0.34, 0.15, 1.15  # inches of a row, of each further line, around them
 _WIDEST = 36  # characters of a label's line
 
@@ -34,7 +36,7 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
     colors = {name: style["color"] for name, style in styles_of(found).items()}
     for axes, dataset in zip(panels, datasets, strict=True):
         _draw_panel(axes, [c for c in found if c.dataset == dataset], colors)
-        axes.set_title(dataset, loc="left", fontsize=11)
+        axes.set_title(literal(dataset), loc="left", fontsize=11)
     lines = legend_entries(panels)
     figure.legend(
         list(lines.values()), list(lines), loc="outside lower left", ncols=3, frameon=False,
@@ -50,7 +52,7 @@ def worth(configuration: Configuration, *, scored: bool) -> list[float | None]:
 
 
 def _label(configuration: Configuration) -> str:
-    return fill(name_of(configuration), _WIDEST)
+    return literal(fill(name_of(configuration), _WIDEST))
 
 
 def _row_height(configuration: Configuration) -> float:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from paper_results import ABLATION, RAMBO, rambo_label
 from run_settings import LATER_SETTINGS
 
+from rambo_trl.places import expand_home
 from rambo_trl.training.run_folder import RunFolder
 
 Row = Mapping[str, float | int | None]
@@ -167,7 +168,7 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
     """
     folders: dict[Path, Path] = {}
     given: set[Path] = set()
-    for path in map(Path, paths):
+    for path in map(expand_home, paths):
         found = _runs_at(path)
         if path in found:
             given.add(path.resolve())

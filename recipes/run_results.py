@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import describe
 from omegaconf import DictConfig
 from run_evaluation import evaluation_seed
 from tqdm import tqdm
@@ -36,8 +37,9 @@ def finish_tracking(
             path = tracker.folder / f"policy.{video}"
             record_video(load_policy(path.with_name("policy.safetensors")), path, flatten=flatten)
             files.append(path)
-        except RuntimeError as error:  # a run that has ended well is not spoilt by it
-            tqdm.write(f"no video: {error}", file=sys.stderr)
+        except Exception as error:  # a run that has ended well is not spoilt by any
+            reason = describe(error) or type(error).__name__
+            tqdm.write(f"no video: {reason}", file=sys.stderr)
     for path in files:
         tracker.log_file(path)
     tracker.close()

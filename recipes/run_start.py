@@ -31,15 +31,16 @@ from tqdm import tqdm
 from yaml import YAMLError
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.places import expand_home
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, make_deterministic
 from rambo_trl.training.pretrained import Pretrained, dataset_digest, file_digest
-from rambo_trl.training.run_folder import RunFolder, package_versions
+from rambo_trl.training.run_folder import RunFolder, new_folder, package_versions
 from rambo_trl.training.tracking import check_tracker
 from rambo_trl.training.video import check_video
 
 
 def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Path:
-    """The run's folder: ``run_dir`` where it is set, else a new one under ``runs/``.
+    """The run's folder: ``run_dir`` where it is set, else one under ``runs/``, not made here.
 
     Args:
         cfg: the run's.
@@ -47,16 +48,11 @@ def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Pat
         words: the command line's settings.
     """
     if cfg.run_dir is not None:
-        return Path(cfg.run_dir)
+        return expand_home(cfg.run_dir)
     task = name_of_data(cfg, task, words)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     method = "" if cfg.method == "rambo" else f"{cfg.method}-"
-    base = Path("runs") / f"{method}{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
-    path, n = base, 1
-    while path.exists():
-        n += 1
-        path = base.with_name(f"{base.name}-{n}")
-    return path
+    return Path("runs") / f"{method}{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
 
 
 def check_writable(path: Path) -> None:
@@ -74,8 +70,11 @@ def check_writable(path: Path) -> None:
         raise PermissionError(f"run folder {path} cannot be made: {existing} is not writable")
 
 
+#: settings that say where something lies; a digest of it is what a run is held to
+PLACES = ("dataset", *GIVEN_PARTS)
 #: settings that may differ when a run is resumed: none of them touches what was learnt so far
 RESUME_MAY_CHANGE = (
+    *PLACES,
     "epochs", "device", "compile", "deterministic", "float32_matmul_precision", "threads",
     "on_divergence", "odd_data", "evaluate_beside", "evaluation.episodes", "evaluation.every",
     "evaluation.last", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
@@ -123,11 +122,14 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
             f"{cfg.resume} is a run of method={method}, not {cfg.method}: resume it with "
             f"recipes/{method}.py"
         )
+    words = set(keys_set(overrides))
     for key in leaf_keys(cfg):
         if key not in given_keys:
             continue
         given, own = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
-        if key in RESUME_MAY_CHANGE:
+        # of a place, what lies there stays: a task's data are others, and none is not another one
+        moved = key in words and None not in (given, own)
+        if key in RESUME_MAY_CHANGE and (key not in PLACES or moved):
             OmegaConf.update(merged, key, given)
         elif given != own and key not in ("resume", "run_dir"):
             raise ValueError(
@@ -155,6 +157,32 @@ def check_epochs(cfg: DictConfig, saved: DictConfig, folder: RunFolder) -> None:
         raise ValueError(
             f"epochs={cfg.epochs}, but the run has done {done}: give no fewer, or leave it out"
         )
+
+
+def stop_if_finished(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Say of a run that has ended that it has; go on only where something else is asked for.
+
+    Args:
+        cfg: the resumed run's.
+        folder: the run folder.
+        overrides: the command line's words.
+
+    Raises:
+        SystemExit: with code 0 where nothing is.
+    """
+    if not (folder.path / "results.json").is_file():
+        return
+    results = folder.read_results()
+    done = results.get("epochs", 0)
+    if results.get("diverged"):
+        how = f"it diverged in epoch {results['divergence']['epoch']}"
+    elif done >= cfg.epochs:
+        how = f"all its {done} epochs are done, and epochs= with more of them goes on"
+    else:
+        return
+    print(f"the run is finished: {how}; its results are in {folder.path}", flush=True)
+    if not set(keys_set(overrides)) - {"resume", "run_dir"}:
+        raise SystemExit(0)
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -192,14 +220,13 @@ def prepare(
         cfg = resumed_config(cfg, saved, hydra.overrides.task)
         check_run(cfg)
         check_epochs(cfg, saved, folder)
+        stop_if_finished(cfg, folder, hydra.overrides.task)
         if cfg.deterministic:
             make_deterministic()
         print(f"run folder: {folder.path}", flush=True)
         check_before_data(cfg, model_based=model_based)
         dataset = load_data(cfg)
         check_data(cfg, dataset, model_based=model_based)
-        if cfg != saved:
-            folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
         return cfg, dataset, folder
     task = hydra.runtime.choices["task"]
     values = published(task) if published else {}
@@ -209,31 +236,38 @@ def prepare(
     settle_budgets(cfg, keys_set(hydra.overrides.task))
     check_run(cfg)
     path = choose_run_dir(cfg, task, hydra.overrides.task)
-    check_writable(path)
-    if path.exists():
+    check_writable(path if cfg.run_dir is not None else path.parent)
+    if cfg.run_dir is not None and path.exists():
         RunFolder.create(path)  # refuses a folder that holds a run
     for key in ("pretrained", *GIVEN_PARTS):
         value = cfg.get(key)
-        if value not in (None, "auto") and not Path(value).is_file():
+        if value not in (None, "auto") and not expand_home(value).is_file():
             raise FileNotFoundError(f"{key}={value}: there is no such file")
     if cfg.deterministic:
         make_deterministic()
     chosen = "task" in keys_set(hydra.overrides.task)
     check_before_data(cfg, model_based=model_based, task=task if chosen else None)
-    print(f"run folder: {path}", flush=True)
     dataset = load_data(cfg)
     schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
     of_task = settings_of_task(cfg, task, schedule, hydra.overrides.task)
     check_task(cfg, dataset, task, chosen=chosen, settings=[*of_task, *filled_in])
     check_data(cfg, dataset, model_based=model_based)
-    folder = RunFolder.create(path)
+    folder = RunFolder.create(path if cfg.run_dir is not None else new_folder(path))
     folder.lock()
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    print(f"run folder: {folder.path}", flush=True)
     return cfg, dataset, folder
 
 
-def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[str, Any]:
+def begin_or_resume(
+    checkpoints: Checkpoints, dataset: OfflineDataset, cfg: DictConfig
+) -> dict[str, Any]:
     """Restore the newest checkpoint, or begin.
+
+    Args:
+        checkpoints: the run's.
+        dataset: its data.
+        cfg: its configuration.
 
     Returns:
         The run's progress: numbers, strings, lists and dicts of them.
@@ -242,6 +276,11 @@ def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[s
         ValueError: if the checkpoint cannot be read, or was made with other settings or data.
     """
     digest = dataset_digest(dataset)
+    given = {
+        f"{key}_digest": file_digest(path)
+        for key in GIVEN_PARTS
+        if (path := cfg.get(key)) is not None and expand_home(path).is_file()
+    }
     progress = checkpoints.load()
     if progress is None:
         return {
@@ -250,9 +289,19 @@ def begin_or_resume(checkpoints: Checkpoints, dataset: OfflineDataset) -> dict[s
             "seconds": {},
             "divergence": None,
             "dataset_digest": digest,
+            **given,
         }
     if progress.get("dataset_digest", digest) != digest:
-        raise ValueError(f"data set {dataset.name} is no longer what this run began with")
+        raise ValueError(
+            f"data set {dataset.name} is not, or no longer, what this run began with: give "
+            "dataset= the place where that lies, or start a new run"
+        )
+    for key, value in given.items():
+        if progress.get(key, value) != value:
+            raise ValueError(
+                f"{key.removesuffix('_digest')} is another file than this run began with: give "
+                "that one, or leave it out"
+            )
     progress.setdefault("dataset_digest", digest)
     tqdm.write(f"resuming after epoch {progress['epoch']}")
     return progress

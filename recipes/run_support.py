@@ -5,24 +5,27 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from command_line import describe, refuse
+from command_line import describe, refuse, setting
 from torchrl._utils import logger
 from tqdm import tqdm
 
+from rambo_trl.places import cache_folder
 from rambo_trl.progress import Bar, open_bars
+from rambo_trl.terminal import colour_terminals_only
 from rambo_trl.training.interruption import Interrupted, Interruption
 from rambo_trl.training.run_folder import RunFolder
 
 # tensordict reads a flag that torch has retired: nothing that a user of the recipes could change
 warnings.filterwarnings("ignore", message=".*inline_inbuilt_nn_modules is deprecated")
 logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
+colour_terminals_only()
 
 
 @contextmanager
@@ -48,9 +51,7 @@ class _AboveTheBars(logging.Handler):
 def announce_compilation() -> None:
     """Say what is being compiled, and leave that out of the bars' speed; keep the code."""
     # torch's own place is emptied when the machine starts anew
-    os.environ.setdefault(
-        "TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "rambo_trl" / "inductor")
-    )
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     compiler = logging.getLogger("rambo_trl.modules.compiling")
     compiler.setLevel(logging.DEBUG)
     compiler.handlers = [_AboveTheBars()]
@@ -123,7 +124,8 @@ class EndingWell:
         hint = "nothing is saved yet: start it again"
         if self.folder is not None:
             self.folder.unlock()
-            hint = f"resume with: python {sys.argv[0]} resume={self.folder.path}"
+            words = ["python", sys.argv[0]]
+            hint = f"resume with: {shlex.join(words)} {setting('resume', self.folder.path)}"
         if isinstance(error, Interrupted):
             if self.saved is not None:
                 hint = f"{self.saved()}; {hint}"

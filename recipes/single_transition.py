@@ -26,7 +26,7 @@ from single_transition_figure import draw
 from single_transition_training import METHODS, Run, train
 
 from rambo_trl.progress import Bar
-from rambo_trl.training.run_folder import RunFolder, package_versions
+from rambo_trl.training.run_folder import RunFolder, new_folder, package_versions
 
 
 def train_all(cfg: DictConfig) -> list[Run]:
@@ -100,7 +100,8 @@ def main(cfg: DictConfig) -> None:
     with refusing_bad_input():
         check(cfg)
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder.create(cfg.run_dir or Path("runs") / f"single-transition-{stamp}")
+        path = cfg.run_dir or new_folder(Path("runs") / f"single-transition-{stamp}")
+        folder = RunFolder.create(path)
     print(f"run folder: {folder.path}", flush=True)
     folder.write_config(OmegaConf.to_yaml(cfg))
     runs = train_all(cfg)

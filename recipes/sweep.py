@@ -11,14 +11,16 @@ import ctypes
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from command_line import name_of_data
+from command_line import name_of_data, setting
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +30,15 @@ OFFLINE_SEARCHES = ("optuna", "optuna_offline")  # not told what the environment
 BAD_INPUT = 2  # the exit code that no second try changes
 SECONDS_TO_END = 8  # more than a run takes at most from a signal to its end
 _PR_SET_PDEATHSIG = 1
+
+
+def name_sweep() -> None:
+    """Give a sweep without ``hydra.sweep.dir=`` a folder that no other one has."""
+    if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in sys.argv[1:]):
+        from rambo_trl.training.run_folder import new_folder
+
+        folder = new_folder(Path("runs/sweeps") / time.strftime("%Y%m%d-%H%M%S"))
+        sys.argv.append(f"hydra.sweep.dir={folder}")
 
 
 def sweep_job(script: str) -> Callable[[DictConfig], float | None]:
@@ -72,7 +83,7 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
     hydra = HydraConfig.get()
     data = name_of_data(cfg, hydra.runtime.choices["task"], hydra.overrides.task, cwd)
     name = f"{hydra.job.num:03d}-{cfg.method}-{data}-seed{cfg.seed}"
-    path = Path(cwd, cfg.run_dir or Path(hydra.sweep.dir) / name)
+    path = Path(cwd, os.path.expanduser(cfg.run_dir or Path(hydra.sweep.dir) / name))
     # one job after the other speaks for itself; jobs side by side write a file each
     log = None
     if hydra.runtime.choices["hydra/launcher"] != "basic":
@@ -85,9 +96,9 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
         if (path / "results.json").is_file():
             break
         begun = (path / "config.yaml").is_file()
-        where = f"{'resume' if begun else 'run_dir'}={_quoted(str(path))}"
+        where = setting("resume" if begun else "run_dir", path)
         print(f"job {hydra.job.num}: {where}{f', log: {log}' if log else ''}", flush=True)
-        code = _run([sys.executable, recipe, *settings, where], cwd, log)
+        code = _run([sys.executable, recipe, *settings, *shlex.split(where)], cwd, log)
         if code == BAD_INPUT:
             break
         if code:
@@ -98,7 +109,7 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
             f"job {hydra.job.num} ({' '.join(settings)}) failed with {_cause(code)}: see "
             f"{log or 'above'}; the other jobs are not touched by it"
         )
-    results = json.loads((path / "results.json").read_text())
+    results = json.loads((path / "results.json").read_text(encoding="utf-8"))
     if results.get("diverged"):
         found = results["divergence"]
         what = f"DIVERGED in epoch {found['epoch']}: {found['reason']}"
@@ -120,13 +131,13 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
     """
     from command_line import keys_set
     from run_settings import leaf_keys, settle_budgets, with_later_settings
-    from run_start import RESUME_MAY_CHANGE
+    from run_start import PLACES, RESUME_MAY_CHANGE
 
     saved = OmegaConf.load(path / "config.yaml")
     assert isinstance(saved, DictConfig)
     saved = with_later_settings(saved, leaf_keys(cfg))
     kept = set(leaf_keys(saved))  # without those that the method does not have
-    free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs"}
+    free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs", *PLACES}
     given_keys = keys_set(words)
     cfg = cfg.copy()
     settle_budgets(cfg, given_keys)
@@ -189,9 +200,3 @@ def _run(command: Sequence[str], cwd: str, log: Path | None) -> int:
 
 def _cause(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _quoted(text: str) -> str:
-    """A text as Hydra reads it back."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"

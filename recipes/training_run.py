@@ -26,7 +26,7 @@ from run_support import (
     announce_compilation,
     refusing_bad_input,
 )
-from sweep import sweep_job
+from sweep import name_sweep, sweep_job
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from tqdm import tqdm
@@ -132,7 +132,8 @@ class Run:
             device=cfg.device,
         )
         with busy("looking for a checkpoint of these data"):
-            self.progress = begin_or_resume(self.checkpoints, self.dataset)
+            self.progress = begin_or_resume(self.checkpoints, self.dataset, cfg)
+        self.folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))  # a resumed run's may differ
         if self.checkpoints.last.is_file():
             self.saved = dict(self.progress)
         stride = max(self.progress.get("evaluation_stride", 0), self.evaluation.num_episodes)
@@ -369,5 +370,9 @@ def launch(
                 run.abandon()
             print(last_screen(results, ending.folder), flush=True)
 
-    job = sweep_job(sys.argv[0]) if get_args_parser().parse_args().multirun else main
+    job: Callable[[DictConfig], Any] = main
+    args = get_args_parser().parse_args()
+    if args.multirun and not (args.help or args.cfg):
+        name_sweep()
+        job = sweep_job(sys.argv[0])
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()

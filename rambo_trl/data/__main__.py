@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torchrl._utils import logger as torchrl_logger
@@ -13,7 +12,9 @@ from torchrl.data import Bounded
 
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.report import describe_dataset, plot_dataset
+from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
+from rambo_trl.terminal import colour_terminals_only
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Report what is in a data set, and check it.",
     )
     parser.add_argument("name", help="bundled name, Minari id or folder, or D4RL-format HDF5 file")
-    parser.add_argument("--figure", type=Path, help="draw the data set into this image file")
+    parser.add_argument("--figure", type=expand_home, help="draw the data set into this image file")
     parser.add_argument(
-        "--memmap", type=Path, help="write the data set to this folder, to train from the disk"
+        "--memmap",
+        type=expand_home,
+        help="write the data set to this folder, to train from the disk",
     )
     reading = parser.add_argument_group("how it is read; a folder of --memmap keeps all of it")
     reading.add_argument(
@@ -46,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.action_low is None) != (options.action_high is None):
         parser.error("give both --action-low and --action-high, or none of them")
+    colour_terminals_only()
     level = torchrl_logger.level
     torchrl_logger.setLevel("ERROR")  # warnings stand in the report
     try:

@@ -15,12 +15,13 @@ import gymnasium
 import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchrl.modules import MLP, NormalParamExtractor, TanhNormal
 
 from rambo_trl.data.environment import make_environment
 from rambo_trl.data.spaces import ObservationLayout
+from rambo_trl.data.unreadable import why_unreadable
 
 __all__ = ["PolicyBundle", "collect_episodes", "uniform_random_actions"]
 
@@ -45,7 +46,7 @@ class PolicyBundle:
         sha256: hash of the file.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,9 +55,16 @@ class PolicyBundle:
                 f"no behaviour policies at {path}: train them with "
                 f"`python recipes/behaviour.py env={path.stem}` and put the bundle there"
             )
-        with safe_open(path, "pt") as file:
-            self.header: dict[str, Any] = json.loads(file.metadata()["behaviour"])
-            self._weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, "pt") as file:
+                self.header: dict[str, Any] = json.loads((file.metadata() or {})["behaviour"])
+                self._weights = {
+                    key: file.get_tensor(key).float()
+                    for key in file.keys()  # noqa: SIM118
+                }
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            why = why_unreadable(error, damaged="is no bundle of behaviour policies")
+            raise ValueError(f"{path} {why}") from error
         self.env_id: str = self.header["env_id"]
         self.snapshots: list[dict[str, float]] = self.header["snapshots"]
         self.medium: int = self.header["medium"]

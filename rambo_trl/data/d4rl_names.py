@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from rambo_trl.data import bundled
 from rambo_trl.data.bundled import BUNDLED_PREFIX, bundled_names
 from rambo_trl.data.environment import is_maze, register_mazes
 
-__all__ = ["D4RLName", "bundled_kin", "needs_policies", "parse_d4rl_name", "time_limit"]
+__all__ = [
+    "D4RLName",
+    "beside",
+    "bundled_kin",
+    "needs_policies",
+    "parse_d4rl_name",
+    "time_limit",
+]
 
 # D4RL recorded the "-v2" generation of these; Gymnasium's v5 is the one that can be played.
 _MUJOCO = {
@@ -60,6 +68,16 @@ def parse_d4rl_name(path: Path) -> D4RLName | None:
         env_id = f"AntMaze_{size}-v4"
         return D4RLName(env_id, env_id, 700 if size == "UMaze" else 1000)
     return None
+
+
+def beside(path: Path) -> list[str]:
+    """Return the files and folders beside a path's place whose names are like its own."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return []
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return [str(path.with_name(name)) for name in near if name != path.name]
 
 
 def needs_policies(name: str) -> bool:

@@ -14,11 +14,12 @@ from tensordict import TensorDict
 
 from rambo_trl.data.checks import Oddity
 from rambo_trl.data.columns import as_numbers, names_of
-from rambo_trl.data.d4rl_names import bundled_kin, parse_d4rl_name
+from rambo_trl.data.d4rl_names import beside, bundled_kin, parse_d4rl_name
 from rambo_trl.data.episodes import flat_columns
 from rambo_trl.data.pieces import LoggedEpisodes, find_whole
 from rambo_trl.data.sampling import step_intervals
 from rambo_trl.data.spaces import as_flags, as_rows
+from rambo_trl.data.unreadable import why_unreadable
 
 __all__ = [
     "FlatSource",
@@ -83,15 +84,14 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 if isinstance(file.get(key), h5py.Dataset):
                     arrays[key] = _read(file[key])
     except Exception as error:  # h5py's errors are of many types
-        reason = " ".join(str(error).split())
-        if Path(path).suffix not in (".hdf5", ".h5"):
-            raise ValueError(
-                f"{path} is no HDF5 file ({reason}): make a data set of it, which for logs such as "
-                "CSV files takes a few lines (docs/tutorials/own_data.md)"
-            ) from error
-        raise ValueError(
-            f"{path} is truncated, corrupt or no HDF5 file ({reason}): get the file again"
-        ) from error
+        how = {"damaged": "is truncated, corrupt or no HDF5 file"}
+        if Path(path).suffix.lower() not in _SUFFIXES:
+            how = {
+                "damaged": "is no HDF5 file",
+                "remedy": "make a data set of it, which for logs such as CSV files takes a few "
+                "lines (docs/tutorials/own_data.md)",
+            }
+        raise ValueError(f"{path} {why_unreadable(error, **how)}") from error
     missing = [key for key in _REQUIRED if key not in arrays]
     if missing:
         hint = f"it holds {', '.join(names[:8]) or 'nothing'}"
@@ -106,7 +106,8 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _instead(path: Path) -> str:
     """Say what to do about a file that is not there."""
     if parse_d4rl_name(path) is None:
-        return "check the path"
+        near = beside(path)
+        return f"did you mean {' or '.join(near)}?" if near else "check the path"
     kin = bundled_kin(path)
     other = "no bundled set is of its kind"
     if kin is not None:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from minari import EpisodeData
+from minari.data_collector import EpisodeBuffer
 from tensordict import TensorDict
 
 from rambo_trl.data.checks import Oddity
 from rambo_trl.data.pieces import LoggedEpisodes, find_whole
 from rambo_trl.data.spaces import as_flags, as_rows
 
-__all__ = ["flat_columns", "flatten_episodes"]
+__all__ = ["Episode", "flat_columns", "flatten_episodes"]
 
 _EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
+#: an episode in Minari's layout
+Episode: TypeAlias = Mapping[str, Any] | EpisodeData | EpisodeBuffer
+
+
 def flatten_episodes(
-    episodes: Iterable[Mapping[str, Any]], name: str, *, max_episode_steps: int | None = None
+    episodes: Iterable[Episode], name: str, *, max_episode_steps: int | None = None
 ) -> tuple[TensorDict, LoggedEpisodes, tuple[str, ...]]:
     """Join episodes in Minari's layout.
 
     Args:
-        episodes: mappings with ``observations`` [T + 1, *], ``actions`` [T, *], ``rewards``,
-            ``terminations`` and ``truncations`` [T]. An episode whose last row has no end flag
-            was cut there: the row is truncated, and the episode is a piece unless it lasted as
-            long as the time limit; one without a step is passed over.
+        episodes: mappings, or Minari's objects, with ``observations`` [T + 1, *], ``actions``
+            [T, *], ``rewards``, ``terminations`` and ``truncations`` [T]. An episode whose last
+            row has no end flag was cut there: the row is truncated, and the episode is a piece
+            unless it lasted as long as the time limit; one without a step is passed over.
         name: how messages call the data set.
         max_episode_steps: the time limit, if known.
 
@@ -42,7 +48,8 @@ def flatten_episodes(
     columns = tuple(_Column() for _ in range(6))
     returns, lengths, closed = [], [], []
     going_on: list[tuple[int, int]] = []  # an episode and the step of its first end flag
-    for index, episode in enumerate(episodes):
+    for index, given in enumerate(episodes):
+        episode = _fields(given, f"{name}: episode {index}")
         observations, actions, rewards, terminations, truncations = _episode_arrays(
             episode, f"{name}: episode {index}"
         )
@@ -80,6 +87,18 @@ def flatten_episodes(
     bounds = np.stack([stops - lengths, stops], axis=1)[whole]
     found = LoggedEpisodes(np.array(returns)[whole], bounds, int((~whole).sum()))
     return transitions, found, (*remarks, *found.remarks)
+
+
+def _fields(episode: Episode, where: str) -> Mapping[str, Any]:
+    """An episode's arrays by name."""
+    if isinstance(episode, EpisodeData | EpisodeBuffer):
+        return vars(episode)
+    if not isinstance(episode, Mapping):
+        raise TypeError(
+            f"{where} is of type {type(episode).__name__}: give mappings of arrays, or Minari's "
+            "EpisodeData or EpisodeBuffer"
+        )
+    return episode
 
 
 class _Column:

@@ -18,6 +18,7 @@ from torchrl.data import Bounded
 
 from rambo_trl.data.disk import check_space
 from rambo_trl.data.spaces import ObservationLayout
+from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.scaling import flat_bounds
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
@@ -50,7 +51,7 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         OSError: if it cannot be written, naming the folder.
     """
     if folder.exists():
-        raise ValueError(f"{folder} is there already: choose another place or delete it")
+        raise ValueError(f"{folder} is there already: choose another place")
     transitions, layout = attributes["transitions"], attributes["observation_layout"]
     spec, scale = attributes["env_spec"], attributes["reward_scale"]
     if scale != 1:  # chosen anew by whoever opens the folder
@@ -82,7 +83,7 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         transitions.memmap(scratch / "transitions", copy_existing=True)
         np.savez(scratch / "arrays.npz", **arrays)
         description["files"] = _file_sizes(scratch)
-        (scratch / _DESCRIPTION).write_text(json.dumps(description, indent=2))
+        (scratch / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
         scratch.chmod(0o755)
         scratch.rename(folder)
     except BaseException as error:
@@ -119,7 +120,7 @@ def read_memmap(folder: Path) -> dict[str, Any]:
         ValueError: if the folder is incomplete or of another version.
     """
     try:
-        found = json.loads((folder / _DESCRIPTION).read_text())
+        found = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         version = found.pop("format")
         if version == _FORMAT:
             _check_files(folder, found.pop("files"))
@@ -129,10 +130,14 @@ def read_memmap(folder: Path) -> dict[str, Any]:
             if transitions.batch_size != (found.pop("transitions"),):
                 raise ValueError(f"it has {tuple(transitions.batch_size)} transitions")
     except Exception as error:  # of many types: JSON, NumPy's, tensordict's
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder} is incomplete or damaged ({reason}): make it anew") from error
+        why = why_unreadable(
+            error, damaged="is incomplete or damaged", remedy="make it anew in another place"
+        )
+        raise ValueError(f"{folder} {why}") from error
     if version != _FORMAT:
-        raise ValueError(f"{folder} was written by another version of rambo_trl: make it anew")
+        raise ValueError(
+            f"{folder} was written by another version of rambo_trl: make it anew in another place"
+        )
     layout, spec, scores = (
         found[key] for key in ("observation_layout", "env_spec", "reference_scores")
     )
@@ -181,7 +186,7 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
         if wanted != own[key]:
             raise ValueError(
                 f"{folder} was made with {_shown(key, own[key])}: leave out "
-                f"{_shown(key, wanted)}, or make the folder anew with it"
+                f"{_shown(key, wanted)}, or make another folder with it"
             )
 
 

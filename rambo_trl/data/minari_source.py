@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import minari
 import torch
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.dataset.minari_dataset import DATASET_ID_RE
-from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import bundled
@@ -28,35 +26,21 @@ from rambo_trl.data.bundled import (
     bundled_path,
     ensure_bundled,
 )
-from rambo_trl.data.d4rl_names import needs_policies
+from rambo_trl.data.d4rl_names import beside, needs_policies
 from rambo_trl.data.environment import (
     is_maze,
     is_scored_by_success,
     of_registered_class,
     register_mazes,
 )
-from rambo_trl.data.minari_root import minari_root
+from rambo_trl.data.minari_metadata import read_metadata, utf8_metadata
+from rambo_trl.data.minari_remote import REMOTE_NAMES, download, may_be_remote
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
+from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.places import expand_home
 from rambo_trl.progress import Bar
 
-__all__ = ["MinariSource", "open_minari"]
-
-# Ids on Minari's server that a misspelt name may mean.
-_REMOTE = (
-    *(
-        f"mujoco/{env}/{kind}-v0"
-        for env in ("ant", "halfcheetah", "hopper", "walker2d")
-        for kind in ("simple", "medium", "expert")
-    ),
-    *(
-        f"D4RL/antmaze/{maze}-v1"
-        for maze in (
-            "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
-            "large-diverse",
-        )
-    ),
-    *(f"D4RL/pointmaze/{maze}-v2" for maze in ("open", "umaze", "medium", "large")),
-)  # fmt: skip
+__all__ = ["MinariSource", "describe", "open_minari"]
 
 
 @dataclass(frozen=True)
@@ -97,16 +81,19 @@ def open_minari(
         ValueError: if there is no such data set or its spaces are not supported.
     """
     name = os.fspath(name_or_path)
-    folder = _data_folder(Path(name))
+    path = expand_home(name)
+    folder = _data_folder(path)
     if folder is not None:
         dataset = _read(name, folder)
-    elif Path(name).is_dir():
+    elif path.is_dir():
         raise ValueError(f"{name} is a folder without a Minari set: it has no metadata.json")
     else:
         if name.startswith(BUNDLED_PREFIX):
             _ensure_bundled(name, progress)
         dataset = _local_or_download(name)
-    return _describe(name, dataset, env_id, observation_keys, progress)
+    return describe(
+        name, dataset, env_id=env_id, observation_keys=observation_keys, progress=progress
+    )
 
 
 def _ensure_bundled(name: str, progress: bool) -> None:
@@ -137,30 +124,75 @@ def _data_folder(path: Path) -> Path | None:
 
 def _read(name: str, folder: Path) -> minari.MinariDataset:
     """Open a local set; whatever is wrong with its files is said in one line."""
+    metadata = _read_metadata(name, folder)
     try:
-        _refuse_foreign_class(json.loads((folder / "metadata.json").read_text()))
-        return minari.MinariDataset(folder)
+        if foreign := _foreign_class(metadata):
+            raise ValueError(f"{name}: {foreign}")
+    except gymnasium.error.Error as error:
+        raise ValueError(_lacks_package(name, error)) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{name} cannot be read: {folder / 'metadata.json'} {_why(error)}"
+        ) from error
+    try:
+        with utf8_metadata():
+            return minari.MinariDataset(folder)
     except (ImportError, gymnasium.error.Error) as error:
         # Of a storage format's package, or of the environment, which Minari asks for its spaces
         # where the set does not hold them.
-        raise ValueError(
-            f"{name} needs a package that is not installed: {_first_line(error)}"
-        ) from error
+        raise ValueError(_lacks_package(name, error)) from error
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read: {folder} {_why(error)}") from error
+
+
+def _lacks_package(name: str, error: Exception) -> str:
+    return f"{name} needs a package that is not installed: {_first_line(error)}"
+
+
+def _read_metadata(name: str, folder: Path) -> dict[str, Any]:
+    """Read a set's description and refuse one that the installed Minari would not take."""
+    try:
+        metadata = read_metadata(folder)
     except Exception as error:
         raise ValueError(
-            f"{name}: the Minari files in {folder} cannot be read "
-            f"({_first_line(error)}); delete the folder and get the data set again"
+            f"{name} cannot be read: {folder / 'metadata.json'} {_why(error)}"
         ) from error
+    version = metadata.get("minari_version")
+    if isinstance(version, str) and version not in minari.supported_dataset_versions:
+        newest = max(map(_numbers, minari.supported_dataset_versions))
+        newer = _numbers(version) > newest
+        raise ValueError(
+            f"{name} was made by Minari {version}, which the installed Minari "
+            f"{minari.__version__} does not read: "
+            + ("pip install -U minari" if newer else "store it anew with a version that does")
+        )
+    return metadata
 
 
-def _refuse_foreign_class(metadata: Mapping[str, Any]) -> None:
-    """Refuse a set without spaces whose environment is of another class than the registered one.
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _why(error: BaseException) -> str:
+    return why_unreadable(
+        error,
+        damaged="is damaged, or not whole yet",
+        remedy="if it is still being recorded, wait for that; else copy it again from where it "
+        "came from",
+    )
+
+
+def _foreign_class(metadata: Mapping[str, Any]) -> str | None:
+    """Look for another class than the registered one in the environment of a set without spaces.
 
     Minari asks the environment for the spaces, and would import whatever class the file names.
+
+    Returns:
+        What is wrong; None where nothing is.
     """
     recorded = metadata.get("env_spec")
     if recorded is None or {"observation_space", "action_space"} <= metadata.keys():
-        return
+        return None
     fields = json.loads(recorded)  # older versions of Gymnasium recorded more of them
     wrappers = (
         WrapperSpec(wrapper["name"], wrapper["entry_point"], wrapper.get("kwargs"))
@@ -173,12 +205,17 @@ def _refuse_foreign_class(metadata: Mapping[str, Any]) -> None:
     )
     if is_maze(spec.id):
         register_mazes()
-    registered = of_registered_class(spec)
+    store = "store it anew with its observation_space and action_space, which it does not hold"
+    try:
+        registered = of_registered_class(spec)
+    except ValueError as error:
+        return f"{error}; or {store}"
     if registered.entry_point != spec.entry_point:
-        raise ValueError(
+        return (
             f"it names {spec.entry_point} as the class of {spec.id}, which is "
-            f"{registered.entry_point} here; no other class is imported"
+            f"{registered.entry_point} here; no other class is imported: {store}"
         )
+    return None
 
 
 def _local_or_download(name: str) -> minari.MinariDataset:
@@ -191,18 +228,21 @@ def _local_or_download(name: str) -> minari.MinariDataset:
         # asked again: another job may have moved the whole set there in between
         if (root / name).exists() and _data_folder(root / name) is None:
             raise ValueError(
-                f"{root / name} is no whole Minari set, it has no metadata.json: delete the "
-                "folder and get the data set again"
+                f"{root / name} is no whole Minari set, it has no metadata.json: if it is being "
+                "recorded or copied, wait for that; else move it elsewhere and get the set again"
             )
-        try:
-            _download(name, root)
-        except Exception as error:
-            # The downloader's errors range from a missing package to a broken connection.
-            reason = f"downloading it failed ({_first_line(error)})"
+        if not may_be_remote(name) and _nearest(name):
+            reason = "Minari's server, which has no such names, is not asked"
         else:
-            return _read(name, root / name / "data")
+            try:
+                download(name, root)
+            except Exception as error:
+                # The downloader's errors range from a missing package to a broken connection.
+                reason = f"downloading it failed ({_first_line(error)})"
+            else:
+                return _read(name, root / name / "data")
         help_ = (
-            f", or fetch it where there is a network with `minari download {name}` and copy it "
+            f"; or fetch it where there is a network with `minari download {name}` and copy it "
             f"to {root / name}"
         )
     else:
@@ -214,62 +254,57 @@ def _local_or_download(name: str) -> minari.MinariDataset:
     )
 
 
-def _download(name: str, root: Path) -> None:
-    """Download a set to a folder of its own, and move it into place when it is complete.
-
-    Half a set would be found later and taken for all of it, and of two jobs that download the same
-    one neither must touch what the other has.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as scratch:
-        with minari_root(scratch):
-            minari.download_dataset(name)
-        for found in sorted(Path(scratch).rglob("namespace_metadata.json")):
-            _move_unless_there(found, root / found.relative_to(scratch))
-        sets = {path.parents[1] for path in Path(scratch).rglob("data/metadata.json")}
-        own = Path(scratch) / name
-        for found in [*sorted(sets - {own}), own]:  # the sets that it was combined from come first
-            _move_unless_there(found, root / found.relative_to(scratch))
-    torchrl_logger.info(f"{name} is in {root / name}")
-
-
-def _move_unless_there(source: Path, target: Path) -> None:
-    """Rename a file or folder to its place, unless another process has put it there already."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if not target.exists():
-            source.rename(target)
-    except OSError:  # a folder that is not empty
-        if _data_folder(target) is None:
-            raise
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _suggestion(name: str) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other sets that are damaged
-        local = list(minari.list_local_datasets())
-    remote = () if name in _REMOTE else _REMOTE  # the right name: it is the network that fails
-    known = sorted({*bundled_names(), *local, *remote})
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = _nearest(name)
     if near:
         return f"Nearest known names: {', '.join(near)}"
-    some = dict.fromkeys(["bundled/hopper/medium-replay-v0", *local[:3]])
+    some = dict.fromkeys(["bundled/hopper/medium-replay-v0", *_local_names()[:3]])
     return f"Known names are {', '.join(some)} and others"
 
 
-def _describe(
+def _nearest(name: str) -> list[str]:
+    """Names of local, bundled and remote sets, and of files, that a misspelt one may mean."""
+    # where the name is right it is the network that fails
+    remote = () if name in REMOTE_NAMES else REMOTE_NAMES
+    known = {*bundled_names(), *_local_names(), *remote} - {name}
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return [*near, *beside(expand_home(name))]
+
+
+def _local_names() -> list[str]:
+    with warnings.catch_warnings(), utf8_metadata():
+        warnings.simplefilter("ignore")  # of other sets that are damaged
+        try:
+            return list(minari.list_local_datasets())
+        except OSError:  # a folder in the root that may not be read
+            return []
+
+
+def describe(
     name: str,
     dataset: minari.MinariDataset,
-    env_id: str | None,
-    observation_keys: Sequence[str] | None,
-    progress: bool,
+    *,
+    env_id: str | None = None,
+    observation_keys: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> MinariSource:
-    """Check the spaces and gather the metadata."""
+    """Check an open set's spaces and gather its metadata.
+
+    Args:
+        name: how messages call it.
+        dataset: the set.
+        env_id: see :func:`open_minari`.
+        observation_keys: see :func:`open_minari`.
+        progress: whether reading its episodes shows a bar.
+
+    Raises:
+        ValueError: if its spaces are not supported.
+    """
     env_spec = None
     if env_id is None and dataset.env_spec is not None:
         # The environment to evaluate in may differ from the recorded one, as by a fixed goal.
@@ -280,7 +315,8 @@ def _describe(
     )
     action_space = dataset.action_space
     check_action_space(action_space, name)
-    metadata = dataset.storage.metadata
+    with utf8_metadata():
+        metadata = dataset.storage.metadata
     reference = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if is_scored_by_success(env_id):
         reference = None, None  # a Minari set's own count the steps at the goal
@@ -319,10 +355,14 @@ def _episodes(
     for index in Bar(indices, label, unit="episode", leave=False, delay=1, disable=not progress):
         try:
             episode = next(stored)
-            observations = layout.flatten(episode["observations"])
         except Exception as error:
             raise ValueError(
-                f"{name}: episode {index} cannot be read ({_first_line(error)}); delete "
-                f"{dataset.storage.data_path} and get the data set again"
+                f"{name}: episode {index} cannot be read: {dataset.storage.data_path} {_why(error)}"
+            ) from error
+        try:
+            observations = layout.flatten(episode["observations"])
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name}: episode {index} is not of the set's observation space: {error}"
             ) from error
         yield episode | {"observations": observations}

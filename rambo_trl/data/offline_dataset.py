@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import minari
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
@@ -30,7 +31,7 @@ from rambo_trl.data.d4rl_source import (
 )
 from rambo_trl.data.description import DataDescription
 from rambo_trl.data.environment import is_scored_by_success
-from rambo_trl.data.episodes import flatten_episodes
+from rambo_trl.data.episodes import Episode, flatten_episodes
 from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.pieces import LoggedEpisodes, episodes_of_transitions, hold_unknown_ends
 from rambo_trl.data.scores import normalized_score, reference_scores_for
@@ -42,6 +43,7 @@ from rambo_trl.data.transitions import (
     coarse_entries,
     observation_statistics,
 )
+from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
 from rambo_trl.scaling import (
     RewardScale,
@@ -301,7 +303,7 @@ class OfflineDataset:
             ValueError: if there is no such data set, or it cannot be used; the message says
                 what to do instead.
         """
-        name, path = os.fspath(name_or_path), Path(name_or_path)
+        name, path = os.fspath(name_or_path), expand_home(name_or_path)
         if is_memmap_folder(path):
             return cls._open_memmap(
                 path,
@@ -463,9 +465,9 @@ class OfflineDataset:
     @classmethod
     def from_episodes(
         cls,
-        episodes: Iterable[Mapping[str, Any]],
+        episodes: minari.MinariDataset | Iterable[Episode],
         *,
-        action_spec: Bounded,
+        action_spec: Bounded | None = None,
         name: str | None = None,
         env_id: str | None = None,
         reference_scores: tuple[float, float] | None = None,
@@ -481,10 +483,12 @@ class OfflineDataset:
 
         Args:
             episodes: mappings with ``observations`` [T + 1, *], ``actions`` [T, *],
-                ``rewards``, ``terminations`` and ``truncations`` [T]. An episode whose last row
-                has no end flag was cut there: its last row is truncated, and neither its return
-                nor that of the next one counts, unless it lasted as long as the time limit.
-            action_spec: bounds of the actions, of shape [act].
+                ``rewards``, ``terminations`` and ``truncations`` [T], or Minari's ``EpisodeData``
+                or ``EpisodeBuffer``. An episode whose last row has no end flag was cut there: its
+                last row is truncated, and neither its return nor that of the next one counts,
+                unless it lasted as long as the time limit. Or an open Minari set, whose
+                description then stands in for what is not given here.
+            action_spec: bounds of the actions, of shape [act]; a Minari set has its own.
             name: how messages and reports call the data set; ``"episodes"`` where None.
             env_id: Gymnasium id of the environment, if any.
             reference_scores: (minimum, maximum) returns of the score.
@@ -503,7 +507,18 @@ class OfflineDataset:
             ValueError: as the constructor, and if arrays of an episode are missing or differ in
                 length.
         """
+        if isinstance(episodes, minari.MinariDataset):
+            name = name or episodes.id
+            source = minari_source.describe(name, episodes, env_id=env_id)
+            episodes, env_id = source.episodes, source.env_id
+            action_spec, env_spec = action_spec or source.action_spec, env_spec or source.env_spec
+            reference_scores = reference_scores or source.reference_scores
+            observation_layout = observation_layout or source.observation_layout
+            observation_names = observation_names or source.observation_names
+            action_names = action_names or source.action_names
         name = name or _UNNAMED[1]
+        if action_spec is None:
+            raise ValueError(f"{name}: give action_spec=, the bounds of the actions")
         limit = time_limit(env_id) if env_spec is None else env_spec.max_episode_steps
         transitions, found, remarks = flatten_episodes(episodes, name, max_episode_steps=limit)
         return cls(
@@ -558,7 +573,7 @@ class OfflineDataset:
             ValueError: if there is something already.
             OSError: if it cannot be written; nothing is left of it.
         """
-        write_memmap(Path(folder), vars(self))
+        write_memmap(expand_home(folder), vars(self))
         return self.load(folder, env_id=self.env_id, reward_scale=self.reward_scale)
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from rambo_trl.data.columns import entry_names
 from rambo_trl.data.coverage import measure_coverage
 from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.drawing import literal
 
 __all__ = ["describe_dataset", "plot_dataset"]
 
@@ -214,7 +215,8 @@ def plot_dataset(dataset: OfflineDataset, path: Path) -> None:
         _plot_states(dataset, axes["states"])
         _plot_spread(dataset, axes["observation"])
         figure.suptitle(
-            f"{dataset.name}: {len(dataset):,} transitions, {dataset.num_episodes:,} episodes"
+            f"{literal(dataset.name)}: {len(dataset):,} transitions, "
+            f"{dataset.num_episodes:,} episodes"
         )
         figure.savefig(path, dpi=150)
 

@@ -31,8 +31,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
 
     Keyword Args:
         action_spec: bounds of the actions, of shape [action_size].
-        starts: where start states come from: a replay buffer or a TensorDict [N] with
-            ``"observation"``, normalised.
+        starts: where start states come from: a replay buffer or a TensorDict [*] with
+            ``"observation"``, normalised; of trajectories [N, T] every step may be one.
         termination: a rule on observations in the environment's own units, see
             :mod:`rambo_trl.envs.termination`; by default nothing terminates.
         observation_mean, observation_std: statistics [observation_size] that take normalised
@@ -85,6 +85,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
                 f"have {world_model.action_size}"
             )
         size = world_model.observation_size
+        if isinstance(starts, TensorDictBase) and starts.batch_dims != 1:
+            starts = starts.reshape(-1)  # of trajectories every step is a start
         observations = {
             # a buffer may still be empty
             "starts' observation": starts.get("observation", None)
@@ -93,6 +95,12 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             "observation_mean": observation_mean,
             "observation_std": observation_std,
         }
+        start = observations["starts' observation"]
+        if start is not None and start.ndim != 2:
+            raise ValueError(
+                f"starts' observation is of shape {list(start.shape)}: give a TensorDict whose "
+                "batch size is this but for the entries"
+            )
         for name, value in observations.items():
             if value is not None and value.shape[-1:] != (size,):
                 raise ValueError(
@@ -216,6 +224,10 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             observation = observation[rows]
         else:
             observation = self.starts.sample(num).get("observation")
+            if observation.ndim > 2:  # a buffer of trajectories
+                observation = observation.flatten(0, -2)
+                rows = torch.randint(len(observation), (num,), device=observation.device)
+                observation = observation[rows]
         return observation.to(self.device, self.world_model.input_mean.dtype)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:

@@ -24,6 +24,8 @@ import torch
 from torchrl.data import ReplayBuffer
 
 from rambo_trl.data import RealModelReplayBuffer
+from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.places import expand_home
 from rambo_trl.training.run_folder import write_atomically
 
 __all__ = [
@@ -142,7 +144,7 @@ def save_checkpoint(
         OSError: if it cannot be written, on a full disk for instance; the message names the
             file and says whether an earlier one is kept.
     """
-    path = Path(path)
+    path = expand_home(path)
     state = {
         "progress": _plain(dict(progress), "progress"),
         "parts": {name: _own_numbers(part.state_dict()) for name, part in parts.items()},
@@ -242,13 +244,18 @@ def read_checkpoint(
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read, or holds other parts.
     """
-    if not Path(path).is_file():
+    path = expand_home(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: the run ended before its first one")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+        why = why_unreadable(
+            error,
+            damaged="is not a readable checkpoint",
+            remedy="copy it again from where it came from, or start a new run",
+        )
+        raise ValueError(f"{path} {why}") from error
     if not isinstance(state, dict) or set(state.get("parts", ())) != set(parts):
         found = sorted(state.get("parts", ())) if isinstance(state, dict) else "none"
         raise ValueError(f"{path} holds the parts {found}, this run has {sorted(parts)}")
@@ -355,7 +362,7 @@ class Checkpoints:
         keep: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.folder, self.parts, self.device = Path(folder), parts, device
+        self.folder, self.parts, self.device = expand_home(folder), parts, device
         self.every, self.minutes, self.keep = every, minutes, keep
         self.size = 0
         self._epoch: int | None = None  # of last.pt

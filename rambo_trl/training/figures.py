@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 
+from rambo_trl.drawing import literal
+from rambo_trl.places import expand_home
+
 __all__ = ["plot_learning_curve", "smoothed"]
 
 # Okabe and Ito's palette, told apart with every common colour blindness.
@@ -103,7 +106,7 @@ def plot_learning_curve(
         final = float(y[-num_final:].mean())
         _draw_evaluations(top, x, y, _column(rows, "score_std")[evaluated])
         top.plot(x[[-num_final, -1]], [final, final], color=_BLUE, linewidth=4.5, zorder=4)
-        labels.append(_EdgeLabel(final, f"{policy_label}\n{final:.1f}", _BLUE, bold=True))
+        labels.append(_EdgeLabel(final, f"{literal(policy_label)}\n{final:.1f}", _BLUE, bold=True))
         verdict = _describe(final, num_final, behaviour_mean, behaviour_best)
     _draw_mean_q(bottom, epoch, _column(rows, "mean_q"))
 
@@ -123,13 +126,13 @@ def plot_learning_curve(
 
     figure.subplots_adjust(left=0.125, right=0.8, top=0.87, bottom=0.095, hspace=0.1)
     left = figure.subplotpars.left
-    heading = figure.text(left, 0.945, title, size=13, weight="bold", color=_BLACK)
+    heading = figure.text(left, 0.945, literal(title), size=13, weight="bold", color=_BLACK)
     subtitle = figure.text(left, 0.898, verdict, size=10.5, color=_GREY)
     for text in (heading, subtitle):
         _shrink_to_fit(text, figure, canvas)
     _draw_edge_labels(top, labels, figure, canvas)
 
-    path = Path(path)
+    path = expand_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl._utils import logger as torchrl_logger
@@ -23,7 +23,9 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data.description import DataDescription
+from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.modules.actor_critic import make_actor
+from rambo_trl.places import expand_home
 from rambo_trl.scaling import denormalize_action, flat_bounds
 from rambo_trl.training.run_folder import write_atomically
 
@@ -123,6 +125,12 @@ class Policy:
                 not finite.
         """
         size = self.observation_mean.shape[-1]
+        if isinstance(observation, Mapping | TensorDictBase):
+            raise ValueError(
+                f"{self._name()} takes one array of {size} entries, got the entries "
+                f"{', '.join(map(str, observation.keys()))}: join them in the data's order, as its "
+                "data set's observation_layout.flatten does"
+            )
         if not isinstance(observation, torch.Tensor):
             observation = np.asarray(observation)
         if observation.ndim == 0 or observation.shape[-1] != size:
@@ -228,7 +236,7 @@ def save_policy(
     )
     if problem:
         raise ValueError(f"cannot save the policy: {problem}")
-    write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header)}))
+    write_atomically(expand_home(path), save(tensors, metadata={_METADATA_KEY: json.dumps(header)}))
 
 
 def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Policy:
@@ -417,6 +425,7 @@ def _copy_weights(tensors: Mapping[str, torch.Tensor], actor: nn.Module) -> None
 
 def policy_path(path: Path) -> Path:
     """The policy's file: the path itself, or in a run folder the one of that name."""
+    path = expand_home(path)
     return path / _FILE_NAME if path.is_dir() else path
 
 
@@ -439,8 +448,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a policy file, or only a part of one: {reason}") from None
+        why = why_unreadable(error, damaged="is not a policy file, or only a part of one")
+        raise ValueError(f"{path} {why}") from None
     if _METADATA_KEY not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not one written by save_policy")
     try:

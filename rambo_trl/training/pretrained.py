@@ -18,7 +18,9 @@ from tensordict import TensorDictBase
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.places import expand_home
 from rambo_trl.training.checkpoint import (
     Stateful,
     read_checkpoint,
@@ -69,7 +71,7 @@ def _buffer(tensor: torch.Tensor) -> memoryview:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, as hex digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(expand_home(path).read_bytes()).hexdigest()
 
 
 def save_fitted_model(
@@ -91,7 +93,7 @@ def save_fitted_model(
     """
     state = {k: v.detach().cpu().contiguous() for k, v in world_model.state_dict().items()}
     header = {"format": _MODEL_FORMAT, "dataset_digest": digest, "measured": dict(measured)}
-    write_atomically(path, save(state, metadata={_MODEL_KEY: json.dumps(header)}))
+    write_atomically(expand_home(path), save(state, metadata={_MODEL_KEY: json.dumps(header)}))
 
 
 def load_fitted_model(
@@ -114,7 +116,8 @@ def load_fitted_model(
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read, or its model is of other data or sizes.
     """
-    if not Path(path).is_file():
+    path = expand_home(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no fitted model at {path}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -122,8 +125,8 @@ def load_fitted_model(
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         header = None if text is None else json.loads(text)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a readable model file: {reason}") from error
+        why = why_unreadable(error, damaged="is not a readable model file")
+        raise ValueError(f"{path} {why}") from error
     wanted = {"format", "dataset_digest", "measured"}
     if (
         not isinstance(header, dict)
@@ -182,9 +185,9 @@ class Pretrained:
         self.named = where not in (None, "auto")
         self.path: Path | None = None
         if where == "auto":
-            self.path = Path(folder) / f"{self.key}.pt"
+            self.path = expand_home(folder) / f"{self.key}.pt"
         elif where is not None:
-            self.path = Path(where)
+            self.path = expand_home(where)
 
     @property
     def key(self) -> str:

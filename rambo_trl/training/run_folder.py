@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import numbers
@@ -17,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.places import expand_home
+
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "package_versions", "remove_unfinished", "write_atomically"]
+__all__ = ["RunFolder", "new_folder", "package_versions", "remove_unfinished", "write_atomically"]
 
 _CONFIG = "config.yaml"
 _METRICS = "metrics.csv"
@@ -94,6 +98,27 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
+def new_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder that nobody else has made: the path, or the first free of path-2, path-3, ...
+
+    Args:
+        path: the folder; those above it are made too.
+
+    Returns:
+        The one made. Of processes that ask at once each gets its own.
+    """
+    path = expand_home(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for n in itertools.count(1):
+        made = path if n == 1 else path.with_name(f"{path.name}-{n}")
+        try:
+            made.mkdir()
+        except FileExistsError:
+            continue
+        return made
+    raise AssertionError  # there are numbers enough
+
+
 class RunFolder:
     """The files of one run: ``config.yaml``, ``metrics.csv``, ``results.json``, ``checkpoint/``.
 
@@ -113,7 +138,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = expand_home(path)
         self._columns: list[str] | None = None
         self._lock: int | None = None
 
@@ -278,13 +303,17 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: if the run has not ended yet.
+            ValueError: if it cannot be read.
         """
         path = self._path / _RESULTS
         if not path.is_file():
             raise FileNotFoundError(
                 f"run folder {self._path} has no {_RESULTS}: the run has not ended"
             )
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} {why_unreadable(error)}") from error
 
     def _recover_columns(self) -> list[str] | None:
         """Columns of an earlier ``metrics.csv``; what follows its last whole line is cut off."""

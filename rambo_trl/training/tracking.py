@@ -164,7 +164,7 @@ class Tracker:
 
     def _read_state(self) -> dict[str, Any]:
         path = self.folder / _STATE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _run_id(self) -> str | None:
         """What the tracker knows the run by."""

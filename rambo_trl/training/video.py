@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,6 +14,7 @@ import imageio.v3 as imageio
 import numpy as np
 
 from rambo_trl.data import mujoco_messages_logged
+from rambo_trl.places import expand_home
 from rambo_trl.training.policy_file import Policy
 from rambo_trl.training.run_folder import write_atomically
 
@@ -65,17 +66,24 @@ def record_video(
         ValueError: for another kind of file.
         RuntimeError: if nothing can be drawn, or the video cannot be encoded, on this machine.
     """
-    path = Path(path)
+    path = expand_home(path)
     if path.suffix not in (".gif", ".mp4"):
         raise ValueError(f"a video is a .gif or .mp4 file, got {path.name}")
+    if not policy.env_id:
+        raise RuntimeError("the policy was trained without an environment to draw it in")
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         # without a screen MuJoCo's first choice, GLFW, cannot work, and a failed one may crash
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        with mujoco_messages_logged():
+        with mujoco_messages_logged(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of GLFW's, whose reason is in the error
             env = gymnasium.make(policy.env_id, render_mode="rgb_array")
+            if "rgb_array" not in env.metadata.get("render_modes", ()):
+                raise NotImplementedError(f"{policy.env_id} draws no pictures of itself")
             observation, total, step, ended = flatten(env.reset(seed=seed)[0]), 0.0, 0, False
             frames = [_frame(env, size)]
+    except NotImplementedError as error:
+        raise RuntimeError(str(error)) from error
     except Exception as error:  # what a machine without a renderer raises differs by the library
         raise RuntimeError(
             "nothing can be drawn here: install EGL or OSMesa and set MUJOCO_GL=egl or "

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from minari.storage.remotes.cloud_storage import CloudStorage
 from tensordict import TensorDict
 from torchrl.data.datasets import MinariExperienceReplay
 
-from rambo_trl.data import OfflineDataset
+from rambo_trl.data import OfflineDataset, minari_remote
 
 NAME = "far/away/walk-v0"
 
@@ -109,7 +110,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_downloaded_once_and_loaded(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = NAME.replace("v0", "v1")  # the newest that this Minari reads
     data = OfflineDataset.load(name)
-    assert FolderRemote.asked == ["list far/away/walk", f"download {name}"]
+    # once for an answer in time, once by Minari's downloader
+    assert FolderRemote.asked == [*["list far/away/walk"] * 2, f"download {name}"]
     assert f"Downloading {name}" in capsys.readouterr().out  # Minari says what goes on
     assert (root / name / "data/main_data.hdf5").is_file()
     assert (root / "far/away/namespace_metadata.json").is_file()
@@ -117,7 +119,7 @@ def test_it_is_downloaded_once_and_loaded(root: Path, capsys: pytest.CaptureFixt
     assert (data.transitions == want.transitions).all() and data.name == name
 
     again = OfflineDataset.load(name)  # it is local now
-    assert (again.transitions == data.transitions).all() and len(FolderRemote.asked) == 2
+    assert (again.transitions == data.transitions).all() and len(FolderRemote.asked) == 3
 
 
 def test_an_older_version_is_had_as_asked_for(root: Path) -> None:
@@ -207,7 +209,7 @@ def test_of_two_downloads_at_once_neither_touches_the_other(
 
 def test_a_folder_that_is_no_set_is_named(root: Path) -> None:
     (root / NAME / "data").mkdir(parents=True)  # as Minari's own download leaves it when killed
-    with pytest.raises(ValueError, match="walk-v0 is no whole Minari set.*: delete the folder"):
+    with pytest.raises(ValueError, match="walk-v0 is no whole Minari set.*: if it is being"):
         OfflineDataset.load(NAME)
     assert FolderRemote.asked == []
 
@@ -242,3 +244,38 @@ def test_torchrls_own_reader_gives_no_data(data_format: str, root: Path, tmp_pat
     for key in ("observation", "action", ("next", "observation"), ("next", "reward")):
         assert (rows[key] == 0).all() and (ours[key] != 0).all()
     assert not rows["next", "done"].any()
+
+
+def test_a_misspelt_local_name_is_refused_without_the_network(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MINARI_REMOTE")
+    monkeypatch.setattr(minari, "list_remote_datasets", lambda **_: pytest.fail("asked"))
+    with pytest.raises(ValueError, match="Nearest known names: bundled/hopper/medium-v0"):
+        OfflineDataset.load("bundle/hoper/medium-v0")
+    # a file of the same folder too
+    monkeypatch.chdir(root.parent)
+    (root.parent / "my-logs-v1").mkdir()
+    with pytest.raises(ValueError, match="is not asked.*Nearest known names: my-logs-v1"):
+        OfflineDataset.load("my-log-v1")
+    (root.parent / "log.hdf5").touch()
+    with pytest.raises(ValueError, match=r"no data file lg.hdf5: did you mean log.hdf5\?"):
+        OfflineDataset.load("lg.hdf5")
+
+
+def test_a_remote_that_does_not_answer_is_given_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.delenv("MINARI_REMOTE")
+    monkeypatch.setattr(minari, "list_remote_datasets", lambda **_: released.wait(60))
+    monkeypatch.setattr(minari_remote, "_SECONDS", 0.02)
+    monkeypatch.setattr(minari_remote, "_SECONDS_IF_UNLIKELY", 0.01)
+    told: list[str] = []
+    monkeypatch.setattr(minari_remote.torchrl_logger, "warning", told.append)
+    for name, seconds in (("D4RL/door/human-v2", 0.02), ("zzz/qqq-v0", 0.01)):
+        with pytest.raises(ValueError, match=f"no answer from the remote within {seconds} s"):
+            OfflineDataset.load(name)
+        assert f"{name} is not on this machine: asking" in told[-1]
+    released.set()
+    assert list(root.iterdir()) == []

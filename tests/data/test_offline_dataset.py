@@ -403,7 +403,7 @@ def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.Monke
     def no_network(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host\nand more lines")
 
-    monkeypatch.setattr(minari, "download_dataset", no_network)
+    monkeypatch.setattr(minari, "list_remote_datasets", no_network)
     with pytest.raises(ValueError) as caught:
         OfflineDataset.load("mujoco/hopper/medium-v0")
     message = str(caught.value)
@@ -491,3 +491,36 @@ def test_policies_are_evaluated_in_what_the_set_names_for_it() -> None:
     assert data.environment.max_episode_steps == 7
     store("toy/evaluated-v1", env=played)
     assert OfflineDataset.load("toy/evaluated-v1").environment.max_episode_steps == 9
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_minari_s_own_objects_are_taken() -> None:
+    store("toy/set-v0")
+    want, opened = OfflineDataset.load("toy/set-v0"), minari.load_dataset("toy/set-v0")
+    data = OfflineDataset.from_episodes(opened)
+    assert (data.transitions == want.transitions).all() and data.name == "toy/set-v0"
+    assert data.action_high.tolist() == [2.0, 2.0]
+    spec = Bounded(-2, 2, shape=(2,))
+    buffers = [
+        EpisodeBuffer(**make_episode(6, "terminated")),
+        EpisodeBuffer(**make_episode(4, seed=5)),
+    ]
+    for episodes in (opened.iterate_episodes(), buffers):
+        data = OfflineDataset.from_episodes(episodes, action_spec=spec)
+        assert (data.transitions == want.transitions).all()
+    with pytest.raises(ValueError, match="give action_spec="):
+        OfflineDataset.from_episodes(buffers)
+    with pytest.raises(TypeError, match="episode 0 is of type str: give mappings"):
+        OfflineDataset.from_episodes(["toy/set-v0"], action_spec=spec)  # type: ignore[list-item]
+
+
+def test_the_home_folder_is_where_a_path_begins(
+    minari_root: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(minari_root))
+    store("toy/set-v0")
+    assert len(OfflineDataset.load("~/toy/set-v0")) == 10
+    OfflineDataset.load("toy/set-v0").memmap("~/mapped")
+    assert len(OfflineDataset.load("~/mapped")) == 10
+    with pytest.raises(ValueError, match=f"no data file {minari_root}/none.hdf5: check"):
+        OfflineDataset.load("~/none.hdf5")

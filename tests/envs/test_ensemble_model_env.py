@@ -323,3 +323,16 @@ def test_the_rule_sees_actions_in_the_environments_units() -> None:
     assert seen[-1].tolist() == [[0.0, 4.0], [25_000.0, 3.25]]
     with pytest.raises(ValueError, match="give both action_low and action_high"):
         make_env(action_low=low)
+
+
+def test_every_step_of_trajectories_is_a_start() -> None:
+    observation = torch.randn(4, 5, 3)
+    env = make_env(starts=TensorDict(observation=observation, batch_size=[4, 5]))
+    rows = {tuple(row) for row in observation.reshape(-1, 3).tolist()}
+    assert {tuple(row) for row in env.sample_starts(200).tolist()} == rows
+    with pytest.raises(ValueError, match=r"starts' observation is of shape \[4, 5, 3\]: give"):
+        make_env(starts=TensorDict(observation=observation, batch_size=[4]))
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=7)
+    buffer.extend(TensorDict(observation=observation, batch_size=[4]))
+    starts = make_env(starts=buffer).sample_starts(7)
+    assert starts.shape == (7, 3) and {tuple(row) for row in starts.tolist()} <= rows

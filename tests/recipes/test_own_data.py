@@ -258,7 +258,7 @@ def test_files_and_names_that_cannot_be_read(tmp_path: Path, check: Check) -> No
     ("kind", "words"),
     [
         ("no network", "downloading it failed (ConnectionError: no route)"),
-        ("metadata", "the Minari files in"),
+        ("metadata", "metadata.json is damaged"),
         ("episodes", "episode 0 cannot be read"),
         ("mapped files", "is incomplete or damaged"),
         ("full disk", "No space left on device): free some space, or point MINARI_DATASETS_PATH"),
@@ -272,7 +272,7 @@ def test_sets_that_cannot_be_had(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     name = "mine/robot-v0"
     if kind == "no network":
-        monkeypatch.setattr(minari, "download_dataset", failing(ConnectionError("no route")))
+        monkeypatch.setattr(minari, "list_remote_datasets", failing(ConnectionError("no route")))
     elif kind in ("metadata", "episodes"):
         (root / name / "data").mkdir(parents=True)
         (root / name / "data/metadata.json").write_text("{" if kind == "metadata" else METADATA)

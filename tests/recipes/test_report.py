@@ -619,3 +619,11 @@ def test_a_bar_is_the_mean(
         make_run(tmp_path / f"{seed}", seed=seed, score=score)
     (panel,) = panels_of(monkeypatch, report_scores.draw_scores, tmp_path)
     assert [bar.get_width() for bar in panel.patches] == [40.0]
+
+
+def test_names_with_dollars_are_drawn_as_they_stand(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / f"r{i}", dataset="logs_$^_$.hdf5", settings={"env_id": f"${i}_^$"})
+        for i in range(2)
+    ]
+    made_report(tmp_path, runs)

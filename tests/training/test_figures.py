@@ -184,3 +184,8 @@ def test_smoothed_lets_a_wider_kernel_waver_less():
     x, y = np.arange(50.0), np.arange(50) % 2 * 1.0
     narrow, wide = (np.ptp(figures.smoothed(x, y, fraction)[1]) for fraction in (0.0, 0.2))
     assert wide < 0.05 < narrow
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    names = {"title": "RAMBO on my_$^_$.hdf5", "policy_label": "$_$"}
+    assert plot_learning_curve(make_rows(4), tmp_path / "a.png", **(REFERENCES | names)).is_file()

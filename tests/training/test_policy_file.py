@@ -425,3 +425,12 @@ def test_a_file_of_an_actor_with_bounds_of_its_own_acts_as_it_does(tmp_path):
         env_id="",
     )
     torch.testing.assert_close(policy(raw), own(raw), rtol=1e-5, atol=1e-6)
+
+
+def test_a_dictionary_is_refused_by_its_entries(saved):
+    policy = load_policy(saved[0])
+    entries = {"observation": np.zeros(5), "desired_goal": np.zeros(2)}
+    with pytest.raises(ValueError, match=r"one array of \d+ entries, got .*observation, desired_g"):
+        policy(entries)
+    with pytest.raises(ValueError, match="observation_layout.flatten"):
+        policy(TensorDict(observation=torch.zeros(5)))

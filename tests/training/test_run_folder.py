@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from rambo_trl.training.run_folder import (
     RunFolder,
+    new_folder,
     package_versions,
     remove_unfinished,
     write_atomically,
@@ -308,3 +310,17 @@ def test_package_versions():
         "numpy",
         "rambo_trl",
     }
+
+
+def test_of_folders_asked_for_at_once_each_is_new(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_folder(tmp_path / "runs/a"), range(8)))
+    names = sorted(path.name for path in made)
+    assert names == ["a", *(f"a-{n}" for n in range(2, 9))]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
+
+
+def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results.json is damaged or of another kind"):
+        RunFolder(tmp_path).read_results()

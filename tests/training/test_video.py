@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import imageio.v3 as imageio
 import pytest
 import torch
@@ -91,3 +92,17 @@ def test_a_machine_that_cannot_draw_says_so_in_one_line(policy, tmp_path):
     (line,) = done.stdout.splitlines()
     assert line.startswith("said: nothing can be drawn here") and "MUJOCO_GL=egl" in line
     assert not (tmp_path / "x.gif").exists()
+
+
+def test_without_an_environment_there_is_none(policy, tmp_path):
+    policy.env_id = ""
+    with pytest.raises(RuntimeError, match="trained without an environment to draw"):
+        record_video(policy, tmp_path / "policy.gif")
+
+
+def test_an_environment_that_draws_nothing_is_named(policy, tmp_path, monkeypatch):
+    env = gymnasium.make("Hopper-v5")
+    monkeypatch.setitem(env.metadata, "render_modes", ["human"])
+    monkeypatch.setattr(gymnasium, "make", lambda *args, **kwargs: env)
+    with pytest.raises(RuntimeError, match="^Hopper-v5 draws no pictures of itself$"):
+        record_video(policy, tmp_path / "policy.gif")

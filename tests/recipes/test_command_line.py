@@ -1,0 +1,156 @@
+"""Words that are pasted back, places with odd letters, folders that nobody else has."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import check_command_line, compose_jobs, setting
+from omegaconf import OmegaConf
+from run_start import PLACES, resumed_config, stop_if_finished
+from run_support import EndingWell
+from sweep import name_sweep
+
+from rambo_trl.training.interruption import Interrupted
+from rambo_trl.training.run_folder import RunFolder
+
+ODD = (
+    "a (b).hdf5", "é/日本", "a,b", "a=b", "a'b", 'a"b', "a\\", "a\\\\'b", 'a\\"b', "~x", "a$b",
+    "$x",
+    "a${b}", "[x]", "{x}", "123", "null", "true", " a ", "a#b;c|d&e>f*g?h!i^j`k", "x: y", "runs/a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_suggested_setting_is_read_back_by_shell_and_hydra(text: str) -> None:
+    words = shlex.split(f"python rambo.py schedule=smoke {setting('dataset', text)}")
+    (cfg,) = compose_jobs("rambo", words[2:])
+    assert cfg.dataset == text
+
+
+def test_the_hint_of_a_signal_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "my recipes/rambo.py")])
+    path = tmp_path / "runs (é), 1"
+    with pytest.raises(SystemExit), EndingWell() as run:
+        run.folder = RunFolder.create(path)
+        raise Interrupted(signal.SIGTERM)
+    hint = capsys.readouterr().err.partition("resume with: ")[2]
+    python, script, word = shlex.split(hint)
+    assert (python, script) == ("python", sys.argv[0])
+    assert compose_jobs("rambo", [word])[0].resume == str(path)
+
+
+@pytest.mark.parametrize(
+    ("word", "suggested"),
+    [
+        ("dataset=a (b).hdf5", """'dataset="a (b).hdf5"'"""),
+        ("dataset=é.hdf5", """'dataset="é.hdf5"'"""),
+        ("dataset=a=b.hdf5", """'dataset="a=b.hdf5"'"""),
+        ("dataset=a,b.hdf5", """'dataset="a,b.hdf5"'"""),
+    ],
+)
+def test_a_place_that_hydra_cannot_read_is_told_with_its_quotes(
+    word: str, suggested: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        check_command_line("rambo", argv=["schedule=smoke", word])
+    err = capsys.readouterr().err
+    assert f"write {suggested}" in err and err.count("\n") == 1
+
+
+def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me é"))
+    monkeypatch.setattr(sys, "argv", ["rambo.py", "schedule=smoke", "dataset=~/x.hdf5", "~x"])
+    with pytest.raises(SystemExit):  # of the last word, which is no setting
+        check_command_line("rambo")
+    assert sys.argv[2] == f'dataset="{tmp_path}/me é/x.hdf5"' and sys.argv[3] == "~x"
+
+
+def configs(tmp_path: Path, *words: str) -> tuple[Any, Any, list[str]]:
+    """What a resume composes, and what the run has."""
+    (saved,) = compose_jobs("rambo", ["schedule=smoke", "dataset=a.hdf5", "fitted_model=m"])
+    given = [f"resume={tmp_path}", *words]
+    (cfg,) = compose_jobs("rambo", given)
+    return cfg, saved, given
+
+
+def test_what_moved_is_given_when_a_run_is_resumed(tmp_path: Path) -> None:
+    cfg, saved, words = configs(tmp_path, "dataset=b.hdf5", "fitted_model=n")
+    merged = resumed_config(cfg, saved, words)
+    assert (merged.dataset, merged.fitted_model) == ("b.hdf5", "n")
+    assert set(PLACES) == {"dataset", "fitted_model", "cloned_policy"}
+    for other in ("task=walker2d-medium-replay", "fitted_model=null", "cloned_policy=p"):
+        cfg, saved, words = configs(tmp_path, other)
+        with pytest.raises(ValueError, match="a resumed run keeps its"):
+            resumed_config(cfg, saved, words)
+
+
+def test_other_data_are_refused_and_the_run_s_settings_stay(tmp_path: Path, toy: Any) -> None:
+    run = toy.run(tmp_path / "run", "dataset=a")
+    run.begin(toy.Method())
+    run.checkpoints.save(run.progress)
+    before = (tmp_path / "run/config.yaml").read_text()
+    run = toy.run(tmp_path / "run", "dataset=b")
+    run.dataset.transitions["next", "reward"] += 1
+    with pytest.raises(ValueError, match="not, or no longer, what this run began with"):
+        run.begin(toy.Method())
+    assert (tmp_path / "run/config.yaml").read_text() == before
+    run = toy.run(tmp_path / "run", "dataset=b")
+    run.begin(toy.Method())
+    assert OmegaConf.load(tmp_path / "run/config.yaml").dataset == "b"
+
+
+def test_a_given_part_that_moved_is_the_same_one(tmp_path: Path, toy: Any) -> None:
+    for name, content in (("p", "policy"), ("q", "policy"), ("r", "another")):
+        (tmp_path / name).write_text(content)
+
+    def begin(name: str) -> None:
+        run = toy.run(tmp_path / "run")
+        run.cfg.cloned_policy = str(tmp_path / name)
+        run.begin(toy.Method())
+        run.checkpoints.save(run.progress)
+
+    begin("p")
+    begin("q")
+    with pytest.raises(ValueError, match="cloned_policy is another file"):
+        begin("r")
+    begin("gone")  # it is not needed any more
+
+
+def test_a_finished_run_is_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_run: Any
+) -> None:
+    (cfg,) = compose_jobs("rambo", ["schedule=smoke", "epochs=20"])
+    folder = RunFolder.open(make_run(tmp_path / "done"))
+    with pytest.raises(SystemExit) as end:
+        stop_if_finished(cfg, folder, [f"resume={folder.path}"])
+    assert not end.value.code
+    assert "the run is finished: all its 20 epochs are done" in capsys.readouterr().out
+    stop_if_finished(cfg, folder, [f"resume={folder.path}", "video=gif"])  # goes on
+    cfg.epochs = 30
+    capsys.readouterr()
+    stop_if_finished(cfg, folder, [f"resume={folder.path}", "epochs=30"])
+    stop_if_finished(cfg, RunFolder.open(make_run(tmp_path / "b", ended=False)), [])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit):
+        stop_if_finished(cfg, RunFolder.open(make_run(tmp_path / "c", diverged=True)), [])
+    assert "it diverged in epoch 20" in capsys.readouterr().out
+
+
+def test_sweeps_begun_in_the_same_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "now")
+    for name in ("now", "now-2"):
+        monkeypatch.setattr(sys, "argv", ["rambo.py", "-m", "seed=0,1"])
+        name_sweep()
+        assert sys.argv[-1] == f"hydra.sweep.dir=runs/sweeps/{name}"
+        assert (tmp_path / "runs/sweeps" / name).is_dir()
+    name_sweep()  # which has its folder
+    assert len(sys.argv) == 4
