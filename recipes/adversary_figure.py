@@ -34,7 +34,9 @@ _TRUE = "what the environment gives"
 
 
 def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Five panels: two of a step off the data, many steps, and the game's course.
+    """Two panels of a step off the data, one of many steps, and the game's course.
+
+    What a run did not record (evaluations, without an environment) has no panel.
 
     Args:
         found: what was measured.
@@ -43,23 +45,25 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path
     """
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplot_mosaic("AABBCC;DDDEEE")
-    promise, moved, many, believed, achieved = (panels[name] for name in "ABCDE")
-    _draw_promise(promise, found)
-    _draw_next_states(moved, found)
-    _draw_returns(many, found)
-    _draw_belief(believed, rows, found["gamma"])
-    _draw_series(
-        achieved,
-        rows,
-        {"score": "normalised score", "return_mean": "return"},
-        "during the game: what the policy achieves",
-    )
-    if rows:  # side by side, both over the whole game
-        for axes in (believed, achieved):
-            axes.set_xlim(0, rows[-1]["epoch"] + 1)
-    for axes in (many, believed, achieved):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    achieves = {"score": "normalised score", "return_mean": "return"}
+    course = [
+        *(["D"] if any(_series(rows, key) for key in ("start_value", "mean_q")) else []),
+        *(["E"] if any(_series(rows, key) for key in achieves) else []),
+    ]
+    below = "".join(name * (6 // len(course)) for name in course)
+    panels = figure.subplot_mosaic("AABBCC" + (f";{below}" if below else ""))
+    _draw_promise(panels["A"], found)
+    _draw_next_states(panels["B"], found)
+    _draw_returns(panels["C"], found)
+    if "D" in panels:
+        _draw_belief(panels["D"], rows, found["gamma"])
+    if "E" in panels:
+        title = "during the game: what the policy achieves"
+        _draw_series(panels["E"], rows, achieves, title)
+    for name in course:  # side by side, both over the whole game
+        panels[name].set_xlim(0, rows[-1]["epoch"] + 1)
+    for name in ("C", *course):
+        panels[name].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -90,7 +94,9 @@ def _draw_promise(axes: Axes, found: Mapping[str, Any]) -> None:
     )
     axes.set_xlabel(_WAY)
     axes.set_ylabel("change of r + gamma V(s')")
-    axes.legend(frameon=False, fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
 
 
 def _draw_next_states(axes: Axes, found: Mapping[str, Any]) -> None:
@@ -159,8 +165,6 @@ def _draw_series(
             axes.plot(x, y, color=BLUE, linewidth=2, marker="o" if len(x) < 40 else None, ms=3.5)
             axes.set_ylabel(label)
             break
-    else:
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
     axes.set_title(title, loc="left")
     axes.set_xlabel("epoch")
 

@@ -4,7 +4,8 @@ Reads nothing but run folders, of any method. ``table.md`` and ``table.csv`` hav
 data set and setting: mean and population standard deviation over seeds (divided by n), the
 interquartile mean with its 95 % interval, the paper's number; where there are several data sets,
 ``table.md`` totals them. A run that diverged scores 0; where the data have no reference scores it
-is left out of the mean return, and the row says so.
+is left out of the mean return, and the row says so. Data without reference scores have a table of
+returns. A figure that would be empty is not drawn.
 ``results.csv`` has one row a run. ``scores.png`` ranks the configurations, seed by seed;
 ``learning_curves.png`` draws the evaluations beside the data,
 ``q_and_return.png`` what the critics believe against what is achieved. Where RAMBO and its ablation
@@ -29,7 +30,7 @@ from report_ablation import ablation_table
 from report_adversary import Effect, draw_effects, effect_table, read_effects
 from report_figures import draw_learning_curves, draw_q_and_return
 from report_scores import draw_scores
-from report_tables import notes, score_table, scores_of, totals
+from report_tables import notes, totals, value_tables
 from run_reading import Configuration, configurations, find_runs
 from run_statistics import interquartile_mean, iqm_interval
 
@@ -46,7 +47,7 @@ COLUMNS = (
 
 def markdown_table(found: Sequence[Configuration], effects: Sequence[Effect] = ()) -> str:
     """The tables as text, and what must be known to read them."""
-    lines = [*score_table(found), *totals(found), *ablation_table(found), *effect_table(effects)]
+    lines = [*value_tables(found), *totals(found), *ablation_table(found), *effect_table(effects)]
     return "\n".join([*lines, *notes(found)]) + "\n"
 
 
@@ -54,8 +55,6 @@ def table_rows(found: Sequence[Configuration]) -> list[dict[str, Any]]:
     """The table as numbers, for ``table.csv``."""
     rows = []
     for c in found:
-        scores = scores_of(c)
-        interval = iqm_interval([scores]) or (None, None)
         paper = published(c.method, c.dataset)
         rows.append(
             {
@@ -65,17 +64,27 @@ def table_rows(found: Sequence[Configuration]) -> list[dict[str, Any]]:
                 "settings": settings_text(c.differs),
                 "seeds": len(c.runs),
                 "diverged": sum(bool(run.results["diverged"]) for run in c.runs),
-                "score_mean": np.mean(scores) if scores else None,
-                "score_std": np.std(scores) if len(scores) > 1 else None,
-                "score_iqm": interquartile_mean(np.array(scores)) if scores else None,
-                "score_iqm_low": interval[0],
-                "score_iqm_high": interval[1],
+                **aggregates("score", [run.score for run in c.runs]),
+                **aggregates("return", [run.mean_return for run in c.runs]),
                 "paper_score": paper and paper.score,
                 "paper_std": paper and paper.std,
                 "paper_same_data": paper and paper.same_data,
             }
         )
     return rows
+
+
+def aggregates(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean, deviation and interquartile mean with its interval, without runs that have none."""
+    known = [value for value in values if value is not None]
+    low, high = iqm_interval([known]) or (None, None)
+    return {
+        f"{name}_mean": float(np.mean(known)) if known else None,
+        f"{name}_std": float(np.std(known)) if len(known) > 1 else None,
+        f"{name}_iqm": float(interquartile_mean(np.array(known))) if known else None,
+        f"{name}_iqm_low": low,
+        f"{name}_iqm_high": high,
+    }
 
 
 def settings_text(differs: Mapping[str, Any]) -> str:
@@ -145,15 +154,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_csv(out / "table.csv", list(summary[0]), summary)
     (out / "table.md").write_text(table, encoding="utf-8")
     with busy("drawing the figures"):
-        draw_scores(found, out / "scores.png")
-        draw_learning_curves(found, out / "learning_curves.png")
-        draw_q_and_return(found, out / "q_and_return.png")
+        drawn = {
+            "scores.png": draw_scores(found, out / "scores.png"),
+            "learning_curves.png": draw_learning_curves(found, out / "learning_curves.png"),
+            "q_and_return.png": draw_q_and_return(found, out / "q_and_return.png"),
+            "adversary_effect.png": bool(effects),
+        }
         if effects:
             draw_effects(effects, out / "adversary_effect.png")
+    for name in (name for name, done in drawn.items() if not done):
+        (out / name).unlink(missing_ok=True)  # an earlier report's, of other runs
     if readme:
         write_atomically(options.readme, readme.encode())
     print(table, end="")
-    print(f"report: {out}")
+    figures = [name for name, done in drawn.items() if done]
+    print(f"report: {out}" + (f" with {', '.join(figures)}" if figures else ""))
     return 0
 
 

@@ -15,7 +15,7 @@ from paper_results import (
     published_weight,
     table_dataset,
 )
-from report_tables import paper_text, scores_of, spread, total_text
+from report_tables import formatter, paper_text, scores_of, spread, total_text
 from run_reading import Configuration
 
 #: up to this lambda the game goes on fitting the model and has no adversary to speak of
@@ -37,7 +37,7 @@ def ablation_table(found: Sequence[Configuration]) -> list[str]:
     groups: dict[str, list[Pair]] = {}
     for configuration in found:
         rambo = configuration.method == RAMBO and not _fit_alone(configuration)
-        if rambo and scores_of(configuration):
+        if rambo and configuration.values:
             partner = _without_adversary(configuration, found)
             if partner is not None:
                 name = f"{configuration.label}, `{configuration.schedule}`"
@@ -46,6 +46,8 @@ def ablation_table(found: Sequence[Configuration]) -> list[str]:
     groups = {name: pairs for name, pairs in groups.items() if any(a is not b for a, b in pairs)}
     if not groups:
         return []
+    scored = {pair[0].scored for pairs in groups.values() for pair in pairs}
+    what = "score or return" if len(scored) > 1 else "score" if True in scored else "return"
     lines = [
         "",
         "RAMBO beside itself with lambda = 0, where the model stays as it was fitted: the "
@@ -54,15 +56,16 @@ def ablation_table(found: Sequence[Configuration]) -> list[str]:
         f"not in this table.) The paper's totals ({ABLATION_SOURCE}) are over all data sets of a "
         "benchmark; where its own lambda is not 0 it has no scores with lambda = 0 of single ones.",
         "",
-        "| data set | method | score | with lambda = 0 | difference | paper | paper, lambda = 0 |",
+        f"| data set | method | {what} | with lambda = 0 | difference | paper | "
+        "paper, lambda = 0 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, pairs in groups.items():
-        lines += [_row(name, *pair) for pair in pairs]
+        lines += [_row(name, *pair, mixed=len(scored) > 1) for pair in pairs]
         benchmarks: dict[PublishedAblation, list[Pair]] = {}
         for pair in pairs:
             paper = published_ablation(pair[0].dataset)
-            if paper is not None:
+            if paper is not None and pair[0].scored:
                 benchmarks.setdefault(paper, []).append(pair)
         lines += [
             _total(name, paper, members)
@@ -92,7 +95,8 @@ def _without_adversary(
             (other.method, other.dataset, other.schedule)
             == (ABLATION, configuration.dataset, configuration.schedule)
             and all(mine.get(key) == theirs.get(key) for key in keys)
-            and scores_of(other)
+            and other.values
+            and other.scored == configuration.scored
         ):
             return other
     # without an adversary it is called RAMBO only where the paper has none
@@ -100,14 +104,15 @@ def _without_adversary(
     return configuration if own else None
 
 
-def _row(name: str, rambo: Configuration, without: Configuration) -> str:
-    gap = np.mean(scores_of(rambo)) - np.mean(scores_of(without))
+def _row(name: str, rambo: Configuration, without: Configuration, *, mixed: bool) -> str:
+    gap, form = np.mean(rambo.values) - np.mean(without.values), formatter(rambo)
+    what = "return " if mixed and not rambo.scored else ""
     cells = [
         f"`{rambo.dataset}`",
         name,
-        f"**{spread(scores_of(rambo))}**",
-        f"**{spread(scores_of(without))}**",
-        "its own ablation" if rambo is without else f"{gap:+.1f}",
+        f"{what}**{spread(rambo.values, form)}**",
+        f"{what}**{spread(without.values, form)}**",
+        "its own ablation" if rambo is without else f"{'+' if gap >= 0 else ''}{form(gap)}",
         paper_text(rambo),
         paper_text(rambo) if published_weight(rambo.dataset) == 0 else "-",
     ]

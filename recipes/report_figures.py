@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -77,16 +78,22 @@ def mean_curve(curves: Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points, values.mean(axis=0), values.std(axis=0)
 
 
-def draw_learning_curves(found: Sequence[Configuration], path: Path) -> None:
+def draw_learning_curves(found: Sequence[Configuration], path: Path) -> bool:
     """One panel a data set: each configuration's mean over seeds, a deviation to both sides.
 
-    Where one has more than four configurations, smoothed means alone can be told apart.
+    Where one has more than four configurations, smoothed means alone can be told apart. Data sets
+    without an evaluation are left out.
 
     Args:
         found: the configurations.
         path: the PNG to write.
+
+    Returns:
+        Whether there was anything to draw; without there is no file.
     """
-    datasets = sorted({c.dataset for c in found})
+    datasets = _datasets_with(found, _is_evaluated)
+    if not datasets:
+        return False
     figure, (panels,) = _panels(len(datasets), 1)
     styles, crowded = styles_of(found), _is_crowded(found)
     for axes, dataset in zip(panels, datasets, strict=True):
@@ -97,30 +104,62 @@ def draw_learning_curves(found: Sequence[Configuration], path: Path) -> None:
         axes.set_xlabel("agent updates")
         _finish(axes)
     _save(figure, panels, path, crowded=crowded)
+    return True
 
 
-def draw_q_and_return(found: Sequence[Configuration], path: Path) -> None:
+def draw_q_and_return(found: Sequence[Configuration], path: Path) -> bool:
     """One column a data set: above what the policies achieve, below what their critics believe.
+
+    Where nothing was evaluated, the values that the critics give the start states stand above,
+    beside the discounted returns of the logged episodes. Data sets of which no run has critics are
+    left out.
 
     Args:
         found: the configurations.
         path: the PNG to write.
+
+    Returns:
+        Whether there was anything to draw; without there is no file.
     """
-    datasets = sorted({c.dataset for c in found})
+    datasets = _datasets_with(found, lambda run: bool(run.series("mean_q")[0]))
+    if not datasets:
+        return False
     figure, (upper, lower) = _panels(len(datasets), 2)
     styles, crowded = styles_of(found), _is_crowded(found)
+    shown = []
     for top, bottom, dataset in zip(upper, lower, datasets, strict=True):
         members = [c for c in found if c.dataset == dataset]
-        _draw_achieved(top, members, styles, crowded=crowded)
-        top.set_title(f"{literal(dataset)}: achieved", loc="left", fontsize=11)
+        runs = [run for c in members for run in c.runs]
+        if any(map(_is_evaluated, runs)):
+            _draw_achieved(top, members, styles, crowded=crowded)
+            top.set_title(f"{literal(dataset)}: achieved", loc="left", fontsize=11)
+            shown.append(top)
+        elif any(run.series("start_value")[0] for run in runs):
+            _draw_start_value(top, members, styles, crowded=crowded)
+            top.set_title(f"{literal(dataset)}: expected, not evaluated", loc="left", fontsize=11)
+            shown.append(top)
+        else:
+            top.set_visible(False)
         _draw_mean_q(bottom, members, styles, crowded=crowded)
-        bottom.set_title("believed by the critics", loc="left", fontsize=11)
+        title = "believed by the critics" if top in shown else f"{dataset}: believed by the critics"
+        bottom.set_title(title, loc="left", fontsize=11)
         bottom.set_xlabel("agent updates")
-        bottom.set_xlim(0, max(top.get_xlim()[1], bottom.get_xlim()[1]))
-        top.set_xlim(bottom.get_xlim())
+        shown.append(bottom)
+        right = max(axes.get_xlim()[1] for axes in (top, bottom) if axes in shown)
         for axes in (top, bottom):
+            axes.set_xlim(0, right)
             _finish(axes)
-    _save(figure, [*upper, *lower], path, crowded=crowded)
+    _save(figure, shown, path, crowded=crowded)
+    return True
+
+
+def _is_evaluated(run: Record) -> bool:
+    return bool(achieved(run)[0])
+
+
+def _datasets_with(found: Sequence[Configuration], has: Callable[[Record], bool]) -> list[str]:
+    """The data sets of which a run has something to draw, sorted."""
+    return sorted({c.dataset for c in found if any(map(has, c.runs))})
 
 
 def _panels(count: int, rows: int) -> tuple[Figure, list[list[Axes]]]:
@@ -163,11 +202,11 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) 
         frameon=False,
         fontsize=9,
         title=(
-            "line: mean over seeds, evaluations smoothed; "
+            "line: mean over seeds, smoothed"
             if crowded
-            else "line and band: mean and standard deviation over seeds; thin: each run; "
+            else "line and band: mean and standard deviation over seeds; thin: each run"
         )
-        + "X: diverged (score 0)",
+        + _diverged_note(panels),
         title_fontsize=9,
         alignment="left",
     )
@@ -176,6 +215,12 @@ def _save(figure: Figure, panels: Sequence[Axes], path: Path, *, crowded: bool) 
     needed = legend.get_window_extent().height / figure.dpi
     figure.set_size_inches(width, height + max(0.0, needed - _LEGEND_HEIGHT))
     figure.savefig(path, dpi=120)
+
+
+def _diverged_note(panels: Sequence[Axes]) -> str:
+    """What the X means, where there is one."""
+    crossed = any(line.get_marker() == "X" for axes in panels for line in axes.lines)
+    return "; X: diverged" if crossed else ""
 
 
 Styles = dict[str, dict[str, Any]]
@@ -207,11 +252,31 @@ def _draw_achieved(
                     transform=axes.transData if run.scored else axes.get_xaxis_transform(),
                     clip_on=run.scored,
                 )  # fmt: skip
-    runs = [run for c in members for run in c.runs]
-    axes.set_ylabel("normalised score" if any(run.scored for run in runs) else "return")
-    if not any(len(achieved(run)[0]) for run in runs):
-        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
-        axes.set_xlim(0, max(run.updates_per_epoch * run.results["epochs"] for run in runs))
+    axes.set_ylabel("normalised score" if any(c.scored for c in members) else "return")
+
+
+def _draw_start_value(
+    axes: Axes, members: Sequence[Configuration], styles: Styles, *, crowded: bool
+) -> None:
+    """What the critics expect of the start states, and what the logged episodes gave."""
+    draw = _draw_smoothed if crowded else _draw_band
+    logged: dict[str, Any] = {}
+    for configuration in members:
+        name = name_of(configuration)
+        curves = [run.series("start_value") for run in configuration.runs]
+        draw(axes, curves, styles[name], name)
+        for run in configuration.runs:
+            known = run.results.get("sanity") or {}
+            logged = logged or known.get("logged_discounted_return") or {}
+    for key, style, label in (
+        ("best", (0, (1, 1.5)), "best logged episode, discounted"),
+        ("mean", (0, (5, 2)), "mean logged episode, discounted"),
+    ):
+        if key in logged:
+            axes.axhline(
+                logged[key], color=_GREY, linestyle=style, linewidth=1.3, label=label, zorder=1
+            )
+    axes.set_ylabel("value at the start")
 
 
 def _draw_smoothed(axes: Axes, curves: Curves, style: dict[str, Any], label: str) -> None:
@@ -302,7 +367,14 @@ def legend_entries(panels: Iterable[Axes]) -> dict[str, Artist]:
     return handles
 
 
+def write_plainly(axis: Axis) -> None:
+    """Large numbers as 1.5M, so that the marks of an axis do not meet; others as they are."""
+    if max(map(abs, axis.get_view_interval())) >= 1e4:
+        axis.set_major_formatter(EngFormatter(sep=""))
+
+
 def _finish(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    write_plainly(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

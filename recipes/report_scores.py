@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from report_figures import draw_data, legend_entries, name_of, styles_of
+from matplotlib.ticker import MaxNLocator
+from report_figures import draw_data, legend_entries, name_of, styles_of, write_plainly
+from report_tables import formatter
 from run_reading import Configuration
 
 from rambo_trl.drawing import literal
@@ -19,14 +21,22 @@ _ROW, _LINE, _AROUND = 0.34, 0.15, 1.15  # inches of a row, of each further line
 _WIDEST = 36  # characters of a label's line
 
 
-def draw_scores(found: Sequence[Configuration], path: Path) -> None:
-    """One panel a data set, the best configuration first: its mean as a bar, each seed as a dot.
+def draw_scores(found: Sequence[Configuration], path: Path) -> bool:
+    """One panel a data set, the best configuration first: its mean, and each seed as a dot.
+
+    A mean score is a bar from 0, which is a random policy's. A return of 0 means nothing: the mean
+    is a mark there.
 
     Args:
         found: the configurations.
         path: the PNG to write.
+
+    Returns:
+        Whether there was anything to draw; without there is no file.
     """
-    datasets = sorted({c.dataset for c in found})
+    datasets = sorted({c.dataset for c in found if c.values})
+    if not datasets:
+        return False
     heights = [
         sum(_row_height(c) for c in found if c.dataset == dataset) + _AROUND for dataset in datasets
     ]
@@ -38,17 +48,18 @@ def draw_scores(found: Sequence[Configuration], path: Path) -> None:
         _draw_panel(axes, [c for c in found if c.dataset == dataset], colors)
         axes.set_title(literal(dataset), loc="left", fontsize=11)
     lines = legend_entries(panels)
+    drawn = [c for c in found if c.dataset in datasets]
+    scored = {c.scored for c in drawn}
+    marks = [*(["bar"] if True in scored else []), *(["upright line"] if False in scored else [])]
+    title = f"{' or '.join(marks)}: mean over seeds; dot: a run"
+    if any(run.results["diverged"] and run.scored for c in drawn for run in c.runs):
+        title += "; X: diverged"
     figure.legend(
         list(lines.values()), list(lines), loc="outside lower left", ncols=3, frameon=False,
-        fontsize=9, title="bar: mean over seeds; dot: a run; X: diverged",
-        title_fontsize=9, alignment="left",
+        fontsize=9, title=title, title_fontsize=9, alignment="left",
     )  # fmt: skip
     figure.savefig(path, dpi=120)
-
-
-def worth(configuration: Configuration, *, scored: bool) -> list[float | None]:
-    """Each run's score, or its return where the data have no reference scores."""
-    return [run.score if scored else run.mean_return for run in configuration.runs]
+    return True
 
 
 def _label(configuration: Configuration) -> str:
@@ -60,25 +71,27 @@ def _row_height(configuration: Configuration) -> float:
     return _ROW + _LINE * _label(configuration).count("\n")
 
 
+def _mean(configuration: Configuration) -> float:
+    return float(np.mean(configuration.values)) if configuration.values else -np.inf
+
+
 def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, str]) -> None:
-    scored = any(run.scored for c in members for run in c.runs)
-
-    def mean_of(configuration: Configuration) -> float:
-        found = [v for v in worth(configuration, scored=scored) if v is not None]
-        return float(np.mean(found)) if found else -np.inf
-
-    ranked = sorted(members, key=mean_of, reverse=True)
+    ranked = sorted(members, key=_mean, reverse=True)
+    scored = any(c.scored for c in ranked)
     edges = np.cumsum([0.0, *map(_row_height, ranked)])
     rows = (edges[:-1] + edges[1:]) / 2
     for row, configuration in zip(rows, ranked, strict=True):
-        color, mean = colors[name_of(configuration)], mean_of(configuration)
+        color, mean = colors[name_of(configuration)], _mean(configuration)
+        text = "no value"
         if np.isfinite(mean):
-            axes.barh(row, mean, height=0.62 * _ROW, color=color, alpha=0.35, linewidth=0)
-            text = f"{mean:.1f}"
-        else:
-            text = "no value"
+            half = 0.31 * _ROW
+            if scored:
+                axes.barh(row, mean, height=2 * half, color=color, alpha=0.35, linewidth=0)
+            else:
+                axes.plot([mean] * 2, [row - half, row + half], color=color, linewidth=4, alpha=0.6)
+            text = formatter(configuration)(mean)
         diverged = [bool(run.results["diverged"]) for run in configuration.runs]
-        for value, ended_early in zip(worth(configuration, scored=scored), diverged, strict=True):
+        for value, ended_early in zip(configuration.by_run, diverged, strict=True):
             if value is not None:
                 marker = "X" if ended_early else "o"
                 axes.plot(value, row, marker, color=color, markersize=6, zorder=4)
@@ -89,9 +102,9 @@ def _draw_panel(axes: Axes, members: Sequence[Configuration], colors: dict[str, 
     draw_data(axes.axvline, members)
     axes.set_yticks(rows, [_label(c) for c in ranked], fontsize=9)
     axes.set_ylim(edges[-1], 0)
-    if not np.isfinite(mean_of(ranked[0])):
-        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
     axes.set_xlabel("normalised score" if scored else "return")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    write_plainly(axes.xaxis)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)

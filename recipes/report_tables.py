@@ -1,18 +1,20 @@
-"""A report's tables: scores of each configuration, totals, and what a reader must know of them."""
+"""A report's tables: scores or returns, totals, and what a reader must know of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from paper_results import ABLATION, RAMBO, SOURCE, published
 from run_reading import Configuration
 from run_statistics import interquartile_mean, iqm_interval
 
+from rambo_trl.training.figures import format_value
+
 #: methods whose computation was corrected: what results.json says since then
 CORRECTED = {"MOPO": "penalty_units", "COMBO": "deterministic_backup"}
+Format = Callable[[float], str]
 
 
 def scores_of(configuration: Configuration) -> list[float]:
@@ -20,33 +22,42 @@ def scores_of(configuration: Configuration) -> list[float]:
     return [run.score for run in configuration.runs if run.score is not None]
 
 
-def spread(values: Iterable[float | None]) -> str:
+def one_decimal(value: float) -> str:
+    """A score, or a number of minutes."""
+    return f"{value:.1f}"
+
+
+def formatter(configuration: Configuration) -> Format:
+    """How its scores are written, or its returns, whose size nobody knows beforehand."""
+    return one_decimal if configuration.scored else format_value
+
+
+def spread(values: Iterable[float | None], form: Format = one_decimal) -> str:
     """Mean and standard deviation (divided by n, not n - 1), as text."""
     known = np.array([value for value in values if value is not None], dtype=float)
     if not known.size:
         return "-"
-    return f"{known.mean():.1f}" + (f" +- {known.std():.1f}" if known.size > 1 else "")
+    return form(known.mean()) + (f" +- {form(known.std())}" if known.size > 1 else "")
 
 
-def iqm_text(scores: Sequence[Sequence[float]]) -> str:
-    """Interquartile mean and interval of some tasks' scores, as text."""
-    if not any(scores):
+def iqm_text(values: Sequence[Sequence[float]], form: Format = one_decimal) -> str:
+    """Interquartile mean and interval of some tasks' scores or returns, as text."""
+    if not any(values):
         return "-"
-    interval = iqm_interval(scores)
-    ends = "one seed" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
-    return f"{interquartile_mean(np.concatenate(scores)):.1f} ({ends})"
+    interval = iqm_interval(values)
+    ends = "one seed" if interval is None else f"{form(interval[0])} to {form(interval[1])}"
+    return f"{form(float(interquartile_mean(np.concatenate(values))))} ({ends})"
 
 
-def score_text(configuration: Configuration) -> str:
-    """The score, or the return where the data have no reference scores."""
-    if scores_of(configuration):
-        return f"**{spread(scores_of(configuration))}**"
-    returns = [run.mean_return for run in configuration.runs]
-    parts = [f"return {spread(returns)}"] if any(r is not None for r in returns) else []
+def value_text(configuration: Configuration) -> str:
+    """The score; or the return, and how many have none because they diverged."""
+    form = formatter(configuration)
+    text = f"**{spread(configuration.values, form)}**" if configuration.values else "-"
     diverged = sum(bool(run.results["diverged"]) for run in configuration.runs)
-    if diverged:
-        parts.append(f"{diverged} of {len(returns)} diverged")
-    return ", ".join(parts) or "-"
+    if diverged and not configuration.scored:
+        count = f"{diverged} of {len(configuration.runs)} diverged"
+        text = count if text == "-" else f"{text}, {count}"
+    return text
 
 
 def paper_text(configuration: Configuration) -> str:
@@ -67,42 +78,81 @@ def total_text(scores: Sequence[Sequence[float]]) -> str:
     return f"{text} +- {np.sqrt(sum(np.var(task) for task in scores)):.1f}"
 
 
-def score_or_return(results: Sequence[Mapping[str, Any]], score: str, mean_return: str) -> str:
-    """A figure beside the score: a score itself, or a return where there are none."""
-    scores = spread(found.get(score) for found in results)
-    if scores != "-":
-        return scores
-    returns = spread(found.get(mean_return) for found in results)
-    return returns if returns == "-" else f"return {returns}"
+def value_tables(found: Sequence[Configuration]) -> list[str]:
+    """One row a configuration, and a table of its own for what has returns but no scores."""
+    scored = [c for c in found if c.scored]
+    unscored = [c for c in found if not c.scored]
+    lines = _value_table(scored, "score") if scored else []
+    if unscored:
+        lines += [*([""] if lines else []), *_value_table(unscored, "return")]
+    return lines + _expectation_table([c for c in found if not c.values])
 
 
-def score_table(found: Sequence[Configuration]) -> list[str]:
-    """One row a configuration."""
-    lines = [
-        "| data set | method | seeds | epochs | data's mean | data's best | cloned | score | "
-        "IQM (95 % interval) | paper | score by seed | minutes a run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def _value_table(found: Sequence[Configuration], what: str) -> list[str]:
+    """One row a configuration; what is ``"score"`` or ``"return"``."""
+    mean, best, cloned = (
+        ("behaviour_score", "behaviour_score_best", "cloned_score")
+        if what == "score"
+        else ("behaviour_return_mean", "behaviour_return_best", "cloned_return_mean")
+    )
+    paper = ["paper"] if what == "score" else []  # it has scores only
+    columns = [
+        "data set", "method", "seeds", "epochs", "data's mean", "data's best", "cloned", what,
+        "IQM (95 % interval)", *paper, f"{what} by seed", "minutes a run",
+    ]  # fmt: skip
+    lines = [_table_row(columns), "|" + "---|" * len(columns)]
     for configuration in found:
-        runs = configuration.runs
-        first = runs[0].results
-        epochs = sorted({run.results["epochs"] for run in runs})
+        results = [run.results for run in configuration.runs]
+        epochs, form = sorted({r["epochs"] for r in results}), formatter(configuration)
         cells = [
             f"`{configuration.dataset}`",
             f"{configuration.label}, `{configuration.schedule}`",
-            str(len(runs)),
+            str(len(results)),
             str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
-            score_or_return([first], "behaviour_score", "behaviour_return_mean"),
-            score_or_return([first], "behaviour_score_best", "behaviour_return_best"),
-            score_or_return([r.results for r in runs], "cloned_score", "cloned_return_mean"),
-            score_text(configuration),
-            iqm_text([scores_of(configuration)]),
-            paper_text(configuration),
-            ", ".join("-" if run.score is None else f"{run.score:.1f}" for run in runs),
-            spread(run.minutes for run in runs),
+            spread([results[0].get(mean)], form),
+            spread([results[0].get(best)], form),
+            spread((result.get(cloned) for result in results), form),
+            value_text(configuration),
+            iqm_text([configuration.values], form),
+            *([paper_text(configuration)] if paper else []),
+            ", ".join("-" if v is None else form(v) for v in configuration.by_run),
+            spread(run.minutes for run in configuration.runs),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_table_row(cells))
     return lines
+
+
+def _expectation_table(found: Sequence[Configuration]) -> list[str]:
+    """What the critics expect where nothing was evaluated; nothing where none says so."""
+    columns = [
+        "data set", "method", "mean Q", "value at the start", "logged return, mean", "best",
+    ]  # fmt: skip
+    lines = []
+    for configuration in found:
+        known = [run.results.get("sanity") or {} for run in configuration.runs]
+        if any(sanity.get("mean_q") is not None for sanity in known):
+            logged = known[0].get("logged_discounted_return") or {}
+            cells = [
+                f"`{configuration.dataset}`",
+                f"{configuration.label}, `{configuration.schedule}`",
+                *(
+                    spread((s.get(k) for s in known), format_value)
+                    for k in ("mean_q", "start_value")
+                ),
+                *(spread([logged.get(key)], format_value) for key in ("mean", "best")),
+            ]
+            lines.append(_table_row(cells))
+    if not lines:
+        return []
+    intro = (
+        "Not evaluated: what the critics expect, beside the discounted returns of the logged "
+        "episodes."
+    )
+    return ["", intro, "", _table_row(columns), "|" + "---|" * len(columns), *lines]
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def totals(found: Sequence[Configuration]) -> list[str]:
@@ -167,7 +217,7 @@ def notes(found: Sequence[Configuration]) -> list[str]:
     if unscored := len(diverged) - scored:
         lines.append(
             f"{unscored} of {len(runs)} runs diverged on data without reference scores, where a "
-            "return of 0 may be a high one: the mean returns leave them out."
+            "return of 0 may be a high one: the returns leave them out."
         )
     twice = [
         f"{c.label} on {c.dataset}"
@@ -182,7 +232,7 @@ def notes(found: Sequence[Configuration]) -> list[str]:
             f"{' and '.join(sorted(before))}: from before a correction (MOPO's penalty was too "
             "small, COMBO's target held SAC's entropy), to be run again."
         )
-    numbers = [published(c.method, c.dataset) for c in found]
+    numbers = [published(c.method, c.dataset) for c in found if c.scored]
     if any(numbers):
         text = f"paper: {SOURCE}."
         if any(number is not None and not number.same_data for number in numbers):

@@ -133,6 +133,21 @@ class Configuration:
     runs: Sequence[Record]
 
     @property
+    def scored(self) -> bool:
+        """Whether its data have reference scores."""
+        return any(run.scored for run in self.runs)
+
+    @property
+    def by_run(self) -> list[float | None]:
+        """Each run's score, or its return where the data have no reference scores."""
+        return [run.score if self.scored else run.mean_return for run in self.runs]
+
+    @property
+    def values(self) -> list[float]:
+        """The same without runs that have none."""
+        return [value for value in self.by_run if value is not None]
+
+    @property
     def label(self) -> str:
         """Method and what it differs in, but for what the schedule sets itself."""
         usual = _settings_of(self.schedule)

@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, SymmetricalLogLocator
 from rambo_trl.drawing import literal
 from rambo_trl.places import expand_home
 
-__all__ = ["plot_learning_curve", "smoothed"]
+__all__ = ["format_value", "plot_learning_curve", "smoothed"]
 
 # Okabe and Ito's palette, told apart with every common colour blindness.
 _BLUE = "#0072B2"
@@ -48,22 +48,30 @@ def plot_learning_curve(
     behaviour_mean: float | None,
     behaviour_best: float | None,
     cloned: float | None = None,
+    logged_mean: float | None = None,
+    logged_best: float | None = None,
     y_label: str = "normalised score",
     x_label: str = "epoch",
     policy_label: str = "policy",
     num_final: int = 10,
     dpi: int = 130,
-) -> Path:
+) -> Path | None:
     """Draw a run's evaluations against its data, and beneath them the critic's mean Q.
+
+    Of a run that was never evaluated it shows what there is: the value that the critics give the
+    start states against the logged discounted returns, mean Q, and the model's error.
 
     Args:
         rows: the rows of ``metrics.csv``: ``epoch``, ``score`` (None where the policy was not
-            evaluated), and, where they are there, ``score_std`` and ``mean_q``.
+            evaluated), and, where they are there, ``score_std``, ``mean_q``, ``start_value`` and
+            ``model_error``.
         path: the PNG to write.
         title: the figure's first line; the second says how the policy compares with its data.
         behaviour_mean: mean score of the data's whole episodes; None where there are none.
         behaviour_best: score of the data's best whole episode, if there is one.
         cloned: score of the behaviour-cloned policy, if there is one.
+        logged_mean: mean discounted return of the data's episodes, for ``start_value``.
+        logged_best: the highest one.
         y_label: what the score is.
         x_label: what an epoch is.
         policy_label: what to call the learnt policy.
@@ -72,7 +80,7 @@ def plot_learning_curve(
         dpi: resolution; the figure is 8 x 5.6 inches.
 
     Returns:
-        The path written.
+        The path written; None, and no file, where the rows hold nothing to draw.
 
     Raises:
         ValueError: if ``num_final`` is below 1.
@@ -80,45 +88,63 @@ def plot_learning_curve(
     if num_final < 1:
         raise ValueError(f"num_final must be at least 1, got {num_final}")
     epoch = _column(rows, "epoch")
-    score = _column(rows, "score")
-    evaluated = np.isfinite(score) & np.isfinite(epoch)
-    x, y = epoch[evaluated], score[evaluated]
-
+    main = next((key for key in ("score", "start_value") if _has_values(rows, key)), None)
+    small = ("mean_q",) if main == "score" else ("mean_q", "model_error")
+    keys = [*([main] if main else ()), *(key for key in small if _has_values(rows, key))]
+    if not keys:
+        return None
     figure = Figure(figsize=(8, 5.6), dpi=dpi)
     canvas = FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+    ratios = [3.2 if key == main else 1.0 for key in keys]
+    subplots = figure.subplots(len(keys), 1, sharex=True, height_ratios=ratios, squeeze=False)
+    panels = dict(zip(keys, subplots[:, 0], strict=True))
 
-    labels = []
-    if behaviour_mean is not None and behaviour_best is not None:
-        top.axhspan(behaviour_mean, behaviour_best, color=_GREY, alpha=0.10, linewidth=0)
-        top.axhline(behaviour_best, color=_GREY, linewidth=1.4, linestyle=(0, (2, 2)))
-        top.axhline(behaviour_mean, color=_BLACK, linewidth=1.6, linestyle=(0, (6, 3)))
-        labels += [
-            _EdgeLabel(behaviour_best, f"data's best episode\n{behaviour_best:.1f}", _GREY),
-            _EdgeLabel(behaviour_mean, f"data's mean\n{behaviour_mean:.1f}", _BLACK),
-        ]
-    if cloned is not None and np.isfinite(cloned):
-        top.axhline(cloned, color=_VERMILION, linewidth=1.4, linestyle=(0, (6, 2, 1.5, 2)))
-        labels.append(_EdgeLabel(cloned, f"behaviour cloning\n{cloned:.1f}", _VERMILION))
+    labels: list[_EdgeLabel] = []
     verdict = "the policy was not evaluated"
-    if len(y):
+    if main == "score":
+        if behaviour_mean is not None and behaviour_best is not None:
+            references = ("data's mean", behaviour_mean), ("data's best episode", behaviour_best)
+            labels += _draw_references(panels[main], *references)
+        if cloned is not None and np.isfinite(cloned):
+            style = (0, (6, 2, 1.5, 2))
+            panels[main].axhline(cloned, color=_VERMILION, linewidth=1.4, linestyle=style)
+            name = f"behaviour cloning\n{format_value(cloned)}"
+            labels.append(_EdgeLabel(cloned, name, _VERMILION))
+        score = _column(rows, "score")
+        evaluated = np.isfinite(score) & np.isfinite(epoch)
+        x, y = epoch[evaluated], score[evaluated]
         num_final = min(num_final, len(y))
         final = float(y[-num_final:].mean())
-        _draw_evaluations(top, x, y, _column(rows, "score_std")[evaluated])
-        top.plot(x[[-num_final, -1]], [final, final], color=_BLUE, linewidth=4.5, zorder=4)
-        labels.append(_EdgeLabel(final, f"{literal(policy_label)}\n{final:.1f}", _BLUE, bold=True))
+        _draw_evaluations(panels[main], x, y, _column(rows, "score_std")[evaluated])
+        panels[main].plot(x[[-num_final, -1]], [final, final], color=_BLUE, linewidth=4.5, zorder=4)
+        name = f"{literal(policy_label)}\n{format_value(final)}"
+        labels.append(_EdgeLabel(final, name, _BLUE, bold=True))
         verdict = _describe(final, num_final, behaviour_mean, behaviour_best)
-    _draw_mean_q(bottom, epoch, _column(rows, "mean_q"))
+        panels[main].set_ylabel(y_label, size=11)
+    elif main == "start_value":
+        if logged_mean is not None and logged_best is not None:
+            references = ("logged mean", logged_mean), ("best logged\nepisode", logged_best)
+            labels += _draw_references(panels[main], *references)
+            verdict += ": what it expects, beside the logged episodes (discounted returns)"
+        value = _column(rows, "start_value")
+        _draw_series(panels[main], epoch, value, color=_BLUE)
+        final = float(value[np.isfinite(value)][-1])
+        name = f"expected by\nthe agent\n{format_value(final)}"
+        labels.append(_EdgeLabel(final, name, _BLUE, bold=True))
+        panels[main].set_ylabel("value at the start", size=11)
+    for key, color, name in (("mean_q", _PURPLE, "mean Q"), ("model_error", _GREY, "model error")):
+        if key in panels:
+            _draw_series(panels[key], epoch, _column(rows, key), color=color)
+            panels[key].set_ylabel(name, size=11)
 
     known = epoch[np.isfinite(epoch)]
     first, last = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     pad = 0.02 * (last - first) or 0.5
+    bottom = panels[keys[-1]]
     bottom.set_xlim(first - pad, last + pad)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
     bottom.set_xlabel(x_label, size=11)
-    top.set_ylabel(y_label, size=11)
-    bottom.set_ylabel("mean Q", size=11)
-    for axes in (top, bottom):
+    for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=_GREY, alpha=0.18, linewidth=0.8)
         axes.tick_params(labelsize=10)
@@ -130,12 +156,35 @@ def plot_learning_curve(
     subtitle = figure.text(left, 0.898, verdict, size=10.5, color=_GREY)
     for text in (heading, subtitle):
         _shrink_to_fit(text, figure, canvas)
-    _draw_edge_labels(top, labels, figure, canvas)
+    if main is not None:
+        _draw_edge_labels(panels[main], labels, figure, canvas)
 
     path = expand_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def format_value(value: float, decimals: int = 1) -> str:
+    """A number in units that nobody knows beforehand, short: ``-1238.2``, ``0.0004213``."""
+    return f"{value:.{decimals}f}" if value == 0 or 1 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _has_values(rows: Sequence[Mapping[str, float | int | None]], key: str) -> bool:
+    return bool((np.isfinite(_column(rows, key)) & np.isfinite(_column(rows, "epoch"))).any())
+
+
+def _draw_references(
+    axes: Axes, mean: tuple[str, float], best: tuple[str, float]
+) -> list[_EdgeLabel]:
+    """The data's mean and best as lines, the range between them shaded; the labels for them."""
+    axes.axhspan(mean[1], best[1], color=_GREY, alpha=0.10, linewidth=0)
+    axes.axhline(best[1], color=_GREY, linewidth=1.4, linestyle=(0, (2, 2)))
+    axes.axhline(mean[1], color=_BLACK, linewidth=1.6, linestyle=(0, (6, 3)))
+    return [
+        _EdgeLabel(value, f"{name}\n{format_value(value)}", color)
+        for (name, value), color in ((best, _GREY), (mean, _BLACK))
+    ]
 
 
 def _column(rows: Sequence[Mapping[str, float | int | None]], key: str) -> np.ndarray:
@@ -150,9 +199,10 @@ def _describe(
     """One line: how the final score stands to the data's."""
     what = "last evaluation" if num_final == 1 else f"mean of the last {num_final} evaluations"
     if behaviour_mean is None or behaviour_best is None:
-        return f"{what}: {final:.1f}; no episode of the data is whole"
+        return f"{what}: {format_value(final)}; no episode of the data is whole"
     gap = final - behaviour_mean
-    line = f"{what}: {final:.1f}, {abs(gap):.1f} {'above' if gap >= 0 else 'below'} the data's mean"
+    line = f"{what}: {format_value(final)}, {format_value(abs(gap))} "
+    line += f"{'above' if gap >= 0 else 'below'} the data's mean"
     return f"{line} and above its best episode" if final > behaviour_best else line
 
 
@@ -184,26 +234,24 @@ def smoothed(x: np.ndarray, y: np.ndarray, fraction: float) -> tuple[np.ndarray,
     return at, (weight * y).sum(axis=1) / weight.sum(axis=1)
 
 
-def _draw_mean_q(axes: Axes, epoch: np.ndarray, mean_q: np.ndarray) -> None:
-    """Mean Q by epoch; the first epoch at which it is infinite is marked as divergence."""
-    finite = np.isfinite(mean_q) & np.isfinite(epoch)
-    if not finite.any():
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center")
-        axes.set_yticks([])
-        return
+def _draw_series(axes: Axes, epoch: np.ndarray, values: np.ndarray, *, color: str) -> None:
+    """Values by epoch; the first epoch at which one is infinite is marked as divergence."""
+    finite = np.isfinite(values) & np.isfinite(epoch)
     style = "-" if finite.sum() > 1 else "o"
-    axes.plot(epoch[finite], mean_q[finite], style, color=_PURPLE, linewidth=1.8)
-    size = np.abs(mean_q[finite])
+    axes.plot(epoch[finite], values[finite], style, color=color, linewidth=1.8)
+    size = np.abs(values[finite])
     if size.max() > 1e3 * (size.min() + 1):
         axes.set_yscale("symlog")
         axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
         decades = np.log10(size.max())
-        axes.set_yticks([0, 10 ** (decades // 2), 10 ** (decades // 1)])
+        ticks = np.array([10 ** (decades // 2), 10 ** (decades // 1)])
+        signs = [s for s in (-1, 1) if (s * values[finite]).max() > 1]
+        axes.set_yticks([0, *(s * tick for s in signs for tick in ticks)])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     if size.max() >= 1e4:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    diverged = np.isinf(mean_q)
+    diverged = np.isinf(values)
     if diverged.any():
         first = epoch[diverged][0]
         axes.axvline(first, color=_VERMILION, linewidth=1.6)

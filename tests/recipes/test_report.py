@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +31,8 @@ def made_report(tmp_path: Path, runs: list[str]) -> tuple[str, list[dict[str, st
     """The report's table as text and as rows."""
     out = tmp_path / "out"
     assert report.main([*runs, "--out", str(out)]) == 0
-    for name in ("scores.png", "learning_curves.png", "q_and_return.png"):
-        assert (out / name).stat().st_size > 10_000
+    for path in out.glob("*.png"):
+        assert path.stat().st_size > 10_000
     with (out / "table.csv").open() as file:
         return (out / "table.md").read_text(), list(csv.DictReader(file))
 
@@ -113,8 +112,11 @@ def test_scores_are_ranked_with_every_seed(
         if len(line.get_xdata()) == 1
     }
     assert dots == {(60.0, "o"), (0.0, "X"), (10.0, "o")}
-    assert [bar.get_width() for bar in second.patches] == [-7.0]
-    assert second.get_xlabel() == "return"
+    # a return of 0 means nothing: no bar begins there
+    assert second.get_xlabel() == "return" and not second.patches
+    assert second.get_xlim()[1] < 0
+    marks = [line for line in second.lines if list(line.get_xdata()) == [-7.0, -7.0]]
+    assert len(marks) == 1
     assert any("2 seeds, 1 diverged, 20 epochs" in text.get_text() for text in second.texts)
 
 
@@ -143,8 +145,9 @@ def test_returns_stay_returns_where_a_run_diverged(make_run: MakeRun, tmp_path: 
     file = tmp_path / "b/results.json"
     file.write_text(file.read_text().replace('"score": null,\n', '"score": 0.0,\n', 1))
     table, (row,) = made_report(tmp_path, runs)
-    assert "| return 30.0, 1 of 2 diverged |" in table and row["score_mean"] == ""
-    assert "count as 0" not in table and "the mean returns leave them out" in table
+    assert "| **30.0**, 1 of 2 diverged |" in table and row["score_mean"] == ""
+    assert row["return_mean"] == row["return_iqm"] == "30.0"
+    assert "count as 0" not in table and "the returns leave them out" in table
     diverged = find_runs([tmp_path / "b"])[0][0]
     assert diverged.results["score"] == 0.0 and diverged.score is None
     assert achieved(diverged)[1] == [30.0, 30.0, 30.0]
@@ -160,7 +163,10 @@ def test_a_diverged_run_is_never_a_return_of_zero(make_run: MakeRun, tmp_path: P
         for s, diverged in enumerate((all_diverged, all_diverged, True))
     ]  # fmt: skip
     table, _ = made_report(tmp_path, runs)
-    assert "| return -105.0 +- 5.0, 1 of 3 diverged |" in table and "| 3 of 3 diverged |" in table
+    assert "| **-105.0 +- 5.0**, 1 of 3 diverged |" in table and "| 3 of 3 diverged |" in table
+    # of the runs that have one there are the interquartile mean, its interval and all values
+    assert "| -105.0 (-110.0 to -100.0) | -100.0, -110.0, - |" in table
+    assert "| return | IQM (95 % interval) | return by seed |" in table and "| score" not in table
     rows = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
     assert [r["return_mean"] for r in rows] == ["", "", "", "-100.0", "-110.0", ""]
 
@@ -401,28 +407,39 @@ def test_what_is_missing_is_left_out_and_said(
         behaviour_return_best=8.0,
     )  # fmt: skip
     table, rows = made_report(tmp_path, [str(tmp_path / "runs"), str(tmp_path / "runs/long")])
-    assert "| return -7.0 | return 8.0 | - | return 30.0 |" in table
-    assert "10 to 20" in table and "| return 30.0 |" in table and "(one seed)" in table
+    assert "| -7.0 | 8.0 | - | **30.0** | 30.0 (one seed) | 30.0 |" in table
+    assert "10 to 20" in table and "| score by seed |" in table and "| return by seed |" in table
     assert [r["seeds"] for r in rows] == ["2", "1", "1"]
     assert "left out, not ended" in (err := capsys.readouterr().err) and "unended" in err
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_runs_without_evaluations_have_a_panel_that_says_so(
-    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: bool
+def test_runs_without_evaluations_show_what_their_critics_expect(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(
-        tmp_path / "run", score=None, behaviour_score=None, behaviour_return_mean=-7.0,
-        behaviour_return_best=8.0,
-    )  # fmt: skip
-    (tmp_path / "run/metrics.csv").write_text("epoch,mean_q\n1,1.0\n20,1.0\n")
-    if not counted:
-        results = json.loads((tmp_path / "run/results.json").read_text())
-        del results["agent_updates"]
-        (tmp_path / "run/results.json").write_text(json.dumps(results))
-    (axes,) = panels_of(monkeypatch, report_figures.draw_learning_curves, tmp_path)
-    assert [text.get_text() for text in axes.texts] == ["not evaluated"]
-    assert axes.get_xlim() == (0, 20_000 if counted else 20)
+    sanity = {"mean_q": 5.0, "start_value": 7.0, "logged_discounted_return": {"mean": 3, "best": 4}}
+    for name, method in (("a", "RAMBO"), ("b", "BC")):
+        make_run(
+            tmp_path / "runs" / name, score=None, method=method, behaviour_score=None,
+            behaviour_score_best=None, cloned_score=None, sanity=sanity if name == "a" else {},
+        )  # fmt: skip
+        results = tmp_path / f"runs/{name}/results.json"
+        results.write_text(
+            results.read_text().replace('"return_mean": 30.0', '"return_mean": null')
+        )
+        (tmp_path / f"runs/{name}/metrics.csv").write_text("epoch,loss_bc\n1,1.0\n")
+    runs = [str(tmp_path / "runs")]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/scores.png").write_text("an earlier report's")
+    table, _ = made_report(tmp_path, runs)
+    assert not list((tmp_path / "out").glob("*.png")), "there is nothing to draw"
+    assert "| RAMBO, `quick` | 5.0 | 7.0 | 3.0 | 4.0 |" in table
+    (tmp_path / "runs/a/metrics.csv").write_text("epoch,mean_q,start_value\n1,1.0,2.0\n20,5,7\n")
+    made_report(tmp_path, runs)
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["q_and_return.png"]
+    panels = panels_of(monkeypatch, report_figures.draw_q_and_return, tmp_path / "runs")
+    assert [axes.get_ylabel() for axes in panels] == ["value at the start", "mean Q in training"]
+    assert {4, 3} <= {y for line in panels[0].lines for y in line.get_ydata()}
+    assert "paper" not in table, "its numbers are scores"
 
 
 def test_results_without_their_settings_are_enough(make_run: MakeRun, tmp_path: Path) -> None:

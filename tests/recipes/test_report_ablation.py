@@ -172,7 +172,20 @@ def test_settings_that_a_label_does_not_name_are_compared_too(
     assert row[1:4] == ["RAMBO (model_updates=300), `quick`", "**50.0**", "**20.0**"]
 
 
-@pytest.mark.parametrize("scores", [(None, None), (40.0, None), (None, 40.0)])
+def test_returns_are_set_side_by_side_where_there_are_no_scores(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for weight, mean_return in ((3e-4, -200.0), (0.0, -150.0)):
+        make_run(
+            tmp_path / f"{weight}", score=None, dataset="my/own/data-v0", behaviour_score=None,
+            method="RAMBO" if weight else ABLATION, adversarial_weight=weight,
+            return_mean=mean_return,
+        )  # fmt: skip
+    (row,) = table_of(tmp_path)
+    assert row[2:5] == ["**-200.0**", "**-150.0**", "-50.0"]
+
+
+@pytest.mark.parametrize("scores", [(40.0, None), (None, 40.0)])
 def test_without_scores_there_is_nothing_to_set_side_by_side(
     make_run: MakeRun, tmp_path: Path, scores: tuple[float | None, float | None]
 ) -> None:

@@ -121,8 +121,6 @@ def test_panels_share_the_epochs(tmp_path, drawn):
 @pytest.mark.parametrize(
     "rows",
     [
-        [],
-        [{"epoch": 1, "score": None, "mean_q": None}],
         [{"epoch": 1, "score": 3.0}],
         make_rows(2, score=lambda epoch: math.nan),
         make_rows(5, mean_q=lambda epoch: 0.0),
@@ -133,6 +131,48 @@ def test_panels_share_the_epochs(tmp_path, drawn):
 )
 def test_draws_unusual_runs_without_a_warning(tmp_path, rows):
     assert plot_learning_curve(rows, tmp_path / "a.png", cloned=math.nan, **REFERENCES).exists()
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [{"epoch": 1, "score": None, "mean_q": None, "loss_actor": 1.0}]]
+)
+def test_an_empty_figure_is_not_drawn(tmp_path, rows):
+    assert plot_learning_curve(rows, tmp_path / "a.png", **REFERENCES) is None
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_panels_without_values_are_left_out(tmp_path, drawn):
+    rows = make_rows(4, mean_q=lambda epoch: None, model_error=lambda epoch: 1.0)
+    plot_learning_curve(rows, tmp_path / "a.png", **REFERENCES)
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["normalised score"]
+    # negative values of all sizes have marks of their own
+    rows = make_rows(9, mean_q=lambda epoch: -(10.0**epoch))
+    plot_learning_curve(rows, tmp_path / "b.png", **REFERENCES)
+    assert min(drawn[1].axes[1].get_yticks()) < -1e8
+
+
+def test_without_evaluations_it_shows_what_there_is(tmp_path, drawn):
+    rows = make_rows(
+        4,
+        score=lambda epoch: None,
+        start_value=lambda epoch: 100.0 * epoch,
+        model_error=lambda epoch: 0.1,
+    )
+    logged = {"logged_mean": 150.0, "logged_best": 300.0}
+    none = {"behaviour_mean": None, "behaviour_best": None}
+    plot_learning_curve(rows, tmp_path / "a.png", title="a run", **none, **logged)
+    (figure,) = drawn
+    names = [axes.get_ylabel() for axes in figure.axes]
+    assert names == ["value at the start", "mean Q", "model error"]
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert [text.split("\n")[-1] for text in texts] == ["150.0", "300.0", "400.0"]
+    assert "not evaluated" in figure.texts[1].get_text()
+
+
+def test_values_of_any_size_keep_their_digits():
+    numbers = (0.0, -1238.25, 0.00042127, -3e-9, 12.0, 2.5e7)
+    texts = ["0.0", "-1238.2", "0.0004213", "-3e-09", "12.0", "2.5e+07"]
+    assert [figures.format_value(x) for x in numbers] == texts
 
 
 def test_marks_where_mean_q_stops_being_finite(tmp_path, drawn):
