@@ -5,6 +5,7 @@ one that the game left behind: on the data and away from it, one step and many. 
 the former alone and to lower the value of the latter (paper sec. 4.2), until the policy's value in
 the model is a lower bound on its value in the environment (Proposition 1). Writes
 ``adversary_effect.png`` and ``adversary_effect.json`` into the run folder, or where ``--out`` says.
+The last line says whether the adversary's effect can be told from the noise of the fit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import starting  # noqa: F401
 from adversary_figure import EFFECT_FILE, PLACES, draw
 from adversary_game import load_game
 from adversary_measures import measure
+from adversary_verdict import adversary_effect
 from command_line import describe
 
 from rambo_trl.places import expand_home
@@ -83,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with busy("measuring the models before and after the game"):
         found = measure(game, options.horizon)
+        found["adversary"] = adversary_effect(game.rambo)
     write_atomically(out / EFFECT_FILE, (json.dumps(found, indent=2) + "\n").encode())
     metrics = game.rambo.run.folder.read_metrics()
     draw(found, [row for row in metrics if (row["epoch"] or 0) <= game.epoch],
          out / "adversary_effect.png")  # fmt: skip
     print("\n".join(verdict(found)))
     print(f"figure: {out / 'adversary_effect.png'}")
+    print(found["adversary"]["line"])
     return 0
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from adversary_game import Game
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -19,6 +18,9 @@ from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 
+if TYPE_CHECKING:  # it imports the recipe, which measures with what is here
+    from adversary_game import Game
+
 #: rows of the data, steps of the way off the data, real episodes, imagined ones from each start
 ROWS, STEPS, EPISODES, REPEATS = 2000, 11, 20, 20
 #: seed of the first real episode: no other part of a run uses it
@@ -26,16 +28,16 @@ FIRST_SEED = 900_000_000
 
 
 @torch.no_grad()
-def one_step(
+def step_by_elite(
     world_model: EnsembleWorldModel,
     env: EnsembleModelEnv,
     loss: AdversarialModelLoss,
     observation: Tensor,
     action: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What a model promises for a step: the reward r, and r + gamma V(s').
+    """What each elite promises for a step: the reward r, and r + gamma V(s').
 
-    Each elite's mean is taken, and the mean over elites: no random number is drawn.
+    Each elite's mean is taken: no random number is drawn.
 
     Args:
         world_model: the model.
@@ -45,7 +47,7 @@ def one_step(
         action: [B, action_size].
 
     Returns:
-        Reward and value, each [B].
+        Reward and value, each [elites, B].
     """
     mean, _ = world_model.predict(observation, action, world_model.elites)
     elites, rows = mean.shape[:2]
@@ -65,7 +67,19 @@ def one_step(
     )
     advantage, _, qvalue = loss.advantage(step)
     value = advantage + qvalue  # Eq. 5's r + gamma V(s')
-    return reward.view(elites, rows).mean(dim=0), value.view(elites, rows).mean(dim=0)
+    return reward.view(elites, rows), value.view(elites, rows)
+
+
+def one_step(
+    world_model: EnsembleWorldModel,
+    env: EnsembleModelEnv,
+    loss: AdversarialModelLoss,
+    observation: Tensor,
+    action: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The mean over elites of :func:`step_by_elite`: reward and value, each [B]."""
+    reward, value = step_by_elite(world_model, env, loss, observation, action)
+    return reward.mean(dim=0), value.mean(dim=0)
 
 
 def way_off(data: TensorDict, target: Tensor) -> Iterator[tuple[float, Tensor]]:

@@ -29,6 +29,7 @@ from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.progress import Bar, busy
 from rambo_trl.training.checkpoint import Stateful
 from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.figures import format_value
 from rambo_trl.training.phases import AgentPhase
 from rambo_trl.training.policy_file import load_into_actor
 from rambo_trl.training.pretrained import load_fitted_model, save_fitted_model
@@ -303,6 +304,10 @@ class ModelBased:
             "model_passes": progress["model_passes"],
         }
 
+    def sanity(self) -> dict[str, Any]:
+        """What the method takes off the data's rewards at most."""
+        return {"penalty": self.max_abs_reward() - ModelBased.max_abs_reward(self)}
+
     def pretrain(self) -> None:
         """The maximum-likelihood model and its elites, and the cloned actor; or files of them."""
         run = self.run
@@ -359,7 +364,8 @@ class ModelBased:
                 cloned = run.evaluation(0)
             if cloned["return_mean"] is not None:
                 tqdm.write(
-                    f"behaviour cloning: return {cloned['return_mean']:.1f}{score_text(cloned)}"
+                    f"behaviour cloning: return {format_value(cloned['return_mean'])}"
+                    f"{score_text(cloned)}"
                 )
         run.progress["cloned"] = cloned
 

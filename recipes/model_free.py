@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from model_based import first_rows
 from run_evaluation import mode_values
 from run_support import refusing_bad_input
 from tensordict import TensorDictBase
@@ -68,6 +69,8 @@ class ModelFree:
         )
         rows = draw_rows(len(dataset), VALUE_ROWS)
         self.value_rows = dataset.transitions["observation"][rows].to(self.device)
+        first = first_rows(dataset.transitions["next", "done"])
+        self.start_rows = dataset.transitions["observation"][first].to(self.device)
 
     def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
         """What the method changes about the data; entries may be replaced, not written into."""
@@ -101,13 +104,17 @@ class ModelFree:
         """Nothing besides what every run says."""
         return {}
 
+    def sanity(self) -> dict[str, Any]:
+        """Nothing that the data's rewards do not say."""
+        return {}
+
     def improve(self) -> Metrics:
         """Update the agent on the data."""
         with self.run.watch("agent"):
             metrics = self.phase.run(self.data.batches(self.updates), self.run.bar)
         if hasattr(self.loss, "qvalue_network"):
-            values = mode_values(self.loss, self.actor, self.value_rows)
-            metrics["mean_q"] = float(values.mean())
+            for name, rows in (("mean_q", self.value_rows), ("start_value", self.start_rows)):
+                metrics[name] = float(mode_values(self.loss, self.actor, rows).mean())
         return metrics
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import starting  # noqa: F401
 import torch
+from adversary_verdict import adversary_effect
 from model_based import FITTED_MODEL, ModelBased
 from paper_results import rambo_label
 from reverse_rollouts import BothDirections, ReverseRollouts
@@ -179,6 +180,10 @@ class Rambo(ModelBased):
             **super().results(),
             **{k: v for k, v in self.run.progress.items() if k == "reverse_holdout_mse"},
         }
+
+    def sanity(self) -> dict[str, Any]:
+        """With whether the adversary had an effect."""
+        return {**super().sanity(), "adversary": adversary_effect(self)}
 
     def model_error(self) -> Tensor:
         """The elites' mean squared error on fixed rows of the data; no random number is drawn.

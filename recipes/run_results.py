@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from run_evaluation import evaluation_seed
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.training.figures import plot_learning_curve
+from rambo_trl.training.figures import format_value, plot_learning_curve
 from rambo_trl.training.policy_file import load_policy
 from rambo_trl.training.run_folder import RunFolder, package_versions
 from rambo_trl.training.tracking import Tracker
@@ -31,7 +32,7 @@ def finish_tracking(
         video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
         flatten: makes a vector of an observation.
     """
-    files = [tracker.folder / "learning_curve.png"]
+    files = [path for path in [tracker.folder / "learning_curve.png"] if path.is_file()]
     if video != "none":
         try:
             path = tracker.folder / f"policy.{video}"
@@ -49,18 +50,19 @@ def summarise(
     folder: RunFolder,
     dataset: OfflineDataset,
     cfg: DictConfig,
+    rows: Sequence[Mapping[str, float | int | None]],
     *,
     method: str,
     cloned: Mapping[str, float | None],
     divergence: Mapping[str, Any] | None,
+    sanity: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write ``results.json`` and ``learning_curve.png`` from ``metrics.csv``.
+    """Write ``results.json`` and ``learning_curve.png`` from the rows of ``metrics.csv``.
 
     The score is the mean of the last evaluations (paper sec. 6); a diverged run's is 0, as
-    the paper scores it.
+    the paper scores it. Of a run that recorded nothing to draw there is no figure.
     """
-    rows = folder.read_metrics()
     evaluated = [row for row in rows if row.get("return_mean") is not None]
     last = evaluated[-cfg.evaluation.last :]
 
@@ -94,12 +96,14 @@ def summarise(
         "evaluated": dataset.environment is not None,
         "schedule": cfg.schedule_name,
         "epochs": int(rows[-1]["epoch"] or 0) if rows else 0,
+        "sanity": sanity,
         **extra,
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
     }
     folder.write_results(results)
     scored = dataset.reference_scores is not None
+    logged = sanity.get("logged_discounted_return") or {}
     plot_learning_curve(
         [r if scored else {**r, "score": r["return_mean"], "score_std": r["return_std"]}
          for r in rows],
@@ -108,6 +112,8 @@ def summarise(
         behaviour_mean=dataset.behaviour_score if scored else dataset.behaviour_return_mean,
         behaviour_best=best_score if scored else best,
         cloned=cloned.get("score" if scored else "return_mean"),
+        logged_mean=logged.get("mean"),
+        logged_best=logged.get("best"),
         y_label="normalised score" if scored else "return",
         policy_label=method,
         num_final=max(len(last), 1),
@@ -116,19 +122,24 @@ def summarise(
 
 
 def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
-    """What was learnt compared with the data, as text."""
+    """What was learnt compared with the data, and whether it can be believed, as text."""
     method = results["method"]
+    # a run that diverged has the score 0 whatever its data
+    scored = results["behaviour_score"] is not None or (
+        results["score"] is not None and not results["diverged"]
+    )
 
     def line(label: str, episode_return: float | None, score: float | None) -> str:
-        numbers = [f"{x:10.1f}" if x is not None else f"{'-':>10}" for x in (episode_return, score)]
-        return f"  {label:<34}{''.join(numbers)}"
+        numbers = (episode_return, score) if scored else (episode_return,)
+        cells = ["-" if x is None else format_value(x) for x in numbers]
+        return f"  {label:<34}{''.join(f'{cell:>10}' for cell in cells)}"
 
     count = results["evaluations_averaged"]
     lines = [
         "",
         f"{method} on {results['dataset']} ({results['env'] or 'no environment'}), "
         f"seed {results['seed']}, {results['epochs']} epochs",
-        f"  {'':<34}{'return':>10}{'score':>10}",
+        f"  {'':<34}{'return':>10}{'score' if scored else '':>10}".rstrip(),
         line("data, mean episode", results["behaviour_return_mean"], results["behaviour_score"]),
         line(
             "data, best episode", results["behaviour_return_best"], results["behaviour_score_best"]
@@ -143,16 +154,27 @@ def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
         lines.append(
             line("behaviour cloning alone", results["cloned_return_mean"], results["cloned_score"])
         )
-    label = f"{method}, mean of last {count}" if count > 1 else f"{method}, last evaluation"
-    lines.append(line(label, results["return_mean"], results["score"]))
+    if count:
+        label = f"{method}, mean of last {count}" if count > 1 else f"{method}, last evaluation"
+        lines.append(line(label, results["return_mean"], results["score"]))
     if not results["evaluated"]:
         lines.append("  not evaluated: there is no environment")
     if results["diverged"]:
         found = results["divergence"]
-        lines.append(f"  DIVERGED at epoch {found['epoch']}: {found['reason']}; scored 0")
+        end = "; scored 0" if scored else ""
+        lines.append(f"  DIVERGED at epoch {found['epoch']}: {found['reason']}{end}")
     elif results["score"] is not None and results["behaviour_score"] is not None:
         gap = results["score"] - results["behaviour_score"]
         lines.append(f"  {gap:+.1f} points against the data's mean episode")
-    lines += ["", f"learning curve: {folder.path / 'learning_curve.png'}"]
+    elif results["return_mean"] is not None and results["behaviour_return_mean"] is not None:
+        gap = results["return_mean"] - results["behaviour_return_mean"]
+        sign = "+" if gap >= 0 else ""
+        lines.append(f"  {sign}{format_value(gap)} against the data's mean episode")
+    for sentence in results["sanity"]["lines"]:
+        lines += wrap(sentence, 98, initial_indent="  ", subsequent_indent="    ")
+    lines.append("")
+    curve = folder.path / "learning_curve.png"
+    if curve.is_file():
+        lines.append(f"learning curve: {curve}")
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from run_evaluation import Evaluation, Scores, score_text, write_policy
 from run_reading import SCORE_COLUMNS
 from run_results import finish_tracking, last_screen, summarise
+from run_sanity import check_sanity
 from run_settings import check_config, rules_for, without
 from run_start import begin_or_resume, prepare
 from run_support import (
@@ -36,6 +37,7 @@ from rambo_trl.progress import Bar, busy
 from rambo_trl.training.allocation import keep_freed_memory
 from rambo_trl.training.checkpoint import Checkpoints, Stateful, seed_everything
 from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.training.figures import format_value
 from rambo_trl.training.interruption import Interruption
 from rambo_trl.training.run_folder import RunFolder, remove_unfinished
 from rambo_trl.training.tracking import Tracker
@@ -74,6 +76,10 @@ class Method(Protocol):
 
     def results(self) -> dict[str, Any]:
         """What ``results.json`` says of this method only."""
+        ...
+
+    def sanity(self) -> dict[str, Any]:
+        """Keywords of :func:`run_sanity.check_sanity` that this method has."""
         ...
 
 
@@ -265,13 +271,16 @@ class Run:
         path = self.folder.path / "policy.safetensors"
         write_policy(path, self.method.actor, self.dataset, self.cfg)
         with busy("writing the results"):
+            rows, gamma = self.folder.read_metrics(), self.cfg.agent.get("gamma")
             results = summarise(
                 self.folder,
                 self.dataset,
                 self.cfg,
+                rows,
                 method=self.method.label,
                 cloned=progress.get("cloned", {}),
                 divergence=progress["divergence"],
+                sanity=check_sanity(rows, self.dataset, gamma, **self.method.sanity()),
                 extra={
                     "agent_updates": progress["epoch"] * self.cfg.agent_updates,
                     **self.method.results(),
@@ -289,9 +298,9 @@ def epoch_line(row: Mapping[str, Any]) -> str:
     """What an epoch did, as a line."""
     parts = [f"epoch {row['epoch']:4d}"]
     if row["return_mean"] is not None:
-        parts.append(f"return {row['return_mean']:8.1f}{score_text(row)}")
+        parts.append(f"return {format_value(row['return_mean']):>8}{score_text(row)}")
     if "mean_q" in row:
-        parts.append(f"mean Q {row['mean_q']:8.2f}")
+        parts.append(f"mean Q {format_value(row['mean_q'], 2):>8}")
     if "loss_model" in row:
         parts.append(f"model loss {row['loss_model']:7.3f}")
     if "model_trust_distance" in row:  # with model_term=kl or total_variation

@@ -140,6 +140,9 @@ class ToyMethod:
     def results(self) -> dict[str, Any]:
         return {}
 
+    def sanity(self) -> dict[str, Any]:
+        return {}
+
 
 class Toy:
     """Runs of the toy method on twenty rows, in no time."""
