@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -16,6 +16,8 @@ from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules.actor_critic import action_bounds
 from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.modules.compiling import compile_like_eager
+from rambo_trl.modules.modes import evaluating
+from rambo_trl.modules.world_models import trying
 
 __all__ = ["ModelRolloutCollector"]
 
@@ -39,8 +41,9 @@ class ModelRolloutCollector:
 
     Args:
         env: the world model's environment.
-        policy: an actor reading ``"observation"`` and writing ``"action"``, or None for
-            uniformly random actions.
+        policy: an actor reading the env's observation and writing its action, or None for
+            uniformly random actions. It is in evaluation mode while it acts: running statistics
+            stay as they are, and nothing is dropped out; what it explores with is its distribution.
 
     Keyword Args:
         num_starts: rollouts per item (50,000 in the published configuration).
@@ -49,13 +52,16 @@ class ModelRolloutCollector:
         chunk_size: rows per chunk; by default 2,000 on a CPU and all on a GPU.
 
     Raises:
-        ValueError: if a size is smaller than 1, or the actions' bounds are not finite.
-        TypeError: if the env is another, for instance wrapped in a transform.
+        ValueError: if a size is smaller than 1, the actions' bounds are not finite, or the policy
+            fails on a few rows or writes no action of the env.
+        TypeError: if the env is another, for instance wrapped in a transform, or the policy is no
+            TensorDict module.
 
-    The items hold N transitions: ``"observation"`` [N, observation_size], normalised as the
-    starts are, ``"action"`` [N, action_size], ``("next", "observation")``
-    [N, observation_size], ``("next", "reward")`` [N, 1] and the boolean flags ``terminated``,
-    ``truncated`` (the horizon was reached) and ``done`` [N, 1] under ``"next"``.
+    The items hold N transitions, under the world model's keys: ``"observation"``
+    [N, observation_size], normalised as the starts are, ``"action"`` [N, action_size],
+    ``("next", "observation")`` [N, observation_size], ``("next", "reward")`` [N, 1] and the boolean
+    flags ``terminated``, ``truncated`` (the horizon was reached) and ``done`` [N, 1] under
+    ``"next"``.
     """
 
     def __init__(
@@ -88,12 +94,14 @@ class ModelRolloutCollector:
         self.horizon = horizon
         self.chunk_size = chunk_size
         self.compile = compile
-        action_spec = env.action_spec
+        action_spec = env.full_action_spec[env.keys.action]
         if not isinstance(action_spec, Bounded):
             raise TypeError(f"the env's action_spec must be Bounded, got {action_spec}")
         size = action_spec.shape[-1]
         low, high = (bound.reshape(-1, size)[0] for bound in action_bounds(action_spec))
         self._action_low, self._action_range = low, high - low
+        if policy is not None:
+            check_policy(policy, env)
         self._iterations = 0
         self._run: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
@@ -104,8 +112,8 @@ class ModelRolloutCollector:
                 observation.shape[0], low.shape[0], dtype=low.dtype, device=observation.device
             )
             return low + noise * self._action_range
-        td = self.policy(TensorDict({"observation": observation}, observation.shape[:1]))
-        return td.get("action")
+        rows = TensorDict({self.env.keys.observation: observation}, observation.shape[:1])
+        return self.policy(rows).get(self.env.keys.action)
 
     def _rollout_chunk(self, observation: Tensor) -> tuple[Tensor, ...]:
         steps = []
@@ -131,9 +139,10 @@ class ModelRolloutCollector:
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
         """Roll out once from ``num_starts`` fresh starts; flat TensorDict [valid transitions]."""
-        observation = self.env.sample_starts(self.num_starts)
+        keys, observation = self.env.keys, self.env.sample_starts(self.num_starts)
         chunks = []
-        with set_exploration_type(ExplorationType.RANDOM):
+        # set out here, so that the compiled chunk meets one mode only
+        with evaluating(self.env, self.policy), set_exploration_type(ExplorationType.RANDOM):
             for start in observation.split(self.chunk_size):
                 chunks.append(self._chunk(start))
         parts = [torch.cat(x, dim=1) for x in zip(*chunks, strict=True)]
@@ -142,11 +151,11 @@ class ModelRolloutCollector:
         truncated[-1] = ~terminated[-1]
         flat = TensorDict(
             {
-                "observation": observation,
-                "action": action,
+                keys.observation: observation,
+                keys.action: action,
                 "next": {
-                    "observation": following,
-                    "reward": reward,
+                    keys.observation: following,
+                    keys.reward: reward,
                     "terminated": terminated,
                     "truncated": truncated,
                     "done": terminated | truncated,
@@ -176,3 +185,42 @@ class ModelRolloutCollector:
     def shutdown(self, *args: object, **kwargs: object) -> None:
         """Release the compiled graph; no processes are held."""
         self._run = None
+
+
+def check_policy(policy: object, env: EnsembleModelEnv) -> None:
+    """Refuse a policy that does not act in an env.
+
+    Raises:
+        TypeError: if it is no TensorDict module, nor a function of TensorDicts.
+        ValueError: if it fails on a few observations, or writes no action of the env's size.
+    """
+    name, keys = type(policy).__name__, env.keys
+    if not callable(policy) or (isinstance(policy, nn.Module) and not hasattr(policy, "in_keys")):
+        raise TypeError(
+            f"the policy must be a TensorDict module that reads {keys.observation!r} and writes "
+            f"{keys.action!r}, got {name}"
+        )
+    size = env.observation_spec[keys.observation].shape[-1]
+    with (
+        trying(
+            f"the policy {name} fails on rows that hold {keys.observation!r} [2, {size}] and "
+            "nothing else",
+            env.device,
+        ),
+        evaluating(policy),
+        set_exploration_type(ExplorationType.RANDOM),
+    ):
+        observation, action = env.few_rows()
+        acted = policy(TensorDict({keys.observation: observation}, [len(observation)]))
+    found = acted.get(keys.action, None) if isinstance(acted, TensorDictBase) else None
+    if found is None or found.shape != action.shape:
+        if found is not None:
+            got = f"of shape {list(found.shape)} for {len(action)} rows"
+        elif isinstance(acted, TensorDictBase):
+            got = f"nothing of that name but {getattr(policy, 'out_keys', list(acted.keys(True)))}"
+        else:
+            got = f"no TensorDict but {type(acted).__name__}"
+        raise ValueError(
+            f"the policy {name} must write {keys.action!r} {list(action.shape)}, the action that "
+            f"the world model reads; it writes {got}"
+        )

@@ -6,15 +6,19 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from rambo_trl.collectors.model_rollout import ModelRolloutCollector
+from rambo_trl.modules.world_models import TransitionKeys
 
 __all__ = ["ReverseRolloutCollector", "reverse_transitions"]
 
 
-def reverse_transitions(transitions: TensorDictBase) -> TensorDictBase:
+def reverse_transitions(
+    transitions: TensorDictBase, keys: TransitionKeys | None = None
+) -> TensorDictBase:
     """Transitions read backwards: from the next state and the action to the state and reward.
 
     Args:
         transitions: [*B] with observation, action, and under ``"next"`` observation and reward.
+        keys: of these entries, such as an env's ``keys``; the usual ones by default.
 
     Returns:
         [*B] with the two observations exchanged, sharing memory with the input. A world model
@@ -22,15 +26,16 @@ def reverse_transitions(transitions: TensorDictBase) -> TensorDictBase:
         pi(a | s'), and an env whose ``starts`` it is begins in the data's next states. There are
         no flags: what ends where is a matter of the forward direction.
     """
+    keys = keys or TransitionKeys()
     following = transitions.get("next")
     return TensorDict(
         {
-            "observation": following.get("observation"),
-            "action": transitions.get("action"),
+            keys.observation: following.get(keys.observation),
+            keys.action: transitions.get(keys.action),
             "next": TensorDict(
                 {
-                    "observation": transitions.get("observation"),
-                    "reward": following.get("reward"),
+                    keys.observation: transitions.get(keys.observation),
+                    keys.reward: following.get(keys.reward),
                 },
                 transitions.batch_size,
             ),
@@ -53,12 +58,11 @@ class ReverseRolloutCollector(ModelRolloutCollector):
     :class:`~rambo_trl.collectors.ModelRolloutCollector`'s.
 
     Args:
-        env: the env of a reverse model, an
-            :class:`~rambo_trl.modules.EnsembleWorldModel` fitted to :func:`reverse_transitions`
-            of the data, which are its ``starts`` too; with the forward env's termination rule,
+        env: the env of a reverse model, a world model fitted to :func:`reverse_transitions` of the
+            data, which are its ``starts`` too; with the forward env's termination rule,
             which must judge by the next observation, as those of
             :mod:`rambo_trl.envs.termination` do.
-        policy: a reverse policy, reading s' as ``"observation"``, such as an actor cloned on the
+        policy: a reverse policy, reading s' as the observation, such as an actor cloned on the
             reversed data; None for uniformly random actions.
 
     The items' entries are those of forward rollouts, in the forward direction; ``terminated``
@@ -92,9 +96,10 @@ class ReverseRolloutCollector(ModelRolloutCollector):
         backwards = super().collect()
         # the rule, applied backwards, marks predecessors in which the episode was over
         backwards = backwards[~backwards["next", "terminated"].squeeze(-1)]
-        out = reverse_transitions(backwards)
+        keys = self.env.keys
+        out = reverse_transitions(backwards, keys)
         terminated = self.env.is_terminal(
-            out["observation"], out["action"], out["next", "observation"]
+            out[keys.observation], out[keys.action], out[keys.next_observation]
         )
         out["next", "terminated"] = terminated
         out["next", "truncated"] = torch.zeros_like(terminated)

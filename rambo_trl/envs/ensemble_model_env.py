@@ -5,21 +5,31 @@ from __future__ import annotations
 import warnings
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite, ReplayBuffer, Unbounded
 from torchrl.envs import ModelBasedEnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules.modes import evaluating
+from rambo_trl.modules.world_models import place_of, transition_keys, trying
 from rambo_trl.scaling import denormalize_action
 
 __all__ = ["EnsembleModelEnv"]
 
 
 class EnsembleModelEnv(ModelBasedEnvBase):
-    """A model-based environment that steps an :class:`~rambo_trl.modules.EnsembleWorldModel`.
+    """A model-based environment that steps a world model.
+
+    That is an :class:`~rambo_trl.modules.EnsembleWorldModel` or any TensorDict module that, when
+    called, draws and writes ``("next", observation)`` [*B, observation_size] and
+    ``("next", reward)`` [*B, 1] or [*B]. The env's keys are the model's, nested ones too; its ends
+    (``"terminated"``, ``"done"``) are entries of the root. The model is in evaluation mode while it
+    is stepped and always samples, also where the policy's exploration is deterministic.
 
     Observations are normalised, as the world model was fitted on them. Episodes start in
     states drawn from ``starts``, and end (``terminated``) where the termination rule says so;
@@ -27,12 +37,13 @@ class EnsembleModelEnv(ModelBasedEnvBase):
     have the world model's dtype, whatever that of ``starts`` and ``action_spec`` is.
 
     Args:
-        world_model: the ensemble; its parameters are used live.
+        world_model: its parameters are used live.
 
     Keyword Args:
         action_spec: bounds of the actions, of shape [action_size].
-        starts: where start states come from: a replay buffer or a TensorDict [*] with
-            ``"observation"``, normalised; of trajectories [N, T] every step may be one.
+        starts: where start states come from: a replay buffer or a TensorDict [N], or of any other
+            batch size, with the model's observation, normalised; of trajectories [N, T] every step
+            may be one.
         termination: a rule on observations in the environment's own units, see
             :mod:`rambo_trl.envs.termination`; by default nothing terminates.
         observation_mean, observation_std: statistics [observation_size] that take normalised
@@ -46,7 +57,9 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         device: where the env lives.
 
     Raises:
-        ValueError: if actions, starts or statistics are of another size than the world model's.
+        TypeError: if the world model, the starts, the rule or ``action_spec`` is of another kind.
+        ValueError: if actions, starts or statistics are of another size than the world model's, or
+            the model fails on a few rows or writes something else.
 
     Examples:
         >>> import torch
@@ -63,7 +76,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
 
     def __init__(
         self,
-        world_model: EnsembleWorldModel,
+        world_model: TensorDictModuleBase,
         *,
         action_spec: Bounded,
         starts: ReplayBuffer | TensorDictBase,
@@ -79,27 +92,27 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             raise ValueError("give both observation_mean and observation_std, or neither")
         if (action_low is None) != (action_high is None):
             raise ValueError("give both action_low and action_high, or neither")
-        if action_spec.shape[-1] != world_model.action_size:
-            raise ValueError(
-                f"action_spec has {action_spec.shape[-1]} entries, the world model's actions "
-                f"have {world_model.action_size}"
+        if termination is not None and not callable(termination):
+            raise TypeError(
+                "termination must be a function of (observation, action, next_observation), got "
+                f"{type(termination).__name__}: choose_rule makes one of a name"
             )
-        size = world_model.observation_size
-        if isinstance(starts, TensorDictBase) and starts.batch_dims != 1:
-            starts = starts.reshape(-1)  # of trajectories every step is a start
+        _check_action_spec(action_spec, getattr(world_model, "action_size", None))
+        keys = transition_keys(world_model)
+        starts, rows = _checked_starts(starts, keys.observation)
         observations = {
             # a buffer may still be empty
-            "starts' observation": starts.get("observation", None)
-            if isinstance(starts, TensorDictBase)
-            else None,
+            "starts' observation": None if rows is None else rows.get(keys.observation),
             "observation_mean": observation_mean,
             "observation_std": observation_std,
         }
-        start = observations["starts' observation"]
-        if start is not None and start.ndim != 2:
+        size = getattr(world_model, "observation_size", None)
+        if size is None:
+            size = next((v.shape[-1] for v in observations.values() if v is not None), None)
+        if size is None:
             raise ValueError(
-                f"starts' observation is of shape {list(start.shape)}: give a TensorDict whose "
-                "batch size is this but for the entries"
+                "how many entries an observation has is not known: starts are an empty buffer and "
+                f"{type(world_model).__name__} has no observation_size; fill the buffer first"
             )
         for name, value in observations.items():
             if value is not None and value.shape[-1:] != (size,):
@@ -107,12 +120,13 @@ class EnsembleModelEnv(ModelBasedEnvBase):
                     f"{name} is of shape {list(value.shape)}, the world model's observations have "
                     f"{size} entries"
                 )
+        model_device, dtype = place_of(world_model)
         if device is None:
-            device = world_model.input_mean.device
+            device = model_device
         super().__init__(world_model, device=device, batch_size=torch.Size(batch_size))
         self.starts = starts
         self.termination = termination
-        dtype = world_model.input_mean.dtype
+        self.keys = keys
         for name, value in (
             ("observation_mean", observation_mean),
             ("observation_std", observation_std),
@@ -122,25 +136,65 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             self.register_buffer(name, None if value is None else value.to(self.device))
         shape = self.batch_size
         self.observation_spec = Composite(
-            observation=Unbounded((*shape, size), device=self.device, dtype=dtype),
+            {keys.observation: Unbounded((*shape, size), device=self.device, dtype=dtype)},
             shape=shape,
             device=self.device,
         )
         self.state_spec = self.observation_spec.clone()
         action_spec = action_spec.to(self.device).to(dtype)
-        self.action_spec = action_spec.expand(*shape, *action_spec.shape[-1:])
-        self.reward_spec = Unbounded((*shape, 1), device=self.device, dtype=dtype)
+        action_spec = action_spec.expand(*shape, *action_spec.shape[-1:])
+        self.action_spec = Composite({keys.action: action_spec}, shape=shape, device=self.device)
+        reward_spec = Unbounded((*shape, 1), device=self.device, dtype=dtype)
+        self.reward_spec = Composite({keys.reward: reward_spec}, shape=shape, device=self.device)
+        if not isinstance(world_model, EnsembleWorldModel):
+            self._try_model(size)
         if termination is not None and observation_mean is None:
             self._try_rule(termination)
+
+    def few_rows(self) -> tuple[Tensor, Tensor]:
+        """Two mean observations and random actions, to try a module on."""
+        size = self.observation_spec[self.keys.observation].shape[-1]
+        action = self.full_action_spec_unbatched[self.keys.action].rand((2,))
+        return action.new_zeros(2, size), action
+
+    def _try_model(self, size: int) -> None:
+        """Refuse a model that cannot be stepped, or that writes something else.
+
+        Raises:
+            ValueError: saying what is wrong.
+        """
+        name = type(self.world_model).__name__
+        with trying(f"the world model {name} fails on 2 rows of the env's sizes", self.device):
+            observation, action = self.few_rows()
+            found = self._draw(observation, action)
+        for key, value, shapes in (
+            (self.keys.next_observation, found[0], ((2, size),)),
+            (self.keys.next_reward, found[1], ((2, 1), (2,))),
+        ):
+            if value is None or tuple(value.shape) not in shapes:
+                got = "nothing" if value is None else f"shape {list(value.shape)}"
+                raise ValueError(
+                    f"the world model {name} writes {got} as {key!r} of 2 rows, expected "
+                    f"{' or '.join(str(list(shape)) for shape in shapes)}"
+                )
 
     def _try_rule(self, rule: TerminationRule) -> None:
         """Warn of a rule in the environment's units that is given normalised observations."""
         num = len(self.starts)
         rows = self.starts[draw_rows(num, 2000)] if num else None
-        needed = {"observation", "action", ("next", "observation"), ("next", "terminated")}
-        if not isinstance(rows, TensorDictBase) or not needed <= set(rows.keys(True)):
+        if not isinstance(rows, TensorDictBase):
             return
-        size = self.world_model.observation_size
+        keys = self.keys
+        found = {
+            "observation": rows.get(keys.observation, None),
+            "action": rows.get(keys.action, None),
+            ("next", "observation"): rows.get(keys.next_observation, None),
+            ("next", "terminated"): rows.get(("next", "terminated"), None),
+        }
+        if any(value is None for value in found.values()):
+            return
+        rows = TensorDict(found, rows.batch_size)
+        size = rows["observation"].shape[-1]
         _, others = check_rule(
             rule,
             rows.to(self.device),
@@ -171,9 +225,10 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         shape = action.shape[:-1]
         if self.action_low is not None:
             action = denormalize_action(action, self.action_low, self.action_high)
-        ended = self.termination(
-            self._denormalize(observation), action, self._denormalize(next_observation)
-        )
+        with evaluating(self.termination):
+            ended = self.termination(
+                self._denormalize(observation), action, self._denormalize(next_observation)
+            )
         return ended.reshape(*shape, 1)
 
     def transition(
@@ -187,28 +242,46 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         Args:
             observation: normalised [B, observation_size].
             action: [B, action_size].
-            prediction: what the elites predict for these rows, where that is known already,
-                see :meth:`~rambo_trl.modules.EnsembleWorldModel.sample`.
+            prediction: what an ensemble's elites predict for these rows, where that is known
+                already, see :meth:`~rambo_trl.modules.EnsembleWorldModel.sample`.
 
         Returns:
             Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
         """
-        known = () if prediction is None else (prediction,)
-        next_observation, reward = self.world_model.sample(observation, action, *known)
+        if isinstance(self.world_model, EnsembleWorldModel):
+            known = () if prediction is None else (prediction,)
+            next_observation, reward = self.world_model.sample(observation, action, *known)
+        else:
+            next_observation, reward = self._draw(observation, action)
+            reward = reward.reshape(-1, 1)
         return next_observation, reward, self.is_terminal(observation, action, next_observation)
 
+    def _draw(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """What a model that is no ensemble writes when it is called on rows [B]."""
+        keys = self.keys
+        rows = TensorDict({keys.observation: observation, keys.action: action}, action.shape[:1])
+        # its chance is the world's, whatever the policy's exploration
+        with (
+            torch.no_grad(),
+            evaluating(self.world_model),
+            set_exploration_type(ExplorationType.RANDOM),
+        ):
+            rows = self.world_model(rows)
+        return rows.get(keys.next_observation, None), rows.get(keys.next_reward, None)
+
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation = tensordict.get("observation")
-        action = tensordict.get("action")
+        observation = tensordict.get(self.keys.observation)
+        action = tensordict.get(self.keys.action)
         shape = action.shape[:-1]
-        next_observation, reward, terminated = self.transition(
-            observation.reshape(-1, observation.shape[-1]), action.reshape(-1, action.shape[-1])
-        )
+        with evaluating(self):
+            next_observation, reward, terminated = self.transition(
+                observation.reshape(-1, observation.shape[-1]), action.reshape(-1, action.shape[-1])
+            )
         terminated = terminated.reshape(*shape, 1)
         return TensorDict(
             {
-                "observation": next_observation.reshape(observation.shape),
-                "reward": reward.reshape(*shape, 1),
+                self.keys.observation: next_observation.reshape(observation.shape),
+                self.keys.reward: reward.reshape(*shape, 1),
                 "terminated": terminated,
                 "done": terminated.clone(),
             },
@@ -217,25 +290,36 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         )
 
     def sample_starts(self, num: int) -> Tensor:
-        """Draw start states uniformly with replacement: [num, observation_size]."""
+        """Draw start states uniformly with replacement: [num, observation_size].
+
+        Raises:
+            ValueError: if a buffer's rows are not of that shape.
+        """
+        key = self.keys.observation
         if isinstance(self.starts, TensorDictBase):
-            observation = self.starts.get("observation")
+            observation = self.starts.get(key)
             rows = torch.randint(len(observation), (num,), device=observation.device)
             observation = observation[rows]
         else:
-            observation = self.starts.sample(num).get("observation")
+            observation = _observation_of(self.starts.sample(num), key)
             if observation.ndim > 2:  # a buffer of trajectories
                 observation = observation.flatten(0, -2)
                 rows = torch.randint(len(observation), (num,), device=observation.device)
                 observation = observation[rows]
-        return observation.to(self.device, self.world_model.input_mean.dtype)
+            size = self.observation_spec[key].shape[-1]
+            if observation.shape != (num, size):
+                raise ValueError(
+                    f"{num} rows of starts hold an observation {key!r} of shape "
+                    f"{list(observation.shape)}, expected {[num, size]}"
+                )
+        return observation.to(self.device, place_of(self.world_model)[1])
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         shape = self.batch_size if tensordict is None else tensordict.batch_size
         start = self.sample_starts(shape.numel()).reshape(*shape, -1)
         done = torch.zeros(*shape, 1, dtype=torch.bool, device=self.device)
         return TensorDict(
-            {"observation": start, "terminated": done, "done": done.clone()},
+            {self.keys.observation: start, "terminated": done, "done": done.clone()},
             batch_size=shape,
             device=self.device,
         )
@@ -243,3 +327,76 @@ class EnsembleModelEnv(ModelBasedEnvBase):
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
             torch.manual_seed(seed)
+
+
+def _check_action_spec(action_spec: object, action_size: int | None) -> None:
+    """Refuse actions that are no vector, or of another size than an ensemble's.
+
+    Raises:
+        TypeError: if the spec is of another kind.
+        ValueError: if its shape is another.
+    """
+    if not isinstance(action_spec, (Bounded, Unbounded)):
+        raise TypeError(
+            "action_spec must be Bounded, of shape [action_size], got "
+            f"{type(action_spec).__name__}: actions are continuous, a single leaf"
+        )
+    if len(action_spec.shape) != 1:
+        raise ValueError(
+            f"action_spec is of shape {list(action_spec.shape)}, expected [action_size]: that of "
+            "one environment (action_spec_unbatched)"
+        )
+    if action_size is not None and action_spec.shape[-1] != action_size:
+        raise ValueError(
+            f"action_spec has {action_spec.shape[-1]} entries, the world model's actions "
+            f"have {action_size}"
+        )
+
+
+def _observation_of(rows: object, key: NestedKey) -> Tensor:
+    """The observation in rows of starts.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = rows.get(key, None) if isinstance(rows, TensorDictBase) else None
+    if not isinstance(found, Tensor):
+        held = (
+            list(rows.keys(True, True)) if isinstance(rows, TensorDictBase) else type(rows).__name__
+        )
+        raise ValueError(f"starts must hold the world model's observation {key!r}, got {held}")
+    return found
+
+
+def _checked_starts(
+    starts: object, key: NestedKey
+) -> tuple[ReplayBuffer | TensorDictBase, TensorDictBase | None]:
+    """Start states in a flat TensorDict or a buffer, and rows of them; None of an empty buffer.
+
+    Raises:
+        TypeError: if they are neither.
+        ValueError: if they hold no observation, or no row.
+    """
+    if isinstance(starts, TensorDictBase):
+        starts = starts if starts.batch_dims == 1 else starts.reshape(-1)
+        if not len(starts):
+            raise ValueError("starts hold no rows: at least one start state is needed")
+        rows = starts
+    elif isinstance(starts, ReplayBuffer):
+        rows = starts[:1] if len(starts) else None
+        if not isinstance(rows, TensorDictBase):
+            return starts, None
+        rows = rows.reshape(-1)
+    else:
+        hint = ": give TensorDict({...: starts}, [N])" if isinstance(starts, Tensor) else ""
+        raise TypeError(
+            f"starts must be a replay buffer or a TensorDict that holds {key!r}, got "
+            f"{type(starts).__name__}{hint}"
+        )
+    observation = _observation_of(rows, key)
+    if observation.ndim != 2:
+        raise ValueError(
+            f"starts' observation {key!r} is of shape {list(observation.shape)}, expected "
+            "[N, observation_size]"
+        )
+    return starts, rows

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
+from rambo_trl.modules.modes import evaluating
+from rambo_trl.modules.world_models import next_key
 from rambo_trl.objectives import functional
-from rambo_trl.objectives.density import check_density, device_of, next_key, transition_log_prob
+from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
 
 __all__ = ["AdversarialModelLoss"]
 
@@ -35,7 +37,16 @@ class _LiveNetwork:
         self.params = params
         self.in_keys = module.in_keys
         self.out_keys = module.out_keys
-        self._call = torch.vmap(self._with_params, (None, 0)) if expanded else self._with_params
+        # layers that draw in evaluation mode too draw for each critic, as in TorchRL's losses
+        self._call = (
+            torch.vmap(self._with_params, (None, 0), randomness="different")
+            if expanded
+            else self._with_params
+        )
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The network's modules, whose mode is not that of the loss that holds it."""
+        return self.module.modules()
 
     def _with_params(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
         with params.to_module(self.module, preserve_module_state=False):
@@ -66,7 +77,9 @@ class AdversarialModelLoss(LossModule):
     :class:`~rambo_trl.objectives.EnsembleModelLoss` on a real batch it is Eq. 9.
 
     Gradients reach the world model only: actor and critics are kept out of ``parameters()``
-    and of the ``state_dict``.
+    and of the ``state_dict``. They are in evaluation mode while they are asked, whatever mode they
+    are left in: no running statistics move, nothing is dropped out. So is the world model, whose
+    density is that of what is sampled from it.
 
     Args:
         world_model: any module with ``log_prob(tensordict)`` [*B], the log-density of the
@@ -311,7 +324,7 @@ class AdversarialModelLoss(LossModule):
 
     def _next_value(self, tensordict: TensorDictBase) -> Tensor:
         """The agent's value of the successors at the policy's mode, [*B]."""
-        following = tensordict.get("next").select(*self._next_keys)
+        following = tensordict.get("next").select(*self._next_keys, strict=False)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             following = self.actor_network(following)
         value = self._min_qvalue(following)
@@ -334,7 +347,7 @@ class AdversarialModelLoss(LossModule):
             needed = self.in_keys[:-1]  # the last one, terminated, may be missing
             missing = [key for key in needed if tensordict.get(key, None) is None]
             raise KeyError(f"the imagined batch lacks {missing}: this loss reads {needed}")
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.actor_network, *self.qvalue_networks):
             reward = reward.reshape(shape)
             terminated = following.get(self.tensor_keys.terminated, None)
             terminated = (
@@ -343,7 +356,8 @@ class AdversarialModelLoss(LossModule):
                 else terminated.reshape(shape)
             )
             next_value = self._next_value(tensordict)
-            qvalue = self._min_qvalue(tensordict.select(*self._state_keys, self.tensor_keys.action))
+            known = (*self._state_keys, self.tensor_keys.action)
+            qvalue = self._min_qvalue(tensordict.select(*known, strict=False))
             baseline = qvalue if self.baseline else torch.zeros_like(qvalue)
             advantage = functional.model_advantage(
                 baseline, reward, next_value, terminated, self.gamma
@@ -352,7 +366,8 @@ class AdversarialModelLoss(LossModule):
 
     def _log_prob(self, tensordict: TensorDictBase) -> Tensor:
         keys = [next_key(key) for key in (*self.actor_network.in_keys, self.tensor_keys.reward)]
-        log_prob = transition_log_prob(self.world_model, tensordict, keys)
+        with evaluating(self.world_model):
+            log_prob = transition_log_prob(self.world_model, tensordict, keys)
         if self.per_dimension:
             batch = tensordict.batch_size.numel()
             log_prob = log_prob * (batch / sum(tensordict.get(key).numel() for key in keys))

@@ -9,12 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-__all__ = ["check_density", "device_of", "next_key", "transition_log_prob"]
-
-
-def next_key(key: NestedKey) -> NestedKey:
-    """The key of the same entry of the successor, under ``"next"``."""
-    return ("next", key) if isinstance(key, str) else ("next", *key)
+__all__ = ["check_density", "device_of", "transition_log_prob"]
 
 
 def device_of(module: nn.Module) -> torch.device | None:

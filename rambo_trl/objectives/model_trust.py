@@ -10,8 +10,10 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
+from rambo_trl.modules.modes import evaluating
 from rambo_trl.objectives import functional
 from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
 
@@ -45,7 +47,7 @@ class ModelTrustLoss(LossModule):
         weight: of the term. A buffer: it can be assigned to and scheduled.
 
     The reference is a frozen copy of ``world_model`` as it is at construction; :meth:`anchor`
-    takes a new one. It is part of the ``state_dict``. The input holds data rows [*B], of which
+    takes a new one. It is part of the ``state_dict``. Both are compared in evaluation mode. The input holds data rows [*B], of which
     states and actions are read. The output holds ``loss_trust`` and, detached, the distance
     ``trust_distance``: in nats, or a squared probability.
 
@@ -120,10 +122,12 @@ class ModelTrustLoss(LossModule):
         rows = tensordict.select(*self.world_model.in_keys)
         rows = rows.expand(self.num_samples, *rows.batch_size).clone()
         keys = list(self.world_model.out_keys)
-        with torch.no_grad():
-            rows = self.reference(rows)
-            reference = transition_log_prob(self.reference, rows, keys)
-        return transition_log_prob(self.world_model, rows, keys) - reference
+        with evaluating(self.world_model, self.reference):
+            # a loss is called under deterministic exploration, which would draw the mode
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                rows = self.reference(rows)
+                reference = transition_log_prob(self.reference, rows, keys)
+            return transition_log_prob(self.world_model, rows, keys) - reference
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
