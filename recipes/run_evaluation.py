@@ -19,6 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.modules.modes import evaluating
 from rambo_trl.training.evaluation import EvaluationProcess, EvaluationResult, evaluate_policy
 from rambo_trl.training.policy_file import save_policy
 
@@ -166,12 +167,13 @@ def mode_values(loss: LossModule, actor: TensorDictModuleBase, observation: Tens
     Returns:
         [B, 1]
     """
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        rows = actor(TensorDict(observation=observation, batch_size=[len(observation)]))
     values = []
-    for params in loss.qvalue_network_params.data.unbind(0):
-        with params.to_module(loss.qvalue_network, preserve_module_state=False):
-            values.append(loss.qvalue_network(rows.copy())["state_action_value"])
+    with evaluating(actor, loss.qvalue_network):
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            rows = actor(TensorDict(observation=observation, batch_size=[len(observation)]))
+        for params in loss.qvalue_network_params.data.unbind(0):
+            with params.to_module(loss.qvalue_network, preserve_module_state=False):
+                values.append(loss.qvalue_network(rows.copy())["state_action_value"])
     return torch.stack(values).min(dim=0).values
 
 

@@ -194,17 +194,16 @@ def check_policy(policy: object, env: EnsembleModelEnv) -> None:
         TypeError: if it is no TensorDict module, nor a function of TensorDicts.
         ValueError: if it fails on a few observations, or writes no action of the env's size.
     """
-    name, keys = type(policy).__name__, env.keys
+    keys = env.keys
     if not callable(policy) or (isinstance(policy, nn.Module) and not hasattr(policy, "in_keys")):
         raise TypeError(
             f"the policy must be a TensorDict module that reads {keys.observation!r} and writes "
-            f"{keys.action!r}, got {name}"
+            f"{keys.action!r}, got {type(policy).__name__}"
         )
     size = env.observation_spec[keys.observation].shape[-1]
     with (
         trying(
-            f"the policy {name} fails on rows that hold {keys.observation!r} [2, {size}] and "
-            "nothing else",
+            f"the policy fails on rows that hold {keys.observation!r} [2, {size}] and nothing else",
             env.device,
         ),
         evaluating(policy),
@@ -221,6 +220,6 @@ def check_policy(policy: object, env: EnsembleModelEnv) -> None:
         else:
             got = f"no TensorDict but {type(acted).__name__}"
         raise ValueError(
-            f"the policy {name} must write {keys.action!r} {list(action.shape)}, the action that "
+            f"the policy must write {keys.action!r} {list(action.shape)}, the action that "
             f"the world model reads; it writes {got}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -369,7 +370,7 @@ def _observation_of(rows: object, key: NestedKey) -> Tensor:
 
 
 def _checked_starts(
-    starts: object, key: NestedKey
+    starts: Any, key: NestedKey
 ) -> tuple[ReplayBuffer | TensorDictBase, TensorDictBase | None]:
     """Start states in a flat TensorDict or a buffer, and rows of them; None of an empty buffer.
 

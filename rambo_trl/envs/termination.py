@@ -18,6 +18,7 @@ from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data.rows import draw_rows
 from rambo_trl.importing import import_user_module
+from rambo_trl.modules.modes import evaluating
 from rambo_trl.scaling import denormalize_action
 
 __all__ = [
@@ -255,7 +256,8 @@ def check_rule(
             action = denormalize_action(action, action_low, action_high)
         name = getattr(rule, "__name__", type(rule).__name__)
         try:
-            ended = rule(before, action, after)
+            with evaluating(rule):
+                ended = rule(before, action, after)
         except Exception as error:  # anything may go wrong in a user's function
             raise ValueError(
                 f"the termination rule {name} fails on the data "

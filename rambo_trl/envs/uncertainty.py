@@ -25,6 +25,8 @@ from torchrl.envs import Transform
 from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules.modes import evaluating
+from rambo_trl.modules.world_models import require_ensemble
 
 __all__ = [
     "MOPOPenalty",
@@ -210,7 +212,8 @@ class MORELHalting:
         """
         if not (math.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty must be finite and not negative, got {penalty}")
-        with torch.no_grad():
+        require_ensemble(world_model, cls.__name__)
+        with torch.no_grad(), evaluating(world_model):
             disagreement = torch.cat(
                 [
                     _disagreement(
@@ -306,6 +309,8 @@ class PessimisticModelEnv(EnsembleModelEnv):
             batch_size=batch_size,
             device=device,
         )
+        if isinstance(pessimism, (MOPOPenalty, MORELHalting)):
+            require_ensemble(world_model, type(pessimism).__name__)
         self.pessimism = pessimism
 
     def transition(
@@ -364,13 +369,14 @@ class PessimismTransform(Transform):
         observation = tensordict.get(self.world_model.observation_key)
         action = tensordict.get(self.world_model.action_key)
         reward, terminated = (next_tensordict.get(key) for key in (reward_key, terminated_key))
-        new_reward, new_terminated = self.pessimism(
-            self.world_model,
-            observation.reshape(-1, observation.shape[-1]),
-            action.reshape(-1, action.shape[-1]),
-            reward.reshape(-1, 1),
-            terminated.reshape(-1, 1),
-        )
+        with evaluating(self.world_model):
+            new_reward, new_terminated = self.pessimism(
+                self.world_model,
+                observation.reshape(-1, observation.shape[-1]),
+                action.reshape(-1, action.shape[-1]),
+                reward.reshape(-1, 1),
+                terminated.reshape(-1, 1),
+            )
         new_terminated = new_terminated.reshape(terminated.shape)
         done = next_tensordict.get(done_key) | new_terminated
         return (

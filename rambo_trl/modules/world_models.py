@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import NestedKey, unravel_key
@@ -15,6 +16,7 @@ from rambo_trl.modules.ensemble import EnsembleWorldModel
 
 __all__ = [
     "TransitionKeys",
+    "check_sampler",
     "next_key",
     "place_of",
     "require_ensemble",
@@ -56,7 +58,23 @@ class TransitionKeys:
         return next_key(self.reward)
 
 
-def transition_keys(world_model: object) -> TransitionKeys:
+def check_sampler(world_model: object) -> None:
+    """Refuse what cannot be called on a TensorDict.
+
+    Raises:
+        TypeError: if it is no TensorDict module.
+    """
+    if not isinstance(world_model, nn.Module) or not all(
+        isinstance(getattr(world_model, keys, None), Sequence) for keys in ("in_keys", "out_keys")
+    ):
+        raise TypeError(
+            "the world model must be a TensorDict module, with in_keys and out_keys, got "
+            f"{type(world_model).__name__}: wrap it in a TensorDictModule that writes "
+            "('next', 'observation') and ('next', 'reward')"
+        )
+
+
+def transition_keys(world_model: Any) -> TransitionKeys:
     """Find out which entries a world model reads as observation and action, and writes.
 
     The observation is the entry that is read and, under ``"next"``, written; the action the other
@@ -70,15 +88,7 @@ def transition_keys(world_model: object) -> TransitionKeys:
         TypeError: if it is no TensorDict module.
         ValueError: if its keys are not those of a world model.
     """
-    name = type(world_model).__name__
-    if not isinstance(world_model, nn.Module) or not all(
-        isinstance(getattr(world_model, keys, None), Sequence) for keys in ("in_keys", "out_keys")
-    ):
-        raise TypeError(
-            f"the world model must be a TensorDict module, with in_keys and out_keys, got {name}: "
-            "wrap it in a TensorDictModule that writes ('next', 'observation') and "
-            "('next', 'reward')"
-        )
+    check_sampler(world_model)
     own = [getattr(world_model, f"{n}_key", None) for n in ("observation", "action", "reward")]
     if all(key is not None for key in own):
         return TransitionKeys(*map(unravel_key, own))
@@ -95,16 +105,18 @@ def transition_keys(world_model: object) -> TransitionKeys:
     ends = [key for key in rewards if _last(key) in _ENDS]
     named = [key for key in rewards if _last(key) == "reward"]
     rewards = named if len(named) == 1 else rewards
-    wrong = [len(found) for found in (states, others, rewards)] != [1, 1, 1]
-    if wrong or ends:
-        why = (
-            f"{ends} are not read, a termination rule says where episodes end"
-            if ends and not wrong
-            else "expected one observation and one action, and under 'next' that observation and a "
-            "reward, such as ['observation', 'action'] and [('next', 'observation'), "
+    what = f"the world model {type(world_model).__name__} reads {read} and writes {written}"
+    if ends:
+        raise ValueError(
+            f"{what}: {ends} under 'next' would not be read, since a termination rule says where "
+            "episodes end; leave them out (select_out_keys)"
+        )
+    if [len(found) for found in (states, others, rewards)] != [1, 1, 1]:
+        raise ValueError(
+            f"{what}: expected one observation and one action, and under 'next' that observation "
+            "and a reward, such as ['observation', 'action'] and [('next', 'observation'), "
             "('next', 'reward')]"
         )
-        raise ValueError(f"the world model {name} reads {read} and writes {written}: {why}")
     return TransitionKeys(states[0], others[0], rewards[0])
 
 

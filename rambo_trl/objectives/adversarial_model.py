@@ -152,6 +152,8 @@ class AdversarialModelLoss(LossModule):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
+    actor_network: TensorDictModuleBase
+    qvalue_networks: tuple[TensorDictModuleBase, ...]
     out_keys = [
         "loss_adversarial",
         "advantage_mean",
@@ -364,7 +366,8 @@ class AdversarialModelLoss(LossModule):
             )
         return advantage, next_value, qvalue
 
-    def _log_prob(self, tensordict: TensorDictBase) -> Tensor:
+    def log_density(self, tensordict: TensorDictBase) -> Tensor:
+        """The log-density that the loss weighs, of an imagined batch [*B]: [*B]."""
         keys = [next_key(key) for key in (*self.actor_network.in_keys, self.tensor_keys.reward)]
         with evaluating(self.world_model):
             log_prob = transition_log_prob(self.world_model, tensordict, keys)
@@ -380,7 +383,7 @@ class AdversarialModelLoss(LossModule):
         weight = functional.standardize(advantage) if self.normalize_advantage else advantage
         if self.advantage_clip is not None:
             weight = weight.clamp(-self.advantage_clip, self.advantage_clip)
-        log_prob = self._log_prob(tensordict)
+        log_prob = self.log_density(tensordict)
         loss = self._reduce_loss(self.adversarial_weight * weight * log_prob, tensordict=tensordict)
         metrics = {
             "advantage_mean": advantage.mean(),

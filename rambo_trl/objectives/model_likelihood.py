@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules.world_models import require_ensemble
 from rambo_trl.objectives import functional
 from rambo_trl.objectives.density import device_of
 
@@ -105,6 +106,7 @@ class EnsembleModelLoss(LossModule):
             raise ValueError(f"members must be 'all' or 'elites', got {members!r}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        require_ensemble(world_model, type(self).__name__)
         self.world_model = world_model
         num_layers = len(world_model.weights)
         if weight_decay is None:

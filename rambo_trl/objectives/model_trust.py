@@ -14,6 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.modules.modes import evaluating
+from rambo_trl.modules.world_models import check_sampler
 from rambo_trl.objectives import functional
 from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
 
@@ -47,9 +48,10 @@ class ModelTrustLoss(LossModule):
         weight: of the term. A buffer: it can be assigned to and scheduled.
 
     The reference is a frozen copy of ``world_model`` as it is at construction; :meth:`anchor`
-    takes a new one. It is part of the ``state_dict``. Both are compared in evaluation mode. The input holds data rows [*B], of which
-    states and actions are read. The output holds ``loss_trust`` and, detached, the distance
-    ``trust_distance``: in nats, or a squared probability.
+    takes a new one. It is part of the ``state_dict``. Both are in evaluation mode while they are
+    compared. The input holds data rows [*B], of which states and actions are read. The output holds
+    ``loss_trust`` and, detached, the distance ``trust_distance``: in nats, or a squared
+    probability.
 
     Reference: https://arxiv.org/abs/2204.12581, Eq. 6 to 8
 
@@ -87,6 +89,7 @@ class ModelTrustLoss(LossModule):
     ) -> None:
         super().__init__()
         check_density(world_model)
+        check_sampler(world_model)
         if divergence not in ("kl", "total_variation"):
             raise ValueError(f"divergence must be 'kl' or 'total_variation', got {divergence!r}")
         least = 2 if divergence == "total_variation" else 1
@@ -121,7 +124,7 @@ class ModelTrustLoss(LossModule):
         """Compare densities: log q - log p of draws from the reference, [num_samples, *B]."""
         rows = tensordict.select(*self.world_model.in_keys)
         rows = rows.expand(self.num_samples, *rows.batch_size).clone()
-        keys = list(self.world_model.out_keys)
+        keys = [key for key in self.world_model.out_keys if key[0] == "next"]
         with evaluating(self.world_model, self.reference):
             # a loss is called under deterministic exploration, which would draw the mode
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):

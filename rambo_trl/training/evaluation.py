@@ -20,6 +20,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import make_environment, mujoco_messages_logged
+from rambo_trl.modules.modes import evaluating
 from rambo_trl.scaling import denormalize_action
 from rambo_trl.training.policy_file import load_policy
 
@@ -115,7 +116,7 @@ def evaluate_policy(
 
     Args:
         policy: reads ``"observation"`` [episodes, observation_size] and writes ``"action"``
-            [episodes, action_size].
+            [episodes, action_size]; in evaluation mode meanwhile.
         environment: a registered Gymnasium id, or a specification.
         num_episodes: number of episodes.
         seed: seed of the first episode.
@@ -149,7 +150,11 @@ def evaluate_policy(
             action = denormalize_action(action, low, high)
         return action.numpy()
 
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+    with (
+        torch.no_grad(),
+        evaluating(policy),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+    ):
         return rollout_episodes(
             act, environment, num_episodes=num_episodes, seed=seed, flatten=flatten, gamma=gamma
         )

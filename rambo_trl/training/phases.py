@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
 from torchrl.data import ReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.capturing import capture_on_gpu, side_by_side
-from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
+from rambo_trl.modules.modes import evaluating, in_mode, training_modules
+from rambo_trl.modules.world_models import next_key
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.training.phase_checks import check_model_loss, check_players, check_real_rows
 from rambo_trl.training.updates import (
     FusedSoftUpdate,
     GradientStep,
@@ -96,10 +102,17 @@ class ModelPhase:
     each elite (the likelihood term), together Eq. 9. Rows that terminate are restarted from
     the data, because the critics never saw the states beyond.
 
+    The agent and the env are in evaluation mode meanwhile, the likelihood term's world model in
+    whichever mode it was left; afterwards all of them are in the mode that they were in.
+
     Args:
-        env: the world model's environment.
-        adversarial_loss: Eq. 5.
-        model_loss: the likelihood term, or the distance to the fitted model in its place.
+        env: the world model's environment; any model's that is differentiable.
+        adversarial_loss: Eq. 5, of the same model; agent and model with the same keys.
+        model_loss: the likelihood term, or the distance to the fitted model in its place. Any
+            module with ``in_keys``, entries of ``real_buffer``, that returns a TensorDict with
+            scalar terms ``loss_*``. It is given rows [batch_size], or, where it says by an
+            attribute ``members`` which of an ensemble it fits, ``"elites"`` or ``"all"``, a batch
+            for each, [num_elites, batch_size] or [num_members, batch_size].
         real_buffer: the data.
 
     Keyword Args:
@@ -109,13 +122,18 @@ class ModelPhase:
         compile: compile the losses.
         after_update: called with every update's detached metrics, such as a
             :class:`~rambo_trl.objectives.LikelihoodBudget`'s step on one of them.
+
+    Raises:
+        TypeError: if a part is of another kind.
+        ValueError: if the parts do not go together, such as by their keys, or one of them fails on
+            a few rows.
     """
 
     def __init__(
         self,
         env: EnsembleModelEnv,
         adversarial_loss: AdversarialModelLoss,
-        model_loss: EnsembleModelLoss | ModelTrustLoss,
+        model_loss: TensorDictModuleBase,
         real_buffer: ReplayBuffer,
         *,
         batch_size: int = 256,
@@ -131,10 +149,18 @@ class ModelPhase:
         self.real_buffer = real_buffer
         self.batch_size = batch_size
         self.horizon = horizon
+        check_players(env, adversarial_loss, model_loss)
+        check_real_rows(real_buffer, model_loss)
         model = env.world_model
-        self._members = model.num_elites if model_loss.members == "elites" else model.num_members
+        fitted = getattr(model_loss, "members", None)
         # where the likelihood term leaves the other members alone, so does everything here
-        self._apart = model_loss.members == "elites"
+        self._apart = fitted == "elites" and isinstance(model, EnsembleWorldModel)
+        # batches of real rows: one for each member that is fitted, or a single one
+        self._batches: tuple[int, ...] = ()
+        if self._apart:
+            self._batches = (model.num_elites,)
+        elif fitted == "all" and hasattr(model, "num_members"):
+            self._batches = (model.num_members,)
         # one pass over imagined and real rows, unless the likelihood term needs other members, or
         # an env or a model of the user's own takes its steps in another way
         self._together = (
@@ -145,6 +171,8 @@ class ModelPhase:
                 for step in (env.transition, model.sample)
             )
         )
+        # what the likelihood term has in training mode: see _playing
+        self._in_training: list[nn.Module] = []
         trained = model.elite_parameters() if self._apart else model.parameters()
         self.optimizer = adam((trained, lr))
         name = "the adversarial update"
@@ -168,16 +196,20 @@ class ModelPhase:
             imagined.set(key, _known(by_row, imagined.batch_size))
         else:
             imagined = self._imagine(observation, action)
-        out = self.adversarial_loss(imagined).update(self.model_loss(real))
+        out = self.adversarial_loss(imagined)
+        with in_mode(self._in_training, training=True):
+            of_data = self.model_loss(real)
+        check_model_loss(of_data, self.model_loss)
         # where the trajectories go on from
-        following = imagined["next"]
-        return out.set(
-            "observation", torch.where(following["terminated"], restarts, following["observation"])
-        )
+        terminated = imagined.get(next_key(self.adversarial_loss.tensor_keys.terminated))
+        following = imagined.get(self.env.keys.next_observation)
+        following = torch.where(terminated, restarts, following)
+        return out.update(of_data).set("observation", following)
 
     def _act(self, observation: Tensor) -> Tensor:
-        imagined = TensorDict({"observation": observation}, observation.shape[:1])
-        return self.adversarial_loss.actor_network(imagined).get("action")
+        keys = self.env.keys
+        imagined = TensorDict({keys.observation: observation}, observation.shape[:1])
+        return self.adversarial_loss.actor_network(imagined).get(keys.action)
 
     def _predict(
         self, observation: Tensor, action: Tensor, real: TensorDictBase
@@ -196,14 +228,15 @@ class ModelPhase:
     ) -> TensorDict:
         """Sample one step; nothing of it is differentiated through."""
         following, reward, terminated = self.env.transition(observation, action, *prediction)
+        keys = self.env.keys
         return TensorDict(
             {
-                "observation": observation,
-                "action": action,
+                keys.observation: observation,
+                keys.action: action,
                 "next": {
-                    "observation": following,
-                    "reward": reward,
-                    "terminated": terminated,
+                    keys.observation: following,
+                    keys.reward: reward,
+                    self.adversarial_loss.tensor_keys.terminated: terminated,
                 },
             },
             observation.shape[:1],
@@ -219,7 +252,7 @@ class ModelPhase:
     def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
         """Take ``num_updates`` updates; returns the mean metrics."""
         means, moves, observation = MetricMeans(), self._moves(num_updates), None
-        with self._own_elites():
+        with self._playing():
             for _ in range(num_updates):
                 observation, metrics = self._update(*moves.send(observation))
                 self._note(means, metrics)
@@ -227,8 +260,21 @@ class ModelPhase:
                     bar.update(1)
         return means.read()
 
-    def _own_elites(self) -> AbstractContextManager[None]:
-        return self.env.world_model.elites_apart() if self._apart else nullcontext()
+    @contextmanager
+    def _playing(self) -> Iterator[None]:
+        """The elites apart, and every mode as it is to be while updates are taken.
+
+        Set out here, so that what is compiled meets one mode only.
+        """
+        loss, model = self.adversarial_loss, self.env.world_model
+        # the library's ensemble has no layers with a mode
+        plain = type(model) is EnsembleWorldModel
+        self._in_training = [] if plain else training_modules(model)
+        with (
+            evaluating(self.env, loss.actor_network, *loss.qvalue_networks),
+            model.elites_apart() if self._apart else nullcontext(),
+        ):
+            yield
 
     def _note(self, means: MetricMeans, metrics: dict[str, Tensor]) -> None:
         means.add(metrics)
@@ -243,9 +289,9 @@ class ModelPhase:
             steps = min(self.horizon, num_updates - done)
             # starts, restarts and real rows of all steps are drawn at once: two draws, not 2 k
             starts = self.env.sample_starts(steps * self.batch_size).unflatten(0, (steps, -1))
-            real = self.real_buffer.sample(steps * self._members * self.batch_size)
-            real = real.select(*self.model_loss.in_keys)
-            real = real.reshape(steps, self._members, self.batch_size)
+            shape = (steps, *self._batches, self.batch_size)
+            real = self.real_buffer.sample(math.prod(shape))
+            real = real.select(*self.model_loss.in_keys).reshape(*shape)
             observation: Tensor | None = starts[0]
             for step in range(steps):
                 # the last step's trajectories end, whatever follows
@@ -319,7 +365,7 @@ class ModelPhases:
         observations: list[Tensor | None] = [None] * len(moves)
         with ExitStack() as stack:
             for phase in self.phases:
-                stack.enter_context(phase._own_elites())
+                stack.enter_context(phase._playing())
             for _ in range(num_updates):
                 given = [m.send(x) for m, x in zip(moves, observations, strict=True)]
                 done = self._update(*itertools.chain.from_iterable(given))

@@ -17,6 +17,7 @@ from torchrl.objectives import BCLoss
 
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.capturing import capture_on_gpu
+from rambo_trl.modules.world_models import require_ensemble
 from rambo_trl.objectives import EnsembleModelLoss
 from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
 
@@ -144,6 +145,7 @@ def fit_world_model(
     for name, value in given.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or None, got {value}")
+    require_ensemble(world_model, "fit_world_model")
     num_rows = transitions.shape[0]
     if num_rows < 2:
         raise ValueError(f"fitting a world model needs at least 2 transitions, got {num_rows}")

@@ -57,7 +57,7 @@ def test_models_move_as_when_they_take_turns() -> None:
     want = [MetricMeans() for _ in turns]
     moves = [work.model._moves(5) for work in turns]
     sent: list[Any] = [None] * len(turns)
-    with turns[0].model._own_elites(), turns[1].model._own_elites(), turns[2].model._own_elites():
+    with turns[0].model._playing(), turns[1].model._playing(), turns[2].model._playing():
         for _ in range(5):
             given = [m.send(x) for m, x in zip(moves, sent, strict=True)]
             for i, work in enumerate(turns):
