@@ -17,6 +17,7 @@ from rambo_trl.modules.ensemble import EnsembleWorldModel
 __all__ = [
     "TransitionKeys",
     "check_sampler",
+    "keys_read",
     "next_key",
     "place_of",
     "require_ensemble",
@@ -74,6 +75,16 @@ def check_sampler(world_model: object) -> None:
         )
 
 
+def keys_read(module: Any) -> list[NestedKey]:
+    """What a TensorDict module reads, without groups whose entries it writes itself.
+
+    TorchRL's sequences name those too, such as distributions' parameters.
+    """
+    written = [_parts(unravel_key(key)) for key in getattr(module, "out_keys", ())]
+    read = [unravel_key(key) for key in module.in_keys]
+    return [k for k in read if not any(w[: len(_parts(k))] == _parts(k) for w in written)]
+
+
 def transition_keys(world_model: Any) -> TransitionKeys:
     """Find out which entries a world model reads as observation and action, and writes.
 
@@ -92,9 +103,7 @@ def transition_keys(world_model: Any) -> TransitionKeys:
     own = [getattr(world_model, f"{n}_key", None) for n in ("observation", "action", "reward")]
     if all(key is not None for key in own):
         return TransitionKeys(*map(unravel_key, own))
-    read, written = (
-        [unravel_key(key) for key in keys] for keys in (world_model.in_keys, world_model.out_keys)
-    )
+    read, written = keys_read(world_model), [unravel_key(key) for key in world_model.out_keys]
     states = [key for key in read if next_key(key) in written]
     others = [key for key in read if key not in states]
     rewards = [
@@ -102,8 +111,8 @@ def transition_keys(world_model: Any) -> TransitionKeys:
         for key in written
         if isinstance(key, tuple) and key[0] == "next" and unravel_key(key[1:]) not in states
     ]
-    ends = [key for key in rewards if _last(key) in _ENDS]
-    named = [key for key in rewards if _last(key) == "reward"]
+    ends = [key for key in rewards if _parts(key)[-1] in _ENDS]
+    named = [key for key in rewards if _parts(key)[-1] == "reward"]
     rewards = named if len(named) == 1 else rewards
     what = f"the world model {type(world_model).__name__} reads {read} and writes {written}"
     if ends:
@@ -120,8 +129,8 @@ def transition_keys(world_model: Any) -> TransitionKeys:
     return TransitionKeys(states[0], others[0], rewards[0])
 
 
-def _last(key: NestedKey) -> str:
-    return key if isinstance(key, str) else key[-1]
+def _parts(key: NestedKey) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else key
 
 
 def place_of(world_model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -16,7 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.modules.modes import evaluating
-from rambo_trl.modules.world_models import next_key
+from rambo_trl.modules.world_models import keys_read, next_key
 from rambo_trl.objectives import functional
 from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
 
@@ -293,7 +293,7 @@ class AdversarialModelLoss(LossModule):
 
     def _set_in_keys(self) -> None:
         action = unravel_key(self.tensor_keys.action)
-        acting = list(self.actor_network.in_keys)
+        acting = keys_read(self.actor_network)
         judging = [key for critic in self.qvalue_networks for key in getattr(critic, "in_keys", ())]
         written = getattr(self.actor_network, "out_keys", ())
         self._state_keys = tuple(dict.fromkeys(k for k in (*acting, *judging) if k != action))
@@ -368,7 +368,7 @@ class AdversarialModelLoss(LossModule):
 
     def log_density(self, tensordict: TensorDictBase) -> Tensor:
         """The log-density that the loss weighs, of an imagined batch [*B]: [*B]."""
-        keys = [next_key(key) for key in (*self.actor_network.in_keys, self.tensor_keys.reward)]
+        keys = [next_key(key) for key in (*keys_read(self.actor_network), self.tensor_keys.reward)]
         with evaluating(self.world_model):
             log_prob = transition_log_prob(self.world_model, tensordict, keys)
         if self.per_dimension:

@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.modules.modes import evaluating
-from rambo_trl.modules.world_models import check_sampler
+from rambo_trl.modules.world_models import check_sampler, keys_read
 from rambo_trl.objectives import functional
 from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
 
@@ -110,7 +110,7 @@ class ModelTrustLoss(LossModule):
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries that the input must hold."""
-        return list(self.world_model.in_keys) if self._in_keys is None else self._in_keys
+        return keys_read(self.world_model) if self._in_keys is None else self._in_keys
 
     @in_keys.setter
     def in_keys(self, values: list[NestedKey]) -> None:
@@ -122,7 +122,7 @@ class ModelTrustLoss(LossModule):
 
     def _log_ratio(self, tensordict: TensorDictBase) -> Tensor:
         """Compare densities: log q - log p of draws from the reference, [num_samples, *B]."""
-        rows = tensordict.select(*self.world_model.in_keys)
+        rows = tensordict.select(*keys_read(self.world_model))
         rows = rows.expand(self.num_samples, *rows.batch_size).clone()
         keys = [key for key in self.world_model.out_keys if key[0] == "next"]
         with evaluating(self.world_model, self.reference):
