@@ -124,13 +124,15 @@ class ModelTrustLoss(LossModule):
         """Compare densities: log q - log p of draws from the reference, [num_samples, *B]."""
         rows = tensordict.select(*keys_read(self.world_model))
         rows = rows.expand(self.num_samples, *rows.batch_size).clone()
+        shape, rows = rows.batch_size, rows.reshape(-1)  # one dimension, as any model takes it
         keys = [key for key in self.world_model.out_keys if key[0] == "next"]
         with evaluating(self.world_model, self.reference):
             # a loss is called under deterministic exploration, which would draw the mode
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
                 rows = self.reference(rows)
                 reference = transition_log_prob(self.reference, rows, keys)
-            return transition_log_prob(self.world_model, rows, keys) - reference
+            log_ratio = transition_log_prob(self.world_model, rows, keys) - reference
+        return log_ratio.reshape(shape)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
