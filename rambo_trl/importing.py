@@ -7,7 +7,9 @@ import os
 import sys
 from types import ModuleType
 
-__all__ = ["import_user_module"]
+__all__ = ["import_user_module", "imported_user_modules"]
+
+_imported: dict[str, None] = {}  # in order
 
 
 def import_user_module(name: str) -> ModuleType:
@@ -19,6 +21,13 @@ def import_user_module(name: str) -> ModuleType:
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     finally:
         sys.path.remove(folder)
+    _imported[name] = None
+    return module
+
+
+def imported_user_modules() -> tuple[str, ...]:
+    """The modules that the user has named so far: another process imports them too."""
+    return tuple(_imported)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_logged
+from rambo_trl.data.playing import flattening, play_start, play_step
 from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
@@ -227,24 +228,23 @@ def real_rewards(
         [horizon, EPISODES].
     """
     assert dataset.environment is not None
-    layout = dataset.observation_layout
-    flatten = np.asarray if layout is None else layout.flatten
 
-    def normalise(observation: Any) -> Tensor:
-        raw = torch.as_tensor(flatten(observation), dtype=torch.float32)
-        return dataset.normalize(raw)
+    def normalise(observation: np.ndarray) -> Tensor:
+        return dataset.normalize(torch.as_tensor(observation)).float()
 
     with mujoco_messages_logged():
         env = make_environment(dataset.environment)
+    layout = dataset.observation_layout
+    flatten = flattening(env) if layout is None else layout.flatten
     starts, rewards = [], torch.zeros(horizon, EPISODES)
     try:
         for episode in range(EPISODES):
-            observation = normalise(env.reset(seed=FIRST_SEED + episode)[0])
+            observation = normalise(play_start(env, flatten, seed=FIRST_SEED + episode))
             starts.append(observation)
             for step in range(horizon):
                 action = dataset.denormalize_action(act(observation[None])[0]).numpy()
-                raw, reward, terminated, truncated, _ = env.step(action)
-                rewards[step, episode] = float(reward) + reward_shift
+                raw, reward, terminated, truncated = play_step(env, action, flatten)
+                rewards[step, episode] = reward + reward_shift
                 if terminated or truncated:
                     break
                 observation = normalise(raw)

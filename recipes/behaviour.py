@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
 from torchrl.objectives import SACLoss
 
-from rambo_trl.data.environment import environment_spaces
+from rambo_trl.data import make_environment
+from rambo_trl.data.environment_check import try_environment
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
 from rambo_trl.places import expand_home
 from rambo_trl.progress import Bar
@@ -90,7 +92,7 @@ def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
         "medium": chosen.index(medium),
         "expert": chosen.index(expert),
     }
-    path = run_dir / f"{cfg.env}.safetensors"
+    path = run_dir / f"{re.sub('[:/]', '-', cfg.env)}.safetensors"
     save_file(tensors, path, metadata={"behaviour": json.dumps(header)})
     return path
 
@@ -138,10 +140,17 @@ def check(cfg: DictConfig) -> None:
     table = expand_home(cfg.run_dir) / TABLE
     if table.exists():
         raise ValueError(f"{table} is there already: choose another run_dir")
-    spaces = environment_spaces(str(cfg.env))
-    for what, space in zip(("observations", "actions"), spaces, strict=True):
-        if not isinstance(space, Box) or len(space.shape) != 1:
-            raise ValueError(f"env={cfg.env}: its {what} are not vectors of numbers, but {space}")
+    env = make_environment(str(cfg.env))
+    try:
+        for what in ("observation", "action"):
+            space = getattr(env, f"{what}_space")
+            if not isinstance(space, Box) or len(space.shape) != 1:
+                raise ValueError(
+                    f"env={cfg.env}: its {what}s are not vectors of numbers, but {space}"
+                )
+        try_environment(env)
+    finally:
+        env.close()
 
 
 @hydra.main(version_base="1.3", config_path="config", config_name="behaviour")

@@ -7,16 +7,31 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
+import gymnasium
 from command_line import CONFIG_DIR, keys_set
 from omegaconf import DictConfig, OmegaConf
 from run_settings import leaf_keys, shown
 
-from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment
+from rambo_trl.data import (
+    ObservationLayout,
+    OfflineDataset,
+    check_environment,
+    make_environment,
+)
 from rambo_trl.data.bundled import bundled_plan
 from rambo_trl.data.d4rl_names import parse_d4rl_name
-from rambo_trl.data.environment import environment_spaces
-from rambo_trl.envs.termination import check_rule, choose_rule, import_rule, never
+from rambo_trl.data.environment import environment_spaces, registered_spec
+from rambo_trl.data.environment_check import try_environment
+from rambo_trl.data.specification import is_maze, known_family
+from rambo_trl.envs.termination import (
+    TerminationRule,
+    check_rule,
+    choose_rule,
+    import_rule,
+    never,
+)
 
 #: the environments of the tasks, by the first word of their names
 TASK_ENVIRONMENTS = {
@@ -27,6 +42,8 @@ TASK_ENVIRONMENTS = {
     "pointmaze": "PointMaze_UMaze-v3",
     "walker2d": "Walker2d-v5",
 }
+#: share of the data's rows that a rule known by name may judge otherwise than they do
+MISFIT = 0.03
 BATCH_SIZES = ("agent.batch_size", "model.batch_size", "cloning.batch_size")
 
 
@@ -51,13 +68,26 @@ def check_before_data(
     env_id = plan.env_id if plan else known.env_id if known else None
     maze = re.match("D4RL/((?:ant|point)maze)/", cfg.dataset)  # Minari's, large to download
     env_id = TASK_ENVIRONMENTS[maze[1]] if maze else env_id
-    env_id = cfg.env_id or env_id
-    if env_id is not None and cfg.env_id != "none":
+    if cfg.env_id not in (None, "none", env_id):
+        _check_installed(cfg.env_id)
+    elif env_id is not None and cfg.env_id != "none":
         environment_spaces(env_id)
     if plan is not None and not plan.built:
+        if cfg.env_id not in (None, "none", plan.env_id):
+            env = make_environment(cfg.env_id)
+            try_environment(env)
+            env.close()
         _check_batches(cfg, plan.most_steps, f"{cfg.dataset} will have at most")
         if task is not None:
             _check_sizes(cfg.dataset, plan.env_id, _sizes(plan.env_id), task)
+
+
+def _check_installed(env_id: str) -> None:
+    """Refuse an environment that is not there; its arguments may be the data's, yet to be read."""
+    try:
+        registered_spec(env_id)
+    except gymnasium.error.Error:
+        environment_spaces(env_id)  # which says what to install
 
 
 def settings_of_task(cfg: DictConfig, task: str, schedule: str, words: Iterable[str]) -> list[str]:
@@ -121,8 +151,8 @@ def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, t
 
 def _same_family(env_id: str, task: str) -> bool:
     """Whether an environment is a task's, in any version: Hopper-v2 is hopper's."""
-    family = re.match(r"[A-Za-z0-9]*", env_id.split(":")[-1].split("/")[-1])
-    return family is not None and family[0].lower() in task.split("-")
+    family = known_family(env_id)
+    return family is not None and family.split("_")[0].lower() in task.split("-")
 
 
 def _sizes(env_id: str) -> tuple[int, int] | None:
@@ -175,13 +205,18 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
 
 
 def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
-    """Refuse a termination rule that is not there or cannot be used; tell if it misses ends.
+    """Refuse a termination rule that is not there, cannot be used or does not fit the data.
+
+    One that is known by the environment's name must agree with the data's ends. One that the user
+    names may know more than they do, such as a limit that is not to be passed again: where it
+    disagrees that is told, and refused only where it ends most rows that went on, as one does that
+    is the wrong way round or in other units.
 
     Raises:
         ValueError: saying what to choose instead.
     """
     terminated = dataset.transitions["next", "terminated"]
-    rule = choose_rule(cfg.termination, env_id=dataset.env_id, terminated=terminated)
+    rule = termination_rule(cfg, dataset)
     if isinstance(rule, str):
         if int(terminated.count_nonzero()) < 2:
             raise ValueError("termination=learned, but hardly any transition is terminal: use none")
@@ -191,9 +226,10 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
                 "MODULE:FUNCTION"
             )
         return
-    if rule is never:
+    by_name = cfg.termination == "auto"
+    if rule is never and (not by_name or is_maze(dataset.env_id)):  # as in the paper: no maze ends
         return
-    found, false = check_rule(
+    found, others = check_rule(
         rule,
         dataset.transitions,
         observation_mean=dataset.observation_mean,
@@ -202,13 +238,42 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
         action_high=dataset.action_high,
         device=cfg.device,
     )
-    if (found is not None and found < 0.99) or (false is not None and false > 0.01):
+    missed, false = 1 - (1 if found is None else found), others or 0.0
+    if missed > 0.01 or false > 0.01:
         parts = [
             f"{100 * share:.1f} % of {which}"
-            for share, which in ((found, "the data's ends"), (false, "the other transitions"))
+            for share, which in ((found, "the data's ends"), (others, "the other transitions"))
             if share is not None
         ]
-        print(f"note: the termination rule ends {' and '.join(parts)}", file=sys.stderr)
+        whose = f" of {dataset.env_id}" if by_name else ""
+        ends = f"the termination rule{whose} ends {' and '.join(parts)}"
+        if by_name and max(missed, false) > MISFIT:
+            raise ValueError(
+                f"{ends} of {dataset.name}: choose termination=none, termination=learned or "
+                "termination=MODULE:FUNCTION"
+            )
+        if false > 0.5 and cfg.odd_data == "refuse":
+            raise ValueError(
+                f"{ends} of {dataset.name}, so hardly any would go on in the model: check its sign "
+                "and units, or train with it as it is by odd_data=accept"
+            )
+        print(f"note: {ends}", file=sys.stderr)
+
+
+def termination_rule(
+    cfg: DictConfig, dataset: OfflineDataset
+) -> TerminationRule | Literal["learned"]:
+    """The rule that the configuration chooses for the data, or the word ``"learned"``.
+
+    Raises:
+        ValueError: saying what to choose instead.
+    """
+    return choose_rule(
+        cfg.termination,
+        env_id=dataset.env_spec or dataset.env_id,
+        terminated=dataset.transitions["next", "terminated"],
+        observation_size=dataset.observation_size,
+    )
 
 
 def load_data(cfg: DictConfig) -> OfflineDataset:

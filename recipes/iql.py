@@ -88,7 +88,9 @@ class IQL(ModelFree):
             ValueError: if all episodes have the same return, or none is whole.
         """
         dataset = self.run.dataset
-        if not self.run.cfg.agent.scale_rewards or is_scored_by_success(dataset.env_id):
+        if not self.run.cfg.agent.scale_rewards or is_scored_by_success(
+            dataset.env_spec or dataset.env_id
+        ):
             return dataset.reward_scale
         returns = dataset.behaviour_returns
         if len(returns) == 0:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
+from data_checks import termination_rule
 from run_evaluation import mode_values, score_text
 from run_start import PRETRAINING, find_pretrained
 from run_support import refusing_bad_input
@@ -23,7 +24,7 @@ from rambo_trl.data import RealModelReplayBuffer, make_real_buffer, make_replay_
 from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.learned_termination import MAX_UPDATES
-from rambo_trl.envs.termination import TerminationRule, choose_rule
+from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.progress import Bar, busy
@@ -224,11 +225,7 @@ class ModelBased:
     def _termination_rule(self) -> TerminationRule:
         """The rule as chosen; a learnt one is fitted here, alike for a resumed run."""
         cfg, dataset = self.run.cfg, self.run.dataset
-        rule = choose_rule(
-            cfg.termination,
-            env_id=dataset.env_id,
-            terminated=dataset.transitions["next", "terminated"],
-        )
+        rule = termination_rule(cfg, dataset)
         if not isinstance(rule, str):
             return rule
         with Bar(desc="fit the termination rule", total=MAX_UPDATES) as bar:

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from run_reading import SCORE_COLUMNS
@@ -69,7 +68,7 @@ class Evaluation:
         self.policy, self.dataset, self.cfg = policy, dataset, cfg
         self.num_episodes: int = cfg.evaluation.episodes
         layout = dataset.observation_layout
-        self.flatten = np.asarray if layout is None else layout.flatten
+        self.flatten = None if layout is None else layout.flatten
         self.first_seed, self.stride = evaluation_seed(cfg.seed), self.num_episodes
         self.gamma: float | None = cfg.agent.get("gamma")
         self.process: EvaluationProcess | None = None
@@ -189,6 +188,7 @@ def write_policy(path: Path, actor: Any, dataset: OfflineDataset, cfg: DictConfi
         action_high=dataset.action_high,
         hidden_sizes=list(cfg.agent.hidden_sizes),
         env_id=dataset.env_id or "",
+        env_spec=dataset.env_spec,
         data=dataset.description,
         notes={"dataset": dataset.name, "seed": cfg.seed},
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-import numpy as np
 import torch
 from command_line import describe
+from gymnasium.envs.registration import EnvSpec
 from omegaconf import DictConfig
 from run_evaluation import evaluation_seed
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.playing import Flatten
 from rambo_trl.training.figures import format_value, plot_learning_curve
 from rambo_trl.training.policy_file import load_policy
 from rambo_trl.training.run_folder import RunFolder, package_versions
@@ -23,20 +24,28 @@ from rambo_trl.training.video import record_video
 
 
 def finish_tracking(
-    tracker: Tracker, video: str, *, flatten: Callable[[Any], np.ndarray] = np.asarray
+    tracker: Tracker,
+    video: str,
+    *,
+    environment: str | EnvSpec | None,
+    flatten: Flatten | None = None,
 ) -> None:
     """Record the trained policy if asked to, and send the run's figure and video on.
 
     Args:
         tracker: closed here.
         video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
-        flatten: makes a vector of an observation.
+        environment: where it is evaluated; without one there is no video.
+        flatten: makes a vector of an observation; by its observation space where None.
     """
     files = [path for path in [tracker.folder / "learning_curve.png"] if path.is_file()]
-    if video != "none":
+    if video != "none" and environment is None:
+        tqdm.write("no video: there is no environment", file=sys.stderr)
+    elif video != "none":
         try:
             path = tracker.folder / f"policy.{video}"
-            record_video(load_policy(path.with_name("policy.safetensors")), path, flatten=flatten)
+            policy = load_policy(path.with_name("policy.safetensors"))
+            record_video(policy, path, environment=environment, flatten=flatten)
             files.append(path)
         except Exception as error:  # a run that has ended well is not spoilt by any
             reason = describe(error) or type(error).__name__

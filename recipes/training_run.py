@@ -290,7 +290,12 @@ class Run:
                     "checkpoint_bytes": self.checkpoints.size,
                 },
             )
-            finish_tracking(self.tracker, self.cfg.video, flatten=self.evaluation.flatten)
+            finish_tracking(
+                self.tracker,
+                self.cfg.video,
+                environment=self.dataset.environment,
+                flatten=self.evaluation.flatten,
+            )
         return results
 
 

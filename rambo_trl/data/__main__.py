@@ -75,11 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _refused(str(error))
     except (AttributeError, KeyError, TypeError) as error:
-        # Of a description that lacks something, or an environment that does not take its
-        # arguments: they say little by themselves.
+        # Of a description that lacks something: they say little by themselves.
         return _refused(
-            f"{options.name} cannot be used ({type(error).__name__}: {error}): its description "
-            "or its environment's arguments are damaged or of another version, so make it anew"
+            f"{options.name} cannot be used ({type(error).__name__}: {error}): its description is "
+            "damaged or of another version, so make it anew"
         )
     finally:
         torchrl_logger.setLevel(level)

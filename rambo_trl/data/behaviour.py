@@ -211,7 +211,7 @@ def collect_episodes(
                 observation, reward, episode.terminated, episode.truncated, _ = env.step(action)
                 episode.observations.append(copy.deepcopy(observation))
                 episode.actions.append(action)
-                episode.rewards.append(float(reward))
+                episode.rewards.append(np.asarray(reward, dtype=np.float64).item())
             on_steps(min(len(playing), max(0, num_steps - total)))
             total += len(playing)
             still = []

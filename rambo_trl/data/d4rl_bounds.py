@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from torchrl.data import Bounded
 
 from rambo_trl.data.checks import Oddity
-from rambo_trl.data.environment import bounds_of, environment_spaces
+from rambo_trl.data.environment import bounds_of, environment_id, environment_spaces
 from rambo_trl.data.spaces import check_action_space
 
 __all__ = ["default_bounds", "one_sided_actions"]
@@ -20,11 +21,13 @@ _GIVE_SPEC = (
 )
 
 
-def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, str, bool]:
+def default_bounds(
+    environment: str | EnvSpec | None, size: int, name: str
+) -> tuple[Bounded, str, bool]:
     """The environment's action bounds where it is installed and fits, else D4RL's [-1, 1].
 
     Args:
-        env_id: Gymnasium id of the environment, if any.
+        environment: its Gymnasium id or specification, if any.
         size: number of action entries in the data.
         name: how messages call the data set.
 
@@ -36,14 +39,15 @@ def default_bounds(env_id: str | None, size: int, name: str) -> tuple[Bounded, s
         ValueError: if the environment's actions are no real numbers.
     """
     space, assumed = None, True
-    if env_id is None:
+    if environment is None:
         remedy = (
             "the bounds are assumed, because no environment is named; give env_id (recipes: "
             f"env_id=...), or {_GIVE_SPEC}"
         )
     else:
+        env_id = environment_id(environment)
         try:
-            space = environment_spaces(env_id)[1]
+            space = environment_spaces(environment)[1]
         except ValueError as error:  # not registered, or what it needs is not installed
             remedy = f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
         else:

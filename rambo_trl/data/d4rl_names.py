@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium
-
 from rambo_trl.data import bundled
 from rambo_trl.data.bundled import BUNDLED_PREFIX, bundled_names
-from rambo_trl.data.environment import is_maze, register_mazes
 
-__all__ = [
-    "D4RLName",
-    "beside",
-    "bundled_kin",
-    "needs_policies",
-    "parse_d4rl_name",
-    "time_limit",
-]
+__all__ = ["D4RLName", "beside", "bundled_kin", "needs_policies", "parse_d4rl_name"]
 
 # D4RL recorded the "-v2" generation of these; Gymnasium's v5 is the one that can be played.
 _MUJOCO = {
@@ -104,14 +93,3 @@ def bundled_kin(path: Path) -> str | None:
     policies = bundled.POLICIES / f"{_MUJOCO[match.group(1)]}-v5.safetensors"
     there = policies.is_file() or not needs_policies(name)
     return name if there and name in bundled_names() else None
-
-
-def time_limit(env_id: str | None) -> int | None:
-    """Return the registered step limit of an environment; None if unknown."""
-    if env_id is None:
-        return None
-    if is_maze(env_id):
-        with suppress(ImportError):
-            register_mazes()
-    spec = gymnasium.registry.get(env_id)
-    return None if spec is None else spec.max_episode_steps

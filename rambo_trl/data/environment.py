@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import io
 import os
-import re
 import warnings
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -18,6 +16,13 @@ from gymnasium.envs.registration import EnvSpec
 from torchrl.data import Bounded
 
 from rambo_trl.data.simulator import mujoco_messages_logged
+from rambo_trl.data.specification import (
+    environment_id,
+    is_maze,
+    is_scored_by_success,
+    of_registered_class,
+    register_mazes,
+)
 from rambo_trl.importing import import_user_module
 
 __all__ = [
@@ -30,26 +35,15 @@ __all__ = [
     "make_environment",
     "of_registered_class",
     "register_mazes",
+    "registered_spec",
+    "time_limit",
+    "with_time_limit",
 ]
 
-_MAZE = re.compile(r"(?:Ant|Point)Maze_\w+?(Dense)?-v\d+")
 
-
-def is_maze(env_id: str | None) -> bool:
-    """Whether an id is one of gymnasium-robotics' AntMaze or PointMaze environments."""
-    return _MAZE.fullmatch(_bare(env_id)) is not None
-
-
-def is_scored_by_success(env_id: str | None) -> bool:
-    """Whether an episode's score is 100 where the goal was reached, else 0.
-
-    So it is for AntMaze and PointMaze with their sparse rewards, as in D4RL.
-    """
-    match = _MAZE.fullmatch(_bare(env_id))
-    return match is not None and match.group(1) is None
-
-
-def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
+def make_environment(
+    environment: str | EnvSpec, *, render_mode: str | None = None
+) -> gymnasium.Env:
     """Make the environment in which policies for a data set are played.
 
     AntMaze and PointMaze with sparse rewards end where the goal is reached, so that the return
@@ -58,34 +52,38 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
 
     A specification comes with a data set, whoever made it. Its arguments and time limit are
     used, but the class is the one registered under its id here, and wrappers are Gymnasium's
-    only: what a file names is not imported.
+    only: what a file names is not imported. Nothing is drawn unless asked for.
 
     Args:
         environment: a Gymnasium id, ``MODULE:ID`` to import the module that registers it, or a
             specification.
+        render_mode: how it is drawn, such as ``"rgb_array"``.
 
     Raises:
         ValueError: if it is not installed, the message says what to install; if the module
-            cannot be imported; or if the specification asks for another wrapper than Gymnasium's.
+            cannot be imported; if the specification asks for another wrapper than Gymnasium's; or
+            if it cannot be made.
     """
     env_id = environment_id(environment)
     try:
         with mujoco_messages_logged(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an older version than the newest is what was asked
-            if is_maze(env_id):
+            if is_maze(environment):
                 register_mazes()
             spec = (
-                copy.deepcopy(_spec_of(environment))
+                copy.deepcopy(registered_spec(environment))
                 if isinstance(environment, str)
                 else of_registered_class(environment)
             )
-            if is_scored_by_success(env_id):
+            if is_scored_by_success(environment):
                 spec.kwargs["continuing_task"] = False
-            return gymnasium.make(spec, disable_env_checker=True)
+            if render_mode is not None:
+                spec.kwargs["render_mode"] = render_mode
+            return _make(spec)
     except (gymnasium.error.Error, ImportError) as error:
         lines = str(error).strip().splitlines()
         install = "the package that registers it"
-        if is_maze(env_id):
+        if is_maze(environment):
             install = 'gymnasium-robotics (pip install "rambo_trl[maze]")'
         raise ValueError(
             f"environment {env_id} is not installed ({lines[0] if lines else error!r}): install "
@@ -93,7 +91,22 @@ def make_environment(environment: str | EnvSpec) -> gymnasium.Env:
         ) from None
 
 
-def _spec_of(env_id: str) -> EnvSpec:
+def _make(spec: EnvSpec) -> gymnasium.Env:
+    """Make what a specification says; an error of the environment's own is one line."""
+    try:
+        return gymnasium.make(spec, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError):
+        raise
+    except Exception as error:  # an environment's constructor may fail in any way
+        text = str(error).split(" was raised from the environment creator")[0]
+        reason = f"{type(error).__name__}: {' '.join(text.split())}"
+        raise ValueError(
+            f"environment {spec.id} cannot be made with the arguments {spec.kwargs} ({reason}): "
+            "give the env_id of one that can, or env_id=none to go without"
+        ) from error
+
+
+def registered_spec(env_id: str) -> EnvSpec:
     """The specification registered under an id; of ``MODULE:ID`` after importing the module.
 
     The working folder is looked in first.
@@ -115,35 +128,28 @@ def _spec_of(env_id: str) -> EnvSpec:
     return gymnasium.spec(name)
 
 
-def of_registered_class(recorded: EnvSpec) -> EnvSpec:
-    """A data set's specification with the class that is registered under its id here.
-
-    Raises:
-        gymnasium.error.NameNotFound: if there is none.
-        ValueError: if there is another wrapper than Gymnasium's.
-    """
-    # looked up, not asked of Gymnasium, which would import the module of an id MODULE:ID
-    registered = gymnasium.registry.get(recorded.id)
-    if registered is None:
-        raise gymnasium.error.NameNotFound(
-            f"{recorded.id} ({recorded.entry_point}) is not registered"
-        )
-    for wrapper in recorded.additional_wrappers:
-        if not str(wrapper.entry_point).startswith("gymnasium.wrappers."):
-            raise ValueError(
-                f"the data set's environment {recorded.id} asks for the wrapper "
-                f"{wrapper.entry_point}, which is not Gymnasium's and is not imported: give the "
-                "env_id of an environment that has it, or env_id=none"
-            )
-    spec = copy.deepcopy(recorded)
-    spec.entry_point = registered.entry_point
-    spec.vector_entry_point = registered.vector_entry_point
-    return spec
+def time_limit(environment: str | EnvSpec | None) -> int | None:
+    """Return the step limit of an environment; None if it has none or is not installed."""
+    spec = _spec_if_installed(environment)
+    return None if spec is None else spec.max_episode_steps
 
 
-def environment_id(environment: str | EnvSpec) -> str:
-    """Return the id of an environment given by id or specification."""
-    return environment if isinstance(environment, str) else environment.id
+def with_time_limit(environment: str | EnvSpec | None, steps: int) -> EnvSpec | None:
+    """Return an environment's specification with a time limit; None if it is not installed."""
+    spec = _spec_if_installed(environment)
+    if spec is None:
+        return None
+    return replace(spec, max_episode_steps=steps)
+
+
+def _spec_if_installed(environment: str | EnvSpec | None) -> EnvSpec | None:
+    with contextlib.suppress(gymnasium.error.Error, ImportError, ValueError):
+        if is_maze(environment):
+            register_mazes()
+        if isinstance(environment, str):
+            return registered_spec(environment)
+        return environment if environment is None else of_registered_class(environment)
+    return None
 
 
 def environment_spaces(environment: str | EnvSpec) -> tuple[spaces.Space, spaces.Space]:
@@ -157,12 +163,12 @@ def environment_spaces(environment: str | EnvSpec) -> tuple[spaces.Space, spaces
     return env.observation_space, env.action_space
 
 
-def action_bounds(env_id: str | None, size: int) -> Bounded:
+def action_bounds(environment: str | EnvSpec | None, size: int) -> Bounded:
     """Return the environment's action bounds where it is installed and fits, else [-1, 1]."""
     space = None
-    if env_id is not None:
+    if environment is not None:
         with contextlib.suppress(ValueError):  # not registered, or what it needs is not installed
-            space = environment_spaces(env_id)[1]
+            space = environment_spaces(environment)[1]
     return bounds_of(space, size)
 
 
@@ -172,14 +178,3 @@ def bounds_of(space: spaces.Space | None, size: int) -> Bounded:
     if isinstance(space, spaces.Box) and np.prod(space.shape) == size:
         low, high = (torch.from_numpy(v.reshape(-1).copy()) for v in (space.low, space.high))
     return Bounded(low=low, high=high, shape=low.shape, dtype=low.dtype)
-
-
-def _bare(env_id: str | None) -> str:
-    """Strip the module and namespace of an id."""
-    return re.split(r"[:/]", env_id or "")[-1]
-
-
-def register_mazes() -> None:
-    """Import gymnasium-robotics, which registers its environments when it is imported."""
-    with contextlib.redirect_stderr(io.StringIO()):  # it tells of changes to other environments
-        importlib.import_module("gymnasium_robotics")

@@ -4,42 +4,66 @@ from __future__ import annotations
 
 import math
 
+import gymnasium
+import numpy as np
 import torch
 from gymnasium import spaces
 from torchrl._utils import logger as torchrl_logger
 
-from rambo_trl.data.environment import action_bounds, environment_id, environment_spaces
+from rambo_trl.data.environment import action_bounds, environment_id, make_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.playing import Flatten, flattening, play_start, play_step
 from rambo_trl.data.spaces import ObservationLayout
 
-__all__ = ["bounds_that_differ", "check_environment"]
+__all__ = ["bounds_that_differ", "check_environment", "try_environment"]
+
+_TRIAL_SEED = 0
+#: without a time limit an environment must end its own episodes within so many steps
+_MOST_STEPS = 10_000
 
 
 def check_environment(dataset: OfflineDataset) -> None:
-    """Check that a data set's environment is installed and fits its data, before any long work.
+    """Check that policies can be evaluated in a data set's environment, before any long work.
+
+    An environment of its own is made, reset and stepped as an evaluation does it.
 
     Raises:
-        ValueError: if the data set names no environment, the environment is not installed, or
-            observations or actions have other sizes there than in the data.
+        ValueError: if the data set names no environment, the environment is not installed,
+            observations or actions have other sizes there than in the data, or it cannot be played
+            (:func:`try_environment`).
     """
     environment = dataset.environment
     if environment is None:
         raise ValueError(f"data set {dataset.name} names no environment to evaluate in")
     env_id = environment_id(environment)
-    observation_space, action_space = environment_spaces(environment)
-    layout = dataset.observation_layout or ObservationLayout.of(
-        observation_space, name=env_id, env_id=env_id
-    )
+    env = make_environment(environment)
     try:
-        size = layout.flatten(observation_space.sample()).shape[-1]
+        layout = dataset.observation_layout or ObservationLayout.of(
+            env.observation_space, name=env_id, env_id=env_id
+        )
+        _check_sizes(dataset, env, env_id, layout)
+        middle = dataset.denormalize_action(torch.zeros(dataset.action_size))
+        try_environment(env, flatten=layout.flatten, action=middle.numpy())
+    finally:
+        env.close()
+    for remark in bounds_that_differ(dataset):
+        torchrl_logger.warning(f"{dataset.name}: {remark}")
+
+
+def _check_sizes(
+    dataset: OfflineDataset, env: gymnasium.Env, env_id: str, layout: ObservationLayout
+) -> None:
+    """Compare the sizes of observations and actions."""
+    try:
+        size = layout.flatten(env.observation_space.sample()).shape[-1]
     except ValueError as error:
         raise ValueError(
             f"data set {dataset.name} does not fit {env_id}: {error}; give another env_id, or "
             "env_id=none to go without one"
         ) from None
-    actions: object = action_space  # of another kind: it differs
-    if isinstance(action_space, spaces.Box):
-        actions = math.prod(action_space.shape)  # the data's are flattened as well
+    actions: object = env.action_space  # of another kind: it differs
+    if isinstance(env.action_space, spaces.Box):
+        actions = math.prod(env.action_space.shape)  # the data's are flattened as well
     for kind, in_env, in_data in (
         ("observations", size, dataset.observation_size),
         ("actions", actions, dataset.action_size),
@@ -50,16 +74,83 @@ def check_environment(dataset: OfflineDataset) -> None:
                 f"in the data and {in_env} in the environment; give the env_id they come from, or "
                 "env_id=none to go without one"
             )
-    for remark in bounds_that_differ(dataset):
-        torchrl_logger.warning(f"{dataset.name}: {remark}")
+
+
+def try_environment(
+    env: gymnasium.Env, *, flatten: Flatten | None = None, action: np.ndarray | None = None
+) -> None:
+    """Reset an environment with a seed and take a step as an evaluation does it.
+
+    An environment without a time limit is played until it truncates an episode itself.
+
+    Args:
+        env: the environment.
+        flatten: makes a vector of an observation; by its observation space where None.
+        action: a policy's action [action_size], float32; zeros or the nearest where None.
+
+    Raises:
+        ValueError: if it does not follow Gymnasium's interface, fails, gives observations that are
+            not those of its observation space, numbers that are not finite or rewards that are no
+            numbers, or if nothing limits its episodes.
+    """
+    env_id = type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+    if action is None:
+        assert isinstance(env.action_space, spaces.Box)
+        low, high = (v.reshape(-1) for v in (env.action_space.low, env.action_space.high))
+        action = np.zeros(low.shape, np.float32).clip(low, high)
+    call = f"reset(seed={_TRIAL_SEED})"
+    try:
+        flatten = flatten or flattening(env)
+        observation, reward, truncated = play_start(env, flatten, seed=_TRIAL_SEED), 0.0, False
+        limited, steps = _has_time_limit(env), 0
+        while steps == 0 or not (limited or truncated or steps == _MOST_STEPS):
+            _check_finite(observation, reward)
+            call = f"step() with {action.dtype} actions"
+            observation, reward, terminated, truncated = play_step(env, action, flatten)
+            steps += 1
+            if terminated and not limited:
+                observation = play_start(env, flatten, seed=_TRIAL_SEED + steps)
+        _check_finite(observation, reward)
+    except Exception as error:  # an environment may fail in any way
+        reason = " ".join(str(error).split())
+        if not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise ValueError(
+            f"no policy can be evaluated in {env_id}: {call} fails ({reason}); mend it, or "
+            "env_id=none to go without. Gymnasium's interface is reset(seed=, options=) -> "
+            "(observation, info), step(action) -> (observation, reward, terminated, truncated, "
+            "info)"
+        ) from error
+    if not (limited or truncated):
+        raise ValueError(
+            f"no policy can be evaluated in {env_id}: it has no time limit and truncated no "
+            f"episode in {steps} steps, so an evaluation might never end; register it with "
+            "max_episode_steps=, give max_episode_steps= when arrays are loaded "
+            "(--max-episode-steps with --memmap), or env_id=none to go without"
+        )
+
+
+def _has_time_limit(env: gymnasium.Env) -> bool:
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return True
+        env = env.env
+    return False
+
+
+def _check_finite(observation: np.ndarray, reward: float) -> None:
+    if not np.isfinite(observation).all():
+        raise ValueError(f"an observation is not finite: {observation}")
+    if not math.isfinite(reward):
+        raise ValueError(f"a reward is not finite: {reward}")
 
 
 def bounds_that_differ(dataset: OfflineDataset) -> list[str]:
     """Tell where the policy may not do what the environment allows; one sentence or none."""
-    if dataset.env_id is None:
+    if dataset.environment is None:
         return []
     low, high = dataset.action_low, dataset.action_high
-    other = action_bounds(dataset.env_id, dataset.action_size).space
+    other = action_bounds(dataset.environment, dataset.action_size).space
     if torch.allclose(low.to(other.low), other.low) and torch.allclose(
         high.to(other.high), other.high
     ):

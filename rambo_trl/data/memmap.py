@@ -18,6 +18,7 @@ from torchrl.data import Bounded
 
 from rambo_trl.data.disk import check_space
 from rambo_trl.data.spaces import ObservationLayout
+from rambo_trl.data.specification import registered_id, specification_text
 from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.scaling import flat_bounds
 
@@ -61,7 +62,7 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         "format": _FORMAT,
         "transitions": len(transitions),
         **{key: attributes[key] for key in _PLAIN},
-        "env_spec": None if spec is None else spec.to_json(),
+        "env_spec": None if spec is None else specification_text(spec),
         "observation_layout": None
         if layout is None
         else {"shapes": layout.shapes, "keys": layout.keys},
@@ -175,7 +176,14 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
     layout = attributes["observation_layout"]
     keys = None if layout is None else layout.keys
     bounds = [attributes[f"action_{end}"].tolist() for end in ("low", "high")]
-    own = {**attributes, "observation_keys": keys, "max_episode_steps": None, "action_spec": bounds}
+    spec = attributes["env_spec"]
+    limit = None if spec is None else spec.max_episode_steps
+    own = {
+        **attributes,
+        "observation_keys": keys,
+        "max_episode_steps": limit,
+        "action_spec": bounds,
+    }
     for key, wanted in options.items():
         if wanted is None or (key == "reward_shift" and not wanted):
             continue
@@ -183,6 +191,8 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
             wanted = tuple(wanted)
         if key == "action_spec":
             wanted = [bound.tolist() for bound in flat_bounds(wanted.space.low, wanted.space.high)]
+        if key == "env_id" and registered_id(wanted) == registered_id(own[key] or ""):
+            continue
         if wanted != own[key]:
             raise ValueError(
                 f"{folder} was made with {_shown(key, own[key])}: leave out "

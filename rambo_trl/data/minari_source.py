@@ -36,6 +36,7 @@ from rambo_trl.data.environment import (
 from rambo_trl.data.minari_metadata import read_metadata, utf8_metadata
 from rambo_trl.data.minari_remote import REMOTE_NAMES, download, may_be_remote
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
+from rambo_trl.data.specification import keep_specification
 from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.places import expand_home
 from rambo_trl.progress import Bar
@@ -305,10 +306,11 @@ def describe(
     Raises:
         ValueError: if its spaces are not supported.
     """
-    env_spec = None
-    if env_id is None and dataset.env_spec is not None:
-        # The environment to evaluate in may differ from the recorded one, as by a fixed goal.
-        env_spec = getattr(dataset, "_eval_env_spec", None) or dataset.env_spec
+    # The environment to evaluate in may differ from the recorded one, as by a fixed goal.
+    specs = [spec for spec in (getattr(dataset, "_eval_env_spec", None), dataset.env_spec) if spec]
+    named = [spec for spec in specs if keep_specification(env_id, spec)[0] is not None]
+    env_spec = (named or specs or [None])[0]
+    if env_id is None and env_spec is not None:
         env_id = env_spec.id
     layout = ObservationLayout.of(
         dataset.observation_space, name=name, env_id=env_id, keys=observation_keys
@@ -318,7 +320,7 @@ def describe(
     with utf8_metadata():
         metadata = dataset.storage.metadata
     reference = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if is_scored_by_success(env_id):
+    if is_scored_by_success(keep_specification(env_id, env_spec)[0] or env_id):
         reference = None, None  # a Minari set's own count the steps at the goal
     return MinariSource(
         name=name,

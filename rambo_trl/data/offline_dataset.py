@@ -7,9 +7,11 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import minari
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from rambo_trl.data import minari_source
 from rambo_trl.data.checks import Oddity, constants, ends_of_both_kinds, oddities
 from rambo_trl.data.columns import entry_names, file_names, names_of
 from rambo_trl.data.d4rl_bounds import default_bounds, one_sided_actions
-from rambo_trl.data.d4rl_names import parse_d4rl_name, time_limit
+from rambo_trl.data.d4rl_names import parse_d4rl_name
 from rambo_trl.data.d4rl_source import (
     UnknownTerminalStates,
     flat_source,
@@ -30,12 +32,22 @@ from rambo_trl.data.d4rl_source import (
     read_d4rl_file,
 )
 from rambo_trl.data.description import DataDescription
-from rambo_trl.data.environment import is_scored_by_success
+from rambo_trl.data.environment import (
+    registered_spec,
+    time_limit,
+    with_time_limit,
+)
 from rambo_trl.data.episodes import Episode, flatten_episodes
 from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.pieces import LoggedEpisodes, episodes_of_transitions, hold_unknown_ends
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
+from rambo_trl.data.specification import (
+    is_scored_by_success,
+    keep_specification,
+    registered_id,
+    shown_particulars,
+)
 from rambo_trl.data.transitions import (
     ActionsOutsideError,
     canonical_transitions,
@@ -83,7 +95,9 @@ class OfflineDataset:
         action_spec: bounds of the raw actions, of shape [act].
         name: how messages and reports call the data set; ``"transitions"`` where None.
         env_id: Gymnasium id of the environment that the data comes from, if any.
-        env_spec: its full specification, where the data set holds one.
+        env_spec: its full specification, where there is one: arguments, time limit and wrappers.
+            It is kept where ``env_id`` names the same environment or is None; what is dropped is
+            a remark.
         reference_scores: (minimum, maximum) returns of the score; D4RL's constants for the
             environment where None.
         behaviour_returns: undiscounted return of each episode; summed up between ends where
@@ -177,10 +191,10 @@ class OfflineDataset:
         if not math.isfinite(reward_shift):
             raise ValueError(f"reward_shift must be a finite number, got {reward_shift}")
         self.name = name = name or _UNNAMED[2]
-        self.env_id = env_id
-        self.env_spec = env_spec
+        self.env_id = env_spec.id if env_id is None and env_spec is not None else env_id
+        self.env_spec, dropped = keep_specification(env_id, env_spec)
         self.has_simulator = True
-        self._env_id_given = True
+        self._env_id_given = env_id is not None
         self.reward_shift = float(reward_shift)
         self.normalized = normalize
         self.observation_layout = observation_layout
@@ -188,7 +202,7 @@ class OfflineDataset:
             action_spec.space.low, action_spec.space.high
         )
         self.action_spec = Bounded(-1.0, 1.0, shape=self.action_low.shape, dtype=torch.float32)
-        self.reference_scores = reference_scores or reference_scores_for(env_id)
+        self.reference_scores = reference_scores or reference_scores_for(self._named)
         self.transitions = canonical_transitions(transitions, name, copy=copy)
         rows = self.transitions
         self.observation_names, self.action_names = (
@@ -200,13 +214,13 @@ class OfflineDataset:
         names = (self.observation_names, self.action_names)
         check_values(rows, self.action_low, self.action_high, name, *names)
         if episodes is None:
-            episodes = episodes_of_transitions(rows, time_limit(env_id))
+            episodes = episodes_of_transitions(rows, time_limit(self._named))
             held = (*held, *episodes.remarks)
         self.whole_episodes, self.num_cut_episodes = episodes.rows, episodes.num_cut
         if behaviour_returns is None:
             behaviour_returns = episodes.returns
         self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
-        if is_scored_by_success(env_id) and reference_scores is None:
+        if is_scored_by_success(self._named) and reference_scores is None:
             self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
 
         self.oddities = (
@@ -215,12 +229,18 @@ class OfflineDataset:
             *oddities(self.transitions),
         )
         notes = [remark for remark in remarks if not isinstance(remark, Oddity)]
-        told = (*notes, *held, *constants(rows, *names))
+        if self.reference_scores is None and reference_scores_for(self.env_id) is not None:
+            own = shown_particulars(self.env_spec) or "a class of another package"
+            notes.append(
+                f"returns have no score, because D4RL's reference scores are for {self.env_id} "
+                f"without {own}"
+            )
+        told = (*notes, *dropped, *held, *constants(rows, *names))
         self.remarks = (*told, *self._scale(), *self.oddities)
         for remark in self.remarks:
             torchrl_logger.warning(f"{name}: {remark}")
         self._set_reward_scale(reward_scale)
-        _warn_of_other_simulator(name, env_id)
+        _warn_of_other_simulator(name, self.env_id)
 
     def _scale(self) -> list[str]:
         """Bring raw transitions to the learner's units; returns what float32 cannot tell apart."""
@@ -281,14 +301,16 @@ class OfflineDataset:
                 (local, else Minari's own downloader is tried) or the folder of one, or a
                 D4RL-format HDF5 file (see :meth:`from_arrays` for its rules).
             env_id: Gymnasium id of the environment, instead of the one that the data set names
-                or that a D4RL file's name means (``hopper_medium_replay-v2.hdf5``: Hopper-v5).
+                or that a D4RL file's name means (``hopper_medium_replay-v2.hdf5``: Hopper-v5). The
+                recorded arguments, time limit and wrappers stay where it is the recorded id, with
+                or without ``MODULE:``.
             reference_scores: (minimum, maximum) returns of the score, instead of the data set's.
             action_spec: bounds of the actions, instead of the data set's. A D4RL file has none:
                 where None, the environment's if it is installed, else [-1, 1] as in D4RL.
             observation_keys: entries of a goal environment's observations to join; see
                 :meth:`rambo_trl.data.ObservationLayout.of`.
-            max_episode_steps: time limit of a D4RL file's environment; the registered one where
-                None.
+            max_episode_steps: time limit of a D4RL file's environment, in which policies are
+                evaluated as well; the registered one where None.
             unknown_terminal_states: for D4RL files without ``next_observations``; see
                 :meth:`from_arrays`.
             normalize: whether observations are normalised.
@@ -327,6 +349,7 @@ class OfflineDataset:
                 _warn_of_other_simulator(name, known.recorded_env_id)
             with busy(f"reading {name}", disable=not progress):
                 arrays = read_d4rl_file(path)
+            names = file_names(path)
             return cls.from_arrays(
                 arrays,
                 action_spec=action_spec,
@@ -339,7 +362,8 @@ class OfflineDataset:
                 reward_shift=reward_shift,
                 reward_scale=reward_scale,
                 copy=False,
-                **file_names(path),
+                observation_names=names["observation_names"],
+                action_names=names["action_names"],
             )
         if max_episode_steps is not None:
             raise ValueError(
@@ -352,7 +376,7 @@ class OfflineDataset:
             source.episodes,
             action_spec=action_spec or source.action_spec,
             name=name,
-            env_id=source.env_id,
+            env_id=env_id,
             env_spec=source.env_spec,
             reference_scores=reference_scores or source.reference_scores,
             observation_layout=source.observation_layout,
@@ -380,6 +404,7 @@ class OfflineDataset:
         reward_shift: float = 0.0,
         reward_scale: RewardScale = 1.0,
         copy: bool = True,
+        env_spec: EnvSpec | None = None,
     ) -> OfflineDataset:
         """Build the data set from flat arrays in D4RL's layout.
 
@@ -406,7 +431,8 @@ class OfflineDataset:
             name: how messages and reports call the data set; ``"arrays"`` where None.
             env_id: Gymnasium id of the environment, if any.
             reference_scores: (minimum, maximum) returns of the score.
-            max_episode_steps: the time limit; the registered one of ``env_id`` where None.
+            max_episode_steps: the time limit, with which policies are evaluated as well; where
+                None that of ``env_spec`` or the registered one of ``env_id``.
             unknown_terminal_states: ``"drop"`` leaves terminal rows without a known successor out.
             observation_names: of the observation entries, where these are no table; see the
                 constructor.
@@ -415,6 +441,7 @@ class OfflineDataset:
             reward_shift: added to every reward of the transitions.
             reward_scale: what they are then divided by, or ``"auto"``; see the constructor.
             copy: False lets normalisation write into the given arrays.
+            env_spec: the environment's full specification, if any.
 
         Returns:
             The checked data set.
@@ -424,8 +451,12 @@ class OfflineDataset:
                 not say where episodes end, or the environment's actions are discrete.
         """
         name = name or _UNNAMED[0]
+        env_spec, dropped = keep_specification(env_id, env_spec)
+        limit = time_limit(env_spec or env_id)
         if max_episode_steps is None:
-            max_episode_steps = time_limit(env_id)
+            max_episode_steps = limit
+        elif max_episode_steps != limit:
+            env_spec = with_time_limit(env_spec or env_id, max_episode_steps) or env_spec
         observation_names = observation_names or names_of(arrays.get("observations"))
         action_names = action_names or names_of(arrays.get("actions"))
         source = flat_source(
@@ -434,10 +465,12 @@ class OfflineDataset:
             max_episode_steps=max_episode_steps,
             unknown_terminal_states=unknown_terminal_states,
         )
-        remarks, remedy = source.remarks, None
+        remarks, remedy = (*source.remarks, *dropped), None
         if action_spec is None:
             actions = source.transitions["action"].numpy()
-            action_spec, remedy, assumed = default_bounds(env_id, actions.shape[-1], name)
+            action_spec, remedy, assumed = default_bounds(
+                env_spec or env_id, actions.shape[-1], name
+            )
             if assumed:
                 remarks = (*remarks, *one_sided_actions(actions, remedy, action_names))
         try:
@@ -446,6 +479,7 @@ class OfflineDataset:
                 action_spec=action_spec,
                 name=name,
                 env_id=env_id,
+                env_spec=env_spec,
                 reference_scores=reference_scores,
                 episodes=source.episodes,
                 observation_names=observation_names,
@@ -550,6 +584,7 @@ class OfflineDataset:
         dataset._env_id_given = options["env_id"] is not None
         reward_scale = options.pop("reward_scale")
         check_options(folder, vars(dataset), options)
+        dataset.env_id = options["env_id"] or dataset.env_id  # which may say what to import
         for remark in dataset.remarks:
             torchrl_logger.warning(f"{dataset.name}: {remark}")
         dataset._set_reward_scale(reward_scale)
@@ -574,7 +609,8 @@ class OfflineDataset:
             OSError: if it cannot be written; nothing is left of it.
         """
         write_memmap(expand_home(folder), vars(self))
-        return self.load(folder, env_id=self.env_id, reward_scale=self.reward_scale)
+        env_id = self.env_id if self._env_id_given else None
+        return self.load(folder, env_id=env_id, reward_scale=self.reward_scale)
 
     def __len__(self) -> int:
         """Return the number of transitions."""
@@ -602,8 +638,15 @@ class OfflineDataset:
                 f"{self.name} names an environment of the module {module}, which is not imported "
                 f"because a file says so: give env_id={self.env_id} if you trust it"
             )
-        fits = self.env_spec is not None and self.env_spec.id == self.env_id
-        return self.env_spec if fits else self.env_id
+        if colon and self._env_id_given and self.env_spec is not None:
+            with suppress(gymnasium.error.Error):  # told when one is made
+                registered_spec(self.env_id)  # the specification itself does not say what to import
+        return self._named
+
+    @property
+    def _named(self) -> str | EnvSpec | None:
+        """The specification or else the id, whether or not it can be played in."""
+        return self.env_spec or self.env_id
 
     @property
     def description(self) -> DataDescription:
@@ -685,7 +728,7 @@ class OfflineDataset:
 
 def _warn_of_other_simulator(name: str, env_id: str | None) -> None:
     """Walker2d's right foot has other friction before v5: its data and simulator then differ."""
-    match = re.fullmatch(r"Walker2d-v(\d+)", env_id or "")
+    match = re.fullmatch(r"Walker2d-v(\d+)", registered_id(env_id or ""))
     if match and int(match.group(1)) < 5:
         torchrl_logger.warning(
             f"{name} was recorded in {env_id}, whose right foot has another friction than in "

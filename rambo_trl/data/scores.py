@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from rambo_trl.data.environment import is_scored_by_success
+from gymnasium.envs.registration import EnvSpec
+
+from rambo_trl.data.specification import is_scored_by_success, known_family, particulars
 
 __all__ = ["D4RL_REFERENCE_SCORES", "normalized_score", "reference_scores_for"]
 
@@ -20,22 +22,27 @@ D4RL_REFERENCE_SCORES: Mapping[str, tuple[float, float]] = {
 }
 
 
-def reference_scores_for(env_id: str | None) -> tuple[float, float] | None:
+#: arguments that returns do not depend on
+_OF_OBSERVATIONS = re.compile(r"(in|ex)clude_\w+_(in|from)_observation")
+
+
+def reference_scores_for(environment: str | EnvSpec | None) -> tuple[float, float] | None:
     """Look up D4RL's (minimum, maximum) reference return of an environment.
 
     Args:
-        env_id: a Gymnasium id such as ``"Hopper-v5"``; namespace and version do not matter.
-            Every sparse AntMaze is one family; a sparse PointMaze is scored like it.
+        environment: a Gymnasium id such as ``"Hopper-v5"``, of any version, or a specification. One
+            with arguments, a time limit or wrappers of its own has other returns, and one with a
+            namespace is another environment. Every sparse AntMaze is one family; a sparse
+            PointMaze is scored like it.
 
     Returns:
         The two returns, or None where D4RL has none.
     """
-    if env_id is None:
-        return None
-    if is_scored_by_success(env_id):
+    if is_scored_by_success(environment):
         return D4RL_REFERENCE_SCORES["antmaze"]
-    family = re.sub(r"-v\d+$", "", env_id.rsplit("/", 1)[-1]).lower()
-    return D4RL_REFERENCE_SCORES.get(family)
+    if not all(map(_OF_OBSERVATIONS.fullmatch, particulars(environment))):
+        return None
+    return D4RL_REFERENCE_SCORES.get((known_family(environment) or "").lower())
 
 
 def normalized_score(episode_return: float, reference_scores: tuple[float, float]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rambo_trl.data.columns import as_numbers
+from rambo_trl.data.specification import known_family
 
 __all__ = ["ObservationLayout", "as_flags", "as_rows", "check_action_space"]
 
@@ -68,7 +69,7 @@ class ObservationLayout:
                     f"{name} has Dict observations with the entries {list(space.spaces)}: give "
                     "observation_keys=, the entries to join into the observation"
                 )
-            position = "AntMaze" in (env_id or "")
+            position = (known_family(env_id) or "").startswith("AntMaze_")
             wanted = ("achieved_goal",) * position + ("observation", "desired_goal")
             keys = [key for key in wanted if key in space.spaces]
         absent = [key for key in keys if key not in space.spaces]

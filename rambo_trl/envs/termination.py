@@ -7,16 +7,20 @@ observation ends the episode.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.specification import arguments_of, environment_id, is_maze, known_family
 from rambo_trl.importing import import_user_module
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.scaling import denormalize_action
@@ -90,51 +94,90 @@ def ant(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor
     return ~healthy
 
 
-_RULES: dict[str, TerminationRule] = {
-    "Ant": ant,
-    "HalfCheetah": never,
-    "Hopper": hopper,
-    "InvertedDoublePendulum": inverted_double_pendulum,
-    "Pusher": never,
-    "Reacher": never,
-    "Swimmer": never,
-    "Walker2d": walker2d,
+@dataclass(frozen=True)
+class _Known:
+    """A rule, the sizes of observation that it reads, and the arguments that it holds for."""
+
+    rule: TerminationRule
+    sizes: tuple[int, ...] = ()
+    arguments: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+_NEVER = _Known(never)
+_RULES: dict[str, _Known] = {
+    "Ant": _Known(ant, (27, 105, 111), {"healthy_z_range": (0.2, 1.0)}),
+    "HalfCheetah": _NEVER,
+    "Hopper": _Known(
+        hopper,
+        (11,),
+        {
+            "healthy_state_range": (-100.0, 100.0),
+            "healthy_z_range": (0.7, math.inf),
+            "healthy_angle_range": (-0.2, 0.2),
+        },
+    ),
+    "InvertedDoublePendulum": _Known(inverted_double_pendulum, (9, 11)),
+    "Pusher": _NEVER,
+    "Reacher": _NEVER,
+    "Swimmer": _NEVER,
+    "Walker2d": _Known(
+        walker2d, (17,), {"healthy_z_range": (0.8, 2.0), "healthy_angle_range": (-1.0, 1.0)}
+    ),
 }
+_CHOICES = "choose termination=none, termination=learned or termination=MODULE:FUNCTION"
 
 
-_MAZES = ("AntMaze", "PointMaze")
+def rule_for(environment: str | EnvSpec, *, observation_size: int | None = None) -> TerminationRule:
+    """Look up the rule of an environment, of any version.
 
-
-def rule_for(env_id: str) -> TerminationRule:
-    """Look up the rule of an environment by its id, of any version.
-
-    MuJoCo's environments of Gymnasium have their own. In AntMaze and PointMaze nothing ends an
-    episode in the model, as in the paper's experiments.
+    MuJoCo's environments of Gymnasium have their own; ``terminate_when_unhealthy=False`` lets
+    nothing end an episode. In AntMaze and PointMaze nothing ends an episode in the model, as in the
+    paper's experiments. An id with a namespace, ``"MyLab/Hopper-v0"``, is another environment.
 
     Args:
-        env_id: such as ``"Hopper-v5"``, the ``env.spec.id``.
+        environment: such as ``"Hopper-v5"``, the ``env.spec.id``, or the ``env.spec`` itself.
+        observation_size: of the data, if known.
 
     Raises:
         KeyError: if no rule is known; the message says how to give one.
+        ValueError: if the rule is for other arguments or another size of observations.
     """
-    family = env_id.split("/")[-1].rsplit("-v", 1)[0]
-    if family.startswith(_MAZES):
+    family = known_family(environment) or ""
+    if is_maze(environment):
         return never
-    try:
-        return _RULES[family]
-    except KeyError:
+    known = _RULES.get(family)
+    if known is None:
         raise KeyError(
-            f"no termination rule is known for {env_id!r} (known: {', '.join(_RULES)}, mazes); "
-            "choose termination=none, learned or MODULE:FUNCTION, or pass a function of "
-            "(observation, action, next_observation)"
-        ) from None
+            f"no termination rule is known for {environment_id(environment)!r} (known: "
+            f"{', '.join(_RULES)}, mazes); choose termination=none, learned or MODULE:FUNCTION, or "
+            "pass a function of (observation, action, next_observation)"
+        )
+    if known.rule is never:
+        return never
+    arguments = arguments_of(environment)
+    if arguments.get("terminate_when_unhealthy") is False:
+        return never
+    for key, usual in known.arguments.items():
+        if tuple(given := arguments.get(key, usual)) != usual:
+            raise ValueError(
+                f"the termination rule of {environment_id(environment)} is for {key}={usual}, not "
+                f"{given}: {_CHOICES}"
+            )
+    if observation_size is not None and observation_size not in known.sizes:
+        raise ValueError(
+            f"the termination rule of {environment_id(environment)} reads observations of "
+            f"{' or '.join(map(str, known.sizes))} entries, the data's have {observation_size}: "
+            f"{_CHOICES}"
+        )
+    return known.rule
 
 
 def choose_rule(
     choice: str | TerminationRule = "auto",
     *,
-    env_id: str | None,
+    env_id: str | EnvSpec | None,
     terminated: Tensor,
+    observation_size: int | None = None,
 ) -> TerminationRule | Literal["learned"]:
     """Turn a user's choice into a rule, safely: no end that the data have gets lost unasked.
 
@@ -143,15 +186,16 @@ def choose_rule(
             either; ``"none"``, no ends; ``"learned"``, see
             :func:`~rambo_trl.envs.fit_termination`; ``"MODULE:FUNCTION"``, a rule to import, also
             from the working folder; or a rule.
-        env_id: the environment, if any.
+        env_id: the environment, if any: its id or, with its arguments, its specification.
         terminated: boolean [N] or [N, 1], the data's ends.
+        observation_size: of the data, which the known rule's is compared with.
 
     Returns:
         The rule, or the word ``"learned"`` where it is to be fitted.
 
     Raises:
-        ValueError: if the data have terminal rows but no rule is known, or a rule cannot be
-            imported.
+        ValueError: if the data have terminal rows but no rule is known, the known one is for other
+            arguments or another size of observations, or a rule cannot be imported.
     """
     if callable(choice):
         return choice
@@ -162,10 +206,12 @@ def choose_rule(
     if choice != "auto":
         return import_rule(choice)
     try:
-        return rule_for(env_id or "")
+        return rule_for(env_id or "", observation_size=observation_size)
     except KeyError:
         ends = int(terminated.count_nonzero())
-        place = f"environment {env_id}" if env_id else "data that name no environment"
+        place = (
+            f"environment {environment_id(env_id)}" if env_id else "data that name no environment"
+        )
         if ends:
             raise ValueError(
                 f"no termination rule is known for {place}, but {ends} of {len(terminated)} "
@@ -233,14 +279,16 @@ def check_rule(
 
     Returns:
         The share of terminal rows that the rule ends, and the share of the other rows that it
-        ends; None where there are no such rows.
+        ends; None where there are no such rows. Terminal rows whose next observation is their own
+        are left out: it stands in for one that is not known.
 
     Raises:
         ValueError: if the rule fails or does not return a boolean for each row, on their device.
     """
     terminated = transitions["next", "terminated"].reshape(-1)
+    known = (transitions["next", "observation"] != transitions["observation"]).any(dim=-1)
     shares: list[float | None] = []
-    for kind in (terminated, ~terminated):
+    for kind in (terminated & known, ~terminated):
         rows = kind.nonzero().squeeze(-1)
         if len(rows) == 0:
             shares.append(None)

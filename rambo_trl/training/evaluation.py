@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import make_environment, mujoco_messages_logged
+from rambo_trl.data.playing import Flatten, flattening, play_start, play_step
+from rambo_trl.importing import import_user_module, imported_user_modules
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.scaling import denormalize_action
 from rambo_trl.training.policy_file import load_policy
@@ -58,7 +61,7 @@ def rollout_episodes(
     *,
     num_episodes: int,
     seed: int,
-    flatten: Callable[[Any], np.ndarray] = np.asarray,
+    flatten: Flatten | None = None,
     gamma: float = 1.0,
 ) -> EvaluationResult:
     """Play one episode in each of ``num_episodes`` copies of an environment at once.
@@ -69,27 +72,31 @@ def rollout_episodes(
         environment: a registered Gymnasium id, or a specification.
         num_episodes: number of episodes, all started together.
         seed: seed of the first copy; the following copies take the following seeds.
-        flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``.
+        flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``;
+            by the environment's observation space where None.
         gamma: discount factor of the discounted returns.
 
     Returns:
         The episodes' returns and lengths. Copies that have ended wait for the others.
+
+    Raises:
+        ValueError: if the environment is not installed or does not follow Gymnasium's interface
+            (:func:`~rambo_trl.data.check_environment` finds it before).
     """
     with mujoco_messages_logged():
         envs = [make_environment(environment) for _ in range(num_episodes)]
     try:
-        observation = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
+        flatten = flatten or flattening(envs[0])
+        rows = [play_start(env, flatten, seed=seed + i) for i, env in enumerate(envs)]
         returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         running = np.ones(num_episodes, dtype=bool)
         while running.any():
-            action = act(observation)
+            action = act(np.stack(rows))
             for i in np.flatnonzero(running):
-                shaped = action[i].reshape(envs[i].action_space.shape)
-                following, reward, terminated, truncated, _ = envs[i].step(shaped)
-                observation[i] = flatten(following)
-                returns[i] += float(reward)
-                discounted_returns[i] += gamma ** lengths[i] * float(reward)
+                rows[i], reward, terminated, truncated = play_step(envs[i], action[i], flatten)
+                returns[i] += reward
+                discounted_returns[i] += gamma ** lengths[i] * reward
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
     finally:
@@ -108,7 +115,7 @@ def evaluate_policy(
     observation_std: torch.Tensor | None = None,
     action_low: torch.Tensor | None = None,
     action_high: torch.Tensor | None = None,
-    flatten: Callable[[Any], np.ndarray] = np.asarray,
+    flatten: Flatten | None = None,
     gamma: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> EvaluationResult:
@@ -182,7 +189,7 @@ class EvaluationProcess:
         environment: str | EnvSpec,
         *,
         num_episodes: int = 10,
-        flatten: Callable[[Any], np.ndarray] = np.asarray,
+        flatten: Flatten | None = None,
         gamma: float = 1.0,
     ) -> None:
         self.environment = environment
@@ -201,7 +208,10 @@ class EvaluationProcess:
         if self._pool is None:
             # a forked process would share the accelerator's and the threads' state
             self._pool = ProcessPoolExecutor(
-                1, mp_context=multiprocessing.get_context("spawn"), initializer=_set_up_process
+                1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_set_up_process,
+                initargs=(imported_user_modules(),),
             )
         return self._pool.submit(
             _evaluate_file,
@@ -227,12 +237,15 @@ class EvaluationProcess:
             self.shutdown()
 
 
-def _set_up_process() -> None:
+def _set_up_process(user_modules: tuple[str, ...]) -> None:
     # signals may reach the whole group of processes: the run decides what becomes of this one
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    for name in user_modules:  # a specification does not say what registers its environment
+        with suppress(Exception):  # as where one is imported: what is missing is told there
+            import_user_module(name)
 
 
 def _end_with_parent() -> None:

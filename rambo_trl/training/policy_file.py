@@ -6,13 +6,16 @@ import copy
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tensordict import TensorDict, TensorDictBase
@@ -23,6 +26,7 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data.description import DataDescription
+from rambo_trl.data.specification import specification_text
 from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.places import expand_home
@@ -63,6 +67,7 @@ class Policy:
         action_high: what 1 stands for.
         data: names of the entries and range of the observations that it was trained on. An
             observation far outside of it is told once, in a warning.
+        env_spec: its full specification, where there is one.
 
     Attributes:
         actor: the TensorDict module, from normalised observations to actions of its own units.
@@ -72,6 +77,7 @@ class Policy:
         action_low: as given.
         action_high: as given.
         data: as given; entries without names and range where None.
+        env_spec: as given.
 
     Examples:
         >>> policy = load_policy("runs/hopper")  # doctest: +SKIP
@@ -88,17 +94,33 @@ class Policy:
         action_low: torch.Tensor | None = None,
         action_high: torch.Tensor | None = None,
         data: DataDescription | None = None,
+        env_spec: EnvSpec | None = None,
     ) -> None:
         self.actor = actor
         self.observation_mean = observation_mean
         self.observation_std = observation_std
         self.action_low, self.action_high = action_low, action_high
-        self.env_id = env_id
+        self.env_id, self.env_spec = env_id, env_spec
         self.data = data
         self._limits = None if data is None else data.limits(observation_mean, observation_std)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
+
+    @property
+    def environment(self) -> str | EnvSpec:
+        """What the policy is played in: the specification or else the id.
+
+        Raises:
+            ValueError: if it names a module that is not imported, which a file is not to decide.
+        """
+        module, colon, _ = self.env_id.rpartition(":")
+        if colon and module not in sys.modules:
+            raise ValueError(
+                f"{self._name()} is of an environment of the module {module}, which is not "
+                "imported because a file says so: import it first, or give the environment"
+            )
+        return self.env_spec or self.env_id
 
     def _name(self) -> str:
         return f"the policy for {self.env_id}" if self.env_id else "this policy"
@@ -183,6 +205,7 @@ def save_policy(
     action_low: torch.Tensor | None = None,
     action_high: torch.Tensor | None = None,
     data: DataDescription | None = None,
+    env_spec: EnvSpec | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an actor and its normalisation to one file, in one step.
@@ -203,6 +226,7 @@ def save_policy(
             None the actor's actions are in them.
         action_high: what the upper bounds stand for.
         data: names of the entries and range of the observations; see :class:`Policy`.
+        env_spec: its full specification, where there is one.
         notes: JSON-like remarks kept in the file's header, such as the score.
 
     Raises:
@@ -221,6 +245,9 @@ def save_policy(
         "notes": dict(notes or {}),
         **({} if data is None else data.as_header()),
     }
+    if env_spec is not None:
+        with suppress(ValueError):  # the id stays
+            header["env_spec"] = specification_text(env_spec)
     tensors = {"observation_mean": observation_mean, "observation_std": observation_std}
     for i, layer in enumerate(_linear_layers(actor)):
         tensors[f"layers.{i}.weight"] = layer.weight
@@ -317,6 +344,7 @@ def _build_policy(
         observation_mean=mean.to(device),
         observation_std=std.to(device),
         env_id=header["env_id"],
+        env_spec=_recorded_spec(header),
         action_low=low.to(device),
         action_high=high.to(device),
         data=_data_of(header, tensors),
@@ -423,6 +451,11 @@ def _copy_weights(tensors: Mapping[str, torch.Tensor], actor: nn.Module) -> None
         layer.bias.copy_(tensors[f"layers.{i}.bias"])
 
 
+def _recorded_spec(header: Mapping[str, Any]) -> EnvSpec | None:
+    text = header.get("env_spec")
+    return None if text is None else EnvSpec.from_json(text)
+
+
 def policy_path(path: Path) -> Path:
     """The policy's file: the path itself, or in a run folder the one of that name."""
     path = expand_home(path)
@@ -468,6 +501,10 @@ def _find_problem(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
         return f"format_version is {version}, this version of rambo_trl reads {_FORMAT_VERSION}"
     if not isinstance(header.get("env_id"), str):
         return "env_id must be a string"
+    try:
+        _recorded_spec(header)
+    except Exception as error:  # of many types
+        return f"env_spec is no specification of an environment ({type(error).__name__}: {error})"
     hidden: Any = header.get("hidden_sizes")
     low: Any = header.get("action_low")
     high: Any = header.get("action_high")

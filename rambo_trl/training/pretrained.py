@@ -18,6 +18,7 @@ from tensordict import TensorDictBase
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.specification import particulars
 from rambo_trl.data.unreadable import why_unreadable
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.places import expand_home
@@ -61,6 +62,8 @@ def dataset_digest(dataset: OfflineDataset) -> str:
     for tensor in (*bounds, dataset.observation_mean, dataset.observation_std):
         digest.update(_buffer(tensor))
     digest.update(str(dataset.env_id).encode())
+    if dataset.has_simulator and (own := particulars(dataset.env_spec)):
+        digest.update(json.dumps(own, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

@@ -6,14 +6,15 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import gymnasium
 import imageio.v3 as imageio
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
-from rambo_trl.data import mujoco_messages_logged
+from rambo_trl.data import make_environment, mujoco_messages_logged
+from rambo_trl.data.environment import environment_id
+from rambo_trl.data.playing import Flatten, flattening, play_start, play_step
 from rambo_trl.places import expand_home
 from rambo_trl.training.policy_file import Policy
 from rambo_trl.training.run_folder import write_atomically
@@ -42,7 +43,8 @@ def record_video(
     fps: int = 25,
     max_frames: int = 500,
     size: int = 240,
-    flatten: Callable[[Any], np.ndarray] = np.asarray,
+    environment: str | EnvSpec | None = None,
+    flatten: Flatten | None = None,
 ) -> float:
     """Play one episode with the policy's mode and keep it as a video at the simulator's speed.
 
@@ -56,6 +58,7 @@ def record_video(
         fps: frames per second of the video, at most; steps in between are not drawn.
         max_frames: the video ends there; the episode is played on.
         size: the least height and width in pixels; what the environment draws is thinned to it.
+        environment: what it is played in; the policy's own where None.
         flatten: makes a vector of an observation, as for
             :func:`~rambo_trl.training.evaluation.rollout_episodes`.
 
@@ -63,10 +66,12 @@ def record_video(
         The episode's return.
 
     Raises:
-        ValueError: for another kind of file.
+        ValueError: for another kind of file, or where the policy's file names an environment of a
+            module that is not imported.
         RuntimeError: if nothing can be drawn, or the video cannot be encoded, on this machine.
     """
     path = expand_home(path)
+    environment = environment or policy.environment
     if path.suffix not in (".gif", ".mp4"):
         raise ValueError(f"a video is a .gif or .mp4 file, got {path.name}")
     if not policy.env_id:
@@ -77,10 +82,12 @@ def record_video(
     try:
         with mujoco_messages_logged(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of GLFW's, whose reason is in the error
-            env = gymnasium.make(policy.env_id, render_mode="rgb_array")
+            env = make_environment(environment, render_mode="rgb_array")
             if "rgb_array" not in env.metadata.get("render_modes", ()):
-                raise NotImplementedError(f"{policy.env_id} draws no pictures of itself")
-            observation, total, step, ended = flatten(env.reset(seed=seed)[0]), 0.0, 0, False
+                name = environment_id(environment)
+                raise NotImplementedError(f"{name} draws no pictures of itself")
+            flatten = flatten or flattening(env)
+            observation, total, step, ended = play_start(env, flatten, seed=seed), 0.0, 0, False
             frames = [_frame(env, size)]
     except NotImplementedError as error:
         raise RuntimeError(str(error)) from error
@@ -93,9 +100,10 @@ def record_video(
         steps_per_second = float(env.metadata.get("render_fps", fps))
         every = max(1, round(steps_per_second / fps))
         while not ended:
-            action = policy(observation).reshape(env.action_space.shape)
-            following, reward, terminated, truncated, _ = env.step(action)
-            observation, total, step = flatten(following), total + float(reward), step + 1
+            observation, reward, terminated, truncated = play_step(
+                env, policy(observation), flatten
+            )
+            total, step = total + reward, step + 1
             ended = terminated or truncated
             if step % every == 0 and len(frames) < max_frames:
                 frames.append(_frame(env, size))

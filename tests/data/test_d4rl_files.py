@@ -20,7 +20,7 @@ from torchrl._utils import logger
 from torchrl.data import Bounded
 from torchrl.data.datasets import d4rl
 
-from rambo_trl.data import OfflineDataset, d4rl_names
+from rambo_trl.data import OfflineDataset, environment
 from rambo_trl.data.d4rl_source import episode_ends
 
 # An episode's end as D4RL flags it; the last one may be unfinished.
@@ -272,8 +272,8 @@ def test_a_mazes_time_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def register() -> None:
         monkeypatch.setitem(gymnasium.registry, spec.id, spec)
 
-    monkeypatch.setattr(d4rl_names, "register_mazes", register)
-    assert d4rl_names.time_limit(spec.id) == 300
+    monkeypatch.setattr(environment, "register_mazes", register)
+    assert environment.time_limit(spec.id) == 300
 
 
 def test_one_array_for_both_observations_is_normalised_once() -> None:

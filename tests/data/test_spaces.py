@@ -220,6 +220,13 @@ class Arms(gymnasium.Env):
         box = gymnasium.spaces.Box(-1, 1, (1, 2))
         self.action_space = gymnasium.spaces.Discrete(2) if choice else box
 
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(3), {}
+
+    def step(self, action: Any) -> Any:
+        assert action.shape == (1, 2)
+        return np.zeros(3), 0.0, False, True, {}
+
 
 @pytest.mark.parametrize(("size", "choice"), [(2, False), (3, False), (1, True), (2, True)])
 def test_actions_are_compared_as_they_are_in_the_data_flattened(

@@ -178,7 +178,7 @@ def test_unknown_environments_are_named_with_a_way_out() -> None:
     assert "termination=" in message
 
 
-@pytest.mark.parametrize("env_id", ["Hopper-v2", "Hopper-v5", "mujoco/Hopper-v4"])
+@pytest.mark.parametrize("env_id", ["Hopper-v2", "Hopper-v5", "my_module:Hopper-v4"])
 def test_rules_hold_for_every_version(env_id: str) -> None:
     assert termination.rule_for(env_id) is termination.hopper
 

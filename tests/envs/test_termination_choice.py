@@ -68,7 +68,7 @@ class TestChoice:
             got = termination.choose_rule(choice, env_id="Hopper-v5", terminated=SOME_ENDS)
             assert got is want
 
-    @pytest.mark.parametrize("env_id", ["AntMaze_UMaze-v4", "ns/PointMaze_Large-v3"])
+    @pytest.mark.parametrize("env_id", ["AntMaze_UMaze-v4", "my_module:PointMaze_Large-v3"])
     def test_nothing_ends_in_mazes(self, env_id: str) -> None:
         assert termination.rule_for(env_id) is termination.never
 
