@@ -129,7 +129,7 @@ def entry_names(names: Sequence[str] | None, size: int, kind: str, where: str) -
     return names
 
 
-def file_names(path: Path) -> dict[str, tuple[str, ...] | None]:
+def file_names(path: Path) -> dict[str, Any]:
     """The names that a D4RL-format HDF5 file has as attributes ``names`` of its arrays."""
 
     def read(stored: Any) -> tuple[str, ...] | None:

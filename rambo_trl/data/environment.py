@@ -130,6 +130,8 @@ def registered_spec(env_id: str) -> EnvSpec:
 
 def time_limit(environment: str | EnvSpec | None) -> int | None:
     """Return the step limit of an environment; None if it has none or is not installed."""
+    if isinstance(environment, EnvSpec) and environment.max_episode_steps is not None:
+        return environment.max_episode_steps
     spec = _spec_if_installed(environment)
     return None if spec is None else spec.max_episode_steps
 

@@ -553,7 +553,7 @@ class OfflineDataset:
         name = name or _UNNAMED[1]
         if action_spec is None:
             raise ValueError(f"{name}: give action_spec=, the bounds of the actions")
-        limit = time_limit(env_id) if env_spec is None else env_spec.max_episode_steps
+        limit = time_limit(env_spec or env_id)
         transitions, found, remarks = flatten_episodes(episodes, name, max_episode_steps=limit)
         return cls(
             transitions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import importlib.util
@@ -10,9 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import gymnasium
 import h5py
 import minari
 import numpy as np
@@ -21,6 +24,7 @@ import rambo
 import torch
 from command_line import compose_jobs
 from data_checks import check_data, load_data
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from minari.serialization import serialize_space
 from run_support import refusing_bad_input
@@ -159,6 +163,8 @@ class TestTermination:
         (tmp_path / "own_data_rules.py").write_text(
             "def out(observation, action, next_observation):\n"
             "    return next_observation[..., 0].abs() > 1.5\n"
+            "def inside(observation, action, next_observation):\n"
+            "    return next_observation[..., 0].abs() <= 1.5\n"
             "def half(observation, action, next_observation):\n"
             "    return next_observation[..., 0] > 1.5\n"
             "def broken(observation, action, next_observation):\n"
@@ -173,9 +179,84 @@ class TestTermination:
         assert "must return a boolean tensor" in line
         line = refused(check(f"dataset={path}", "termination=own_data_rules:missing"))
         assert "cannot be imported" in line
+        # a rule of one's own may be stricter than the data, but not end most of what went on
+        wrong_way = ("termination=own_data_rules:inside", f"dataset={path}")
+        line = refused(check(*wrong_way))
+        assert "100.0 % of the other transitions" in line and "odd_data=accept" in line
+        code, text = check(*wrong_way, "odd_data=accept")
+        assert code == 0 and "note: the termination rule ends 0.0 % of the data's ends" in text
         (tmp_path / "own_data_unfinished.py").write_text("def out(\n")
         line = refused(check(f"dataset={path}", "termination=own_data_unfinished:out"))
         assert "cannot be imported (SyntaxError" in line
+
+    @pytest.mark.parametrize(
+        ("arguments", "ends", "words"),
+        [
+            ({"terminate_when_unhealthy": False}, False, None),
+            ({"terminate_when_unhealthy": False}, True, "ends 0.0 % of the data's ends"),
+            ({}, True, None),
+            ({}, False, "the termination rule of Hopper-v5 ends 50.0 % of the other"),
+            ({"healthy_z_range": [0.2, 9.0]}, True, "is for healthy_z_range=(0.7, inf), not [0.2"),
+            ({"exclude_current_positions_from_observation": False}, True, "the data's have 12"),
+        ],
+    )
+    def test_a_rule_that_is_known_by_name_must_fit(
+        self,
+        arguments: dict[str, bool | list[float]],
+        ends: bool,
+        words: str | None,
+        tmp_path: Path,
+        check: Check,
+    ) -> None:
+        spec = EnvSpec("Hopper-v5", max_episode_steps=1000, kwargs=arguments)
+        arrays = hopper_arrays(
+            12 if "exclude_current_positions_from_observation" in arguments else 11
+        )
+        arrays["terminals"] &= ends
+        OfflineDataset.from_arrays(arrays, env_spec=spec).memmap(tmp_path / "set")
+        outcome = check(f"dataset={tmp_path / 'set'}")
+        if words is None:
+            assert outcome[0] == 0 and "the termination rule" not in outcome[1]
+        else:
+            line = refused(outcome)
+            assert words in line
+            assert "termination=none, termination=learned or termination=MODULE:FUNCTION" in line
+
+    def test_ends_whose_states_are_not_known_are_not_missed(
+        self, tmp_path: Path, check: Check
+    ) -> None:
+        arrays = hopper_arrays(11)
+        del arrays["next_observations"]  # a terminal row's own observation stands in
+        path = write(tmp_path / "hopper_medium-v2.hdf5", arrays)
+        code, text = check(f"dataset={path}")
+        assert code == 0 and "the termination rule" not in text
+
+    def test_a_namesake_has_no_rule(
+        self, tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = copy.deepcopy(gymnasium.spec("Hopper-v5"))
+        monkeypatch.setitem(
+            gymnasium.registry, "MyLab/Hopper-v0", replace(spec, id="MyLab/Hopper-v0")
+        )
+        path = write(tmp_path / "log.hdf5", hopper_arrays(11))
+        line = refused(check(f"dataset={path}", "env_id=MyLab/Hopper-v0"))
+        assert (
+            "no termination rule is known for environment MyLab/Hopper-v0, but 300 of 600" in line
+        )
+
+
+def hopper_arrays(size: int) -> dict[str, np.ndarray]:
+    """A hopper that stands for 301 states and has fallen in the 300 that follow."""
+    states = np.random.default_rng(0).normal(scale=0.01, size=(601, size)).astype(np.float32)
+    states[:301, size - 11] += 1.2
+    return {
+        "observations": states[:-1],
+        "next_observations": states[1:],
+        "actions": np.zeros((600, 3), np.float32),
+        "rewards": np.arange(600.0),
+        "terminals": np.arange(600) >= 300,
+        "timeouts": np.zeros(600, bool),
+    }
 
 
 def odd_arrays(kind: str) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ import run_start
 import torch
 from command_line import check_command_line, compose_jobs, describe
 from data_checks import check_data, check_task, settings_of_task
+from gymnasium.envs.registration import EnvSpec
 from omegaconf import OmegaConf
 from run_settings import RULES, AutoOr, Number, Text, Whole, check_config, check_device, leaf_keys
 from run_start import check_writable, prepare, read_config, resumed_config
@@ -45,6 +46,18 @@ def dataset(
     return OfflineDataset.from_episodes(
         [episode], action_spec=Bounded(-1, 1, shape=(action_size,)), name="mine", env_id=env_id
     )
+
+
+class Endless(gymnasium.Env):
+    """It goes on and on."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1), 0.0, False, False, {}
 
 
 BAD_SETTINGS = [
@@ -207,7 +220,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("key", ["agent.batch_size", "model.batch_size", "cloning.batch_size"])
 def test_a_batch_larger_than_the_data(key: str) -> None:
-    (cfg,) = compose_jobs("rambo", ["schedule=smoke", f"{key}=301"])
+    (cfg,) = compose_jobs("rambo", ["schedule=smoke", f"{key}=301", "termination=none"])
     with pytest.raises(ValueError, match=f"{key}=301 is too large: mine has 300 transitions"):
         check_data(cfg, dataset("InvertedDoublePendulum-v5"))
     OmegaConf.update(cfg, key, 300)
@@ -227,6 +240,7 @@ class TestBeforeTheData:
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(OfflineDataset, "load", lambda *_, **__: pytest.fail("asked for"))
+        monkeypatch.setitem(gymnasium.registry, "Endless-v0", EnvSpec("Endless-v0", Endless))
 
         def prepare_run(*words: str) -> str:
             (cfg,) = compose_jobs("rambo", ["schedule=smoke", *words])
@@ -255,6 +269,7 @@ class TestBeforeTheData:
             ("termination=sometimes", "must be auto, none, learned or MODULE:FUNCTION"),
             ("env_id=NoSuch-v0", "environment NoSuch-v0 is not installed"),
             ("env_id=no_such_module:Robot-v0", "no_such_module cannot be imported"),
+            ("env_id=Endless-v0", "Endless-v0: it has no time limit"),
             ("agent.batch_size=200000", "agent.batch_size=200000 is too large: bundled/inverted"),
             ("model.batch_size=200000", "model.batch_size=200000 is too large"),
             ("cloning.batch_size=200000", "cloning.batch_size=200000 is too large"),
@@ -336,6 +351,8 @@ class TestDataOfAnotherEnvironmentThanTheTask:
         assert "task=hopper" in self.told(chosen=True, capsys=capsys, env_id="Other-v1", **other)
         # and the task's own environment is not compared: its arguments may be others
         assert self.told(chosen=True, capsys=capsys, env_id="Hopper-v2") == ""
+        with pytest.raises(ValueError, match="does not fit task="):  # which this is not
+            self.told(chosen=True, capsys=capsys, env_id="MyLab/Hopper-v2")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import gymnasium
 import imageio.v3 as imageio
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from torchrl.data import Bounded
 
 from rambo_trl.modules import make_actor
@@ -68,6 +69,17 @@ def test_an_episode_at_the_simulator_s_speed(kind, policy, tmp_path):
     assert len(frames) == pytest.approx(1 + played.lengths[0] // 5, abs=1)
     assert frames.shape[1:] == (240, 240, 3)
     assert frames.std() > 10 and (frames[0] != frames[-1]).any()
+
+
+def test_it_is_played_as_the_policy_was_trained(policy, tmp_path):
+    policy.env_spec = EnvSpec("Hopper-v5", max_episode_steps=3, kwargs={"healthy_reward": 100.0})
+    try:
+        total = record_video(policy, tmp_path / "policy.gif")
+    except RuntimeError as error:
+        if can_draw("Hopper-v5"):
+            raise
+        pytest.skip(str(error))
+    assert 290 < total < 310
 
 
 def test_another_kind_of_file(policy, tmp_path):
