@@ -544,7 +544,7 @@ class OfflineDataset:
         if isinstance(episodes, minari.MinariDataset):
             name = name or episodes.id
             source = minari_source.describe(name, episodes, env_id=env_id)
-            episodes, env_id = source.episodes, source.env_id
+            episodes = source.episodes
             action_spec, env_spec = action_spec or source.action_spec, env_spec or source.env_spec
             reference_scores = reference_scores or source.reference_scores
             observation_layout = observation_layout or source.observation_layout

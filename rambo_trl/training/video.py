@@ -71,11 +71,12 @@ def record_video(
         RuntimeError: if nothing can be drawn, or the video cannot be encoded, on this machine.
     """
     path = expand_home(path)
-    environment = environment or policy.environment
     if path.suffix not in (".gif", ".mp4"):
         raise ValueError(f"a video is a .gif or .mp4 file, got {path.name}")
-    if not policy.env_id:
-        raise RuntimeError("the policy was trained without an environment to draw it in")
+    if environment is None:
+        if not policy.env_id:
+            raise RuntimeError("the policy was trained without an environment to draw it in")
+        environment = policy.environment
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         # without a screen MuJoCo's first choice, GLFW, cannot work, and a failed one may crash
         os.environ.setdefault("MUJOCO_GL", "egl")
