@@ -241,7 +241,7 @@ def _plot_spread(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
     boxes = [
         dict(zip(("whislo", "q1", "med", "q3", "whishi"), q, strict=True), label=label, fliers=[])
         for label, q in [
-            (_short(name, _TICK), np.quantile(column, (0.01, 0.25, 0.5, 0.75, 0.99)))
+            (literal(_short(name, _TICK)), np.quantile(column, (0.01, 0.25, 0.5, 0.75, 0.99)))
             for names, values in (
                 (_ticks(dataset.observation_names, "observation"), scaled),
                 (_ticks(dataset.action_names, "action"), action),

@@ -173,3 +173,19 @@ def test_scores_are_on_the_scale_of_the_reference_scores() -> None:
     text = describe_dataset(OfflineDataset.from_arrays(three, reference_scores=(2.0, 10.0)))
     (line,) = [line for line in text.splitlines() if line.startswith("score")]
     assert line.split()[1:] == ["54.17", "35.84", "12.50", "50.00", "100.00"]
+
+
+def test_names_with_dollars_are_drawn_as_they_stand(tmp_path: Path) -> None:
+    data = OfflineDataset.from_arrays(
+        {
+            "observations": np.random.default_rng(0).normal(size=(60, 2)),
+            "actions": np.linspace(-1, 1, 60)[:, None],
+            "rewards": np.arange(60.0),
+            "terminals": np.arange(60) % 20 == 19,
+            "timeouts": np.zeros(60),
+        },
+        name="logs_$^_$.hdf5",
+        observation_names=["$_^", "cost_$^_$"],
+    )
+    plot_dataset(data, tmp_path / "data.png")
+    assert (tmp_path / "data.png").is_file()

@@ -40,7 +40,7 @@ def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:
     done = run("run_dir=first", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
-    assert lines[0] == lines[-1] == "run folder: first"
+    assert lines.count("run folder: first") == 2 and lines[-1] == "run folder: first"
     folder = tmp_path / "first"
     results = json.loads((folder / "results.json").read_text())
     for key in (

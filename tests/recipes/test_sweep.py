@@ -66,7 +66,7 @@ def tries(job) -> list[str]:
 def test_a_job_that_ends_well_gives_its_score(job):
     assert job("pass") == 12.5
     (only,) = tries(job)
-    assert only.split()[0] == "seed=7" and only.endswith(f"run_dir='{job.folder}'")
+    assert only.split()[0] == "seed=7" and only.endswith(f"run_dir={job.folder}")
     assert "said by the job" in job.folder.with_name(f"{job.folder.name}.log").read_text()
 
 
@@ -86,7 +86,7 @@ def test_a_job_on_data_of_one_s_own_is_named_after_them(job, tmp_path, monkeypat
 def test_a_killed_job_is_resumed(job, capsys):
     assert job(FIRST + "os.kill(os.getpid(), signal.SIGKILL)") == 12.5
     first, second = tries(job)
-    assert "run_dir=" in first and second.endswith(f"resume='{job.folder}'")
+    assert "run_dir=" in first and second.endswith(f"resume={job.folder}")
     assert "run_dir=" not in second
     assert "job 3 ended with signal SIGKILL, once more" in capsys.readouterr().out
 
@@ -258,7 +258,7 @@ def process_of(folder: Path) -> int | None:
             words = path.read_bytes().decode().split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if len(words) > 2 and words[1].endswith("rambo.py") and f"run_dir='{folder}'" in words:
+        if len(words) > 2 and words[1].endswith("rambo.py") and f"run_dir={folder}" in words:
             return int(path.parent.name)
     return None
 
