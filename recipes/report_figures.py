@@ -141,7 +141,11 @@ def draw_q_and_return(found: Sequence[Configuration], path: Path) -> bool:
         else:
             top.set_visible(False)
         _draw_mean_q(bottom, members, styles, crowded=crowded)
-        title = "believed by the critics" if top in shown else f"{dataset}: believed by the critics"
+        title = (
+            "believed by the critics"
+            if top in shown
+            else f"{literal(dataset)}: believed by the critics"
+        )
         bottom.set_title(title, loc="left", fontsize=11)
         bottom.set_xlabel("agent updates")
         shown.append(bottom)
