@@ -198,6 +198,20 @@ def test_no_module_is_imported_because_a_specification_names_it(module: str) -> 
     assert module not in sys.modules
 
 
+@pytest.mark.usefixtures("minari_root")
+def test_nor_because_a_minari_set_does(module: str) -> None:
+    spec = EnvSpec("Track-v0", entry_point="my_tracks:Track")
+    store("me/track-v0", spec)
+    forget()
+    dataset = minari.load_dataset("me/track-v0")
+    vars(dataset)["_env_spec"] = vars(dataset)["_eval_env_spec"] = EnvSpec("my_tracks:Track-v0")
+    data = OfflineDataset.from_episodes(dataset)
+    assert data.env_id == "my_tracks:Track-v0"
+    with pytest.raises(ValueError, match="not imported because a file says so"):
+        check_environment(data)
+    assert module not in sys.modules
+
+
 def test_a_given_time_limit_is_the_environment_s(module: str) -> None:
     arrays = {
         "observations": np.random.default_rng(0).normal(size=(6, 2)),
