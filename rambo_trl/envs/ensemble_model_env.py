@@ -42,9 +42,8 @@ class EnsembleModelEnv(ModelBasedEnvBase):
 
     Keyword Args:
         action_spec: bounds of the actions, of shape [action_size].
-        starts: where start states come from: a replay buffer or a TensorDict [N], or of any other
-            batch size, with the model's observation, normalised; of trajectories [N, T] every step
-            may be one.
+        starts: where start states come from: a replay buffer or a TensorDict [*] with the model's
+            observation, normalised; of trajectories [N, T] every step may be one.
         termination: a rule on observations in the environment's own units, see
             :mod:`rambo_trl.envs.termination`; by default nothing terminates.
         observation_mean, observation_std: statistics [observation_size] that take normalised
@@ -382,22 +381,21 @@ def _checked_starts(
         starts = starts if starts.batch_dims == 1 else starts.reshape(-1)
         if not len(starts):
             raise ValueError("starts hold no rows: at least one start state is needed")
-        rows = starts
-    elif isinstance(starts, ReplayBuffer):
+        observation = _observation_of(starts, key)
+        if observation.ndim != 2:
+            raise ValueError(
+                f"starts' observation is of shape {list(observation.shape)}: give a TensorDict "
+                "whose batch size is this but for the entries, [N] for [N, observation_size]"
+            )
+        return starts, starts
+    if isinstance(starts, ReplayBuffer):
         rows = starts[:1] if len(starts) else None
         if not isinstance(rows, TensorDictBase):
             return starts, None
-        rows = rows.reshape(-1)
-    else:
-        hint = ": give TensorDict({...: starts}, [N])" if isinstance(starts, Tensor) else ""
-        raise TypeError(
-            f"starts must be a replay buffer or a TensorDict that holds {key!r}, got "
-            f"{type(starts).__name__}{hint}"
-        )
-    observation = _observation_of(rows, key)
-    if observation.ndim != 2:
-        raise ValueError(
-            f"starts' observation {key!r} is of shape {list(observation.shape)}, expected "
-            "[N, observation_size]"
-        )
-    return starts, rows
+        _observation_of(rows, key)
+        return starts, rows
+    hint = ": give TensorDict({...: starts}, [N])" if isinstance(starts, Tensor) else ""
+    raise TypeError(
+        f"starts must be a replay buffer or a TensorDict that holds {key!r}, got "
+        f"{type(starts).__name__}{hint}"
+    )
