@@ -28,6 +28,11 @@ class ProgressBar(Protocol):
         ...
 
 
+def is_terminal(file: Any) -> bool:
+    """Whether a file, or stderr where None, is a terminal."""
+    return bool(getattr(file or sys.stderr, "isatty", lambda: False)())
+
+
 class Bar(tqdm):
     """tqdm's bar, for work of which some is waiting.
 
@@ -51,8 +56,7 @@ class Bar(tqdm):
     last_print_t: float
 
     def __init__(self, *args: Any, laps: bool = False, **settings: Any) -> None:
-        file = settings.get("file") or sys.stderr
-        self._live = bool(getattr(file, "isatty", lambda: False)())
+        self._live = is_terminal(settings.get("file"))
         self._laps = laps
         self._waiting: tuple[str, float] | None = None  # for what, since when
         self.waited = 0.0
@@ -143,13 +147,15 @@ class Bar(tqdm):
 def busy(what: str, **settings: Any) -> Bar:
     """A sign that something goes on which cannot be counted, where it takes more than a moment.
 
-    Used with ``with``; a terminal shows nothing of it afterwards.
+    Used with ``with``; a terminal shows nothing of it afterwards. A file has a line of what takes
+    five seconds or more.
 
     Args:
         what: such as ``"reading the data"``.
         **settings: as tqdm's.
     """
-    return Bar(desc=what, bar_format="{desc} [{elapsed}]", leave=False, delay=1, **settings)
+    delay = 1 if is_terminal(settings.get("file")) else 5
+    return Bar(desc=what, bar_format="{desc} [{elapsed}]", leave=False, delay=delay, **settings)
 
 
 def open_bars() -> list[Bar]:
