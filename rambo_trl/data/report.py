@@ -14,6 +14,7 @@ from rambo_trl.data.columns import entry_names
 from rambo_trl.data.coverage import measure_coverage
 from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.specification import shown_particulars
 from rambo_trl.drawing import literal
 
 __all__ = ["describe_dataset", "plot_dataset"]
@@ -34,7 +35,8 @@ def describe_dataset(dataset: OfflineDataset) -> str:
         outcome.
     """
     lines = [f"data set     {dataset.name}"]
-    lines += [f"environment  {dataset.env_id or 'none named'}"]
+    own = shown_particulars(dataset.env_spec)
+    lines += [f"environment  {dataset.env_id or 'none named'}{f' with {own}' if own else ''}"]
     pieces = f", {dataset.num_cut_episodes:,} of them cut pieces" * bool(dataset.num_cut_episodes)
     lengths, ends = episode_lengths(dataset), dataset.transitions["next"]
     terminated = int(ends["terminated"].sum())

@@ -158,6 +158,7 @@ def test_an_environment_that_does_not_take_its_arguments_is_told(
     data.memmap(tmp_path / "set")
     assert main([str(tmp_path / "set")]) == 0  # the data can be trained on without it
     words = " ".join(capsys.readouterr().out.split())
+    assert "environment Hopper-v5 with no_such_argument=1 size" in words
     assert "FAILED environment Hopper-v5 cannot be made with the arguments {'no_such" in words
     assert "(TypeError: " in words and "env_id=none to go without" in words
 
