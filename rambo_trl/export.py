@@ -28,7 +28,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
 from rambo_trl.scaling import denormalize_action
-from rambo_trl.terminal import colour_terminals_only
+from rambo_trl.terminal import set_up_messages
 from rambo_trl.training.policy_file import Policy, load_policy, policy_path
 from rambo_trl.training.run_folder import write_atomically
 
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=expand_home, help="file to write; policy.FORMAT beside the policy"
     )
     options = parser.parse_args(arguments)
-    colour_terminals_only()
+    set_up_messages()
     source = policy_path(options.run)
     out = options.out or source.with_suffix(f".{options.format}")
     try:

@@ -1,4 +1,4 @@
-"""Output that is plain where no terminal shows it."""
+"""Where messages go, and how they look where no terminal shows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from torchrl._utils import logger as torchrl_logger
 
-__all__ = ["colour_terminals_only"]
+__all__ = ["set_up_messages"]
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -27,13 +27,16 @@ class _Plain(logging.Formatter):
         return _plain(self._formatter.format(record), self._stream)
 
 
-def colour_terminals_only() -> None:
-    """Keep TorchRL's log and Gymnasium's warnings free of colour codes in files and pipes.
+def set_up_messages() -> None:
+    """Send TorchRL's log to stderr; keep it and warnings free of colour codes in files and pipes.
 
-    Neither looks where it writes to. ``NO_COLOR`` holds for terminals too.
+    By itself it goes to stdout, among a program's results, and neither looks where it writes to.
+    ``NO_COLOR`` holds for terminals too.
     """
     for handler in torchrl_logger.handlers:
         formatter = handler.formatter
+        if type(handler) is logging.StreamHandler and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
         if (
             isinstance(handler, logging.StreamHandler)
             and formatter is not None

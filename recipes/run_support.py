@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from rambo_trl.places import cache_folder
 from rambo_trl.progress import Bar, open_bars
-from rambo_trl.terminal import colour_terminals_only
+from rambo_trl.terminal import set_up_messages
 from rambo_trl.training.interruption import Interrupted, Interruption
 from rambo_trl.training.run_folder import RunFolder
 
 # tensordict reads a flag that torch has retired: nothing that a user of the recipes could change
 warnings.filterwarnings("ignore", message=".*inline_inbuilt_nn_modules is deprecated")
 logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
-colour_terminals_only()
+set_up_messages()
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def test_colours_go_to_terminals_only(
     monkeypatch.setattr(torchrl_logger, "handlers", [handler])
     monkeypatch.setattr(warnings, "formatwarning", lambda message, *args: f"{message}\n")
     monkeypatch.setattr(sys, "stderr", err)
-    terminal.colour_terminals_only()
-    terminal.colour_terminals_only()
+    terminal.set_up_messages()
+    terminal.set_up_messages()
 
     def say() -> str:
         out.truncate(0)
@@ -91,3 +91,15 @@ def test_a_name_is_drawn_as_it_stands(name: str) -> None:
     text.get_window_extent(FigureCanvasAgg(figure).get_renderer())  # a formula would fail here
     shown, formula = text._preprocess_math(text.get_text())
     assert not formula and shown == name.replace("\udce9", "?")
+
+
+def test_the_log_goes_to_stderr_and_stdout_is_the_program_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(torchrl_logger, "handlers", [logging.StreamHandler(out)])
+    terminal.set_up_messages()
+    torchrl_logger.warning("a remark")
+    assert not out.getvalue() and err.getvalue() == "a remark\n"

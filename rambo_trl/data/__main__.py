@@ -14,7 +14,7 @@ from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.report import describe_dataset, plot_dataset
 from rambo_trl.places import expand_home
 from rambo_trl.progress import busy
-from rambo_trl.terminal import colour_terminals_only
+from rambo_trl.terminal import set_up_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.action_low is None) != (options.action_high is None):
         parser.error("give both --action-low and --action-high, or none of them")
-    colour_terminals_only()
+    set_up_messages()
     level = torchrl_logger.level
     torchrl_logger.setLevel("ERROR")  # warnings stand in the report
     try:

@@ -105,9 +105,10 @@ def test_iqls_expectile_and_temperature_are_the_authors_for_the_task(task: str) 
 def test_iql_scales_no_rewards_where_success_is_the_score(env_id: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rewards = (np.arange(40) == 9).astype(np.float32)  # one of four episodes reaches the goal
+    states = rng.normal(size=(41, 4))
     data = OfflineDataset.from_arrays(
         {
-            "observations": rng.normal(size=(40, 4)), "next_observations": rng.normal(size=(40, 4)),
+            "observations": states[:-1], "next_observations": states[1:],
             "actions": rng.uniform(-1, 1, size=(40, 2)), "rewards": rewards,
             "terminals": np.zeros(40, bool), "timeouts": np.arange(40) % 10 == 9,
         },
