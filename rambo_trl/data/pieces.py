@@ -38,10 +38,10 @@ class LoggedEpisodes:
         whole = len(self.returns)
         left = f"returns are those of the other {whole}" if whole else "no return is known"
         return (
-            f"{self.num_cut} of {self.num_cut + whole} episodes are cut pieces (rows are missing "
-            f"at an end, or it has no flag, theirs or that of the one before), so {left}: flag the "
-            "ends of whole episodes, or give max_episode_steps=; a terminal row of which the next "
-            "observation is missing may stay, with NaN there",
+            f"{self.num_cut} of {self.num_cut + whole} episodes are cut pieces (rows or the flag "
+            "are missing at their end, or at that of the episode before), so "
+            f"{left}: flag the ends of whole episodes, or give max_episode_steps=; a terminal row "
+            "whose next observation is missing may stay, with NaN there",
         )
 
 
