@@ -140,8 +140,8 @@ class OfflineDataset:
         num_cut_episodes: number of pieces.
         observation_names, action_names: tuples of as many names as entries.
         step_intervals: as given; empty where the data have no time stamps.
-        env_id, env_spec, name, reference_scores, observation_layout, reward_shift,
-            reward_scale: as given or looked up.
+        env_id, env_spec, name, reference_scores, observation_layout: as given or looked up.
+        reward_shift, reward_scale: likewise.
         oddities: what may be a mistake in the data (rewards all equal, episodes that repeat
             others or go on after an end, shuffled rows, ends of both kinds at once, episodes beyond
             the time limit, actions of one sign under assumed bounds), one sentence each. Recipes

@@ -264,8 +264,9 @@ class PessimisticModelEnv(EnsembleModelEnv):
     Keyword Args:
         pessimism: a :class:`MOPOPenalty`, a :class:`MORELHalting` or another
             :class:`Pessimism`.
-        action_spec, starts, termination, observation_mean, observation_std, action_low,
-            action_high, batch_size, device: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
+        action_spec, starts, termination: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
+        observation_mean, observation_std, action_low, action_high: likewise.
+        batch_size, device: likewise.
 
     Examples:
         >>> import torch
