@@ -12,6 +12,7 @@ from data_checks import load_data
 from model_based import FITTED_MODEL
 from omegaconf import DictConfig, OmegaConf
 from rambo import Rambo
+from run_settings import leaf_keys, with_later_settings
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training_run import Run
@@ -63,10 +64,10 @@ def load_game(path: Path, fitted_file: Path | None = None) -> Game:
             f"there is no {fitted_file}, the model before the game: name one with --pretrained "
             "(the file that pretrained=auto keeps in cache_dir will do)"
         )
-    # settings that are newer than the run have their defaults
+    # settings that are newer than the run have what it had of them, or their defaults
     cfg = OmegaConf.create(OmegaConf.to_container(compose_jobs("rambo", [])[0], resolve=True))
     assert isinstance(cfg, DictConfig)
-    cfg.merge_with(saved)
+    cfg.merge_with(with_later_settings(saved, leaf_keys(cfg)))
     cfg.device, cfg.compile = "cpu", False
     dataset = load_data(cfg)
     rambo = Rambo(Run(cfg, dataset, folder, Interruption()))

@@ -95,10 +95,15 @@ def adversary_effect(rambo: Rambo) -> dict[str, Any]:
 def _put_back(rambo: Rambo) -> Iterator[None]:
     """Undo what updates of the model change: in place, as captured graphs need it."""
     phase = rambo.adversary
-    state = [x for entries in phase.optimizer.state.values() for x in entries.values()]
-    tensors = [*rambo.world_model.state_dict().values(), *filter(torch.is_tensor, state)]
-    tensors.append(phase.adversarial_loss.adversarial_weight)
-    kept = [tensor.detach().clone() for tensor in tensors]
+
+    def tensors() -> list[Tensor]:
+        """Named anew after the updates: an optimiser may put others in a state's place."""
+        states = phase.optimizer.state.values()
+        found = [x for entries in states for x in entries.values() if torch.is_tensor(x)]
+        weight = phase.adversarial_loss.adversarial_weight
+        return [*rambo.world_model.state_dict().values(), weight, *found]
+
+    kept = [tensor.detach().clone() for tensor in tensors()]
     after_update, phase.after_update = phase.after_update, None
     try:
         with torch.random.fork_rng():
@@ -106,5 +111,5 @@ def _put_back(rambo: Rambo) -> Iterator[None]:
     finally:
         phase.after_update = after_update
         with torch.no_grad():
-            for tensor, value in zip(tensors, kept, strict=True):
+            for tensor, value in zip(tensors(), kept, strict=True):
                 tensor.copy_(value)

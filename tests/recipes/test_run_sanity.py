@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.training.checkpoint import load_optimizer
 from rambo_trl.training.interruption import Interruption
 from rambo_trl.training.run_folder import RunFolder
 
@@ -167,6 +169,15 @@ def test_an_adversary_is_told_from_the_noise_of_the_fit(
     assert all(map(torch.equal, before, tensors)) and torch.equal(random, torch.get_rng_state())
     assert float(phase.adversarial_loss.adversarial_weight) == pytest.approx(weight)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_what_is_measured_of_a_checkpoint_is_what_was_at_the_training_s_end(tmp_path: Path) -> None:
+    method = rambo(tmp_path / "run", 1e-3)
+    optimizer = method.adversary.optimizer
+    state, want = copy.deepcopy(optimizer.state_dict()), adversary_effect(method)
+    load_optimizer(optimizer, state)
+    for _ in range(2):  # the first step after it puts other tensors in the state's place
+        assert adversary_effect(method) == want
 
 
 def test_small_changes_are_no_effect_however_little_noise_there_is(
