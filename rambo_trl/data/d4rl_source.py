@@ -80,9 +80,14 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             names = list(file)
-            for key in _REQUIRED + _OPTIONAL:
-                if isinstance(file.get(key), h5py.Dataset):
-                    arrays[key] = _read(file[key])
+            found = {key: file.get(key) for key in _REQUIRED + _OPTIONAL}
+            stored = {k: v for k, v in found.items() if isinstance(v, h5py.Dataset)}
+            # both alike, or none of the values would follow each other any more
+            states = stored.keys() & {"observations", "next_observations"}
+            double = any(_has_offset(stored[key]) for key in states)
+            for key, values in stored.items():
+                kept = double if key in states else _has_offset(values)
+                arrays[key] = values[()] if kept else _read(values)
     except Exception as error:  # h5py's errors are of many types
         how = {"damaged": "is truncated, corrupt or no HDF5 file"}
         if Path(path).suffix.lower() not in _SUFFIXES:
@@ -119,11 +124,8 @@ def _instead(path: Path) -> str:
 
 
 def _read(stored: h5py.Dataset) -> np.ndarray:
-    """Read an array; wide rows in double precision become float32 bit by bit, to save memory.
-
-    Unless what changes in a column may be too small beside its offset for that.
-    """
-    if stored.ndim < 2 or stored.dtype != np.float64 or not len(stored) or _has_offset(stored):
+    """Read an array; wide rows in double precision become float32 bit by bit, to save memory."""
+    if not _is_wide(stored):
         return stored[()]
     array = np.empty(stored.shape, np.float32)
     with np.errstate(over="ignore"):  # what becomes infinite is found and located later
@@ -133,17 +135,31 @@ def _read(stored: h5py.Dataset) -> np.ndarray:
     return array
 
 
+def _is_wide(stored: h5py.Dataset) -> bool:
+    return stored.ndim >= 2 and stored.dtype == np.float64 and len(stored) > 0
+
+
 def _has_offset(stored: h5py.Dataset) -> bool:
-    """Whether a column's largest value is beyond 50 of its standard deviations."""
-    first = stored[0]
-    total, squares, largest = (np.zeros(stored.shape[1:]) for _ in range(3))
-    with np.errstate(over="ignore", invalid="ignore"):
+    """Whether a column's largest value is beyond 50 of its standard deviations.
+
+    Missing values do not count: a terminal row may have no next observation.
+    """
+    if not _is_wide(stored):
+        return False
+    total, squares, largest, count, first = (np.zeros(stored.shape[1:]) for _ in range(5))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for start in range(0, len(stored), _ROWS_AT_ONCE):
             part = stored[start : start + _ROWS_AT_ONCE]
+            known = np.isfinite(part)
+            # the first known value of each column, so that squares of an offset do not swallow it
+            new = np.take_along_axis(part, known.argmax(axis=0)[None], axis=0)[0]
+            first = np.where((count == 0) & np.isfinite(new), new, first)
+            part = np.where(known, part, first)
+            count += known.sum(axis=0)
             largest = np.maximum(largest, np.abs(part).max(axis=0))
             total += (part - first).sum(axis=0)
             squares += np.square(part - first).sum(axis=0)
-        variance = squares / len(stored) - np.square(total / len(stored))
+        variance = squares / count - np.square(total / count)
         return bool(((variance > 0) & (np.square(largest) > 2500 * variance)).any())
 
 

@@ -138,6 +138,19 @@ class TestOffsets:
         assert opened.observation_mean.dtype == torch.float64
         assert dataset_digest(opened) == dataset_digest(data)
 
+    def test_a_file_with_next_observations_missing(self, tmp_path: Path) -> None:
+        column = np.stack([self.COLUMNS["unix"], np.arange(ROWS + 1.0)], -1)
+        content = {**arrays(), "observations": column[:-1], "next_observations": column[1:].copy()}
+        content["terminals"] = np.arange(ROWS) == ROWS - 1
+        content["next_observations"][-1] = np.nan
+        with h5py.File(tmp_path / "log.hdf5", "w") as file:
+            for key, value in content.items():
+                file[key] = value
+        data = OfflineDataset.load(tmp_path / "log.hdf5")
+        rows = data.transitions
+        assert int(rows["next", "done"].sum()) == int(load().transitions["next", "done"].sum())
+        torch.testing.assert_close(rows["next", "observation"][0], rows["observation"][1])
+
     def test_usual_data_stay_in_float32(self) -> None:
         data = load()
         assert data.observation_mean.dtype == data.action_low.dtype == torch.float32
