@@ -213,15 +213,15 @@ def imagined_rewards(
 
 
 def real_rewards(
-    dataset: OfflineDataset, act: Callable[[Tensor], Tensor], horizon: int, reward_shift: float
+    dataset: OfflineDataset, act: Callable[[Tensor], Tensor], horizon: int
 ) -> tuple[Tensor, Tensor]:
     """Rewards of the policy's episodes in the environment, 0 after their end.
 
     Args:
-        dataset: names the environment, normalises its states.
+        dataset: names the environment, normalises its states; its shift is added to every reward,
+            as in training.
         act: maps normalised states to actions.
         horizon: steps.
-        reward_shift: added to every reward, as in training.
 
     Returns:
         The normalised start states [EPISODES, observation_size] and the rewards
@@ -244,7 +244,7 @@ def real_rewards(
             for step in range(horizon):
                 action = dataset.denormalize_action(act(observation[None])[0]).numpy()
                 raw, reward, terminated, truncated = play_step(env, action, flatten)
-                rewards[step, episode] = reward + reward_shift
+                rewards[step, episode] = reward + dataset.reward_shift
                 if terminated or truncated:
                     break
                 observation = normalise(raw)
@@ -303,7 +303,7 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
     targets = {"policy_actions": act(data["observation"]), "random_actions": uniform}
     start, rewards = data["observation"][draw_rows(len(data), EPISODES)], {}
     if dataset.environment is not None:
-        start, rewards["real"] = real_rewards(dataset, act, horizon, cfg.reward_shift)
+        start, rewards["real"] = real_rewards(dataset, act, horizon)
     for name, model in zip(("fitted", "adversarial"), models, strict=True):
         torch.manual_seed(0)  # the same noise for both
         imagined = imagined_rewards(model, env, act, start.repeat(REPEATS, 1), horizon)

@@ -32,6 +32,7 @@ from rambo_trl.envs.termination import (
     import_rule,
     never,
 )
+from rambo_trl.modules.statistics import largest_magnitude
 
 #: the environments of the tasks, by the first word of their names
 TASK_ENVIRONMENTS = {
@@ -197,11 +198,27 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
         check_environment(dataset)
     if model_based:
         check_termination(cfg, dataset)
+        _check_rewards(cfg, dataset)
     _check_batches(cfg, len(dataset), f"{dataset.name} has")
     if dataset.oddities and cfg.odd_data == "refuse":
         raise ValueError(
             f"{dataset.name}: {'; '.join(dataset.oddities)}. odd_data=accept trains on it as it is"
         )
+
+
+def _check_rewards(cfg: DictConfig, dataset: OfflineDataset) -> None:
+    """Tell of rewards, taken as they are, that a model of observations of size 1 hardly learns.
+
+    Raises:
+        ValueError: if their squares are beyond float32.
+    """
+    largest = largest_magnitude(dataset.transitions["next", "reward"])
+    if cfg.reward_scale != 1 or largest == 0 or 1e-3 <= largest <= 1e3:
+        return
+    found = f"the largest reward of {dataset.name} is {largest:.3g}, and reward_scale=1 takes it"
+    if largest > 1e15:
+        raise ValueError(f"{found} as it is, which float32 cannot square: use reward_scale=auto")
+    print(f"note: {found} as it is: reward_scale=auto suits the model and critics", file=sys.stderr)
 
 
 def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:

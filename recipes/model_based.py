@@ -331,13 +331,14 @@ class ModelBased:
     def _load_given_parts(self) -> None:
         """Take the model, the policy or both from the files that the settings name."""
         run, cfg, dataset = self.run, self.run.cfg, self.run.dataset
+        low, high = dataset.action_low, dataset.action_high
         if cfg.cloned_policy is not None:
             load_into_actor(
                 cfg.cloned_policy,
                 self.actor,
                 observation_mean=dataset.observation_mean,
                 observation_std=dataset.observation_std,
-                action_spec=Bounded(dataset.action_low, dataset.action_high),
+                action_spec=Bounded(low, high, dtype=low.dtype),
             )
             tqdm.write(f"cloned policy: {cfg.cloned_policy}")
         if cfg.fitted_model is not None:

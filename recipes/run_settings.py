@@ -162,7 +162,7 @@ RULES: Mapping[str, Rule] = {
     "env_id": Text(optional=True),
     "termination": Text(),
     "odd_data": Choice(("refuse", "accept")),
-    "reward_shift": Number(-1e6, 1e6),
+    "reward_shift": Number(-1e30, 1e30),
     "reward_scale": AutoOr(Number(above=True)),
     "pretrained": Text(optional=True),
     "cache_dir": Text(),

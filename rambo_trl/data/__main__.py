@@ -101,7 +101,8 @@ def _bounds(low: list[float] | None, high: list[float] | None) -> Bounded | None
         return None
     if len(low) != len(high):
         raise ValueError(f"--action-low has {len(low)} numbers and --action-high {len(high)}")
-    return Bounded(torch.tensor(low), torch.tensor(high), shape=(len(low),), dtype=torch.float32)
+    bounds = (torch.tensor(bound, dtype=torch.float64) for bound in (low, high))
+    return Bounded(*bounds, shape=(len(low),), dtype=torch.float64)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,7 @@ class OfflineDataset:
         """Bring raw transitions to the learner's units; returns what float32 cannot tell apart."""
         rows = self.transitions
         low, high, reward = self.action_low, self.action_high, rows["next", "reward"]
+        reward = reward + self.reward_shift if self.reward_shift else reward
         observation, action = rows["observation"], rows["action"]
         size = observation.shape[-1]
         if self.normalized:
@@ -259,9 +260,7 @@ class OfflineDataset:
             *coarse_entries(action, (low + high) / 2, (high - low) / 2, self.action_names),
             *coarse_entries(reward, torch.zeros(1), torch.ones(1), ("reward",)),
         ]
-        rows["next", "reward"] = (
-            reward + self.reward_shift if self.reward_shift else reward
-        ).float()
+        rows["next", "reward"] = reward.float()
         rows["action"] = normalize_action(action, low, high).float()
         for key in ("observation", ("next", "observation")):
             # in place: the raw copies are this object's own and may be large

@@ -158,7 +158,8 @@ def rule_for(environment: str | EnvSpec, *, observation_size: int | None = None)
     if arguments.get("terminate_when_unhealthy") is False:
         return never
     for key, usual in known.arguments.items():
-        if tuple(given := arguments.get(key, usual)) != usual:
+        given = arguments.get(key, usual)
+        if given is None or tuple(given) != usual:
             raise ValueError(
                 f"the termination rule of {environment_id(environment)} is for {key}={usual}, not "
                 f"{given}: {_CHOICES}"

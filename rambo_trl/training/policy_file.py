@@ -8,7 +8,6 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -246,8 +245,10 @@ def save_policy(
         **({} if data is None else data.as_header()),
     }
     if env_spec is not None:
-        with suppress(ValueError):  # the id stays
+        try:
             header["env_spec"] = specification_text(env_spec)
+        except ValueError as error:
+            torchrl_logger.warning(f"{path}: {error}; the policy's file names {env_id} alone")
     tensors = {"observation_mean": observation_mean, "observation_std": observation_std}
     for i, layer in enumerate(_linear_layers(actor)):
         tensors[f"layers.{i}.weight"] = layer.weight

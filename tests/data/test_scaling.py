@@ -163,6 +163,7 @@ class TestOffsets:
         assert "distinct values of observation 0 coincide in float32" in self.load(wide).remarks[0]
         rewards = 1e9 + arrays()["rewards"]
         assert "distinct values of reward coincide" in load(rewards=rewards).remarks[0]
+        assert not load(rewards=rewards, reward_shift=-1e9).remarks  # as the remark advises
 
 
 def test_a_memmap_folder_keeps_rewards_in_their_unit(tmp_path: Path) -> None:

@@ -243,6 +243,8 @@ def test_scores_and_rules_are_for_the_plain_environment() -> None:
     assert rule_for(hopper(terminate_when_unhealthy=False)) is never
     assert rule_for(hopper(healthy_z_range=[0.7, float("inf")])) is rule_for("Hopper-v5")
     terminated = torch.zeros(4, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"healthy_z_range=\(0.7, inf\), not None: choose t"):
+        rule_for(hopper(healthy_z_range=None))
     with pytest.raises(ValueError, match=r"healthy_z_range=\(0.7, inf\), not \[0.2, 3\]: choose t"):
         choose_rule(env_id=hopper(healthy_z_range=[0.2, 3]), terminated=terminated)
     with pytest.raises(ValueError, match="observations of 11 entries, the data's have 12: choose"):

@@ -390,10 +390,11 @@ def test_real_rewards_are_those_that_are_trained_on(monkeypatch: pytest.MonkeyPa
         observation_layout=None,
         normalize=lambda x: (x - 1.0) / 2.0,
         denormalize_action=lambda x: x,
+        reward_shift=0.5,  # the data's: a folder may have been made with one
     )
     gymnasium.register("Drift-v0", Drift)
     try:
-        starts, rewards = real_rewards(dataset, lambda x: x, 4, 0.5)
+        starts, rewards = real_rewards(dataset, lambda x: x, 4)
     finally:
         del gymnasium.registry["Drift-v0"]
     # raw states 1, 3, 5 and 2, 4: normalised 0, 1, 2 and 0.5, 1.5; half a point more is paid
@@ -416,7 +417,7 @@ def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> 
     dataset = OfflineDataset(rows, action_spec=SPEC, normalize=False)
     actor = make_actor(2, SPEC, hidden_sizes=(4,))
     agent = SimpleNamespace(gamma=GAMMA)
-    cfg = SimpleNamespace(agent=agent, seed=0, adversarial_weight=0.1, reward_shift=0.0)
+    cfg = SimpleNamespace(agent=agent, seed=0, adversarial_weight=0.1)
     rambo = SimpleNamespace(
         run=SimpleNamespace(cfg=cfg, dataset=dataset),
         env=env,

@@ -227,6 +227,24 @@ def test_a_batch_larger_than_the_data(key: str) -> None:
     check_data(cfg, dataset("InvertedDoublePendulum-v5"))
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6, 1e20])
+def test_rewards_of_another_size_that_are_taken_as_they_are(
+    size: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cfg,) = compose_jobs("rambo", ["schedule=paper", "termination=none"])
+    data = dataset("InvertedDoublePendulum-v5")
+    data.transitions["next", "reward"] *= size / data.transitions["next", "reward"].abs().max()
+    if size > 1e15:
+        with pytest.raises(ValueError, match="cannot square: use reward_scale=auto"):
+            check_data(cfg, data)
+    else:
+        check_data(cfg, data)
+        assert ("reward_scale=auto" in capsys.readouterr().err) == (size != 1)
+    OmegaConf.update(cfg, "reward_scale", "auto")
+    check_data(cfg, data)
+    assert "reward_scale" not in capsys.readouterr().err
+
+
 class TestBeforeTheData:
     """What needs no data is refused before any are built, downloaded or read."""
 

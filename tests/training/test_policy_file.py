@@ -4,8 +4,10 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -434,3 +436,11 @@ def test_a_dictionary_is_refused_by_its_entries(saved):
         policy(entries)
     with pytest.raises(ValueError, match="observation_layout.flatten"):
         policy(TensorDict(observation=torch.zeros(5)))
+
+
+def test_a_specification_that_cannot_be_kept_is_told(tmp_path, caplog) -> None:
+    spec = gymnasium.spec("Hopper-v5")
+    spec = replace(spec, kwargs={"reward": lambda x: x})
+    save_policy(tmp_path / "policy.safetensors", **make_arguments(), env_spec=spec)
+    assert "the policy's file names Hopper-v5 alone" in caplog.text
+    assert load_policy(tmp_path / "policy.safetensors").environment == "Hopper-v5"
