@@ -6,10 +6,12 @@ import importlib
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bc
 import model_based
+import numpy as np
 import pytest
 import torch
 from command_line import compose_jobs
@@ -22,6 +24,7 @@ from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.modules import make_actor
 from rambo_trl.training.checkpoint import seed_everything
 from rambo_trl.training.interruption import Interruption
 from rambo_trl.training.policy_file import load_policy
@@ -350,3 +353,25 @@ def test_a_resumed_run_keeps_the_model_as_it_was_fitted(tmp_path: Path) -> None:
     method.run.progress["epoch"] = 1
     method.pretrain()
     assert file.read_bytes() == before
+
+
+def test_a_cloned_policy_of_bounds_in_double_precision(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    bounds = (torch.tensor([x], dtype=torch.float64) for x in (1e9, 1e9 + 1))
+    spec = Bounded(*bounds, shape=(1,), dtype=torch.float64)
+    rows = {"observations": rng.normal(size=(9, 2)), "actions": 1e9 + rng.random((9, 1)),
+            "rewards": rng.random(9), "terminals": np.arange(9) % 3 == 2}  # fmt: skip
+    dataset = OfflineDataset.from_arrays(
+        {**rows, "next_observations": rows["observations"] + 1}, action_spec=spec
+    )
+    actors = [make_actor(2, dataset.action_spec, hidden_sizes=[4]) for _ in range(2)]
+    cfg = OmegaConf.create(
+        {"agent": {"hidden_sizes": [4]}, "seed": 0, "fitted_model": None,
+         "cloned_policy": str(tmp_path / "policy.safetensors")}
+    )  # fmt: skip
+    write_policy(tmp_path / "policy.safetensors", actors[0], dataset, cfg)
+    run = SimpleNamespace(cfg=cfg, dataset=dataset)
+    method: Any = SimpleNamespace(run=run, actor=actors[1])
+    model_based.ModelBased._load_given_parts(method)
+    for one, other in zip(actors[0].parameters(), actors[1].parameters(), strict=True):
+        assert torch.equal(one, other)
