@@ -146,7 +146,7 @@ def _expectation_table(found: Sequence[Configuration]) -> list[str]:
         return []
     intro = (
         "Not evaluated: what the critics expect, beside the discounted returns of the logged "
-        "episodes."
+        "episodes, truncated ones as if they went on."
     )
     return ["", intro, "", _table_row(columns), "|" + "---|" * len(columns), *lines]
 

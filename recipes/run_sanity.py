@@ -112,7 +112,10 @@ def check_sanity(
     found: dict[str, Any] = {"adversary": adversary, "lines": [], "warnings": []}
     if gamma is not None:
         _check_q(found, rows, value_range(dataset, gamma, rows, penalty=penalty))
-        _check_start(found, rows, discounted_returns(dataset, gamma), gamma)
+        ends = dataset.whole_episodes[:, 1] - 1
+        cut = not bool(dataset.transitions["next", "terminated"][ends].all())
+        how = "discounted, truncated episodes as if they went on" if cut else "discounted"
+        _check_start(found, rows, discounted_returns(dataset, gamma), gamma, how)
     if adversary is not None:
         found["lines"].append(adversary["line"])
     return found
@@ -138,7 +141,7 @@ def _check_q(found: dict[str, Any], rows: Sequence[Row], allowed: tuple[float, f
 
 
 def _check_start(
-    found: dict[str, Any], rows: Sequence[Row], returns: np.ndarray, gamma: float
+    found: dict[str, Any], rows: Sequence[Row], returns: np.ndarray, gamma: float, how: str
 ) -> None:
     row, value = _last(rows, "start_value")
     found.update(start_value=value, logged_discounted_return=None)
@@ -156,16 +159,13 @@ def _check_start(
     if not value <= most:
         line = (
             f"{said} where the best logged episode gave {text(best)} (mean {text(mean)}, "
-            "discounted): distrust it"
+            f"{how}): distrust it"
         )
         if without <= most:  # an estimate: critics that have learnt little hold less of it
             line += ", unless the bonus explains the difference"
         _warn(found, line)
         return
-    line = (
-        f"{said}, logged episodes gave {text(mean)} in the mean and {text(best)} at best "
-        "(discounted)"
-    )
+    line = f"{said}, logged episodes gave {text(mean)} in the mean and {text(best)} at best ({how})"
     if value < worst:
         line += ": less than any of them, so the critics or the policy have learnt too little"
     found["lines"].append(line)

@@ -63,6 +63,8 @@ def as_numbers(value: Any, kind: str, where: str) -> np.ndarray:
     keys = _keys(value)
     if keys is None:
         return _numbers(value, kind, where)
+    if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"{where}: {kind} have several columns named {twice}: give each its own")
     columns = {key: _numbers(value[key], f"column {key!r} of {kind}", where) for key in keys}
     shapes = {key: column.shape for key, column in columns.items()}
     if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 1:
@@ -93,9 +95,21 @@ def _numbers(value: Any, label: str, where: str) -> np.ndarray:
             return np.array(empty, np.float64).reshape(array.shape)
     some = ", ".join(repr(str(cell)) for cell in dict.fromkeys(cells[:1000]))
     raise ValueError(
-        f"{where}: {label} of type {array.dtype} are no real numbers but {_cut(some)}: write "
-        "numbers for them (0 and 1, one column for each kind), or leave the column out"
+        f"{where}: {label} of type {array.dtype} are no real numbers but {_cut(some)}: "
+        f"{_instead(array, cells)}, or leave the column out"
     )
+
+
+def _instead(array: np.ndarray, cells: Sequence[Any]) -> str:
+    """What to give instead of cells that are no numbers."""
+    if array.dtype.kind in "Mm" or all(hasattr(x, "isoformat") for x in cells):
+        return "give seconds since a start, as a number"
+    try:
+        for cell in cells:
+            float(cell.replace(",", ".", 1))
+    except (AttributeError, ValueError):
+        return "write numbers for them (0 and 1, one column for each kind)"
+    return "they are numbers written as text, so read them as numbers (with their decimal sign)"
 
 
 def _is_number(cell: Any) -> bool:

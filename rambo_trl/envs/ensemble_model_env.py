@@ -177,6 +177,11 @@ class EnsembleModelEnv(ModelBasedEnvBase):
                     f"the world model {name} writes {got} as {key!r} of 2 rows, expected "
                     f"{' or '.join(str(list(shape)) for shape in shapes)}"
                 )
+            if value.dtype != observation.dtype:
+                raise ValueError(
+                    f"the world model {name} writes {value.dtype} as {key!r}, expected "
+                    f"{observation.dtype}, as it is given: cast it"
+                )
 
     def _try_rule(self, rule: TerminationRule) -> None:
         """Warn of a rule in the environment's units that is given normalised observations."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -17,6 +18,7 @@ from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.__main__ import main
+from rambo_trl.data.columns import as_numbers
 from rambo_trl.data.report import describe_dataset, plot_dataset
 from rambo_trl.data.sampling import step_intervals
 
@@ -264,7 +266,8 @@ def test_names_that_do_not_fit_are_refused(names: Any) -> None:
     [
         (np.array(["open", "closed"] * 20), r"column 'valve' .* but 'open', 'closed': write"),
         (np.array([1.0, "n/a"] * 20, object), r"column 'valve' .* but 'n/a': write"),
-        (np.array(["2024-01-01"] * 40, "M8[D]"), r"column 'valve' .* datetime64.* no real num"),
+        (np.array(["2024-01-01"] * 40, "M8[D]"), r"column 'valve' .* no real num.*: give seconds"),
+        (np.array(["20,5", "21,0"] * 20), r"'20,5', '21,0': they are numbers written as text"),
         (np.full(40, np.nan), r"of valve, where valve has no number at all, as text read as"),
         (np.array([1.0, None] * 20, object), r"18 in observation .* of valve[ ;.]"),
         (
@@ -283,6 +286,12 @@ def test_columns_of_text_or_with_gaps_are_named(column: np.ndarray, words: str) 
     with pytest.raises(ValueError, match=words) as caught:
         OfflineDataset.from_arrays(arrays, action_spec=SPEC)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_two_columns_is_told() -> None:
+    frame = SimpleNamespace(columns=["temp_C", "valve", "valve"])  # as a data frame may have
+    with pytest.raises(ValueError, match=r"observations have several columns named \['valve'\]"):
+        as_numbers(frame, "observations", "arrays")
 
 
 def test_constant_columns_are_told() -> None:

@@ -90,6 +90,10 @@ def test_what_the_agent_expects_beside_the_log() -> None:
         found = check_sanity([{"epoch": 1, "start_value": value}], data, GAMMA)
         (line,) = found["lines"]
         assert words in line and ("distrust" in line) == (value == 870.0) == bool(found["warnings"])
+    cut = episodes([500.0], [320.0], terminal=False)
+    for value in (870.0, 5000.0):
+        (line,) = check_sanity([{"epoch": 1, "start_value": value}], cut, GAMMA)["lines"]
+        assert "discounted, truncated episodes as if they went on)" in line
     # what may be SAC's entropy bonus
     row = {"epoch": 1, "start_value": 600.0, "alpha": 1.0, "entropy": 200.0}
     (line,) = check_sanity([row], data, GAMMA)["warnings"]

@@ -347,6 +347,10 @@ def wide(out: TensorDict) -> TensorDict:
     return out.set(("next", "observation"), torch.zeros(2, 4))
 
 
+def double(out: TensorDict) -> TensorDict:
+    return out.set(("next", "observation"), out["next", "observation"].double())
+
+
 def test_rewards_may_have_no_last_dimension() -> None:
     env = make_env(Other(change=flat_reward))
     check_env_specs(env)
@@ -388,6 +392,11 @@ ENVS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: make_env(Other(change=wide)),
         ValueError,
         r"writes shape \[2, 4\].*expected \[2, 3\]",
+    ),
+    "another dtype": (
+        lambda: make_env(Other(change=double)),
+        ValueError,
+        r"writes torch.float64 as \('next', 'observation'\), expected torch.float32",
     ),
     "nothing written": (
         lambda: make_env(Other(change=lambda out: out.exclude("next"))),
