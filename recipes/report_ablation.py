@@ -15,7 +15,7 @@ from paper_results import (
     published_weight,
     table_dataset,
 )
-from report_tables import formatter, paper_text, scores_of, spread, total_text
+from report_tables import formatter, paper_text, scores_of, spread, table_row, total_text
 from run_reading import Configuration
 
 #: up to this lambda the game goes on fitting the model and has no adversary to speak of
@@ -116,7 +116,7 @@ def _row(name: str, rambo: Configuration, without: Configuration, *, mixed: bool
         paper_text(rambo),
         paper_text(rambo) if published_weight(rambo.dataset) == 0 else "-",
     ]
-    return "| " + " | ".join(cells) + " |"
+    return table_row(cells)
 
 
 def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> str:
@@ -137,4 +137,4 @@ def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> str:
         f"{paper.rambo:.1f} +- {paper.rambo_std:.1f}{remark}",
         f"{paper.ablation:.1f} +- {paper.ablation_std:.1f}{remark}",
     ]
-    return "| " + " | ".join(cells) + " |"
+    return table_row(cells)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from report_figures import legend_entries
+from report_tables import table_row
 from run_reading import Configuration, Record
 
 from rambo_trl.drawing import literal
@@ -135,7 +136,7 @@ def effect_table(effects: Sequence[Effect]) -> list[str]:
             *(f"{x:+.2g}" for x in value),
             *([f"{x:.2g}" for x in np.mean(moved, axis=0)] if moved else "-" * len(_PLACES)),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return lines
 
 

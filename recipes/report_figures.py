@@ -268,7 +268,8 @@ def _draw_start_value(
     for configuration in members:
         name = name_of(configuration)
         curves = [run.series("start_value") for run in configuration.runs]
-        draw(axes, curves, styles[name], name)
+        if any(points for points, _ in curves):  # cloning has no critics
+            draw(axes, curves, styles[name], name)
         for run in configuration.runs:
             known = run.results.get("sanity") or {}
             logged = logged or known.get("logged_discounted_return") or {}
@@ -347,7 +348,8 @@ def _draw_mean_q(
             if x and run.results.get("q_bound"):  # a method without critics has no use for it
                 bounds.add(run.results["q_bound"])
         draw = _draw_smoothed if crowded else _draw_band
-        draw(axes, curves, style, name_of(configuration))
+        if any(run.series("mean_q")[0] for run in configuration.runs):
+            draw(axes, curves, style, name_of(configuration))
     axes.set_ylabel("mean Q in training")
     if not largest:
         return

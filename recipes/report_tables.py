@@ -100,7 +100,7 @@ def _value_table(found: Sequence[Configuration], what: str) -> list[str]:
         "data set", "method", "seeds", "epochs", "data's mean", "data's best", "cloned", what,
         "IQM (95 % interval)", *paper, f"{what} by seed", "minutes a run",
     ]  # fmt: skip
-    lines = [_table_row(columns), "|" + "---|" * len(columns)]
+    lines = [table_row(columns), "|" + "---|" * len(columns)]
     for configuration in found:
         results = [run.results for run in configuration.runs]
         epochs, form = sorted({r["epochs"] for r in results}), formatter(configuration)
@@ -118,7 +118,7 @@ def _value_table(found: Sequence[Configuration], what: str) -> list[str]:
             ", ".join("-" if v is None else form(v) for v in configuration.by_run),
             spread(run.minutes for run in configuration.runs),
         ]
-        lines.append(_table_row(cells))
+        lines.append(table_row(cells))
     return lines
 
 
@@ -141,18 +141,19 @@ def _expectation_table(found: Sequence[Configuration]) -> list[str]:
                 ),
                 *(spread([logged.get(key)], format_value) for key in ("mean", "best")),
             ]
-            lines.append(_table_row(cells))
+            lines.append(table_row(cells))
     if not lines:
         return []
     intro = (
         "Not evaluated: what the critics expect, beside the discounted returns of the logged "
         "episodes, truncated ones as if they went on."
     )
-    return ["", intro, "", _table_row(columns), "|" + "---|" * len(columns), *lines]
+    return ["", intro, "", table_row(columns), "|" + "---|" * len(columns), *lines]
 
 
-def _table_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def table_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table, whatever a cell holds."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def totals(found: Sequence[Configuration]) -> list[str]:

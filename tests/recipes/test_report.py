@@ -413,6 +413,12 @@ def test_what_is_missing_is_left_out_and_said(
     assert "left out, not ended" in (err := capsys.readouterr().err) and "unended" in err
 
 
+def test_a_name_ends_no_cell_of_the_table(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", dataset="my|log.hdf5", score=40.0)
+    assert report.main([run, "--out", str(tmp_path / "out")]) == 0
+    assert r"| `my\|log.hdf5` |" in (tmp_path / "out/table.md").read_text()
+
+
 def test_runs_without_evaluations_show_what_their_critics_expect(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +445,9 @@ def test_runs_without_evaluations_show_what_their_critics_expect(
     panels = panels_of(monkeypatch, report_figures.draw_q_and_return, tmp_path / "runs")
     assert [axes.get_ylabel() for axes in panels] == ["value at the start", "mean Q in training"]
     assert {4, 3} <= {y for line in panels[0].lines for y in line.get_ydata()}
+    # of cloning, which has no critics, there is no line and nothing in the legend
+    drawn = [line.get_label() for axes in panels for line in axes.lines]
+    assert not any("BC" in str(label) for label in drawn)
     assert "paper" not in table, "its numbers are scores"
 
 
