@@ -17,6 +17,7 @@ __all__ = [
     "file_names",
     "listed",
     "names_of",
+    "told_apart",
     "where_missing",
 ]
 
@@ -119,6 +120,19 @@ def _is_number(cell: Any) -> bool:
 def _is_missing(cell: Any) -> bool:
     """Whether a cell is empty: None, or pandas' NA."""
     return cell is None or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def told_apart(*values: float, digits: int = 6) -> list[str]:
+    """Numbers as text, with ``digits`` significant ones or as many as tell them apart."""
+
+    def text(count: int) -> list[str]:
+        return [f"{x:.{count}g}" for x in values]
+
+    if len(set(text(digits))) < len(set(values)):
+        digits = max(digits, *(len(f"{abs(x):.0f}") for x in values))  # without an exponent
+    while digits < 17 and len(set(text(digits))) < len(set(values)):
+        digits += 1
+    return text(digits)
 
 
 def _cut(text: str) -> str:

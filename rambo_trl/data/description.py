@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rambo_trl.data.columns import entry_names
+from rambo_trl.data.columns import entry_names, told_apart
 
 __all__ = ["DataDescription"]
 
@@ -107,7 +107,8 @@ class DataDescription:
         told = []
         for i in far.any(0).nonzero().flatten().tolist():
             value = float(values[int(far[:, i].nonzero()[0]), i])
-            known = f"{low[i]:g} to {high[i]:g}" if low[i] < high[i] else f"always {low[i]:g}"
-            told.append(f"{self.observation_names[i]} is {value:g} ({known} in the data)")
+            is_now, least, most = told_apart(value, low[i], high[i])
+            known = f"{least} to {most}" if low[i] < high[i] else f"always {least}"
+            told.append(f"{self.observation_names[i]} is {is_now} ({known} in the data)")
         more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
         return ", ".join(told[:_TOLD]) + more

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rambo_trl.data.columns import entry_names
+from rambo_trl.data.columns import entry_names, told_apart
 from rambo_trl.data.coverage import measure_coverage
 from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
@@ -132,16 +132,17 @@ def _entries(dataset: OfflineDataset) -> list[str]:
     ]
     bounds = zip(dataset.action_low.tolist(), dataset.action_high.tolist(), strict=True)
     columns += [
-        (name, column, f"{low:g} to {high:g}")
+        (name, column, " to ".join(told_apart(low, high)))
         for name, column, (low, high) in zip(
             dataset.action_names, action.unbind(-1), bounds, strict=True
         )
     ]
     for label, column, bound in columns[:_MAX_ROWS]:
         values = column.double()
-        numbers = (values.mean(), values.std(correction=0), values.min(), values.max())
-        constant = "constant" if values.min() == values.max() else bound
-        text = " ".join(f"{float(x):>11.4g}" for x in numbers)
+        least, most = float(values.min()), float(values.max())
+        constant = "constant" if least == most else bound
+        middle = (f"{float(x):.4g}" for x in (values.mean(), values.std(correction=0)))
+        text = " ".join(f"{x:>11}" for x in (*middle, *told_apart(least, most, digits=4)))
         lines.append(f"{_short(label, width):<{width}} {text}  {constant}".rstrip())
     if len(columns) > _MAX_ROWS:
         lines.append(f"... and {len(columns) - _MAX_ROWS} more")

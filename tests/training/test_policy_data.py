@@ -91,6 +91,9 @@ def test_far_outside_is_told_once_by_name(path: Path, heard: pytest.LogCaptureFi
     assert "time_s" not in said
     policy(usual + np.array([200, 0, 0]))
     assert len(heard.records) == 1
+    # numbers whose first six digits are the same are told apart
+    load_policy(path)(usual + np.array([0, 4000, 0]))
+    assert "time_s is 1700004015 (1700000000 to 17000000" in heard.records.pop().getMessage()
     load_policy(path)(torch.tensor(usual + np.array([0, 0, 0.1])))  # another policy tells anew
     assert len(heard.records) == 2
 
