@@ -147,13 +147,13 @@ def wrong_values(rule: object) -> list[object]:
     if isinstance(rule, AutoOr):
         return [*wrong_values(rule.rule), None]
     if isinstance(rule, Whole | Number):
-        wrong += ["a word", True, rule.low - 1]
+        wrong += ["a word", True, rule.low - max(1, abs(rule.low))]
         wrong += [] if rule.optional else [None]
         wrong += [math.inf, -math.inf, math.nan] if isinstance(rule, Number) else [rule.low + 0.5]
         if isinstance(rule, Number) and rule.above:
             wrong.append(rule.low)
         if rule.high is not None and rule.high < math.inf:
-            wrong.append(rule.high + 1)
+            wrong.append(rule.high + max(1, abs(rule.high)))
     elif isinstance(rule, Text):
         wrong += [3] if rule.optional else [3, None]
     else:
