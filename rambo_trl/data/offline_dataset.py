@@ -693,22 +693,19 @@ class OfflineDataset:
 
     def normalize(self, observation: torch.Tensor) -> torch.Tensor:
         """Map raw observations [*, obs] to the data's scale."""
-        mean, std = (self._as_precise(v, observation) for v in self._statistics())
+        mean, std = self._statistics_for(observation)
         return ((observation - mean) / std).to(observation.dtype)
 
     def denormalize(self, observation: torch.Tensor) -> torch.Tensor:
         """Map normalised observations [*, obs] back to raw ones, in the statistics' precision."""
-        mean, std = (self._as_precise(v, observation) for v in self._statistics())
+        mean, std = self._statistics_for(observation)
         return observation * std + mean
 
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.observation_mean, self.observation_std
-
-    @staticmethod
-    def _as_precise(statistic: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
-        """A statistic beside observations: in their dtype, unless it needs double precision."""
-        double = statistic.dtype == torch.float64
-        return statistic.to(observation.device, None if double else observation.dtype)
+    def _statistics_for(self, observation: torch.Tensor) -> list[torch.Tensor]:
+        """Mean and standard deviation in observations' dtype, unless they need double precision."""
+        statistics = self.observation_mean, self.observation_std
+        double = statistics[0].dtype == torch.float64
+        return [v.to(observation.device, None if double else observation.dtype) for v in statistics]
 
     def normalize_action(self, action: torch.Tensor) -> torch.Tensor:
         """Map raw actions [*, act] to [-1, 1]."""
