@@ -39,7 +39,7 @@ from measuring import (
 )
 from workload import Workload, hopper_like
 
-from rambo_trl.places import expand_home
+from rambo_trl.runtime.places import expand_home
 
 NAMES = {
     "rollouts": "imagined rollouts",

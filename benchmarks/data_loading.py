@@ -32,7 +32,7 @@ from rambo_trl.data import OfflineDataset, make_real_buffer
 from rambo_trl.data.minari_root import minari_root
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import EnsembleModelLoss
-from rambo_trl.places import expand_home
+from rambo_trl.runtime.places import expand_home
 
 OBSERVATION_SIZE, ACTION_SIZE, EPISODE = 11, 3, 1000
 FORMATS = {

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchrl._utils import logger as torchrl_logger
 
-from rambo_trl.places import expand_home
-from rambo_trl.training.allocation import keep_freed_memory
+from rambo_trl.runtime.malloc import keep_freed_memory
+from rambo_trl.runtime.places import expand_home
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

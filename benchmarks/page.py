@@ -19,7 +19,7 @@ from compare import NAMES as COMPARED
 from compare import RATIOS, time_text
 from update_throughput import NAMES as UPDATES
 
-from rambo_trl.places import expand_home
+from rambo_trl.runtime.places import expand_home
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -35,7 +35,7 @@ from measuring import (
     write_json,
 )
 
-from rambo_trl.places import expand_home
+from rambo_trl.runtime.places import expand_home
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "rambo.py"
 SETTINGS = ("task=inverteddoublependulum-medium-replay", "schedule=smoke", "evaluation.every=2")

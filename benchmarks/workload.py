@@ -17,10 +17,10 @@ from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.envs import EnsembleModelEnv, termination
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.runtime.cuda_graphs import capture_on_gpu
+from rambo_trl.training.gradient_step import GradientStep, adam
 from rambo_trl.training.phases import AgentPhase, ModelPhase
-from rambo_trl.training.updates import GradientStep, adam
 
 __all__ = ["ODD_SIZES", "WARM_UP", "Workload", "hopper_like"]
 

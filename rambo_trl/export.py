@@ -25,12 +25,12 @@ import torch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rambo_trl.places import expand_home
-from rambo_trl.progress import busy
-from rambo_trl.scaling import denormalize_action
-from rambo_trl.terminal import set_up_messages
-from rambo_trl.training.policy_file import Policy, load_policy, policy_path
-from rambo_trl.training.run_folder import write_atomically
+from rambo_trl.data.scaling import denormalize_action
+from rambo_trl.experiment.folder import write_atomically
+from rambo_trl.experiment.policy import Policy, load_policy, policy_path
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import busy
+from rambo_trl.runtime.terminal import set_up_messages
 
 __all__ = ["ExportFormat", "PolicyModule", "export_policy"]
 
@@ -51,7 +51,7 @@ class PolicyModule(nn.Module):
         >>> import torch
         >>> from torchrl.data import Bounded
         >>> from rambo_trl.modules import make_actor
-        >>> from rambo_trl.training.policy_file import Policy
+        >>> from rambo_trl.experiment.policy import Policy
         >>> actor = make_actor(3, Bounded(low=-torch.ones(2), high=torch.ones(2)))
         >>> policy = Policy(
         ...     actor,

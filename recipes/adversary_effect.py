@@ -17,17 +17,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import launcher.starting  # noqa: F401
 import numpy as np
-import starting  # noqa: F401
-from adversary_figure import EFFECT_FILE, PLACES, draw
 from adversary_game import load_game
-from adversary_measures import measure
-from adversary_verdict import adversary_effect
-from command_line import describe
+from launcher.command_line import describe
 
-from rambo_trl.places import expand_home
-from rambo_trl.progress import busy
-from rambo_trl.training.run_folder import write_atomically
+from rambo_trl.experiment.folder import write_atomically
+from rambo_trl.reporting.adversary_figure import EFFECT_FILE, PLACES, draw
+from rambo_trl.reporting.adversary_measures import measure
+from rambo_trl.reporting.adversary_verdict import adversary_effect
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import busy
 
 
 def verdict(found: Mapping[str, Any]) -> list[str]:

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from command_line import compose_jobs, describe
-from data_checks import load_data
+from launcher.command_line import compose_jobs, describe
+from launcher.data_checks import load_data
+from launcher.settings import leaf_keys, with_later_settings
 from model_based import FITTED_MODEL
 from omegaconf import DictConfig, OmegaConf
 from rambo import Rambo
-from run_settings import leaf_keys, with_later_settings
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training_run import Run
 
+from rambo_trl.experiment.checkpoint import load_checkpoint
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.pretrained import dataset_digest
+from rambo_trl.experiment.signals import Interruption
 from rambo_trl.modules import EnsembleWorldModel
-from rambo_trl.training.checkpoint import load_checkpoint
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.pretrained import dataset_digest
-from rambo_trl.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 import torch
-from command_line import check_command_line
 from gymnasium.spaces import Box
+from launcher.command_line import check_command_line
+from launcher.program import announce_compilation
+from launcher.settings import ALL_RULES, Number, Rule, Text, Whole, check_config
 from omegaconf import DictConfig, OmegaConf
-from run_settings import ALL_RULES, Number, Rule, Text, Whole, check_config
-from run_support import announce_compilation
 from safetensors.torch import load_file, save_file
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -33,11 +33,11 @@ from torchrl.objectives import SACLoss
 
 from rambo_trl.data import make_environment
 from rambo_trl.data.environment_check import try_environment
+from rambo_trl.experiment.evaluation import evaluate_policy
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
-from rambo_trl.places import expand_home
-from rambo_trl.progress import Bar
-from rambo_trl.training.allocation import keep_freed_memory
-from rambo_trl.training.evaluation import evaluate_policy
+from rambo_trl.runtime.malloc import keep_freed_memory
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import Bar
 from rambo_trl.training.phases import AgentPhase
 
 #: snapshots are evaluated on episodes seeded from here: neither data nor evaluations have these

@@ -11,15 +11,15 @@ import time
 from collections.abc import Mapping
 
 import hydra
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 import torch
-from command_line import check_command_line
+from launcher.command_line import check_command_line
+from launcher.settings import Flag, Rule, Text, Whole, check_config
 from omegaconf import DictConfig
-from run_settings import Flag, Rule, Text, Whole, check_config
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.bundled import build_bundled, bundled_names, bundled_path
-from rambo_trl.places import expand_home
+from rambo_trl.runtime.places import expand_home
 
 #: what each setting may be
 RULES: Mapping[str, Rule] = {

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from functools import partial
 
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 from model_free import MODEL_ONLY, ModelFree, train_model_free
 from tensordict import TensorDictBase
 from torchrl.objectives import SoftUpdate
 from training_run import Run, launch
 
 from rambo_trl.objectives.cql import ConservativeQLoss
+from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player
-from rambo_trl.training.updates import adam
 
 
 class CQL(ModelFree):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDictBase
 from torch import nn
@@ -18,9 +18,9 @@ from torchrl.objectives import IQLLoss, SoftUpdate
 from training_run import Run, launch
 
 from rambo_trl.data.environment import is_scored_by_success
+from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
 from rambo_trl.training.pretraining import clip_actions
-from rambo_trl.training.updates import adam
 
 #: expectile and inverse temperature by the family of tasks, from the authors' code; other tasks
 #: have those of locomotion

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
-from data_checks import termination_rule
+from launcher.data_checks import termination_rule
+from launcher.program import refusing_bad_input
+from launcher.start import PRETRAINING, find_pretrained
 from run_evaluation import mode_values, score_text
-from run_start import PRETRAINING, find_pretrained
-from run_support import refusing_bad_input
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
@@ -25,15 +25,15 @@ from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.learned_termination import MAX_UPDATES
 from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.experiment.checkpoint import Stateful
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.learning_curve import format_value
+from rambo_trl.experiment.policy import load_into_actor
+from rambo_trl.experiment.pretrained import load_fitted_model, save_fitted_model
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
-from rambo_trl.progress import Bar, busy
-from rambo_trl.training.checkpoint import Stateful
-from rambo_trl.training.divergence import DivergenceMonitor
-from rambo_trl.training.figures import format_value
+from rambo_trl.runtime.progress import Bar, busy
 from rambo_trl.training.phases import AgentPhase
-from rambo_trl.training.policy_file import load_into_actor
-from rambo_trl.training.pretrained import load_fitted_model, save_fitted_model
 from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
 
 #: the model as it was fitted, in the run folder

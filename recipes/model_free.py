@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from launcher.program import refusing_bad_input
 from model_based import first_rows
 from run_evaluation import mode_values
-from run_support import refusing_bad_input
 from tensordict import TensorDictBase
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
 from torchrl.modules import ValueOperator
@@ -17,10 +17,10 @@ from training_run import Metrics, Run
 
 from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.data.rows import draw_rows
+from rambo_trl.experiment.checkpoint import Stateful
+from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.modules import make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
-from rambo_trl.training.checkpoint import Stateful
-from rambo_trl.training.divergence import DivergenceMonitor
 from rambo_trl.training.offline import OfflinePhase
 
 #: settings of the tasks and schedules that only the model-based methods have

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 from model_based import ADVERSARY_ONLY, ModelBased, train_model_based
 from tqdm import tqdm
 from training_run import launch

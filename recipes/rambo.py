@@ -12,29 +12,29 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 import torch
-from adversary_verdict import adversary_effect
+from launcher.program import refusing_bad_input
 from model_based import FITTED_MODEL, ModelBased
-from paper_results import rambo_label
 from reverse_rollouts import BothDirections, ReverseRollouts
-from run_support import refusing_bad_input
 from torch import Tensor
 from torchrl.objectives import SACLoss
 from training_run import Metrics, Run, launch
 
 from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.data.rows import draw_rows
+from rambo_trl.experiment.checkpoint import Stateful
+from rambo_trl.experiment.divergence import DivergenceMonitor, model_error_bound
+from rambo_trl.experiment.pretrained import load_fitted_model
 from rambo_trl.objectives import (
     AdversarialModelLoss,
     EnsembleModelLoss,
     LikelihoodBudget,
     ModelTrustLoss,
 )
-from rambo_trl.training.checkpoint import Stateful
-from rambo_trl.training.divergence import DivergenceMonitor, model_error_bound
+from rambo_trl.reporting.adversary_verdict import adversary_effect
+from rambo_trl.reporting.paper import rambo_label
 from rambo_trl.training.phases import ModelPhase
-from rambo_trl.training.pretrained import load_fitted_model
 
 #: rows of the data on which the model's error is followed
 ERROR_ROWS = 1000

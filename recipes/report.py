@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paper_results import published
-from report_ablation import ablation_table
-from report_adversary import Effect, draw_effects, effect_table, read_effects
-from report_figures import draw_learning_curves, draw_q_and_return
-from report_scores import draw_scores
-from report_tables import notes, totals, value_tables
-from run_reading import Configuration, configurations, find_runs
-from run_statistics import interquartile_mean, iqm_interval
 
-from rambo_trl.places import expand_home
-from rambo_trl.progress import busy
-from rambo_trl.training.run_folder import write_atomically
+from rambo_trl.experiment.folder import write_atomically
+from rambo_trl.reporting.ablation import ablation_table
+from rambo_trl.reporting.adversary_table import Effect, draw_effects, effect_table, read_effects
+from rambo_trl.reporting.figures import draw_learning_curves, draw_q_and_return
+from rambo_trl.reporting.paper import published
+from rambo_trl.reporting.runs import Configuration, configurations, find_runs
+from rambo_trl.reporting.scores import draw_scores
+from rambo_trl.reporting.statistics import interquartile_mean, iqm_interval
+from rambo_trl.reporting.tables import notes, totals, value_tables
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import busy
 
 COLUMNS = (
     "method", "dataset", "schedule", "settings", "seed", "epochs", "agent_updates",

@@ -18,8 +18,8 @@ from rambo_trl.collectors import (
     reverse_transitions,
 )
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.experiment.checkpoint import Stateful
 from rambo_trl.modules import make_actor
-from rambo_trl.training.checkpoint import Stateful
 
 
 class ReverseRollouts:

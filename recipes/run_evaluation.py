@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from run_reading import SCORE_COLUMNS
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -18,9 +17,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.evaluation import EvaluationProcess, EvaluationResult, evaluate_policy
+from rambo_trl.experiment.policy import save_policy
 from rambo_trl.modules.modes import evaluating
-from rambo_trl.training.evaluation import EvaluationProcess, EvaluationResult, evaluate_policy
-from rambo_trl.training.policy_file import save_policy
+from rambo_trl.reporting.runs import SCORE_COLUMNS
 
 Scores = dict[str, float | None]
 

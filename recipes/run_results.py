@@ -8,19 +8,19 @@ from textwrap import wrap
 from typing import Any
 
 import torch
-from command_line import describe
 from gymnasium.envs.registration import EnvSpec
+from launcher.command_line import describe
 from omegaconf import DictConfig
 from run_evaluation import evaluation_seed
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.playing import Flatten
-from rambo_trl.training.figures import format_value, plot_learning_curve
-from rambo_trl.training.policy_file import load_policy
-from rambo_trl.training.run_folder import RunFolder, package_versions
-from rambo_trl.training.tracking import Tracker
-from rambo_trl.training.video import record_video
+from rambo_trl.experiment.folder import RunFolder, package_versions
+from rambo_trl.experiment.learning_curve import format_value, plot_learning_curve
+from rambo_trl.experiment.loggers import Tracker
+from rambo_trl.experiment.policy import load_policy
+from rambo_trl.experiment.video import record_video
 
 
 def finish_tracking(

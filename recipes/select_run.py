@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from run_reading import SCORE_COLUMNS, Configuration, Record, configurations, find_runs
 
-from rambo_trl.training.divergence import DivergenceMonitor
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.reporting.runs import SCORE_COLUMNS, Configuration, Record, configurations, find_runs
 
 #: epochs at the end of training over which the mean Q is followed
 WINDOW = 100

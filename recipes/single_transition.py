@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 import torch
-from command_line import check_command_line
+from launcher.command_line import check_command_line
+from launcher.program import refusing_bad_input
 from omegaconf import DictConfig, OmegaConf
-from run_support import refusing_bad_input
 from single_transition_figure import draw
 from single_transition_training import METHODS, Run, train
 
-from rambo_trl.progress import Bar
-from rambo_trl.training.run_folder import RunFolder, new_folder, package_versions
+from rambo_trl.experiment.folder import RunFolder, new_folder, package_versions
+from rambo_trl.runtime.progress import Bar
 
 
 def train_all(cfg: DictConfig) -> list[Run]:

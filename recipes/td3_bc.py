@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import starting  # noqa: F401
+import launcher.starting  # noqa: F401
 from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import SoftUpdate, TD3BCLoss
 from training_run import Run, launch
 
+from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player
-from rambo_trl.training.updates import adam
 
 
 class TD3BC(ModelFree):

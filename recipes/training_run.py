@@ -12,35 +12,35 @@ from typing import Any, Protocol
 
 import hydra
 import torch
-from command_line import CONFIG_DIR, check_command_line, keys_set, refuse
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig, OmegaConf
-from run_evaluation import Evaluation, Scores, score_text, write_policy
-from run_reading import SCORE_COLUMNS
-from run_results import finish_tracking, last_screen, summarise
-from run_sanity import check_sanity
-from run_settings import check_config, rules_for, without
-from run_start import begin_or_resume, prepare
-from run_support import (
+from launcher.command_line import CONFIG_DIR, check_command_line, keys_set, refuse
+from launcher.program import (
     EndingWell,
     Stopwatch,
     announce_compilation,
     refusing_bad_input,
 )
-from sweep import name_sweep, sweep_job
+from launcher.settings import check_config, rules_for, without
+from launcher.start import begin_or_resume, prepare
+from launcher.sweep import name_sweep, sweep_job
+from omegaconf import DictConfig, OmegaConf
+from run_evaluation import Evaluation, Scores, score_text, write_policy
+from run_results import finish_tracking, last_screen, summarise
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.progress import Bar, busy
-from rambo_trl.training.allocation import keep_freed_memory
-from rambo_trl.training.checkpoint import Checkpoints, Stateful, seed_everything
-from rambo_trl.training.divergence import DivergenceMonitor
-from rambo_trl.training.figures import format_value
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder, remove_unfinished
-from rambo_trl.training.tracking import Tracker
+from rambo_trl.experiment.checkpoint import Checkpoints, Stateful, seed_everything
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.folder import RunFolder, remove_unfinished
+from rambo_trl.experiment.learning_curve import format_value
+from rambo_trl.experiment.loggers import Tracker
+from rambo_trl.experiment.sanity import check_sanity
+from rambo_trl.experiment.signals import Interruption
+from rambo_trl.reporting.runs import SCORE_COLUMNS
+from rambo_trl.runtime.malloc import keep_freed_memory
+from rambo_trl.runtime.progress import Bar, busy
 
 Metrics = dict[str, Any]
 
@@ -79,7 +79,7 @@ class Method(Protocol):
         ...
 
     def sanity(self) -> dict[str, Any]:
-        """Keywords of :func:`run_sanity.check_sanity` that this method has."""
+        """Keywords of :func:`~rambo_trl.experiment.sanity.check_sanity` that this method has."""
         ...
 
 

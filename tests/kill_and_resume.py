@@ -55,8 +55,8 @@ def run_traced(trace: str, words: Sequence[str]) -> None:
     """
     sys.path.insert(0, str(RECIPE.parent))
     sys.argv = [str(RECIPE), *words]
-    import run_support
     import training_run
+    from launcher import program as run_support
 
     from rambo_trl.training import checkpoint, evaluation
 

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from command_line import compose_jobs
-from run_settings import leaf_keys
+from launcher.command_line import compose_jobs
+from launcher.settings import leaf_keys
 
 import rambo_trl
 

@@ -15,9 +15,9 @@ from torchrl.data import Bounded
 import rambo_trl
 from rambo_trl import export
 from rambo_trl.data.description import DataDescription
+from rambo_trl.experiment.policy import Policy, load_policy, save_policy
 from rambo_trl.export import PolicyModule, export_policy, main
 from rambo_trl.modules import make_actor
-from rambo_trl.training.policy_file import Policy, load_policy, save_policy
 
 PAGE = Path(__file__).parents[1] / "docs/export.md"
 SIZE, BOUNDS = 11, Bounded(low=torch.tensor([-1.0, -0.5, 0.0]), high=torch.tensor([1.0, 2.0, 0.1]))

@@ -41,9 +41,9 @@ def build(folder: Path) -> tuple[Path, Path]:
 def check_contents(wheel: Path, source: Path) -> None:
     """Every module, policy, table and configuration file of the repository, nothing else of it."""
     expected = {"rambo_trl/py.typed"}
-    for pattern in ("rambo_trl/**/*.py", "rambo_trl/policies/*.safetensors"):
+    for pattern in ("rambo_trl/**/*.py", "rambo_trl/**/*.csv", "rambo_trl/policies/*.safetensors"):
         expected |= {str(path.relative_to(source)) for path in source.glob(pattern)}
-    for pattern in ("*.py", "*.csv", "config/**/*.yaml"):
+    for pattern in ("**/*.py", "config/**/*.yaml"):
         found = (source / "recipes").glob(pattern)
         expected |= {f"rambo_trl_recipes/{path.relative_to(source / 'recipes')}" for path in found}
     with zipfile.ZipFile(wheel) as file:

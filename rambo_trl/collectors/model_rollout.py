@@ -14,10 +14,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules.actor_critic import action_bounds
-from rambo_trl.modules.capturing import capture_on_gpu
-from rambo_trl.modules.compiling import compile_like_eager
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.modules.world_models import trying
+from rambo_trl.runtime.compiling import compile_like_eager
+from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 
 __all__ = ["ModelRolloutCollector"]
 

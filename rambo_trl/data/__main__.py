@@ -12,9 +12,9 @@ from torchrl.data import Bounded
 
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.report import describe_dataset, plot_dataset
-from rambo_trl.places import expand_home
-from rambo_trl.progress import busy
-from rambo_trl.terminal import set_up_messages
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import busy
+from rambo_trl.runtime.terminal import set_up_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from rambo_trl.data.maze import PointMazeWaypoints
 from rambo_trl.data.minari_root import minari_root
 from rambo_trl.data.scores import reference_scores_for
 from rambo_trl.data.simulator import mujoco_messages_logged
-from rambo_trl.progress import Bar
+from rambo_trl.runtime.progress import Bar
 
 __all__ = [
     "BUNDLED_PREFIX",

@@ -23,7 +23,7 @@ from rambo_trl.data.specification import (
     of_registered_class,
     register_mazes,
 )
-from rambo_trl.importing import import_user_module
+from rambo_trl.runtime.importing import import_user_module
 
 __all__ = [
     "action_bounds",

@@ -17,10 +17,10 @@ from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from rambo_trl.data.disk import check_space
+from rambo_trl.data.scaling import flat_bounds
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.specification import registered_id, specification_text
 from rambo_trl.data.unreadable import why_unreadable
-from rambo_trl.scaling import flat_bounds
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 

@@ -38,8 +38,8 @@ from rambo_trl.data.minari_remote import REMOTE_NAMES, download, may_be_remote
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
 from rambo_trl.data.specification import keep_specification
 from rambo_trl.data.unreadable import why_unreadable
-from rambo_trl.places import expand_home
-from rambo_trl.progress import Bar
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import Bar
 
 __all__ = ["MinariSource", "describe", "open_minari"]
 

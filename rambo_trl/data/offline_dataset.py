@@ -40,6 +40,13 @@ from rambo_trl.data.environment import (
 from rambo_trl.data.episodes import Episode, flatten_episodes
 from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.pieces import LoggedEpisodes, episodes_of_transitions, hold_unknown_ends
+from rambo_trl.data.scaling import (
+    RewardScale,
+    denormalize_action,
+    flat_bounds,
+    normalize_action,
+    reward_scale_of,
+)
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.specification import (
@@ -55,15 +62,8 @@ from rambo_trl.data.transitions import (
     coarse_entries,
     observation_statistics,
 )
-from rambo_trl.places import expand_home
-from rambo_trl.progress import busy
-from rambo_trl.scaling import (
-    RewardScale,
-    denormalize_action,
-    flat_bounds,
-    normalize_action,
-    reward_scale_of,
-)
+from rambo_trl.runtime.places import expand_home
+from rambo_trl.runtime.progress import busy
 
 __all__ = ["OfflineDataset"]
 

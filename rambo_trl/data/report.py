@@ -15,7 +15,7 @@ from rambo_trl.data.coverage import measure_coverage
 from rambo_trl.data.environment_check import bounds_that_differ, check_environment
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.specification import shown_particulars
-from rambo_trl.drawing import literal
+from rambo_trl.runtime.drawing import literal
 
 __all__ = ["describe_dataset", "plot_dataset"]
 

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from rambo_trl.data.columns import listed, where_missing
-from rambo_trl.scaling import coinciding, is_constant, needs_double
+from rambo_trl.data.scaling import coinciding, is_constant, needs_double
 
 __all__ = [
     "ActionsOutsideError",

@@ -14,11 +14,11 @@ from torchrl.envs import ModelBasedEnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.scaling import denormalize_action
 from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.modules.world_models import place_of, transition_keys, trying
-from rambo_trl.scaling import denormalize_action
 
 __all__ = ["EnsembleModelEnv"]
 

@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from rambo_trl.progress import ProgressBar
-from rambo_trl.scaling import normalize_action
+from rambo_trl.data.scaling import normalize_action
+from rambo_trl.runtime.progress import ProgressBar
 
 __all__ = ["LearnedTermination", "TerminationFit", "fit_termination"]
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.scaling import denormalize_action
 from rambo_trl.data.specification import arguments_of, environment_id, is_maze, known_family
-from rambo_trl.importing import import_user_module
 from rambo_trl.modules.modes import evaluating
-from rambo_trl.scaling import denormalize_action
+from rambo_trl.runtime.importing import import_user_module
 
 __all__ = [
     "TerminationRule",

@@ -12,8 +12,8 @@ from tensordict import TensorDictBase
 from torch.optim.lr_scheduler import LambdaLR
 from torchrl.objectives.utils import TargetNetUpdater
 
-from rambo_trl.training.checkpoint import load_optimizer
-from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar
+from rambo_trl.experiment.checkpoint import load_optimizer
+from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar
 
 __all__ = ["OfflinePhase", "Player", "cosine_decay"]
 

@@ -18,18 +18,18 @@ from torchrl.objectives import SACLoss
 
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
-from rambo_trl.modules.capturing import capture_on_gpu, side_by_side
 from rambo_trl.modules.modes import evaluating, in_mode, training_modules
 from rambo_trl.modules.world_models import next_key
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-from rambo_trl.training.phase_checks import check_model_loss, check_players, check_real_rows
-from rambo_trl.training.updates import (
+from rambo_trl.runtime.cuda_graphs import capture_on_gpu, side_by_side
+from rambo_trl.training.gradient_step import (
     FusedSoftUpdate,
     GradientStep,
     MetricMeans,
     ProgressBar,
     adam,
 )
+from rambo_trl.training.phase_checks import check_model_loss, check_players, check_real_rows
 
 __all__ = ["AgentPhase", "AgentPhases", "ModelPhase", "ModelPhases"]
 

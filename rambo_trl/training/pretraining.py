@@ -16,10 +16,10 @@ from torchrl.data import Bounded
 from torchrl.objectives import BCLoss
 
 from rambo_trl.modules import EnsembleWorldModel
-from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.modules.world_models import require_ensemble
 from rambo_trl.objectives import EnsembleModelLoss
-from rambo_trl.training.updates import GradientStep, MetricMeans, ProgressBar, adam
+from rambo_trl.runtime.cuda_graphs import capture_on_gpu
+from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar, adam
 
 __all__ = ["EarlyStopping", "ModelFit", "clip_actions", "clone_behaviour", "fit_world_model"]
 

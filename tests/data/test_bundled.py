@@ -21,7 +21,7 @@ from rambo_trl.data import (
 )
 from rambo_trl.data.behaviour import PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.bundled import build_bundled, bundled_path
-from rambo_trl.progress import Bar
+from rambo_trl.runtime.progress import Bar
 
 ENV = "InvertedDoublePendulum-v5"
 NAME = "bundled/inverteddoublependulum/{}-v0"

@@ -13,8 +13,8 @@ from gymnasium.spaces import Box, Dict
 
 from rambo_trl.data import OfflineDataset, check_environment, make_environment
 from rambo_trl.data.playing import flattening, play_start, play_step
+from rambo_trl.experiment.evaluation import evaluate_policy
 from rambo_trl.modules import make_actor
-from rambo_trl.training.evaluation import evaluate_policy
 
 
 class Plain(gymnasium.Env):

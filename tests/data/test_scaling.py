@@ -12,8 +12,8 @@ import torch
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.scaling import denormalize_action, normalize_action
-from rambo_trl.training.pretrained import dataset_digest
+from rambo_trl.data.scaling import denormalize_action, normalize_action
+from rambo_trl.experiment.pretrained import dataset_digest
 
 ROWS = 400
 

@@ -29,9 +29,9 @@ from rambo_trl.data.environment import is_scored_by_success, time_limit
 from rambo_trl.data.environment_check import bounds_that_differ
 from rambo_trl.data.specification import known_family
 from rambo_trl.envs.termination import choose_rule, never, rule_for
+from rambo_trl.experiment.policy import Policy, load_policy, save_policy
+from rambo_trl.experiment.pretrained import dataset_digest
 from rambo_trl.modules import make_actor
-from rambo_trl.training.policy_file import Policy, load_policy, save_policy
-from rambo_trl.training.pretrained import dataset_digest
 
 BOUNDS = Bounded(-1, 1, shape=(1,))
 MODULE = """
@@ -150,8 +150,8 @@ class TestRecorded:
         script = (
             "from rambo_trl.data import OfflineDataset\n"
             "from rambo_trl.modules import make_actor\n"
-            "from rambo_trl.training.evaluation import EvaluationProcess\n"
-            "from rambo_trl.training.policy_file import save_policy\n"
+            "from rambo_trl.experiment.evaluation import EvaluationProcess\n"
+            "from rambo_trl.experiment.policy import save_policy\n"
             "if __name__ == '__main__':\n"
             "    data = OfflineDataset.load('me/track-v0', env_id='my_tracks:Track-v0')\n"
             "    save_policy('p', make_actor(2, data.action_spec, hidden_sizes=[4]),\n"

@@ -23,10 +23,10 @@ from torchrl.objectives import CrossQLoss, LossModule, SACLoss, TD3Loss
 
 from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.experiment.evaluation import evaluate_policy
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
-from rambo_trl.training.evaluation import evaluate_policy
 from rambo_trl.training.phases import ModelPhase
 
 SPEC = Bounded(-1, 1, shape=(1,))

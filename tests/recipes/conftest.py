@@ -11,17 +11,17 @@ import gymnasium
 import minari
 import pytest
 import torch
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
 from minari.data_collector import EpisodeBuffer
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.signals import Interruption
 from rambo_trl.modules import make_actor
-from rambo_trl.training.divergence import DivergenceMonitor
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
 
 ENV_ID = "InvertedDoublePendulum-v5"
 

@@ -12,23 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import adversary_effect
-import adversary_figure
-import adversary_measures
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from adversary_game import read_fitted
-from adversary_measures import (
-    credible_steps,
-    discounted,
-    imagined_rewards,
-    measure,
-    moved_next_states,
-    off_the_data,
-    one_step,
-    real_rewards,
-)
 from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
@@ -40,6 +28,17 @@ from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss
+from rambo_trl.reporting import adversary_figure, adversary_measures
+from rambo_trl.reporting.adversary_measures import (
+    credible_steps,
+    discounted,
+    imagined_rewards,
+    measure,
+    moved_next_states,
+    off_the_data,
+    one_step,
+    real_rewards,
+)
 
 MakeRun = Callable[..., str]
 GAMMA = 0.9

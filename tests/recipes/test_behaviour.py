@@ -11,7 +11,7 @@ import behaviour
 import numpy as np
 import pytest
 from behaviour import select_snapshots
-from command_line import check_command_line
+from launcher.command_line import check_command_line
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.bundled import build_bundled

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
+from launcher.program import Stopwatch
+from launcher.settings import check_config, settle_budgets, without
+from launcher.start import find_pretrained, resumed_config
 from model_based import clone_with_bar, fit_with_bar, make_world_model
 from omegaconf import DictConfig, OmegaConf
-from run_settings import check_config, settle_budgets, without
-from run_start import find_pretrained, resumed_config
-from run_support import Stopwatch
 from tensordict import TensorDict
 from torchrl.data import Bounded
 

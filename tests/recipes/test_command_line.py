@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import check_command_line, compose_jobs, setting
+from launcher.command_line import check_command_line, compose_jobs, setting
+from launcher.program import EndingWell
+from launcher.start import PLACES, resumed_config, stop_if_finished
+from launcher.sweep import name_sweep
 from omegaconf import OmegaConf
-from run_start import PLACES, resumed_config, stop_if_finished
-from run_support import EndingWell
-from sweep import name_sweep
 
-from rambo_trl.training.interruption import Interrupted
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.signals import Interrupted
 
 ODD = (
     "a (b).hdf5", "é/日本", "a,b", "a=b", "a'b", 'a"b', "a\\", "a\\\\'b", 'a\\"b', "~x", "a$b",

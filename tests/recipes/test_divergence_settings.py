@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
 from run_evaluation import write_policy
 
 

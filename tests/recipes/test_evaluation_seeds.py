@@ -9,17 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import adversary_measures
 import behaviour
 import numpy as np
 import pytest
 import run_evaluation
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
 from omegaconf import DictConfig, OmegaConf
 from run_evaluation import EVALUATION_SEED, Evaluation
 
 from rambo_trl.data import bundled
-from rambo_trl.training.evaluation import EvaluationResult
+from rambo_trl.experiment.evaluation import EvaluationResult
+from rambo_trl.reporting import adversary_measures
 
 
 def config(*words: str) -> DictConfig:

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import rambo
 import torch
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
 from tensordict import MemoryMappedTensor
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import seed_everything
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.pretrained import dataset_digest
+from rambo_trl.experiment.signals import Interruption
 from rambo_trl.modules import statistics
-from rambo_trl.training.checkpoint import seed_everything
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.pretrained import dataset_digest
-from rambo_trl.training.run_folder import RunFolder
 
 ROWS, OBSERVATION_SIZE = 30_000, 32
 

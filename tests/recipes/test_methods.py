@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
+from launcher.settings import ALL_RULES, check_config, leaf_keys, rules_for, without
+from launcher.start import resumed_config
 from model_based import train_model_based
 from model_free import MODEL_ONLY, train_model_free
 from omegaconf import DictConfig, OmegaConf
-from run_settings import ALL_RULES, check_config, leaf_keys, rules_for, without
-from run_start import resumed_config
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.signals import Interruption
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 #: recipe to its class, its label, and a metric that shows the method's own part at work
@@ -228,7 +228,7 @@ def test_a_run_has_the_published_settings_of_its_task(
     column: int, name: str, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the little data at hand are not of the task's environment
-    monkeypatch.setattr("run_start.check_task", lambda *args, **kwargs: None)
+    monkeypatch.setattr("launcher.start.check_task", lambda *args, **kwargs: None)
     words = ("schedule=smoke", "dataset=test/idp/tiny-v0", "epochs=1", "agent_updates=1")
     folder = recipe(name, *words, "task=d4rl-walker2d-medium", "run_dir=run", "rollout_starts=20")
     cfg = OmegaConf.load(folder / "config.yaml")

@@ -22,21 +22,21 @@ import numpy as np
 import pytest
 import rambo
 import torch
-from command_line import compose_jobs
-from data_checks import check_data, load_data
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
+from launcher.command_line import compose_jobs
+from launcher.data_checks import check_data, load_data
+from launcher.program import refusing_bad_input
 from minari.serialization import serialize_space
-from run_support import refusing_bad_input
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset, bundled
 from rambo_trl.data.bundled import build_bundled
-from rambo_trl.training.checkpoint import seed_everything
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.checkpoint import seed_everything
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.signals import Interruption
 
 Rambo = rambo.Rambo
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -14,22 +14,22 @@ import model_based
 import numpy as np
 import pytest
 import torch
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
+from launcher.start import PRETRAINING, find_pretrained
 from model_free import train_model_free
 from omegaconf import DictConfig, OmegaConf
 from run_evaluation import write_policy
-from run_start import PRETRAINING, find_pretrained
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import seed_everything
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.policy import load_policy
+from rambo_trl.experiment.pretrained import dataset_digest
+from rambo_trl.experiment.signals import Interruption
 from rambo_trl.modules import make_actor
-from rambo_trl.training.checkpoint import seed_everything
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.policy_file import load_policy
-from rambo_trl.training.pretrained import dataset_digest
-from rambo_trl.training.run_folder import RunFolder
 
 #: a task whose behaviour is cloned
 BASE = ("schedule=smoke", "task=hopper-medium-replay", "pretrained=auto")

@@ -16,19 +16,28 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import run_start
 import torch
-from command_line import check_command_line, compose_jobs, describe
-from data_checks import check_data, check_task, settings_of_task
 from gymnasium.envs.registration import EnvSpec
+from launcher import start as run_start
+from launcher.command_line import check_command_line, compose_jobs, describe
+from launcher.data_checks import check_data, check_task, settings_of_task
+from launcher.program import refusing_bad_input
+from launcher.settings import (
+    RULES,
+    AutoOr,
+    Number,
+    Text,
+    Whole,
+    check_config,
+    check_device,
+    leaf_keys,
+)
+from launcher.start import check_writable, prepare, read_config, resumed_config
 from omegaconf import OmegaConf
-from run_settings import RULES, AutoOr, Number, Text, Whole, check_config, check_device, leaf_keys
-from run_start import check_writable, prepare, read_config, resumed_config
-from run_support import refusing_bad_input
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.folder import RunFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import run_start
-from command_line import compose_jobs
+from launcher import start as run_start
+from launcher.command_line import compose_jobs
+from launcher.program import EndingWell
 from omegaconf import OmegaConf
-from run_support import EndingWell
 
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.folder import RunFolder
 
 TESTS = Path(__file__).parents[1]
 RECIPE = TESTS.parent / "recipes" / "rambo.py"

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import report
-import report_figures
-import report_scores
 from matplotlib.axes import Axes
 from omegaconf import OmegaConf
-from paper_results import published, published_weight, rambo_label, table_dataset
-from report_figures import achieved, mean_curve
-from report_tables import iqm_text
-from run_reading import Record, configurations, find_runs
-from run_statistics import interquartile_mean, iqm_interval
 
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.reporting import figures as report_figures
+from rambo_trl.reporting import scores as report_scores
+from rambo_trl.reporting.figures import achieved, mean_curve
+from rambo_trl.reporting.paper import published, published_weight, rambo_label, table_dataset
+from rambo_trl.reporting.runs import Record, configurations, find_runs
+from rambo_trl.reporting.statistics import interquartile_mean, iqm_interval
+from rambo_trl.reporting.tables import iqm_text
 
 MakeRun = Callable[..., str]
 RECIPES = Path(report.__file__).parent

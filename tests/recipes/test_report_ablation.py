@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import report
 from omegaconf import OmegaConf
-from paper_results import published, published_ablation
-from report_ablation import ablation_table
-from run_reading import configurations, find_runs
+
+from rambo_trl.reporting.ablation import ablation_table
+from rambo_trl.reporting.paper import published, published_ablation
+from rambo_trl.reporting.runs import configurations, find_runs
 
 MakeRun = Callable[..., str]
 TASKS = Path(report.__file__).parent / "config/task"

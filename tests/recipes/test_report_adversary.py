@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import report
-import report_adversary
-from report_adversary import draw_effects, effect_table, read_effects
-from run_reading import Configuration, configurations, find_runs
+
+from rambo_trl.reporting import adversary_table as report_adversary
+from rambo_trl.reporting.adversary_table import draw_effects, effect_table, read_effects
+from rambo_trl.reporting.runs import Configuration, configurations, find_runs
 
 MakeRun = Callable[..., str]
 HOPPER, CHEETAH = "bundled/hopper/medium-replay-v0", "bundled/halfcheetah/medium-replay-v0"
@@ -138,5 +139,11 @@ def test_a_report_reads_no_model() -> None:
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert "report_adversary" in loaded
-    assert not loaded & {"adversary_game", "adversary_measures", "training_run", "rambo", "hydra"}
+    assert "rambo_trl.reporting.adversary_table" in loaded
+    assert not loaded & {
+        "adversary_game",
+        "rambo_trl.reporting.adversary_measures",
+        "training_run",
+        "rambo",
+        "hydra",
+    }

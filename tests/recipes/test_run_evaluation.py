@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launcher.start import choose_run_dir
 from model_based import START_ROWS, first_rows
 from omegaconf import OmegaConf
 from run_evaluation import Evaluation, mode_values, write_policy
-from run_start import choose_run_dir
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.evaluation import EvaluationResult, rollout_episodes
+from rambo_trl.experiment.policy import load_policy
 from rambo_trl.modules import make_actor, make_qvalue
-from rambo_trl.training.evaluation import EvaluationResult, rollout_episodes
-from rambo_trl.training.policy_file import load_policy
 
 SPEC = Bounded(-2, 2, shape=(1,))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import select_run
 import yaml
-from command_line import SEARCHES, check_search, compose_jobs
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from launcher.command_line import SEARCHES, check_search, compose_jobs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 #: RAMBO's command line around a training of no time: the larger lambda, the steadier mean Q and
@@ -23,8 +23,8 @@ import json, pathlib, sys
 if "-m" in sys.argv:
     sys.path.insert(0, sys.argv.pop(1))
     import hydra
-    from command_line import CONFIG_DIR, check_command_line
-    from sweep import sweep_job
+    from launcher.command_line import CONFIG_DIR, check_command_line
+    from launcher.sweep import sweep_job
     check_command_line("rambo")
     main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="rambo")
     sys.exit(main(sweep_job(sys.argv[0]))())
@@ -102,7 +102,7 @@ def test_a_search_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
             compose_jobs(config, words, multirun=True)
         return str(error.value)
 
-    finder = "command_line.importlib.util.find_spec"
+    finder = "launcher.command_line.importlib.util.find_spec"
     monkeypatch.setattr(finder, lambda name: None)
     for sweeper in SEARCHES:
         assert "pip install 'rambo_trl[optuna]'" in refused("rambo", f"hydra/sweeper={sweeper}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import select_run
-from run_reading import Record, configurations, find_runs
+
+from rambo_trl.reporting.runs import Record, configurations, find_runs
 
 MakeRun = Callable[..., str]
 BOUND = 600.0

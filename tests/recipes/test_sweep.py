@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import sweep
-from command_line import compose_jobs
+from launcher import sweep
+from launcher.command_line import compose_jobs
 from omegaconf import OmegaConf
 
 RECIPE = Path(__file__).parents[2] / "recipes/rambo.py"
@@ -174,7 +174,7 @@ def test_one_at_a_time_writes_no_log_and_run_dir_is_obeyed(job, tmp_path):
 WORKER = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-import sweep
+from launcher import sweep
 sweep.SECONDS_TO_END = 1
 command = [sys.executable, "-c", sys.argv[3], sys.argv[2]]
 sweep._run(command, ".", pathlib.Path(sys.argv[2] + ".log"))
@@ -215,7 +215,7 @@ def test_a_job_goes_with_its_worker_and_is_told_if_that_is_possible(name, tmp_pa
     [("joblib", "sweep"), ("ray", "ray"), ("submitit_slurm", "slurm"), ("submitit_local", "slurm")],
 )
 def test_a_launcher_that_is_not_installed_is_told_with_its_extra(launcher, extra, monkeypatch):
-    monkeypatch.setattr("command_line.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("launcher.command_line.importlib.util.find_spec", lambda name: None)
     words = ["seed=0,1", f"hydra/launcher={launcher}"]
     told = (
         rf"^hydra/launcher={launcher} needs hydra-\w+-launcher: pip install 'rambo_trl\[{extra}\]'"

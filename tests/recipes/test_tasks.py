@@ -8,17 +8,17 @@ import iql
 import numpy as np
 import pytest
 import torch
-from data_checks import TASK_ENVIRONMENTS, load_data
 from hydra import compose, initialize_config_dir
+from launcher.data_checks import TASK_ENVIRONMENTS, load_data
+from launcher.program import refusing_bad_input
 from omegaconf import DictConfig
-from run_support import refusing_bad_input
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset, bundled, bundled_names
 from rambo_trl.data.d4rl_names import parse_d4rl_name
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.signals import Interruption
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "config"
 

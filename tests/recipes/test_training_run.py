@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import run_evaluation
 import torch
+from launcher.program import announce_compilation
 from run_results import last_screen
-from run_support import announce_compilation
 from training_run import choose_gpu, epoch_line
 
-from rambo_trl.training import checkpoint
-from rambo_trl.training.evaluation import EvaluationResult
-from rambo_trl.training.interruption import Interrupted, Interruption
+from rambo_trl.experiment import checkpoint
+from rambo_trl.experiment.evaluation import EvaluationResult
+from rambo_trl.experiment.signals import Interrupted, Interruption
 
 #: returns of Hopper with the scores 0 and 100
 HOPPER = (-20.272305, 3234.3)
@@ -99,7 +99,7 @@ def test_compiling_is_named_and_no_part_of_the_speed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], toy: Any
 ) -> None:
     announce_compilation()
-    log = logging.getLogger("rambo_trl.modules.compiling")
+    log = logging.getLogger("rambo_trl.runtime.compiling")
     run = toy.run(tmp_path / "run", "epochs=2")
     run.begin(toy.Method())
     for row in run.epochs():

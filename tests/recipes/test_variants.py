@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import compose_jobs
+from launcher.command_line import compose_jobs
+from launcher.settings import without
+from launcher.start import resumed_config
 from rambo import Rambo
-from run_settings import without
-from run_start import resumed_config
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from training_run import Run
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.divergence import ModelErrorBound
+from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.signals import Interruption
 from rambo_trl.objectives import EnsembleModelLoss, ModelTrustLoss
-from rambo_trl.training.divergence import ModelErrorBound
-from rambo_trl.training.interruption import Interruption
-from rambo_trl.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TASK = ["schedule=smoke", "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0"]

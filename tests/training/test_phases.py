@@ -19,17 +19,17 @@ from torchrl.objectives import SACLoss, SoftUpdate
 from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, MORELHalting, PessimisticModelEnv
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.modules.capturing import capture_on_gpu
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-from rambo_trl.training import updates
-from rambo_trl.training.phases import AgentPhase, ModelPhase
-from rambo_trl.training.updates import (
+from rambo_trl.runtime.cuda_graphs import capture_on_gpu
+from rambo_trl.training import gradient_step as updates
+from rambo_trl.training.gradient_step import (
     FusedAdam,
     FusedSoftUpdate,
     GradientStep,
     MetricMeans,
     adam,
 )
+from rambo_trl.training.phases import AgentPhase, ModelPhase
 
 SPEC = Bounded(-1, 1, shape=(1,))
 

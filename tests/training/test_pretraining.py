@@ -344,7 +344,7 @@ def test_cloned_mode_is_the_datas_policy() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_cloning_update_is_compiled_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="rambo_trl.modules.compiling"):
+    with caplog.at_level("INFO", logger="rambo_trl.runtime.compiling"):
         clone(torch.zeros(200, 2), torch.randn(200, 3), passes=1, compile=True)
     assert [message.split(":")[0] for message in caplog.messages] == [
         "compiling the cloning update"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from workload import ODD_SIZES, Workload
 
-from rambo_trl.modules import capturing
-from rambo_trl.modules.capturing import side_by_side
-from rambo_trl.training import updates
+from rambo_trl.runtime import cuda_graphs as capturing
+from rambo_trl.runtime.cuda_graphs import side_by_side
+from rambo_trl.training import gradient_step as updates
+from rambo_trl.training.gradient_step import MetricMeans
 from rambo_trl.training.phases import AgentPhases, ModelPhases
-from rambo_trl.training.updates import MetricMeans
 
 SEEDS = (0, 1, 2)
 

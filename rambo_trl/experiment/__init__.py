@@ -1,0 +1,1 @@
+"""What surrounds a training: run folder, checkpoints, policies, evaluation, signals, results."""

@@ -1,0 +1,410 @@
+"""The run folder: configuration, metrics and results of one run, readable after any kill."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import numbers
+import os
+import platform
+import secrets
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.runtime.places import expand_home
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "GIVEN_PARTS", "LATER_SETTINGS", "RunFolder", "new_folder", "package_versions",
+    "remove_unfinished", "write_atomically",
+]  # fmt: skip
+
+#: settings that name a file with one part that pretraining would make
+GIVEN_PARTS = ("fitted_model", "cloned_policy")
+#: settings that older runs do not name, and what those had
+LATER_SETTINGS = {
+    **dict.fromkeys(GIVEN_PARTS),
+    "rollout_direction": "forward",
+    "model_matmul_dtype": "float32",
+    "reward_scale": 1.0,
+    **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
+}
+
+_CONFIG = "config.yaml"
+_METRICS = "metrics.csv"
+_RESULTS = "results.json"
+_VERSIONED_PACKAGES = (
+    "torch",
+    "torchrl",
+    "tensordict",
+    "gymnasium",
+    "mujoco",
+    "minari",
+    "numpy",
+    "rambo_trl",
+)
+
+Number = float | int
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part of it.
+
+    Args:
+        path: the file to write or replace.
+        data: its whole content.
+
+    Raises:
+        OSError: if it cannot be written, naming the file; an earlier one is then as it was.
+    """
+    path = Path(path)
+    # two machines, or containers, may have processes of the same number
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:  # a write on a full disk does not say where
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike[str], name: str = "*") -> None:
+    """Remove what a killed :func:`write_atomically` left in a folder.
+
+    Args:
+        folder: where to look.
+        name: of the files whose remains are removed, ``*`` for all; nobody else may be writing
+            any of them.
+    """
+    for path in Path(folder).glob(f".{name}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that a result depends on.
+
+    Returns:
+        Package name to version; None for a package that is not installed (for instance
+        ``rambo_trl`` itself, when it runs from a source tree).
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _VERSIONED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def new_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder that nobody else has made: the path, or the first free of path-2, path-3, ...
+
+    Args:
+        path: the folder; those above it are made too.
+
+    Returns:
+        The one made. Of processes that ask at once each gets its own.
+    """
+    path = expand_home(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for n in itertools.count(1):
+        made = path if n == 1 else path.with_name(f"{path.name}-{n}")
+        try:
+            made.mkdir()
+        except FileExistsError:
+            continue
+        return made
+    raise AssertionError  # there are numbers enough
+
+
+class RunFolder:
+    """The files of one run: ``config.yaml``, ``metrics.csv``, ``results.json``, ``checkpoint/``.
+
+    Use :meth:`create` for a new run and :meth:`open` to go on with one. Every file is either
+    replaced as a whole or, like ``metrics.csv``, extended by one whole line at a time, so a run
+    that is killed leaves a folder that can be read and resumed.
+
+    Args:
+        path: the folder.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = RunFolder.create(tempfile.mkdtemp())
+        >>> folder.append_metrics({"epoch": 1, "score": None, "mean_q": 12.5})
+        >>> folder.read_metrics()
+        [{'epoch': 1, 'score': None, 'mean_q': 12.5}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = expand_home(path)
+        self._columns: list[str] | None = None
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+            path: the folder; it may exist as long as it holds no run.
+
+        Raises:
+            FileExistsError: if the folder already holds a run, or the path is a file.
+        """
+        folder = cls(path)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise FileExistsError(f"run folder {folder.path} is a file: choose another folder")
+        found = [name for name in (_CONFIG, _METRICS, _RESULTS) if (folder.path / name).exists()]
+        if found:
+            raise FileExistsError(
+                f"run folder {folder.path} already holds a run ({', '.join(found)}): "
+                "resume it or choose another folder"
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Open the folder of an earlier run.
+
+        Args:
+            path: the folder.
+
+        Raises:
+            FileNotFoundError: if there is no such folder or no run in it.
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise FileNotFoundError(f"run folder {folder.path} does not exist")
+        if not (folder.path / _CONFIG).is_file():
+            raise FileNotFoundError(f"run folder {folder.path} holds no run: {_CONFIG} is missing")
+        return folder
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where checkpoints go; not created here."""
+        return self._path / "checkpoint"
+
+    def lock(self) -> None:
+        """Keep the folder for this process until it ends, however it ends.
+
+        File systems without locks are taken as they are.
+
+        Raises:
+            BlockingIOError: if another process is at work in the folder.
+        """
+        if fcntl is None or self._lock is not None:
+            return
+        lock = os.open(self._path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise BlockingIOError(
+                f"run folder {self._path} is in use by another process: wait for it or end it"
+            ) from None
+        except OSError:
+            os.close(lock)
+            return
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Give the folder free."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write_config(self, text: str) -> None:
+        """Write ``config.yaml``."""
+        write_atomically(self._path / _CONFIG, text.encode())
+
+    def append_metrics(self, row: Mapping[str, Number | None]) -> None:
+        """Add one epoch to ``metrics.csv``; on return the line is in the file.
+
+        Args:
+            row: column to number, ``"epoch"`` among them. The first row ever sets the columns;
+                a later row may leave some out. None and columns left out become empty cells.
+
+        Raises:
+            ValueError: if the row has no ``"epoch"``, or a key that the first row did not have.
+            TypeError: if a value is not a number.
+            OSError: if it cannot be written; the rows before it are then as they were.
+        """
+        if row.get("epoch") is None:
+            raise ValueError(f"a metrics row needs 'epoch', got the keys {sorted(row)}")
+        cells = {key: _to_cell(key, value) for key, value in row.items()}
+        text = ""
+        if self._columns is None:
+            self._columns = self._recover_columns()
+        if self._columns is None:
+            self._columns = list(cells)
+            text = _format_line(self._columns)
+        unknown = [key for key in cells if key not in self._columns]
+        if unknown:
+            raise ValueError(
+                f"{_METRICS} has no column {', '.join(map(repr, unknown))}: "
+                f"its columns are {', '.join(self._columns)}"
+            )
+        text += _format_line([cells.get(column, "") for column in self._columns])
+        _append(self._path / _METRICS, text.encode())
+
+    def read_metrics(self) -> list[dict[str, Number | None]]:
+        """All rows of ``metrics.csv``, empty cells as None; an empty list before the first.
+
+        A last line that was never finished is left out.
+        """
+        header, lines = self._read_lines()
+        columns = _parse_line(header) if header else []
+        return [
+            dict(zip(columns, map(_from_cell, _parse_line(line)), strict=True)) for line in lines
+        ]
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Drop the rows after an epoch, so that a resumed run can write them again.
+
+        Args:
+            epoch: the last epoch to keep. The kept lines stay as they are, byte for byte.
+        """
+        header, lines = self._read_lines()
+        kept = [
+            line
+            for line, row in zip(lines, self.read_metrics(), strict=True)
+            if (row["epoch"] or 0) <= epoch
+        ]
+        if kept and header:
+            write_atomically(self._path / _METRICS, "".join([header, *kept]).encode())
+        else:
+            (self._path / _METRICS).unlink(missing_ok=True)
+            self._columns = None
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write ``results.json`` in one step; floats that are not finite become null.
+
+        Args:
+            results: JSON-like values; NumPy scalars and paths are converted.
+
+        Raises:
+            TypeError: if a value has no JSON form; the message names it.
+        """
+        text = json.dumps(_to_json(results, "results"), indent=2, allow_nan=False) + "\n"
+        write_atomically(self._path / _RESULTS, text.encode())
+
+    def read_results(self) -> dict[str, Any]:
+        """Read ``results.json``.
+
+        Raises:
+            FileNotFoundError: if the run has not ended yet.
+            ValueError: if it cannot be read.
+        """
+        path = self._path / _RESULTS
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"run folder {self._path} has no {_RESULTS}: the run has not ended"
+            )
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} {why_unreadable(error)}") from error
+
+    def _recover_columns(self) -> list[str] | None:
+        """Columns of an earlier ``metrics.csv``; what follows its last whole line is cut off."""
+        header, lines = self._read_lines()
+        if header is None:
+            (self._path / _METRICS).unlink(missing_ok=True)
+            return None
+        finished = "".join([header, *lines]).encode()
+        if (self._path / _METRICS).stat().st_size != len(finished):
+            write_atomically(self._path / _METRICS, finished)
+        return _parse_line(header)
+
+    def _read_lines(self) -> tuple[str | None, list[str]]:
+        """Header and rows of ``metrics.csv`` as finished lines, line ends included."""
+        path = self._path / _METRICS
+        if not path.is_file():
+            return None, []
+        lines = path.read_bytes().decode().splitlines(keepends=True)
+        finished = [line for line in lines if line.endswith("\n")]
+        return (finished[0], finished[1:]) if finished else (None, [])
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append in one write, so that a kill cannot leave half a row; all or nothing."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            done = file.write(data)
+            while done < len(data):  # a disk that is all but full takes a part in silence
+                done += file.write(data[done:])
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _format_line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _parse_line(line: str) -> list[str]:
+    return next(csv.reader([line]))
+
+
+def _to_cell(key: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, numbers.Real):
+        return repr(float(value))  # reads back as the same float
+    raise TypeError(f"metric {key!r} must be a number or None, got {type(value).__name__}")
+
+
+def _from_cell(cell: str) -> Number | None:
+    if not cell:
+        return None
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
+
+
+def _to_json(value: object, name: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(f"{name} has no JSON form: {type(value).__name__}")

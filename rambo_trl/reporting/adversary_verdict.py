@@ -1,0 +1,115 @@
+"""Whether a run's adversary had an effect that can be told from the noise of the fit beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rambo_trl.data.rows import draw_rows
+from rambo_trl.reporting.adversary_measures import mode, step_by_elite
+
+if TYPE_CHECKING:  # it tells of itself with what is here
+    from rambo import Rambo
+
+#: updates of each short game, rows of the data in whose states their outcome is measured
+UPDATES, ROWS = 30, 1000
+#: how many times the noise an effect must be: the 95 % quantile of Student's t with as many degrees
+#: of freedom as there are elites, usually five, whose noise it is
+NOISE_FACTOR = 2.0
+#: and what it must amount to over 1 / (1 - gamma) steps, as a share of the values' deviation
+SHARE = 0.1
+
+
+def adversary_effect(rambo: Rambo) -> dict[str, Any]:
+    """Go on from the game's end thrice: with the adversary, without it, with other batches.
+
+    The first two draw the same random numbers, so that only the adversary sets them apart: the
+    fit that goes on, whose drift is often many times the adversary's mark, is in both. The last
+    two have no adversary and differ in their draws, which is the noise of the fit. The adversary
+    and the data pull against each other, so that a few updates show what they settle on.
+    Everything is put back as it was, random states included.
+
+    Args:
+        rambo: a method whose training has ended.
+
+    Returns:
+        The ``change`` of r + gamma V(s') at the policy's actions that the adversary makes, in the
+        mean over states of the data and elites; the ``noise`` of the same; the ``spread`` of
+        r + gamma V(s') over the states; whether the adversary has a ``measurable`` effect, and the
+        ``line`` that says so. Without an adversary only the last two.
+    """
+    phase = rambo.adversary
+    weight = phase.adversarial_loss.adversarial_weight
+    if not float(weight):
+        line = "there was no adversary (lambda = 0): no effect on the model was to be expected"
+        return {"measurable": False, "line": line}
+    if not phase.optimizer.state:
+        line = "the adversary had no measurable effect: the model was never updated"
+        return {"measurable": False, "line": line}
+    dataset, gamma = rambo.run.dataset, rambo.run.cfg.agent.gamma
+    rows = draw_rows(len(dataset), ROWS)
+    observation = dataset.transitions["observation"][rows].to(weight.device)
+    action = mode(rambo.actor, observation)
+
+    def values() -> Tensor:
+        """What the elites promise at the policy's actions, in the data's units [elites, rows]."""
+        loss = phase.adversarial_loss
+        found = step_by_elite(rambo.world_model, rambo.env, loss, observation, action)[1]
+        return found.double() * dataset.reward_scale
+
+    spread = float(values().mean(dim=0).std())
+    outcomes = []
+    for seed, adversary in ((0, True), (0, False), (1, False)):
+        with _put_back(rambo):
+            if not adversary:
+                weight.zero_()
+            torch.manual_seed(seed)
+            phase.run(UPDATES)
+            outcomes.append(values().mean(dim=1))
+    change = float((outcomes[0] - outcomes[1]).mean())
+    noise = float((outcomes[2] - outcomes[1]).square().mean().div(2).sqrt())
+    enough = max(NOISE_FACTOR * noise, SHARE * (1 - gamma) * spread)
+    found = {"change": change, "noise": noise, "spread": spread, "measurable": -change > enough}
+    if not math.isfinite(change + noise + spread):
+        line = "the adversary's effect cannot be measured: what the model predicts is not finite"
+    elif found["measurable"]:
+        line = (
+            f"the adversary had a measurable effect: it lowers r + gamma V(s') at the policy's "
+            f"actions by {-change:.3g}, where other batches change it by {noise:.3g}"
+        )
+    else:
+        line = (
+            f"the adversary had no measurable effect: it changes r + gamma V(s') at the policy's "
+            f"actions by {change:+.3g}, other batches change it by {noise:.3g}, and values deviate "
+            f"by {spread:.3g} over states"
+        )
+    return {**found, "line": line}
+
+
+@contextmanager
+def _put_back(rambo: Rambo) -> Iterator[None]:
+    """Undo what updates of the model change: in place, as captured graphs need it."""
+    phase = rambo.adversary
+
+    def tensors() -> list[Tensor]:
+        """Named anew after the updates: an optimiser may put others in a state's place."""
+        states = phase.optimizer.state.values()
+        found = [x for entries in states for x in entries.values() if torch.is_tensor(x)]
+        weight = phase.adversarial_loss.adversarial_weight
+        return [*rambo.world_model.state_dict().values(), weight, *found]
+
+    kept = [tensor.detach().clone() for tensor in tensors()]
+    after_update, phase.after_update = phase.after_update, None
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        phase.after_update = after_update
+        with torch.no_grad():
+            for tensor, value in zip(tensors(), kept, strict=True):
+                tensor.copy_(value)

@@ -1,0 +1,317 @@
+"""Run folders as records, gathered into configurations: what reports and selection work on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rambo_trl.experiment.folder import LATER_SETTINGS, RunFolder
+from rambo_trl.reporting.paper import ABLATION, RAMBO, rambo_label
+from rambo_trl.runtime.places import expand_home
+
+Row = Mapping[str, float | int | None]
+
+#: what an evaluation adds to an epoch's row, in this order; everything else in ``metrics.csv``
+#: comes from training alone
+SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std", "discounted_return_mean")
+
+#: settings, or groups of them, in which runs of one configuration may differ
+_NOT_CONFIGURATION = frozenset(
+    (
+        "seed", "run_dir", "resume", "device", "compile", "deterministic",
+        "float32_matmul_precision", "threads", "on_divergence", "odd_data", "evaluate_beside",
+        "evaluation", "pretrained", "cache_dir", "fitted_model", "checkpoint_every",
+        "checkpoint_minutes", "checkpoints_kept", "logger", "video", "retries",
+        "hydra", "dataset", "method", "schedule_name",
+    )
+)  # fmt: skip
+#: what schedules set while pretraining was counted in passes
+_FORMER_SETTINGS = {
+    "quick": {"model.max_passes": 8, "cloning.passes": 5},
+    "thorough": {"model.max_passes": 25, "cloning.passes": 20},
+    "smoke": {"model.max_passes": 1, "cloning.passes": 1},
+}
+_NEEDED = ("score", "seed", "dataset", "schedule", "epochs", "diverged")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run that has ended.
+
+    Attributes:
+        path: its folder.
+        results: its ``results.json``.
+        metrics: the rows of its ``metrics.csv``; none where there is no such file.
+        settings: its ``config.yaml``, dotted keys; none where there is no such file.
+    """
+
+    path: Path
+    results: Mapping[str, Any]
+    metrics: Sequence[Row]
+    settings: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method's label; runs from before there were several are RAMBO's.
+
+        Whether lambda = 0 is the ablation is decided by the data set, whatever the run says.
+        """
+        label = self.results.get("method", RAMBO)
+        weight = self.results.get("adversarial_weight")
+        if label in (RAMBO, ABLATION) and weight is not None:
+            return rambo_label(weight, self.results["dataset"])
+        return label
+
+    @property
+    def scored(self) -> bool:
+        """Whether its data have reference scores; without them returns are what is known."""
+        if self.results.get("behaviour_score") is not None or self.series("score")[0]:
+            return True
+        # a run that diverged has the score 0 whatever its data
+        return not self.results["diverged"] and self.results["score"] is not None
+
+    @property
+    def score(self) -> float | None:
+        """The score; 0 for a run that diverged, as in the paper (Table 2)."""
+        if not self.scored:
+            return None
+        return 0.0 if self.results["diverged"] else self.results["score"]
+
+    @property
+    def mean_return(self) -> float | None:
+        """The mean return; None for a run that diverged: 0 may be more than any policy gets."""
+        return None if self.results["diverged"] else self.results.get("return_mean")
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Gradient steps of the agent in an epoch; 1 where they are not recorded."""
+        epochs = self.results["epochs"]
+        return self.results.get("agent_updates", epochs) / epochs if epochs else 1.0
+
+    @property
+    def minutes(self) -> float:
+        """What it took."""
+        return round(sum(self.results.get("seconds", {}).values()) / 60, 1)
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """A column by the agent's updates; rows without it are left out.
+
+        Returns:
+            Updates and values, of one length.
+        """
+        points = [
+            (self.updates_per_epoch * float(row["epoch"] or 0), float(value))
+            for row in self.metrics
+            if (value := row.get(key)) is not None
+        ]
+        return [x for x, _ in points], [y for _, y in points]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        dataset: name of the data set.
+        method: label of the method.
+        schedule: name of the schedule.
+        differs: settings in which it differs from the others of the same three.
+        runs: ordered by seed.
+    """
+
+    dataset: str
+    method: str
+    schedule: str
+    differs: Mapping[str, Any]
+    runs: Sequence[Record]
+
+    @property
+    def scored(self) -> bool:
+        """Whether its data have reference scores."""
+        return any(run.scored for run in self.runs)
+
+    @property
+    def by_run(self) -> list[float | None]:
+        """Each run's score, or its return where the data have no reference scores."""
+        return [run.score if self.scored else run.mean_return for run in self.runs]
+
+    @property
+    def values(self) -> list[float]:
+        """The same without runs that have none."""
+        return [value for value in self.by_run if value is not None]
+
+    @property
+    def label(self) -> str:
+        """Method and what it differs in, but for what the schedule sets itself."""
+        usual = _settings_of(self.schedule)
+        updates = "model.max_updates"
+        if updates not in self.differs and self.runs[0].settings.get(updates) is None:
+            usual = usual | _FORMER_SETTINGS.get(self.schedule, {})
+        named = {k: v for k, v in self.differs.items() if k not in usual or v != usual[k]}
+        changes = ", ".join(f"{key}={value}" for key, value in named.items())
+        return f"{self.method} ({changes})" if changes else self.method
+
+
+class _OtherProgramError(ValueError):
+    """A ``results.json`` that no training wrote."""
+
+
+def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
+    """Read run folders.
+
+    Args:
+        paths: run folders, or folders of sweeps: these stand for the runs below them, at any
+            depth. A folder named twice counts once. Of a run that has ended ``results.json`` is
+            enough.
+
+    Returns:
+        The runs that have ended, and a line on each of the folders that are left out: runs that
+        have not ended, and what other programs than trainings wrote, where it was found below one
+        of the paths.
+
+    Raises:
+        FileNotFoundError: for a path without a run, or if none of the runs has ended.
+        NotADirectoryError: for a path that is no folder.
+        ValueError: for a run whose files cannot be read, or a path that holds another program's.
+    """
+    folders: dict[Path, Path] = {}
+    given: set[Path] = set()
+    for path in map(expand_home, paths):
+        found = _runs_at(path)
+        if path in found:
+            given.add(path.resolve())
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
+    runs: list[Record] = []
+    left_out: list[str] = []
+    for place, folder in folders.items():
+        if not _has_ended(folder):
+            left_out.append(f"not ended: {folder}")
+            continue
+        try:
+            runs.append(_read(RunFolder(folder)))
+        except _OtherProgramError as error:
+            if place in given:
+                raise
+            left_out.append(str(error))
+    if not runs:
+        raise FileNotFoundError(f"no run that has ended (resume it first): {'; '.join(left_out)}")
+    return runs, left_out
+
+
+def _runs_at(path: Path) -> list[Path]:
+    """The path itself if it is a run folder, or else the run folders below it."""
+    if not path.exists():
+        raise FileNotFoundError(f"run folder {path} does not exist")
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder")
+    if _holds_run(path):
+        return [path]
+    found = list(_runs_below(path, {path.resolve()}))
+    if not found:
+        raise FileNotFoundError(f"{path} holds no run, nor does any folder below it")
+    return found
+
+
+def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Run folders at any depth, in order; what a run folder has below it is its own.
+
+    Args:
+        folder: where to look.
+        seen: folders that were entered, resolved: links may lead round in a circle.
+    """
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        if _holds_run(path):
+            yield path
+        else:
+            yield from _runs_below(path, seen)
+
+
+def _has_ended(path: Path) -> bool:
+    return (path / "results.json").is_file()
+
+
+def _holds_run(path: Path) -> bool:
+    return _has_ended(path) or (path / "config.yaml").is_file()
+
+
+def _read(folder: RunFolder) -> Record:
+    config = folder.path / "config.yaml"
+    try:
+        results = folder.read_results()
+        _check_fields(folder.path / "results.json", results)
+        metrics = folder.read_metrics()
+        loaded = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+        settings = OmegaConf.to_container(loaded, resolve=True)
+    except _OtherProgramError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"run folder {folder.path} cannot be read: {error}") from error
+    leaves = dict(_leaves(settings))
+    if leaves:
+        leaves = {**LATER_SETTINGS, **leaves}
+    if leaves.get("cloned_policy") is not None:
+        # that there was one counts, not whose: every seed may have its own
+        leaves["cloned_policy"] = "given"
+    return Record(folder.path, results, metrics, leaves)
+
+
+def _check_fields(file: Path, results: Any) -> None:
+    missing = [key for key in _NEEDED if not isinstance(results, dict) or key not in results]
+    if missing:
+        raise _OtherProgramError(f"{file} is another program's: it lacks {', '.join(missing)}")
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+@cache
+def _settings_of(schedule: str) -> dict[str, Any]:
+    """What a schedule sets, dotted keys; nothing for one that is not known here."""
+    file = Path(__file__).parents[2] / "recipes/config/schedule" / f"{schedule}.yaml"
+    if not file.is_file():
+        return {}
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
+
+
+def configurations(runs: Iterable[Record]) -> list[Configuration]:
+    """Gather runs by data set, method, schedule and the settings in which they differ.
+
+    A setting that some runs do not have, because they are older than it, tells runs apart only
+    where others have several values of it.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for run in sorted(runs, key=lambda run: (run.results["dataset"], run.results["seed"])):
+        key = (run.results["dataset"], run.method, run.results["schedule"])
+        groups.setdefault(key, []).append(run)
+    found: list[Configuration] = []
+    for (dataset, method, schedule), members in groups.items():
+        keys = [
+            key
+            for key in dict.fromkeys(key for run in members for key in run.settings)
+            if key.split(".")[0] not in _NOT_CONFIGURATION
+            and len({repr(run.settings[key]) for run in members if key in run.settings}) > 1
+        ]
+        parts: dict[str, list[Record]] = {}
+        for run in members:
+            parts.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
+        for part in parts.values():
+            differs = {key: part[0].settings.get(key, "unset") for key in keys}
+            found.append(Configuration(dataset, method, schedule, differs, part))
+    # RAMBO before the others
+    found.sort(key=lambda c: (c.dataset, not c.method.startswith("RAMBO"), c.label, c.schedule))
+    return found

@@ -1,0 +1,1 @@
+"""How things run fast and where they lie: compilation, CUDA graphs, memory, progress, places."""

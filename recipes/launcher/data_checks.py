@@ -1,0 +1,305 @@
+"""Whether settings and data fit each other: what is told before there are data, and after."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import gymnasium
+from launcher.command_line import CONFIG_DIR, keys_set
+from launcher.settings import leaf_keys, shown
+from omegaconf import DictConfig, OmegaConf
+
+from rambo_trl.data import (
+    ObservationLayout,
+    OfflineDataset,
+    check_environment,
+    make_environment,
+)
+from rambo_trl.data.bundled import bundled_plan
+from rambo_trl.data.d4rl_names import parse_d4rl_name
+from rambo_trl.data.environment import environment_spaces, registered_spec
+from rambo_trl.data.environment_check import try_environment
+from rambo_trl.data.specification import is_maze, known_family
+from rambo_trl.envs.termination import (
+    TerminationRule,
+    check_rule,
+    choose_rule,
+    import_rule,
+    never,
+)
+from rambo_trl.modules.statistics import largest_magnitude
+
+#: the environments of the tasks, by the first word of their names
+TASK_ENVIRONMENTS = {
+    "antmaze": "AntMaze_UMaze-v4",
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "inverteddoublependulum": "InvertedDoublePendulum-v5",
+    "pointmaze": "PointMaze_UMaze-v3",
+    "walker2d": "Walker2d-v5",
+}
+#: share of the data's rows that a rule known by name may judge otherwise than they do
+MISFIT = 0.03
+BATCH_SIZES = ("agent.batch_size", "model.batch_size", "cloning.batch_size")
+
+
+def check_before_data(
+    cfg: DictConfig, *, model_based: bool = True, task: str | None = None
+) -> None:
+    """Refuse what needs no data to be refused, before they are built, downloaded or read.
+
+    Args:
+        cfg: the configuration.
+        model_based: whether the environment needs a termination rule.
+        task: the task, where the user chose one.
+
+    Raises:
+        ValueError: if a termination rule cannot be imported, the environment is not installed, a
+            batch is larger than the set that would be built, or that is of another environment
+            than the task.
+    """
+    if model_based and cfg.termination not in ("auto", "none", "learned"):
+        import_rule(cfg.termination)
+    plan, known = bundled_plan(cfg.dataset), parse_d4rl_name(Path(cfg.dataset))
+    env_id = plan.env_id if plan else known.env_id if known else None
+    maze = re.match("D4RL/((?:ant|point)maze)/", cfg.dataset)  # Minari's, large to download
+    env_id = TASK_ENVIRONMENTS[maze[1]] if maze else env_id
+    if cfg.env_id not in (None, "none", env_id):
+        _check_installed(cfg.env_id)
+    elif env_id is not None and cfg.env_id != "none":
+        environment_spaces(env_id)
+    if plan is not None and not plan.built:
+        if cfg.env_id not in (None, "none", plan.env_id):
+            env = make_environment(cfg.env_id)
+            try_environment(env)
+            env.close()
+        _check_batches(cfg, plan.most_steps, f"{cfg.dataset} will have at most")
+        if task is not None:
+            _check_sizes(cfg.dataset, plan.env_id, _sizes(plan.env_id), task)
+
+
+def _check_installed(env_id: str) -> None:
+    """Refuse an environment that is not there; its arguments may be the data's, yet to be read."""
+    try:
+        registered_spec(env_id)
+    except gymnasium.error.Error:
+        environment_spaces(env_id)  # which says what to install
+
+
+def settings_of_task(cfg: DictConfig, task: str, schedule: str, words: Iterable[str]) -> list[str]:
+    """The settings that the task gives: neither the user nor the schedule nor the method does.
+
+    Args:
+        cfg: the configuration.
+        task: the task's name.
+        schedule: the schedule's.
+        words: the command line's settings.
+    """
+
+    def keys_of(file: str) -> list[str]:
+        loaded = OmegaConf.load(CONFIG_DIR / f"{file}.yaml")
+        assert isinstance(loaded, DictConfig)
+        return leaf_keys(loaded)
+
+    elsewhere = {"dataset", *keys_set(words), *keys_of(f"schedule/{schedule}")}
+    elsewhere.update(keys_of(cfg.method))
+    present = leaf_keys(cfg)
+    return [key for key in keys_of(f"task/{task}") if key in present and key not in elsewhere]
+
+
+def check_task(
+    cfg: DictConfig, dataset: OfflineDataset, task: str, *, chosen: bool, settings: Sequence[str]
+) -> None:
+    """Refuse a task of another environment than the data, or tell which of its settings are used.
+
+    Args:
+        cfg: the configuration.
+        dataset: the data.
+        task: the task's name.
+        chosen: whether the user gave it; data of one's own come with the default one.
+        settings: those that are the task's.
+
+    Raises:
+        ValueError: if it was chosen and its environment has other sizes than the data.
+    """
+    if chosen:
+        sizes = (dataset.observation_size, dataset.action_size)
+        _check_sizes(dataset.name, dataset.env_id, sizes, task)
+    if settings and not (dataset.env_id and _same_family(dataset.env_id, task)):
+        used = ", ".join(f"{key}={shown(OmegaConf.select(cfg, key))}" for key in settings)
+        source = f"is from {dataset.env_id}" if dataset.env_id else "names no environment"
+        print(f"note: {dataset.name} {source}; still of task={task} are {used}", file=sys.stderr)
+
+
+def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, task: str) -> None:
+    """Refuse a set of other sizes than the task's environment; its own fits in any version."""
+    if sizes is None or (env_id is not None and _same_family(env_id, task)):
+        return
+    other = TASK_ENVIRONMENTS[task.removeprefix("d4rl-").split("-")[0]]
+    wanted = _sizes(other)
+    if wanted is not None and sizes != wanted:
+        raise ValueError(
+            f"{name} does not fit task={task}: its observations and actions have {sizes[0]} and "
+            f"{sizes[1]} entries, those of {other} {wanted[0]} and {wanted[1]}; choose the task of "
+            "its environment, or leave task= out and set rollout_length= and the like for it"
+        )
+
+
+def _same_family(env_id: str, task: str) -> bool:
+    """Whether an environment is a task's, in any version: Hopper-v2 is hopper's."""
+    family = known_family(env_id)
+    return family is not None and family.split("_")[0].lower() in task.split("-")
+
+
+def _sizes(env_id: str) -> tuple[int, int] | None:
+    """How many entries observations and actions have; None where it is not installed."""
+    try:
+        observations, actions = environment_spaces(env_id)
+    except ValueError:
+        return None
+    layout = ObservationLayout.of(observations, name=env_id, env_id=env_id)
+    return layout.size, math.prod(actions.shape or ())
+
+
+def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
+    present = leaf_keys(cfg)
+    for key in BATCH_SIZES:
+        if key in present and OmegaConf.select(cfg, key) > rows:
+            raise ValueError(
+                f"{key}={OmegaConf.select(cfg, key)} is too large: {whose} {rows} transitions"
+            )
+
+
+def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = True) -> None:
+    """Refuse data that the configuration cannot train on, before any long work.
+
+    Args:
+        cfg: the configuration.
+        dataset: the data.
+        model_based: whether the environment needs a termination rule.
+
+    Raises:
+        ValueError: if a batch is larger than the data, the environment to evaluate in is not
+            installed or has other sizes than the data, there is no termination rule, or something
+            in the data may be a mistake.
+    """
+    if dataset.environment is None:
+        print(
+            f"note: {dataset.name} without an environment: the policy is not evaluated"
+            + (f", and there is no video={cfg.video}" if cfg.video != "none" else ""),
+            file=sys.stderr,
+        )
+    else:
+        check_environment(dataset)
+    if model_based:
+        check_termination(cfg, dataset)
+        _check_rewards(cfg, dataset)
+    _check_batches(cfg, len(dataset), f"{dataset.name} has")
+    if dataset.oddities and cfg.odd_data == "refuse":
+        raise ValueError(
+            f"{dataset.name}: {'; '.join(dataset.oddities)}. odd_data=accept trains on it as it is"
+        )
+
+
+def _check_rewards(cfg: DictConfig, dataset: OfflineDataset) -> None:
+    """Tell of rewards, taken as they are, that a model of observations of size 1 hardly learns.
+
+    Raises:
+        ValueError: if their squares are beyond float32.
+    """
+    largest = largest_magnitude(dataset.transitions["next", "reward"])
+    if cfg.reward_scale != 1 or largest == 0 or 1e-3 <= largest <= 1e3:
+        return
+    found = f"the largest reward of {dataset.name} is {largest:.3g}, and reward_scale=1 takes it"
+    if largest > 1e15:
+        raise ValueError(f"{found} as it is, which float32 cannot square: use reward_scale=auto")
+    print(f"note: {found} as it is: reward_scale=auto suits the model and critics", file=sys.stderr)
+
+
+def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
+    """Refuse a termination rule that is not there, cannot be used or does not fit the data.
+
+    One that is known by the environment's name must agree with the data's ends. One that the user
+    names may know more than they do, such as a limit that is not to be passed again: where it
+    disagrees that is told, and refused only where it ends most rows that went on, as one does that
+    is the wrong way round or in other units.
+
+    Raises:
+        ValueError: saying what to choose instead.
+    """
+    terminated = dataset.transitions["next", "terminated"]
+    rule = termination_rule(cfg, dataset)
+    if isinstance(rule, str):
+        if int(terminated.count_nonzero()) < 2:
+            raise ValueError("termination=learned, but hardly any transition is terminal: use none")
+        if len(terminated) - int(terminated.count_nonzero()) < 2:
+            raise ValueError(
+                "termination=learned, but nearly every transition is terminal: give a rule as "
+                "MODULE:FUNCTION"
+            )
+        return
+    by_name = cfg.termination == "auto"
+    if rule is never and (not by_name or is_maze(dataset.env_id)):  # as in the paper: no maze ends
+        return
+    found, others = check_rule(
+        rule,
+        dataset.transitions,
+        observation_mean=dataset.observation_mean,
+        observation_std=dataset.observation_std,
+        action_low=dataset.action_low,
+        action_high=dataset.action_high,
+        device=cfg.device,
+    )
+    missed, false = 1 - (1 if found is None else found), others or 0.0
+    if missed > 0.01 or false > 0.01:
+        parts = [
+            f"{100 * share:.1f} % of {which}"
+            for share, which in ((found, "the data's ends"), (others, "the other transitions"))
+            if share is not None
+        ]
+        whose = f" of {dataset.env_id}" if by_name else ""
+        ends = f"the termination rule{whose} ends {' and '.join(parts)}"
+        if by_name and max(missed, false) > MISFIT:
+            raise ValueError(
+                f"{ends} of {dataset.name}: choose termination=none, termination=learned or "
+                "termination=MODULE:FUNCTION"
+            )
+        if false > 0.5 and cfg.odd_data == "refuse":
+            raise ValueError(
+                f"{ends} of {dataset.name}, so hardly any would go on in the model: check its sign "
+                "and units, or train with it as it is by odd_data=accept"
+            )
+        print(f"note: {ends}", file=sys.stderr)
+
+
+def termination_rule(
+    cfg: DictConfig, dataset: OfflineDataset
+) -> TerminationRule | Literal["learned"]:
+    """The rule that the configuration chooses for the data, or the word ``"learned"``.
+
+    Raises:
+        ValueError: saying what to choose instead.
+    """
+    return choose_rule(
+        cfg.termination,
+        env_id=dataset.env_spec or dataset.env_id,
+        terminated=dataset.transitions["next", "terminated"],
+        observation_size=dataset.observation_size,
+    )
+
+
+def load_data(cfg: DictConfig) -> OfflineDataset:
+    """Load the data; with ``env_id=none`` no environment is looked for."""
+    no_environment = cfg.env_id == "none"
+    env_id = None if no_environment else cfg.env_id
+    dataset = OfflineDataset.load(
+        cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift, reward_scale=cfg.reward_scale
+    )
+    if no_environment:
+        dataset.has_simulator = False
+    return dataset

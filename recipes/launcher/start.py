@@ -1,0 +1,365 @@
+"""How a run begins: its folder, its data, what it goes on from."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from launcher.command_line import keys_set, name_of_data
+from launcher.data_checks import (
+    check_before_data,
+    check_data,
+    check_task,
+    load_data,
+    settings_of_task,
+)
+from launcher.settings import (
+    check_config,
+    leaf_keys,
+    settle_budgets,
+    with_later_settings,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+from yaml import YAMLError
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import Checkpoints, Stateful, make_deterministic
+from rambo_trl.experiment.folder import GIVEN_PARTS, RunFolder, new_folder, package_versions
+from rambo_trl.experiment.loggers import check_tracker
+from rambo_trl.experiment.pretrained import Pretrained, dataset_digest, file_digest
+from rambo_trl.experiment.video import check_video
+from rambo_trl.runtime.places import expand_home
+
+
+def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Path:
+    """The run's folder: ``run_dir`` where it is set, else one under ``runs/``, not made here.
+
+    Args:
+        cfg: the run's.
+        task: the task's name.
+        words: the command line's settings.
+    """
+    if cfg.run_dir is not None:
+        return expand_home(cfg.run_dir)
+    task = name_of_data(cfg, task, words)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    method = "" if cfg.method == "rambo" else f"{cfg.method}-"
+    return Path("runs") / f"{method}{task}-{cfg.schedule_name}-seed{cfg.seed}-{stamp}"
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a run folder that could not be made or written to.
+
+    Raises:
+        OSError: naming the folder that is in the way.
+    """
+    existing = path.absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"run folder {path} cannot be made: {existing} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"run folder {path} cannot be made: {existing} is not writable")
+
+
+#: settings that say where something lies; a digest of it is what a run is held to
+PLACES = ("dataset", *GIVEN_PARTS)
+#: settings that may differ when a run is resumed: none of them touches what was learnt so far
+RESUME_MAY_CHANGE = (
+    *PLACES,
+    "epochs", "device", "compile", "deterministic", "float32_matmul_precision", "threads",
+    "on_divergence", "odd_data", "evaluate_beside", "evaluation.episodes", "evaluation.every",
+    "evaluation.last", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
+    "pretrained", "cache_dir", "logger", "video", "retries",
+)  # fmt: skip
+
+
+def read_config(folder: RunFolder) -> DictConfig:
+    """A run's own configuration; plain values only, no object is made of it.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = folder.path / "config.yaml"
+    try:
+        saved = OmegaConf.load(path)
+        OmegaConf.to_container(saved, resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable configuration: {error}") from error
+    if not isinstance(saved, DictConfig) or not saved:
+        raise ValueError(f"{path} is not a readable configuration: it holds no settings")
+    return saved
+
+
+def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run to be resumed: its own, but for what the command line may change.
+
+    Args:
+        cfg: composed from the command line.
+        saved: the run folder's.
+        overrides: the command line's words.
+
+    Raises:
+        ValueError: if one of them differs from the run's own and may not.
+    """
+    # a task is known by its data, a schedule by its name
+    choices = {"task": "dataset", "schedule": "schedule_name"}
+    given_keys = {choices.get(key, key) for key in keys_set(overrides)}
+    merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert isinstance(merged, DictConfig)
+    merged.merge_with(with_later_settings(saved, leaf_keys(cfg)))
+    method = saved.get("method", "rambo")  # runs older than the other methods do not name it
+    if method != cfg.method:
+        raise ValueError(
+            f"{cfg.resume} is a run of method={method}, not {cfg.method}: resume it with "
+            f"recipes/{method}.py"
+        )
+    words = set(keys_set(overrides))
+    for key in leaf_keys(cfg):
+        if key not in given_keys:
+            continue
+        given, own = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
+        # of a place, what lies there stays: a task's data are others, and none is not another one
+        moved = key in words and None not in (given, own)
+        if key in RESUME_MAY_CHANGE and (key not in PLACES or moved):
+            OmegaConf.update(merged, key, given)
+        elif given != own and key not in ("resume", "run_dir"):
+            raise ValueError(
+                f"a resumed run keeps its {key}={own}, got {given}: leave it out, or start a "
+                "new run"
+            )
+    return merged
+
+
+def check_epochs(cfg: DictConfig, saved: DictConfig, folder: RunFolder) -> None:
+    """Refuse to end a run before where it is.
+
+    Args:
+        cfg: the resumed run's.
+        saved: the run folder's.
+        folder: the run folder.
+
+    Raises:
+        ValueError: if it has done more epochs than it is now to have.
+    """
+    if cfg.epochs == saved.get("epochs"):
+        return
+    done = max((int(row["epoch"] or 0) for row in folder.read_metrics()), default=0)
+    if cfg.epochs < done:
+        raise ValueError(
+            f"epochs={cfg.epochs}, but the run has done {done}: give no fewer, or leave it out"
+        )
+
+
+def stop_if_finished(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Say of a run that has ended that it has; go on only where something else is asked for.
+
+    Args:
+        cfg: the resumed run's.
+        folder: the run folder.
+        overrides: the command line's words.
+
+    Raises:
+        SystemExit: with code 0 where nothing is.
+    """
+    if not (folder.path / "results.json").is_file():
+        return
+    results = folder.read_results()
+    done = results.get("epochs", 0)
+    if results.get("diverged"):
+        how = f"it diverged in epoch {results['divergence']['epoch']}"
+    elif done >= cfg.epochs:
+        how = f"all its {done} epochs are done, and epochs= with more of them goes on"
+    else:
+        return
+    print(f"the run is finished: {how}; its results are in {folder.path}", flush=True)
+    if not set(keys_set(overrides)) - {"resume", "run_dir"}:
+        raise SystemExit(0)
+
+
+def check_run(cfg: DictConfig) -> None:
+    """Refuse settings that cannot be, and what they ask for that is not installed."""
+    check_config(cfg)
+    check_tracker(cfg.logger)
+    check_video(cfg.video)
+
+
+def prepare(
+    cfg: DictConfig,
+    *,
+    model_based: bool = True,
+    published: Callable[[str], Mapping[str, Any]] | None = None,
+) -> tuple[DictConfig, OfflineDataset, RunFolder]:
+    """Check the configuration, load the data, open or make the run folder and keep it.
+
+    Args:
+        cfg: composed by Hydra from the command line.
+        model_based: whether the environment needs a termination rule.
+        published: a task's name to the values of settings that are null.
+
+    Returns:
+        The run's configuration (a resumed run's own), its data and its folder.
+
+    Raises:
+        ValueError, KeyError, TypeError, OSError: one line on what to change. Nothing is written
+            before everything has been checked.
+    """
+    hydra = HydraConfig.get()
+    if cfg.resume is not None:
+        folder = RunFolder.open(cfg.resume)
+        folder.lock()
+        saved = read_config(folder)
+        cfg = resumed_config(cfg, saved, hydra.overrides.task)
+        check_run(cfg)
+        check_epochs(cfg, saved, folder)
+        stop_if_finished(cfg, folder, hydra.overrides.task)
+        if cfg.deterministic:
+            make_deterministic()
+        print(f"run folder: {folder.path}", flush=True)
+        check_before_data(cfg, model_based=model_based)
+        dataset = load_data(cfg)
+        check_data(cfg, dataset, model_based=model_based)
+        return cfg, dataset, folder
+    task = hydra.runtime.choices["task"]
+    values = published(task) if published else {}
+    filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
+    for key, value in filled_in.items():
+        OmegaConf.update(cfg, key, value)
+    settle_budgets(cfg, keys_set(hydra.overrides.task))
+    check_run(cfg)
+    path = choose_run_dir(cfg, task, hydra.overrides.task)
+    check_writable(path if cfg.run_dir is not None else path.parent)
+    if cfg.run_dir is not None and path.exists():
+        RunFolder.create(path)  # refuses a folder that holds a run
+    for key in ("pretrained", *GIVEN_PARTS):
+        value = cfg.get(key)
+        if value not in (None, "auto") and not expand_home(value).is_file():
+            raise FileNotFoundError(f"{key}={value}: there is no such file")
+    if cfg.deterministic:
+        make_deterministic()
+    chosen = "task" in keys_set(hydra.overrides.task)
+    check_before_data(cfg, model_based=model_based, task=task if chosen else None)
+    dataset = load_data(cfg)
+    schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
+    of_task = settings_of_task(cfg, task, schedule, hydra.overrides.task)
+    check_task(cfg, dataset, task, chosen=chosen, settings=[*of_task, *filled_in])
+    check_data(cfg, dataset, model_based=model_based)
+    folder = RunFolder.create(path if cfg.run_dir is not None else new_folder(path))
+    folder.lock()
+    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    print(f"run folder: {folder.path}", flush=True)
+    return cfg, dataset, folder
+
+
+def begin_or_resume(
+    checkpoints: Checkpoints, dataset: OfflineDataset, cfg: DictConfig
+) -> dict[str, Any]:
+    """Restore the newest checkpoint, or begin.
+
+    Args:
+        checkpoints: the run's.
+        dataset: its data.
+        cfg: its configuration.
+
+    Returns:
+        The run's progress: numbers, strings, lists and dicts of them.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or was made with other settings or data.
+    """
+    digest = dataset_digest(dataset)
+    given = {
+        f"{key}_digest": file_digest(path)
+        for key in GIVEN_PARTS
+        if (path := cfg.get(key)) is not None and expand_home(path).is_file()
+    }
+    progress = checkpoints.load()
+    if progress is None:
+        return {
+            "epoch": 0,
+            "transitions": 0,
+            "seconds": {},
+            "divergence": None,
+            "dataset_digest": digest,
+            **given,
+        }
+    if progress.get("dataset_digest", digest) != digest:
+        raise ValueError(
+            f"data set {dataset.name} is not, or no longer, what this run began with: give "
+            "dataset= the place where that lies, or start a new run"
+        )
+    for key, value in given.items():
+        if progress.get(key, value) != value:
+            raise ValueError(
+                f"{key.removesuffix('_digest')} is another file than this run began with: give "
+                "that one, or leave it out"
+            )
+    progress.setdefault("dataset_digest", digest)
+    tqdm.write(f"resuming after epoch {progress['epoch']}")
+    return progress
+
+
+#: what pretraining adds to a run's progress
+PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
+
+
+def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
+    """The run's place in the cache of pretrained parts.
+
+    Args:
+        cfg: the configuration.
+        progress: the run's.
+        parts: what pretraining changes, by name.
+
+    Raises:
+        OSError: if a file that a setting names cannot be read.
+    """
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(model, dict)
+    model.pop("adversarial_lr", None)  # of the game
+    cloning = OmegaConf.to_container(cfg.cloning, resolve=True)
+    assert isinstance(cloning, dict)
+    for group, name in ((model, "max_updates"), (model, "holdout_every"), (cloning, "updates")):
+        if group.get(name) is None:  # older files do not name them
+            group.pop(name, None)
+    # all that decides what pretraining leaves behind, the random state included: the agent's
+    # networks are drawn before it, and threads decide in which order sums are taken
+    settings = {
+        **{key: OmegaConf.select(cfg, key) for key in ("seed", "device", "compile")},
+        "threads": torch.get_num_threads(),
+        "dataset_digest": progress.get("dataset_digest"),
+        "agent.hidden_sizes": list(cfg.agent.hidden_sizes),
+        "model": model,
+        "cloning": cloning,
+        "clone_behaviour": cfg.clone_behaviour,
+        "evaluation.episodes": cfg.evaluation.episodes,
+        "versions": package_versions(),
+    }
+    # named only where they are not the usual, so that older files are still found
+    usual = {
+        "deterministic": False,
+        "float32_matmul_precision": "highest",
+        "model_matmul_dtype": "float32",
+        "num_critics": 2,  # drawn before the fit
+        "reward_scale": 1.0,
+    }
+    for key, value in usual.items():
+        if (own := cfg.get(key, value)) != value:
+            settings[key] = own
+    if cfg.get("rollout_direction", "forward") != "forward":
+        settings["reverse_rollouts"] = cfg.rollout_policy
+    if torch.device(cfg.device).type == "cuda":
+        settings["card"] = torch.cuda.get_device_name(cfg.device)
+    for key in GIVEN_PARTS:
+        if (path := cfg.get(key)) is not None:
+            settings[key] = file_digest(path)
+    return Pretrained(
+        cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
+    )

@@ -1,9 +1,0 @@
-"""A sign for who waits at a terminal: imported by programs before what takes seconds to import."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent and sys.stderr.isatty():
-    print("loading PyTorch and TorchRL ...", file=sys.stderr, flush=True)

@@ -1,0 +1,223 @@
+"""What compiling promises: eager's numbers, no second compilation, a way on without it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.testing import CompileCounter
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
+
+from rambo_trl.runtime import compiling
+from rambo_trl.runtime.compiling import compile_like_eager
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def noisy_gradient(weight: Tensor, x: Tensor) -> Tensor:
+    value = x @ weight
+    loss = (torch.randn_like(value) + value).relu().square().sum()
+    return torch.autograd.grad(loss, weight)[0]
+
+
+def test_random_numbers_and_gradients_are_eagers() -> None:
+    weight, x = nn.Parameter(torch.randn(3, 4)), torch.randn(5, 3)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        results.append(compile_like_eager(noisy_gradient, enabled)(weight, x))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_random_numbers_are_drawn_in_eagers_order() -> None:
+    def draws(x: Tensor) -> Tensor:
+        first = torch.rand(4, 3)  # used last: nothing but the order of the lines puts it first
+        second = torch.randn(3, 4)
+        third = torch.rand_like(x)
+        return (x + third).exp() @ (first.argsort(0) + second.T.sin() @ x).T
+
+    with torch.no_grad():  # a graph without gradients is put in order by other rules
+        found = []
+        for run in (draws, compile_like_eager(draws)):
+            torch.manual_seed(0)
+            found.append(run(torch.ones(3, 3)))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_not_enabled_is_the_function_itself() -> None:
+    assert compile_like_eager(noisy_gradient, enabled=False) is noisy_gradient
+
+
+def test_many_functions_of_the_same_lines_do_not_exhaust_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # a sweep in one process builds the same parts again and again
+    counter = CompileCounter()
+    original = torch.compile
+
+    def counting(function, *, options, **kwargs):
+        return original(function, backend=counter, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    limit = torch._dynamo.config.recompile_limit
+
+    def build(number: int):
+        return compile_like_eager(lambda x: x + number)
+
+    for number in range(limit + 3):
+        assert build(number)(torch.zeros(())) == number
+    assert counter.frame_count == limit + 3
+
+
+def test_every_compilation_is_told_when_it_begins_and_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, *, options, **kw: original(f, backend="eager"))
+    run = compile_like_eager(lambda x: x + 1, name="the agent's update")
+    told = []
+
+    def records() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == compiling.__name__]
+
+    with caplog.at_level("DEBUG", logger=compiling.__name__):
+        for size in (2, 2, 3, 2):  # another size is compiled anew
+            caplog.clear()
+            run(torch.zeros(size))
+            told.append([getattr(record, "compiling", "-") for record in records()])
+        torch._dynamo.reset()  # forgets who is told
+        run(torch.zeros(2))
+    assert told == [["compiling the agent's update", None], [], told[0], []]
+    begun, ended = records()
+    assert (begun.levelname, ended.levelname) == ("INFO", "DEBUG")
+    assert begun.getMessage().startswith("compiling the agent's update: seconds to a minute")
+
+
+class Guard(NamedTuple):
+    name: str
+    guard_type: str = "CONSTANT_MATCH"
+
+
+def test_what_can_change_is_checked_and_definitions_are_not() -> None:
+    probabilistic = "G['__import_tensordict_dot_nn_dot_probabilistic']._interaction_type._mode"
+    keep = [
+        Guard("L['batch']", "TENSOR_MATCH"),
+        Guard("L['batch']._tensordict", "DICT_NOT_CONTAINS"),
+        Guard("L['self'].horizon"),
+        Guard("", "GLOBAL_STATE"),
+        Guard(probabilistic),
+        Guard("G['HORIZON']"),
+        Guard("L['self'].loss", "HASATTR"),
+        Guard("self.env.termination", "CLOSURE_MATCH"),
+        Guard("L['self'].env.termination", "CLOSURE_MATCH"),
+    ]
+    drop = [
+        Guard("len(G['__import_tensordict_dot_utils']._TENSORCLASS_MEMO)"),
+        Guard("type(G['__import_torch_dot_distributions_dot_transforms'].Transform).__mro__[0]"),
+        Guard("G['__import_torchrl_dot_objectives_dot_common'].AUTO_LOSS_MASK_KEYS[0]"),
+        Guard("dict(type(L['self'].loss).__mro__[1].__dict__)['get'].__defaults__[0]"),
+        Guard("L['self'].actor", "NOT_PRESENT_IN_GENERIC_DICT"),
+        Guard("L['self'].actor._forward_hooks", "EMPTY_NN_MODULE_HOOKS_DICT"),
+        Guard("G['_140142345987120_c0'].Tensor", "HASATTR"),
+        Guard("G['torch'].bmm", "BUILTIN_MATCH"),
+        Guard("G['torch'].broadcast_tensors", "CLOSURE_MATCH"),
+        Guard("type(self.policy).__mro__[1].forward", "CLOSURE_MATCH"),
+    ]
+    kept = compiling._worth_checking([*keep, *drop])
+    assert kept == [True] * len(keep) + [False] * len(drop)
+
+
+def test_exploration_type_is_still_seen() -> None:
+    def answer(x: Tensor) -> Tensor:
+        return x + (1 if exploration_type() == ExplorationType.RANDOM else 0)
+
+    run = compile_like_eager(answer)
+    with set_exploration_type(ExplorationType.RANDOM):
+        assert run(torch.zeros(())) == 1
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert run(torch.zeros(())) == 0
+
+
+def test_a_function_in_the_place_of_another_is_seen() -> None:
+    def add(x: Tensor) -> Tensor:
+        return x + 1
+
+    def take(x: Tensor) -> Tensor:
+        return x - 1
+
+    class Owner:
+        rule = staticmethod(add)
+
+        def __init__(self) -> None:
+            self.call = compile_like_eager(self.answer)
+
+        def answer(self, x: Tensor) -> Tensor:
+            return self.rule(x)
+
+    owner = Owner()
+    owner.rule = add
+    assert owner.call(torch.zeros(())) == 1
+    owner.rule = take
+    assert owner.call(torch.zeros(())) == -1
+
+
+def test_without_a_compiler_it_runs_eagerly_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "_warned", False)
+
+    def broken(function, **kwargs):
+        def call(*args):
+            raise BackendCompilerFailed("no compiler here", RuntimeError("g++ not found"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    double, triple = compile_like_eager(lambda x: 2 * x), compile_like_eager(lambda x: 3 * x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert double(4) == 8
+        assert double(5) == 10
+        assert triple(2) == 6
+    assert len(caught) == 1
+    assert "runs uncompiled" in str(caught[0].message)
+
+
+def test_errors_of_the_function_itself_are_raised() -> None:
+    def refuses(x: Tensor) -> Tensor:
+        return x.reshape(7)
+
+    with pytest.raises(RuntimeError, match=r"shape|reshape"):
+        compile_like_eager(refuses)(torch.zeros(3))
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_survived() -> None:
+    script = (
+        "import torch\n"
+        "from rambo_trl.runtime.compiling import compile_like_eager\n"
+        "f = compile_like_eager(lambda x: (x.sin() + x.cos()).exp())\n"
+        "x = torch.randn(100)\n"
+        "assert torch.equal(f(x), (x.sin() + x.cos()).exp())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            "CXX": "/no/such/compiler",
+            "PATH": "/nowhere",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("runs uncompiled") == 1
