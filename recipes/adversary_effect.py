@@ -19,10 +19,10 @@ from typing import Any
 
 import launcher.starting  # noqa: F401
 import numpy as np
-from adversary_game import load_game
 from launcher.command_line import describe
+from launcher.inspection import load_finished
 
-from rambo_trl.experiment.folder import write_atomically
+from rambo_trl.experiment.folder import RunFolder, write_atomically
 from rambo_trl.reporting.adversary_figure import EFFECT_FILE, PLACES, draw
 from rambo_trl.reporting.adversary_measures import measure
 from rambo_trl.reporting.adversary_verdict import adversary_effect
@@ -78,17 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.horizon < 1:
             raise ValueError(f"--horizon must be at least 1, got {options.horizon}")
-        game = load_game(options.run, options.pretrained)
+        run = load_finished(options.run, options.pretrained)
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     with busy("measuring the models before and after the game"):
-        found = measure(game, options.horizon)
-        found["adversary"] = adversary_effect(game.rambo)
+        gamma = run.cfg.agent.gamma
+        found = {
+            "seed": run.cfg.seed,
+            "epoch": run.epoch,
+            "adversarial_weight": run.cfg.adversarial_weight,
+            **measure(run.adversary, run.fitted, run.data, gamma=gamma, horizon=options.horizon),
+            "adversary": adversary_effect(run.adversary, run.data, gamma=gamma),
+        }
     write_atomically(out / EFFECT_FILE, (json.dumps(found, indent=2) + "\n").encode())
-    metrics = game.rambo.run.folder.read_metrics()
-    draw(found, [row for row in metrics if (row["epoch"] or 0) <= game.epoch],
+    metrics = RunFolder(options.run).read_metrics()
+    draw(found, [row for row in metrics if (row["epoch"] or 0) <= run.epoch],
          out / "adversary_effect.png")  # fmt: skip
     print("\n".join(verdict(found)))
     print(f"figure: {out / 'adversary_effect.png'}")

@@ -6,39 +6,53 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from typing import Any
 
 import launcher.starting  # noqa: F401
-from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
-from tensordict import TensorDictBase
+from launcher.launch import launch
+from launcher.parts import (
+    MODEL_ONLY,
+    TEMPERATURE_ONLY,
+    make_data_batches,
+    make_policy,
+    max_abs_reward,
+)
+from omegaconf import DictConfig
 from torchrl.objectives import BCLoss
-from training_run import Run, launch
 
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
 from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player
 from rambo_trl.training.pretraining import clip_actions
 
 
-class BC(ModelFree):
-    """The tanh-Gaussian policy that makes the data most likely."""
-
-    label = "BC"
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        with warnings.catch_warnings():
-            # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
-            warnings.filterwarnings("ignore", "The name target_actor_network_params")
-            self.loss = BCLoss(self.actor)
-        optimizer = adam((self.loss.parameters(), run.cfg.agent.actor_lr))
-        self.phase = OfflinePhase([Player(self.loss, optimizer)], compile=run.cfg.compile)
-
-    def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
-        """Move actions off the bounds, where a tanh policy's density is infinite."""
-        action_spec = self.run.dataset.action_spec
-        return transitions.set("action", clip_actions(transitions["action"], action_spec))
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train the tanh-Gaussian policy that makes the data most likely."""
+    actor = make_policy(cfg, data)
+    transitions = data.transitions.copy()
+    # a tanh policy's density is infinite at the bounds
+    transitions["action"] = clip_actions(transitions["action"], data.action_spec)
+    batches = make_data_batches(cfg, transitions)
+    with warnings.catch_warnings():
+        # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
+        warnings.filterwarnings("ignore", "The name target_actor_network_params")
+        loss = BCLoss(actor)
+    optimizer = adam((loss.parameters(), cfg.agent.actor_lr))
+    phase = OfflinePhase([Player(loss, optimizer)], compile=cfg.compile)
+    run.track(label="BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
+    monitor = DivergenceMonitor(max_abs_reward(data), 0.0)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("agent") as bar:
+            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
+    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
 
 
 if __name__ == "__main__":
-    unused = [*MODEL_ONLY, *TEMPERATURE_ONLY, "agent.critic_lr", "agent.gamma", "agent.tau"]
-    launch("bc", partial(train_model_free, make_method=BC), unused=unused, model_based=False)
+    launch(
+        "bc",
+        train,
+        unused=[*MODEL_ONLY, *TEMPERATURE_ONLY, "agent.critic_lr", "agent.gamma", "agent.tau"],
+        model_based=False,
+    )

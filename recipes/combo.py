@@ -6,13 +6,35 @@ https://arxiv.org/abs/2102.08363 for the method.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import launcher.starting  # noqa: F401
-from model_based import ADVERSARY_ONLY, ModelBased, train_model_based
-from training_run import launch
+from launcher.launch import launch
+from launcher.parts import (
+    ADVERSARY_ONLY,
+    fill_buffer,
+    learnt_only,
+    make_agent_phase,
+    make_buffers,
+    make_collector,
+    make_critic,
+    make_env,
+    make_policy,
+    make_sac,
+    make_termination,
+    make_world_model,
+    max_abs_reward,
+    mean_value,
+    model_results,
+    start_observations,
+)
+from launcher.pretraining import pretrain
+from omegaconf import DictConfig
 
+from rambo_trl.data import OfflineDataset
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
 from rambo_trl.objectives import COMBOLoss
 
 #: rollout length and conservative weight beta for D4RL's sets, from OfflineRL-Kit's recipes
@@ -35,30 +57,54 @@ def published(task: str) -> dict[str, Any]:
     return {"rollout_length": horizon, "conservative_weight": weight}
 
 
-class COMBO(ModelBased):
-    """SAC with conservative critics on real and imagined transitions."""
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train SAC with conservative critics on real and imagined transitions."""
+    world_model = make_world_model(cfg, data)
+    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
+    real, imagined, mixed = make_buffers(cfg, data)
+    sac = make_sac(
+        COMBOLoss,
+        cfg,
+        data,
+        actor,
+        critic,
+        num_real=mixed.num_real,
+        conservative_weight=cfg.conservative_weight,
+        penalized_actions=cfg.penalized_actions,
+    )
+    agent = make_agent_phase(cfg, sac)
+    termination = make_termination(cfg, data)
+    env = make_env(EnsembleModelEnv, data, world_model, real.storage[:], termination)
+    collector = make_collector(cfg, env, actor)
+    run.track(
+        label="COMBO",
+        policy=actor,
+        reward_unit=data.reward_scale,
+        termination=learnt_only(termination),
+        world_model=world_model,
+        agent=agent,
+        model_buffer=imagined,
+        collector=collector,
+    )
+    pretrain(run, cfg, data, world_model, actor)
 
-    label = "COMBO"
-
-    def make_loss(self, *networks: Any, **settings: Any) -> COMBOLoss:
-        """SAC's loss with the conservative term."""
-        return COMBOLoss(
-            *networks,
-            num_real=self.mixed.num_real,
-            conservative_weight=self.run.cfg.conservative_weight,
-            penalized_actions=self.run.cfg.penalized_actions,
-            **settings,
-        )
-
-    def results(self) -> dict[str, Any]:
-        """With the conservative term's weight, and that the target is without entropy."""
-        conservative = {
-            "conservative_weight": self.run.cfg.conservative_weight,
+    at_start = start_observations(data, cfg.device)
+    monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("rollouts"):
+            epoch.log(fill_buffer(imagined, collector, mixed.keys))
+        with epoch.phase("agent") as bar:
+            epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
+            epoch.log({"start_value": mean_value(sac, actor, at_start)})
+    return run.finish(
+        results={
+            "agent_updates": run.progress["epoch"] * cfg.agent_updates,
+            "conservative_weight": cfg.conservative_weight,
             "deterministic_backup": True,
-        }
-        return {**conservative, **super().results()}
+            **model_results(run, cfg),
+        },
+    )
 
 
 if __name__ == "__main__":
-    train = partial(train_model_based, make_method=COMBO)
     launch("combo", train, unused=ADVERSARY_ONLY, published=published)

@@ -6,51 +6,65 @@ https://arxiv.org/abs/2006.04779 for the method.
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import launcher.starting  # noqa: F401
-from model_free import MODEL_ONLY, ModelFree, train_model_free
+from launcher.launch import launch
+from launcher.parts import (
+    MODEL_ONLY,
+    critic_metrics,
+    make_critic,
+    make_data_batches,
+    make_policy,
+    max_abs_reward,
+)
+from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torchrl.objectives import SoftUpdate
-from training_run import Run, launch
 
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
 from rambo_trl.objectives.cql import ConservativeQLoss
 from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player
 
 
-class CQL(ModelFree):
-    """CQL(H) with a fixed weight, on the data alone."""
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train CQL(H) with a fixed weight on the data alone."""
+    actor = make_policy(cfg, data)
+    batches = make_data_batches(cfg, data.transitions)
+    loss = ConservativeQLoss(
+        actor,
+        make_critic(cfg, data),
+        loss_function="l2",
+        alpha_init=cfg.agent.alpha_init,
+        action_spec=data.action_spec,
+        min_q_weight=cfg.agent.conservative_weight,
+        num_random=cfg.agent.num_actions,
+    )
+    loss.make_value_estimator(gamma=cfg.agent.gamma, device=cfg.device)
+    optimizer = adam(
+        (loss.qvalue_network_params.parameters(), cfg.agent.critic_lr),
+        (loss.actor_network_params.parameters(), cfg.agent.actor_lr),
+        ([loss.log_alpha], cfg.agent.alpha_lr),
+    )
 
-    label = "CQL"
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        cfg = run.cfg.agent
-        self.loss = loss = ConservativeQLoss(
-            self.actor,
-            self.make_qvalue(),
-            loss_function="l2",
-            alpha_init=cfg.alpha_init,
-            action_spec=run.dataset.action_spec,
-            min_q_weight=cfg.conservative_weight,
-            num_random=cfg.num_actions,
-        )
-        loss.make_value_estimator(gamma=cfg.gamma, device=self.device)
-        optimizer = adam(
-            (loss.qvalue_network_params.parameters(), cfg.critic_lr),
-            (loss.actor_network_params.parameters(), cfg.actor_lr),
-            ([loss.log_alpha], cfg.alpha_lr),
-        )
-        players = [Player(self.losses, optimizer)]
-        target_update = SoftUpdate(loss, tau=cfg.tau)
-        self.phase = OfflinePhase(players, target_update, compile=run.cfg.compile)
-
-    def losses(self, batch: TensorDictBase) -> TensorDictBase:
+    def losses(batch: TensorDictBase) -> TensorDictBase:
         """CQL's terms, without the cloning term that would stand in for the actor's."""
-        return self.loss(batch).exclude("loss_actor_bc")
+        return loss(batch).exclude("loss_actor_bc")
+
+    target_update = SoftUpdate(loss, tau=cfg.agent.tau)
+    phase = OfflinePhase([Player(losses, optimizer)], target_update, compile=cfg.compile)
+    metrics = critic_metrics(loss, actor, data, cfg.device)
+    run.track(label="CQL", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
+    monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("agent") as bar:
+            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
+            epoch.log(metrics())
+    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
 
 
 if __name__ == "__main__":
-    train = partial(train_model_free, make_method=CQL)
     launch("cql", train, unused=MODEL_ONLY, model_based=False)

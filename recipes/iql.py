@@ -6,18 +6,28 @@ https://arxiv.org/abs/2110.06169 for the method.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import launcher.starting  # noqa: F401
-from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
-from tensordict import TensorDictBase
+from launcher.launch import launch
+from launcher.parts import (
+    MODEL_ONLY,
+    TEMPERATURE_ONLY,
+    critic_metrics,
+    make_critic,
+    make_data_batches,
+    make_policy,
+)
+from omegaconf import DictConfig
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import IQLLoss, SoftUpdate
-from training_run import Run, launch
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.data.environment import is_scored_by_success
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
+from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
 from rambo_trl.training.pretraining import clip_actions
@@ -35,82 +45,82 @@ def published(task: str) -> dict[str, Any]:
     return {"agent.expectile": expectile, "agent.temperature": temperature}
 
 
-class IQL(ModelFree):
-    """Implicit Q-learning on the data alone."""
+def reward_unit(cfg: DictConfig, data: OfflineDataset) -> float:
+    """What a reward of 1 in training is in the data's units.
 
-    label = "IQL"
+    The range of the episodes' returns over 1000, where rewards are scaled by it; as by the authors,
+    they stay as they are where an episode's return is success.
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        cfg = run.cfg.agent
-        values = MLP(
-            in_features=run.dataset.observation_size,
-            out_features=1,
-            num_cells=list(cfg.hidden_sizes),
-            activation_class=nn.ReLU,
-            device=self.device,
+    Raises:
+        ValueError: if all episodes have the same return, or none is whole.
+    """
+    if not cfg.agent.scale_rewards or is_scored_by_success(data.env_spec or data.env_id):
+        return data.reward_scale
+    returns = data.behaviour_returns
+    if len(returns) == 0:
+        raise ValueError(
+            "no episode of the data is whole, by the range of whose returns rewards are scaled: "
+            "set agent.scale_rewards=false"
         )
-        self.loss = loss = IQLLoss(
-            self.actor,
-            self.make_qvalue(),
-            ValueOperator(values, in_keys=["observation"]),
-            loss_function="l2",
-            temperature=cfg.temperature,
-            expectile=cfg.expectile,
+    if returns.max() == returns.min():
+        raise ValueError(
+            "all episodes of the data have the same return, by whose range rewards are scaled: "
+            "set agent.scale_rewards=false"
         )
-        loss.make_value_estimator(gamma=cfg.gamma, device=self.device)
-        optimizer = adam(
-            (loss.actor_network_params.parameters(), cfg.actor_lr),
-            (loss.qvalue_network_params.parameters(), cfg.critic_lr),
-            (loss.value_network_params.parameters(), cfg.value_lr),
-        )
-        decay = cosine_decay(run.cfg.epochs * run.cfg.agent_updates)
-        player = Player(loss, optimizer, lr_factor=[decay, _constant, _constant])
-        target_update = SoftUpdate(loss, tau=cfg.tau)
-        self.phase = OfflinePhase([player], target_update, compile=run.cfg.compile)
-
-    def prepare(self, transitions: TensorDictBase) -> TensorDictBase:
-        """Scale the rewards by the episodes' returns; move actions off the tanh's bounds.
-
-        As by the authors, rewards stay as they are where an episode's return is success.
-        """
-        dataset = self.run.dataset
-        transitions["action"] = clip_actions(transitions["action"], dataset.action_spec)
-        factor = dataset.reward_scale / self.reward_unit
-        transitions["next", "reward"] = transitions["next", "reward"] * factor
-        return transitions
-
-    @property
-    def reward_unit(self) -> float:
-        """The range of the episodes' returns over 1000, where rewards are scaled by it.
-
-        Raises:
-            ValueError: if all episodes have the same return, or none is whole.
-        """
-        dataset = self.run.dataset
-        if not self.run.cfg.agent.scale_rewards or is_scored_by_success(
-            dataset.env_spec or dataset.env_id
-        ):
-            return dataset.reward_scale
-        returns = dataset.behaviour_returns
-        if len(returns) == 0:
-            raise ValueError(
-                "no episode of the data is whole, by the range of whose returns rewards are "
-                "scaled: set agent.scale_rewards=false"
-            )
-        if returns.max() == returns.min():
-            raise ValueError(
-                "all episodes of the data have the same return, by whose range rewards are "
-                "scaled: set agent.scale_rewards=false"
-            )
-        return float(returns.max() - returns.min()) / 1000
+    return float(returns.max() - returns.min()) / 1000
 
 
-def _constant(update: int) -> float:
-    return 1.0
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train implicit Q-learning on the data alone."""
+    actor, unit = make_policy(cfg, data), reward_unit(cfg, data)
+    transitions = data.transitions.copy()
+    # a tanh policy's density is infinite at the bounds
+    transitions["action"] = clip_actions(transitions["action"], data.action_spec)
+    factor = data.reward_scale / unit
+    transitions["next", "reward"] = transitions["next", "reward"] * factor
+    batches = make_data_batches(cfg, transitions)
+    values = MLP(
+        in_features=data.observation_size,
+        out_features=1,
+        num_cells=list(cfg.agent.hidden_sizes),
+        activation_class=nn.ReLU,
+        device=cfg.device,
+    )
+    loss = IQLLoss(
+        actor,
+        make_critic(cfg, data),
+        ValueOperator(values, in_keys=["observation"]),
+        loss_function="l2",
+        temperature=cfg.agent.temperature,
+        expectile=cfg.agent.expectile,
+    )
+    loss.make_value_estimator(gamma=cfg.agent.gamma, device=cfg.device)
+    optimizer = adam(
+        (loss.actor_network_params.parameters(), cfg.agent.actor_lr),
+        (loss.qvalue_network_params.parameters(), cfg.agent.critic_lr),
+        (loss.value_network_params.parameters(), cfg.agent.value_lr),
+    )
+    decay = cosine_decay(cfg.epochs * cfg.agent_updates)  # of the actor's rate
+    player = Player(loss, optimizer, lr_factor=[decay, lambda _: 1.0, lambda _: 1.0])
+    target_update = SoftUpdate(loss, tau=cfg.agent.tau)
+    phase = OfflinePhase([player], target_update, compile=cfg.compile)
+    metrics = critic_metrics(loss, actor, data, cfg.device)
+    run.track(label="IQL", policy=actor, reward_unit=unit, loss=loss, phase=phase)
+    monitor = DivergenceMonitor(
+        largest_magnitude(transitions["next", "reward"]) * unit, cfg.agent.gamma
+    )
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("agent") as bar:
+            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
+            epoch.log(metrics())
+    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
 
 
 if __name__ == "__main__":
-    train = partial(train_model_free, make_method=IQL)
-    unused = [*MODEL_ONLY, *TEMPERATURE_ONLY]
-    launch("iql", train, unused=unused, published=published, model_based=False)
+    launch(
+        "iql",
+        train,
+        unused=[*MODEL_ONLY, *TEMPERATURE_ONLY],
+        published=published,
+        model_based=False,
+    )

@@ -6,16 +6,37 @@ https://arxiv.org/abs/2005.13239 for the method.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import launcher.starting  # noqa: F401
 import torch
-from model_based import ADVERSARY_ONLY, ModelBased, train_model_based
-from training_run import launch
+from launcher.launch import launch
+from launcher.parts import (
+    ADVERSARY_ONLY,
+    fill_buffer,
+    learnt_only,
+    make_agent_phase,
+    make_buffers,
+    make_collector,
+    make_critic,
+    make_env,
+    make_policy,
+    make_sac,
+    make_termination,
+    make_world_model,
+    max_abs_reward,
+    mean_value,
+    model_results,
+    start_observations,
+)
+from launcher.pretraining import pretrain
+from omegaconf import DictConfig
+from torchrl.objectives import SACLoss
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.envs import MOPOPenalty, PessimisticModelEnv
-from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
 
 #: rollout length h and penalty lambda for D4RL's sets, from the authors' configuration files
 PUBLISHED = {
@@ -40,35 +61,54 @@ def published(task: str) -> dict[str, Any]:
     return {"rollout_length": horizon, "penalty_coefficient": coefficient}
 
 
-class MOPO(ModelBased):
-    """SAC in a model whose rewards are lowered by the members' largest standard deviation."""
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train SAC in a model whose rewards are lowered by the members' largest standard deviation."""
+    world_model = make_world_model(cfg, data)
+    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
+    real, imagined, mixed = make_buffers(cfg, data)
+    sac = make_sac(SACLoss, cfg, data, actor, critic)
+    agent = make_agent_phase(cfg, sac)
+    termination = make_termination(cfg, data)
+    # lambda is for the data's own units
+    units = torch.cat([data.observation_std, data.observation_std.new_tensor([data.reward_scale])])
+    penalty = MOPOPenalty(cfg.penalty_coefficient, units=units.to(cfg.device))
+    env = make_env(
+        PessimisticModelEnv, data, world_model, real.storage[:], termination, pessimism=penalty
+    )
+    collector = make_collector(cfg, env, actor)
+    run.track(
+        label="MOPO",
+        policy=actor,
+        reward_unit=data.reward_scale,
+        termination=learnt_only(termination),
+        world_model=world_model,
+        agent=agent,
+        model_buffer=imagined,
+        collector=collector,
+    )
+    pretrain(run, cfg, data, world_model, actor)
 
-    label = "MOPO"
-    penalty: MOPOPenalty
-
-    def make_env(self, world_model: EnsembleWorldModel, **settings: Any) -> PessimisticModelEnv:
-        """The model's environment with penalised rewards; lambda is for the data's own units."""
-        std, cfg = self.run.dataset.observation_std, self.run.cfg
-        units = torch.cat([std, std.new_tensor([self.reward_unit])]).to(cfg.device)
-        self.penalty = MOPOPenalty(cfg.penalty_coefficient, units=units)
-        return PessimisticModelEnv(world_model, pessimism=self.penalty, **settings)
-
-    def max_abs_reward(self) -> float:
-        """The data's, and the largest penalty: log-variances have an upper bound."""
-        model = self.world_model
-        largest = model.max_log_var.detach() + 2 * model.output_scale.log()
-        penalty = float(self.penalty.of(largest[None, None])) * self.reward_unit
-        return super().max_abs_reward() + penalty
-
-    def results(self) -> dict[str, Any]:
-        """With the penalty's coefficient, and that it is for the data's own units."""
-        penalty = {
-            "penalty_coefficient": self.run.cfg.penalty_coefficient,
+    # the largest penalty: log-variances have an upper bound
+    largest = world_model.max_log_var.detach() + 2 * world_model.output_scale.log()
+    most = float(penalty.of(largest[None, None])) * data.reward_scale
+    at_start = start_observations(data, cfg.device)
+    monitor = DivergenceMonitor(max_abs_reward(data) + most, cfg.agent.gamma)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("rollouts"):
+            epoch.log(fill_buffer(imagined, collector, mixed.keys))
+        with epoch.phase("agent") as bar:
+            epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
+            epoch.log({"start_value": mean_value(sac, actor, at_start)})
+    return run.finish(
+        results={
+            "agent_updates": run.progress["epoch"] * cfg.agent_updates,
+            "penalty_coefficient": cfg.penalty_coefficient,
             "penalty_units": "data",
-        }
-        return {**penalty, **super().results()}
+            **model_results(run, cfg),
+        },
+        penalty=most,
+    )
 
 
 if __name__ == "__main__":
-    train = partial(train_model_based, make_method=MOPO)
     launch("mopo", train, unused=ADVERSARY_ONLY, published=published)

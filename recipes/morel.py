@@ -6,54 +6,94 @@ https://arxiv.org/abs/2005.05951 for the method. The agent is SAC where the pape
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import launcher.starting  # noqa: F401
-from model_based import ADVERSARY_ONLY, ModelBased, train_model_based
+from launcher.launch import launch
+from launcher.parts import (
+    ADVERSARY_ONLY,
+    fill_buffer,
+    learnt_only,
+    make_agent_phase,
+    make_buffers,
+    make_collector,
+    make_critic,
+    make_env,
+    make_policy,
+    make_sac,
+    make_termination,
+    make_world_model,
+    max_abs_reward,
+    mean_value,
+    model_results,
+    start_observations,
+)
+from launcher.pretraining import pretrain
+from omegaconf import DictConfig
+from torchrl.objectives import SACLoss
 from tqdm import tqdm
-from training_run import launch
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.envs import MORELHalting, PessimisticModelEnv
-from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
 
 
-class MOReL(ModelBased):
-    """SAC in the pessimistic MDP of a fitted model."""
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train SAC in the pessimistic MDP of a fitted model."""
+    world_model = make_world_model(cfg, data)
+    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
+    real, imagined, mixed = make_buffers(cfg, data)
+    sac = make_sac(SACLoss, cfg, data, actor, critic)
+    agent = make_agent_phase(cfg, sac)
+    termination = make_termination(cfg, data)
+    # until the model is fitted it knows nothing of halts
+    halting = MORELHalting(0.0, 0.0)
+    env = make_env(
+        PessimisticModelEnv, data, world_model, real.storage[:], termination, pessimism=halting
+    )
+    collector = make_collector(cfg, env, actor)
+    run.track(
+        label="MOReL (SAC)",
+        policy=actor,
+        reward_unit=data.reward_scale,
+        termination=learnt_only(termination),
+        world_model=world_model,
+        agent=agent,
+        model_buffer=imagined,
+        collector=collector,
+    )
+    pretrain(run, cfg, data, world_model, actor)
 
-    label = "MOReL (SAC)"
-    halting: MORELHalting
-
-    def make_env(self, world_model: EnsembleWorldModel, **settings: Any) -> PessimisticModelEnv:
-        """The model's environment with halts; until the model is fitted it knows nothing."""
-        return PessimisticModelEnv(world_model, pessimism=MORELHalting(0.0, 0.0), **settings)
-
-    def on_fitted(self) -> None:
-        """Take the threshold and the halt's reward from the data."""
-        halting = self.run.cfg.halting
-        self.halting = MORELHalting.from_data(
-            self.world_model,
-            self.run.dataset.transitions,
-            num_stds=halting.num_stds,
-            penalty=halting.penalty / self.reward_unit,
-        )
-        assert isinstance(self.env, PessimisticModelEnv)
-        self.env.pessimism = self.halting
-        tqdm.write(
-            f"halting: beyond a disagreement of {self.halting.threshold:.4g}, with reward "
-            f"{self.halting.halt_reward * self.reward_unit:.4g}"
-        )
-
-    def max_abs_reward(self) -> float:
-        """The data's, or a halt's."""
-        return max(super().max_abs_reward(), abs(self.halting.halt_reward) * self.reward_unit)
-
-    def results(self) -> dict[str, Any]:
-        """With what the data said about halting."""
-        reward = self.halting.halt_reward * self.reward_unit
-        halting = {"threshold": self.halting.threshold, "reward": reward}
-        return {"halting": halting, **super().results()}
+    # the threshold and the halt's reward come from the data
+    env.pessimism = halting = MORELHalting.from_data(
+        world_model,
+        data.transitions,
+        num_stds=cfg.halting.num_stds,
+        penalty=cfg.halting.penalty / data.reward_scale,
+    )
+    halt_reward = halting.halt_reward * data.reward_scale
+    tqdm.write(
+        f"halting: beyond a disagreement of {halting.threshold:.4g}, with reward {halt_reward:.4g}"
+    )
+    largest = max(max_abs_reward(data), abs(halt_reward))
+    at_start = start_observations(data, cfg.device)
+    monitor = DivergenceMonitor(largest, cfg.agent.gamma)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("rollouts"):
+            epoch.log(fill_buffer(imagined, collector, mixed.keys))
+        with epoch.phase("agent") as bar:
+            epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
+            epoch.log({"start_value": mean_value(sac, actor, at_start)})
+    return run.finish(
+        results={
+            "agent_updates": run.progress["epoch"] * cfg.agent_updates,
+            "halting": {"threshold": halting.threshold, "reward": halt_reward},
+            **model_results(run, cfg),
+        },
+        penalty=largest - max_abs_reward(data),
+    )
 
 
 if __name__ == "__main__":
-    launch("morel", partial(train_model_based, make_method=MOReL), unused=ADVERSARY_ONLY)
+    launch("morel", train, unused=ADVERSARY_ONLY)

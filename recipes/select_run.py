@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from rambo_trl.experiment.divergence import DivergenceMonitor
-from rambo_trl.reporting.runs import SCORE_COLUMNS, Configuration, Record, configurations, find_runs
+from rambo_trl.experiment.evaluation import SCORE_COLUMNS
+from rambo_trl.reporting.runs import Configuration, Record, configurations, find_runs
 
 #: epochs at the end of training over which the mean Q is followed
 WINDOW = 100

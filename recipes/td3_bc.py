@@ -6,63 +6,79 @@ https://arxiv.org/abs/2106.06860 for the method.
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import launcher.starting  # noqa: F401
-from model_free import MODEL_ONLY, TEMPERATURE_ONLY, ModelFree, train_model_free
+from launcher.launch import launch
+from launcher.parts import (
+    MODEL_ONLY,
+    TEMPERATURE_ONLY,
+    critic_metrics,
+    make_critic,
+    make_data_batches,
+    make_policy,
+    max_abs_reward,
+)
+from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import SoftUpdate, TD3BCLoss
-from training_run import Run, launch
 
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.divergence import DivergenceMonitor
+from rambo_trl.experiment.run import Run
 from rambo_trl.training.gradient_step import adam
 from rambo_trl.training.offline import OfflinePhase, Player
 
 
-class TD3BC(ModelFree):
-    """TD3+BC on the data alone.
+def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """Train TD3+BC on the data alone.
 
     The deterministic actor is the mode of the shared tanh-Gaussian: TorchRL's losses evaluate
     policies deterministically, and the scale's half of the outputs gets no gradient.
     """
+    actor = make_policy(cfg, data)
+    batches = make_data_batches(cfg, data.transitions)
+    loss = TD3BCLoss(
+        actor,
+        make_critic(cfg, data),
+        action_spec=data.action_spec,
+        alpha=cfg.agent.bc_alpha,
+        policy_noise=cfg.agent.policy_noise,
+        noise_clip=cfg.agent.noise_clip,
+        loss_function="l2",
+    )
+    loss.make_value_estimator(gamma=cfg.agent.gamma, device=cfg.device)
 
-    label = "TD3+BC"
-    loss: TD3BCLoss
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        cfg = run.cfg.agent
-        self.loss = loss = TD3BCLoss(
-            self.actor,
-            self.make_qvalue(),
-            action_spec=run.dataset.action_spec,
-            alpha=cfg.bc_alpha,
-            policy_noise=cfg.policy_noise,
-            noise_clip=cfg.noise_clip,
-            loss_function="l2",
-        )
-        loss.make_value_estimator(gamma=cfg.gamma, device=self.device)
-        critics = adam((loss.qvalue_network_params.parameters(), cfg.critic_lr))
-        actor = adam((loss.actor_network_params.parameters(), cfg.actor_lr))
-        self.phase = OfflinePhase(
-            [
-                Player(self.critic_losses, critics, name="the critics' update"),
-                Player(self.actor_losses, actor, every=cfg.actor_every, name="the actor's update"),
-            ],
-            SoftUpdate(loss, tau=cfg.tau),
-            target_every=cfg.actor_every,
-            compile=run.cfg.compile,
-        )
-
-    def critic_losses(self, batch: TensorDictBase) -> TensorDictBase:
+    def critic_losses(batch: TensorDictBase) -> TensorDictBase:
         """The critics' squared TD errors."""
-        return TensorDict(loss_qvalue=self.loss.qvalue_loss(batch)[0])
+        return TensorDict(loss_qvalue=loss.qvalue_loss(batch)[0])
 
-    def actor_losses(self, batch: TensorDictBase) -> TensorDictBase:
+    def actor_losses(batch: TensorDictBase) -> TensorDictBase:
         """The actor's, of its own state-actions and the data's."""
-        term, metrics = self.loss.actor_loss(batch)
+        term, metrics = loss.actor_loss(batch)
         return TensorDict(loss_actor=term, cloning_error=metrics["bc_loss"], weight=metrics["lmbd"])
+
+    critics = adam((loss.qvalue_network_params.parameters(), cfg.agent.critic_lr))
+    policy = adam((loss.actor_network_params.parameters(), cfg.agent.actor_lr))
+    every = cfg.agent.actor_every
+    phase = OfflinePhase(
+        [
+            Player(critic_losses, critics, name="the critics' update"),
+            Player(actor_losses, policy, every=every, name="the actor's update"),
+        ],
+        SoftUpdate(loss, tau=cfg.agent.tau),
+        target_every=every,
+        compile=cfg.compile,
+    )
+    metrics = critic_metrics(loss, actor, data, cfg.device)
+    run.track(label="TD3+BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
+    monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("agent") as bar:
+            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
+            epoch.log(metrics())
+    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
 
 
 if __name__ == "__main__":
-    train = partial(train_model_free, make_method=TD3BC)
     launch("td3_bc", train, unused=[*MODEL_ONLY, *TEMPERATURE_ONLY], model_based=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from rambo_trl.data.rows import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-
-if TYPE_CHECKING:  # it imports the recipe, which measures with what is here
-    from adversary_game import Game
+from rambo_trl.training.phases import ModelPhase
 
 #: rows of the data, steps of the way off the data, real episodes, imagined ones from each start
 ROWS, STEPS, EPISODES, REPEATS = 2000, 11, 20, 20
@@ -284,11 +282,27 @@ def credible_steps(rewards: Sequence[Tensor], largest: float) -> int:
     return max(1, min(horizon, *map(int, believed)))
 
 
-def measure(game: Game, horizon: int) -> dict[str, Any]:
-    """Everything that the figure shows, as numbers."""
-    rambo, cfg, dataset = game.rambo, game.rambo.run.cfg, game.rambo.run.dataset
-    env, loss = rambo.env, rambo.adversary.adversarial_loss
-    models = (game.fitted, rambo.world_model)
+def measure(
+    phase: ModelPhase,
+    fitted: EnsembleWorldModel,
+    dataset: OfflineDataset,
+    *,
+    gamma: float,
+    horizon: int,
+) -> dict[str, Any]:
+    """Everything that the figure shows, as numbers.
+
+    Args:
+        phase: the adversary's, after training.
+        fitted: the model before it.
+        dataset: the data.
+
+    Keyword Args:
+        gamma: discount factor.
+        horizon: steps of the imagined and real episodes.
+    """
+    env, loss = phase.env, phase.adversarial_loss
+    models = (fitted, env.world_model)
     torch.manual_seed(0)
     data = dataset.transitions[draw_rows(len(dataset), ROWS)]
     errors = [
@@ -298,7 +312,7 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
     uniform = space.low + torch.rand_like(data["action"]) * (space.high - space.low)
 
     def act(observation: Tensor) -> Tensor:
-        return mode(rambo.actor, observation)
+        return mode(loss.actor_network, observation)
 
     targets = {"policy_actions": act(data["observation"]), "random_actions": uniform}
     start, rewards = data["observation"][draw_rows(len(data), EPISODES)], {}
@@ -313,15 +327,11 @@ def measure(game: Game, horizon: int) -> dict[str, Any]:
         float(dataset.transitions["next", "reward"].abs().max()) * dataset.reward_scale,
     )
     returns = {
-        name: discounted(values[:steps], cfg.agent.gamma, len(start))
-        for name, values in rewards.items()
+        name: discounted(values[:steps], gamma, len(start)) for name, values in rewards.items()
     }
     return {
         "dataset": dataset.name,
-        "seed": cfg.seed,
-        "epoch": game.epoch,
-        "adversarial_weight": cfg.adversarial_weight,
-        "gamma": cfg.agent.gamma,
+        "gamma": gamma,
         "horizon": steps,
         "horizon_asked": horizon,
         "rows": len(data),

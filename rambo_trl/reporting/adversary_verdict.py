@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.data.rows import draw_rows
 from rambo_trl.reporting.adversary_measures import mode, step_by_elite
-
-if TYPE_CHECKING:  # it tells of itself with what is here
-    from rambo import Rambo
+from rambo_trl.training.phases import ModelPhase
 
 #: updates of each short game, rows of the data in whose states their outcome is measured
 UPDATES, ROWS = 30, 1000
@@ -25,7 +24,7 @@ NOISE_FACTOR = 2.0
 SHARE = 0.1
 
 
-def adversary_effect(rambo: Rambo) -> dict[str, Any]:
+def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float) -> dict[str, Any]:
     """Go on from the game's end thrice: with the adversary, without it, with other batches.
 
     The first two draw the same random numbers, so that only the adversary sets them apart: the
@@ -35,7 +34,11 @@ def adversary_effect(rambo: Rambo) -> dict[str, Any]:
     Everything is put back as it was, random states included.
 
     Args:
-        rambo: a method whose training has ended.
+        phase: the adversary's, after training.
+        dataset: the data.
+
+    Keyword Args:
+        gamma: discount factor.
 
     Returns:
         The ``change`` of r + gamma V(s') at the policy's actions that the adversary makes, in the
@@ -43,7 +46,6 @@ def adversary_effect(rambo: Rambo) -> dict[str, Any]:
         r + gamma V(s') over the states; whether the adversary has a ``measurable`` effect, and the
         ``line`` that says so. Without an adversary only the last two.
     """
-    phase = rambo.adversary
     weight = phase.adversarial_loss.adversarial_weight
     if not float(weight):
         line = "there was no adversary (lambda = 0): no effect on the model was to be expected"
@@ -51,21 +53,20 @@ def adversary_effect(rambo: Rambo) -> dict[str, Any]:
     if not phase.optimizer.state:
         line = "the adversary had no measurable effect: the model was never updated"
         return {"measurable": False, "line": line}
-    dataset, gamma = rambo.run.dataset, rambo.run.cfg.agent.gamma
     rows = draw_rows(len(dataset), ROWS)
     observation = dataset.transitions["observation"][rows].to(weight.device)
-    action = mode(rambo.actor, observation)
+    action = mode(phase.adversarial_loss.actor_network, observation)
 
     def values() -> Tensor:
         """What the elites promise at the policy's actions, in the data's units [elites, rows]."""
         loss = phase.adversarial_loss
-        found = step_by_elite(rambo.world_model, rambo.env, loss, observation, action)[1]
+        found = step_by_elite(phase.env.world_model, phase.env, loss, observation, action)[1]
         return found.double() * dataset.reward_scale
 
     spread = float(values().mean(dim=0).std())
     outcomes = []
     for seed, adversary in ((0, True), (0, False), (1, False)):
-        with _put_back(rambo):
+        with _put_back(phase):
             if not adversary:
                 weight.zero_()
             torch.manual_seed(seed)
@@ -92,16 +93,15 @@ def adversary_effect(rambo: Rambo) -> dict[str, Any]:
 
 
 @contextmanager
-def _put_back(rambo: Rambo) -> Iterator[None]:
+def _put_back(phase: ModelPhase) -> Iterator[None]:
     """Undo what updates of the model change: in place, as captured graphs need it."""
-    phase = rambo.adversary
 
     def tensors() -> list[Tensor]:
         """Named anew after the updates: an optimiser may put others in a state's place."""
         states = phase.optimizer.state.values()
         found = [x for entries in states for x in entries.values() if torch.is_tensor(x)]
         weight = phase.adversarial_loss.adversarial_weight
-        return [*rambo.world_model.state_dict().values(), weight, *found]
+        return [*phase.env.world_model.state_dict().values(), weight, *found]
 
     kept = [tensor.detach().clone() for tensor in tensors()]
     after_update, phase.after_update = phase.after_update, None

@@ -17,10 +17,6 @@ from rambo_trl.runtime.places import expand_home
 
 Row = Mapping[str, float | int | None]
 
-#: what an evaluation adds to an epoch's row, in this order; everything else in ``metrics.csv``
-#: comes from training alone
-SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std", "discounted_return_mean")
-
 #: settings, or groups of them, in which runs of one configuration may differ
 _NOT_CONFIGURATION = frozenset(
     (

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -68,6 +69,11 @@ class AgentPhase:
         name = "the agent's update"
         self._step = GradientStep(self._losses, self.optimizer, compile=compile, name=name)
         self._update = capture_on_gpu(self._step_and_follow, compile, name=name)
+
+    @property
+    def stateful_parts(self) -> dict[str, Any]:
+        """What checkpoints hold."""
+        return {"loss": self.loss, "optimizer": self.optimizer}
 
     def _losses(self, batch: TensorDictBase) -> TensorDictBase:
         # the actor's term sees the critics detached, so one backward serves all three terms
@@ -180,6 +186,11 @@ class ModelPhase:
             self._losses, self.optimizer, passed_on=("observation",), compile=compile, name=name
         )
         self._update = capture_on_gpu(self._step_and_go_on, compile, name=name)
+
+    @property
+    def stateful_parts(self) -> dict[str, Any]:
+        """What checkpoints hold besides the model."""
+        return {"optimizer": self.optimizer}
 
     def _losses(
         self, observation: Tensor, restarts: Tensor, real: TensorDictBase

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.signals import Interrupted, Interruption
 from rambo_trl.runtime.places import cache_folder
-from rambo_trl.runtime.progress import Bar, open_bars
+from rambo_trl.runtime.progress import open_bars
 from rambo_trl.runtime.terminal import set_up_messages
 
 # tensordict reads a flag that torch has retired: nothing that a user of the recipes could change
@@ -56,43 +55,6 @@ def announce_compilation() -> None:
     compiler.setLevel(logging.DEBUG)
     compiler.handlers = [_AboveTheBars()]
     compiler.propagate = False  # Hydra's root logger would say it again
-
-
-#: what a bar calls the phases that have other names in ``results.json``
-PHASES = {"rollouts": "imagined rollouts", "model": "adversary"}
-
-
-class Stopwatch:
-    """Seconds per phase.
-
-    Args:
-        seconds: phase to seconds so far; added to.
-
-    Attributes:
-        bar: says which phase it is, where there is one.
-        worked: phase to seconds of this process, without those that compilation took.
-    """
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.worked: dict[str, float] = {}
-        self.bar: Bar | None = None
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the block's duration to a phase."""
-        bar = self.bar
-        waited = 0.0
-        if bar is not None:
-            bar.set_postfix_str(PHASES.get(phase, phase))
-            waited = bar.waited
-        started = time.perf_counter()
-        yield
-        elapsed = time.perf_counter() - started
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
-        if bar is not None:
-            elapsed -= bar.waited - waited
-        self.worked[phase] = self.worked.get(phase, 0.0) + elapsed
 
 
 class EndingWell:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from launcher.command_line import keys_set, name_of_data
 from launcher.data_checks import (
@@ -26,14 +25,12 @@ from launcher.settings import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from tqdm import tqdm
 from yaml import YAMLError
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.checkpoint import Checkpoints, Stateful, make_deterministic
-from rambo_trl.experiment.folder import GIVEN_PARTS, RunFolder, new_folder, package_versions
+from rambo_trl.experiment.checkpoint import make_deterministic
+from rambo_trl.experiment.folder import GIVEN_PARTS, RunFolder, new_folder
 from rambo_trl.experiment.loggers import check_tracker
-from rambo_trl.experiment.pretrained import Pretrained, dataset_digest, file_digest
 from rambo_trl.experiment.video import check_video
 from rambo_trl.runtime.places import expand_home
 
@@ -256,110 +253,3 @@ def prepare(
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     print(f"run folder: {folder.path}", flush=True)
     return cfg, dataset, folder
-
-
-def begin_or_resume(
-    checkpoints: Checkpoints, dataset: OfflineDataset, cfg: DictConfig
-) -> dict[str, Any]:
-    """Restore the newest checkpoint, or begin.
-
-    Args:
-        checkpoints: the run's.
-        dataset: its data.
-        cfg: its configuration.
-
-    Returns:
-        The run's progress: numbers, strings, lists and dicts of them.
-
-    Raises:
-        ValueError: if the checkpoint cannot be read, or was made with other settings or data.
-    """
-    digest = dataset_digest(dataset)
-    given = {
-        f"{key}_digest": file_digest(path)
-        for key in GIVEN_PARTS
-        if (path := cfg.get(key)) is not None and expand_home(path).is_file()
-    }
-    progress = checkpoints.load()
-    if progress is None:
-        return {
-            "epoch": 0,
-            "transitions": 0,
-            "seconds": {},
-            "divergence": None,
-            "dataset_digest": digest,
-            **given,
-        }
-    if progress.get("dataset_digest", digest) != digest:
-        raise ValueError(
-            f"data set {dataset.name} is not, or no longer, what this run began with: give "
-            "dataset= the place where that lies, or start a new run"
-        )
-    for key, value in given.items():
-        if progress.get(key, value) != value:
-            raise ValueError(
-                f"{key.removesuffix('_digest')} is another file than this run began with: give "
-                "that one, or leave it out"
-            )
-    progress.setdefault("dataset_digest", digest)
-    tqdm.write(f"resuming after epoch {progress['epoch']}")
-    return progress
-
-
-#: what pretraining adds to a run's progress
-PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
-
-
-def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
-    """The run's place in the cache of pretrained parts.
-
-    Args:
-        cfg: the configuration.
-        progress: the run's.
-        parts: what pretraining changes, by name.
-
-    Raises:
-        OSError: if a file that a setting names cannot be read.
-    """
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    assert isinstance(model, dict)
-    model.pop("adversarial_lr", None)  # of the game
-    cloning = OmegaConf.to_container(cfg.cloning, resolve=True)
-    assert isinstance(cloning, dict)
-    for group, name in ((model, "max_updates"), (model, "holdout_every"), (cloning, "updates")):
-        if group.get(name) is None:  # older files do not name them
-            group.pop(name, None)
-    # all that decides what pretraining leaves behind, the random state included: the agent's
-    # networks are drawn before it, and threads decide in which order sums are taken
-    settings = {
-        **{key: OmegaConf.select(cfg, key) for key in ("seed", "device", "compile")},
-        "threads": torch.get_num_threads(),
-        "dataset_digest": progress.get("dataset_digest"),
-        "agent.hidden_sizes": list(cfg.agent.hidden_sizes),
-        "model": model,
-        "cloning": cloning,
-        "clone_behaviour": cfg.clone_behaviour,
-        "evaluation.episodes": cfg.evaluation.episodes,
-        "versions": package_versions(),
-    }
-    # named only where they are not the usual, so that older files are still found
-    usual = {
-        "deterministic": False,
-        "float32_matmul_precision": "highest",
-        "model_matmul_dtype": "float32",
-        "num_critics": 2,  # drawn before the fit
-        "reward_scale": 1.0,
-    }
-    for key, value in usual.items():
-        if (own := cfg.get(key, value)) != value:
-            settings[key] = own
-    if cfg.get("rollout_direction", "forward") != "forward":
-        settings["reverse_rollouts"] = cfg.rollout_policy
-    if torch.device(cfg.device).type == "cuda":
-        settings["card"] = torch.cuda.get_device_name(cfg.device)
-    for key in GIVEN_PARTS:
-        if (path := cfg.get(key)) is not None:
-            settings[key] = file_digest(path)
-    return Pretrained(
-        cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
-    )

@@ -1,21 +1,17 @@
-"""The end of a run: ``results.json``, the learning curve, the tracker and the last screen."""
+"""The end of a run: ``results.json``, the learning curve, the video and the last screen."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
 import torch
 from gymnasium.envs.registration import EnvSpec
-from launcher.command_line import describe
-from omegaconf import DictConfig
-from run_evaluation import evaluation_seed
-from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.playing import Flatten
+from rambo_trl.experiment.evaluation import evaluation_seed
 from rambo_trl.experiment.folder import RunFolder, package_versions
 from rambo_trl.experiment.learning_curve import format_value, plot_learning_curve
 from rambo_trl.experiment.loggers import Tracker
@@ -29,6 +25,7 @@ def finish_tracking(
     *,
     environment: str | EnvSpec | None,
     flatten: Flatten | None = None,
+    say: Callable[[str], object],
 ) -> None:
     """Record the trained policy if asked to, and send the run's figure and video on.
 
@@ -37,10 +34,11 @@ def finish_tracking(
         video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
         environment: where it is evaluated; without one there is no video.
         flatten: makes a vector of an observation; by its observation space where None.
+        say: takes a line on why there is no video.
     """
     files = [path for path in [tracker.folder / "learning_curve.png"] if path.is_file()]
     if video != "none" and environment is None:
-        tqdm.write("no video: there is no environment", file=sys.stderr)
+        say("no video: there is no environment")
     elif video != "none":
         try:
             path = tracker.folder / f"policy.{video}"
@@ -48,8 +46,8 @@ def finish_tracking(
             record_video(policy, path, environment=environment, flatten=flatten)
             files.append(path)
         except Exception as error:  # a run that has ended well is not spoilt by any
-            reason = describe(error) or type(error).__name__
-            tqdm.write(f"no video: {reason}", file=sys.stderr)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            say(f"no video: {reason}")
     for path in files:
         tracker.log_file(path)
     tracker.close()
@@ -58,9 +56,11 @@ def finish_tracking(
 def summarise(
     folder: RunFolder,
     dataset: OfflineDataset,
-    cfg: DictConfig,
     rows: Sequence[Mapping[str, float | int | None]],
     *,
+    seed: int,
+    schedule_name: str,
+    num_last: int,
     method: str,
     cloned: Mapping[str, float | None],
     divergence: Mapping[str, Any] | None,
@@ -73,7 +73,7 @@ def summarise(
     the paper scores it. Of a run that recorded nothing to draw there is no figure.
     """
     evaluated = [row for row in rows if row.get("return_mean") is not None]
-    last = evaluated[-cfg.evaluation.last :]
+    last = evaluated[-num_last:]
 
     def mean(key: str) -> float | None:
         values = [float(v) for row in last if (v := row.get(key)) is not None]
@@ -97,13 +97,13 @@ def summarise(
         "cloned_return_mean": cloned.get("return_mean"),
         "diverged": divergence is not None,
         "divergence": divergence,
-        "seed": cfg.seed,
-        "evaluation_seed": evaluation_seed(cfg.seed),
+        "seed": seed,
+        "evaluation_seed": evaluation_seed(seed),
         "dataset": dataset.name,
         "dataset_transitions": len(dataset),
         "env": dataset.env_id,
         "evaluated": dataset.environment is not None,
-        "schedule": cfg.schedule_name,
+        "schedule": schedule_name,
         "epochs": int(rows[-1]["epoch"] or 0) if rows else 0,
         "sanity": sanity,
         **extra,

@@ -1,4 +1,4 @@
-"""A run whose game is over: its parts, and the world model that the game began with."""
+"""A finished run of RAMBO: its parts, and the world model as it was fitted."""
 
 from __future__ import annotations
 
@@ -6,46 +6,51 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import rambo
 import torch
 from launcher.command_line import compose_jobs, describe
 from launcher.data_checks import load_data
+from launcher.pretraining import FITTED_MODEL
 from launcher.settings import leaf_keys, with_later_settings
-from model_based import FITTED_MODEL
 from omegaconf import DictConfig, OmegaConf
-from rambo import Rambo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from training_run import Run
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.checkpoint import load_checkpoint
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.pretrained import dataset_digest
-from rambo_trl.experiment.signals import Interruption
+from rambo_trl.experiment.run import Inspection, stateful
 from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.training.phases import ModelPhase
 
 
 @dataclass(frozen=True)
-class Game:
-    """A run whose game is over.
+class FinishedRun:
+    """A run of RAMBO whose training has ended.
 
     Attributes:
-        rambo: its parts, as its checkpoint has them.
-        fitted: the world model before the game.
-        epoch: epochs played.
+        cfg: its configuration.
+        data: its data.
+        adversary: its model's phase, as its checkpoint has it.
+        fitted: the world model before adversarial training.
+        epoch: epochs done.
     """
 
-    rambo: Rambo
+    cfg: DictConfig
+    data: OfflineDataset
+    adversary: ModelPhase
     fitted: EnsembleWorldModel
     epoch: int
 
 
-def load_game(path: Path, fitted_file: Path | None = None) -> Game:
+def load_finished(path: Path, fitted_file: Path | None = None) -> FinishedRun:
     """Read a run folder.
 
     Args:
         path: the run folder.
-        fitted_file: the model before the game, or a file of the cache of pretrained parts; the
-            run folder's own by default.
+        fitted_file: the model before adversarial training, or a file of the cache of pretrained
+            parts; the run folder's by default.
 
     Raises:
         OSError, ValueError: one line on what is missing or does not fit.
@@ -61,35 +66,38 @@ def load_game(path: Path, fitted_file: Path | None = None) -> Game:
     fitted_file = fitted_file or path / FITTED_MODEL
     if not fitted_file.is_file():
         raise FileNotFoundError(
-            f"there is no {fitted_file}, the model before the game: name one with --pretrained "
-            "(the file that pretrained=auto keeps in cache_dir will do)"
+            f"there is no {fitted_file}, the model before adversarial training: name one with "
+            "--pretrained (the file that pretrained=auto keeps in cache_dir will do)"
         )
     # settings that are newer than the run have what it had of them, or their defaults
     cfg = OmegaConf.create(OmegaConf.to_container(compose_jobs("rambo", [])[0], resolve=True))
     assert isinstance(cfg, DictConfig)
     cfg.merge_with(with_later_settings(saved, leaf_keys(cfg)))
     cfg.device, cfg.compile = "cpu", False
-    dataset = load_data(cfg)
-    rambo = Rambo(Run(cfg, dataset, folder, Interruption()))
+    data = load_data(cfg)
+    inspection = Inspection()
+    rambo.train(inspection, cfg, data)
+    parts = inspection.parts
     last_good = folder.checkpoint_dir / "last_good.pt"
     progress = load_checkpoint(
         last_good if last_good.is_file() else folder.checkpoint_dir / "last.pt",
-        rambo.stateful_parts(),
+        stateful(parts),
         restore_random=False,
     )
-    if progress.get("dataset_digest", dataset_digest(dataset)) != dataset_digest(dataset):
-        raise ValueError(f"data set {dataset.name} is no longer what this run was trained on")
+    if progress.get("dataset_digest", dataset_digest(data)) != dataset_digest(data):
+        raise ValueError(f"data set {data.name} is no longer what this run was trained on")
     if not progress["epoch"]:
-        raise ValueError(f"{path} has not played yet: there is no epoch in its checkpoint")
-    return Game(rambo, read_fitted(fitted_file, rambo.world_model), progress["epoch"])
+        raise ValueError(f"{path} has trained no epoch yet: there is none in its checkpoint")
+    fitted = read_fitted(fitted_file, parts["world_model"])
+    return FinishedRun(cfg, data, parts["model"], fitted, progress["epoch"])
 
 
 def read_fitted(file: Path, world_model: EnsembleWorldModel) -> EnsembleWorldModel:
-    """Read the model that a game began with.
+    """Read the model that adversarial training began with.
 
     Args:
         file: ``pretrained_model.safetensors``, or a file of the cache of pretrained parts.
-        world_model: the model after the game.
+        world_model: the model after it.
 
     Raises:
         ValueError: if the file cannot be read or is of another fit.
@@ -112,7 +120,7 @@ def read_fitted(file: Path, world_model: EnsembleWorldModel) -> EnsembleWorldMod
         "reward_mean",
         "reward_std",
         "elites",
-    ):  # what the game leaves as it is
+    ):  # what adversarial training leaves as it is
         if not torch.equal(getattr(fitted, name), getattr(world_model, name)):
             raise ValueError(f"{file} is of another fit than this run's: its {name} differs")
     return fitted

@@ -1,0 +1,140 @@
+"""A recipe as a program: command line, configuration, data, run folder; then its training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import hydra
+import torch
+from hydra._internal.utils import get_args_parser
+from launcher.command_line import CONFIG_DIR, check_command_line, keys_set, refuse
+from launcher.program import EndingWell, announce_compilation, refusing_bad_input
+from launcher.settings import check_config, rules_for, without
+from launcher.start import prepare
+from launcher.sweep import name_sweep, sweep_job
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import seed_everything
+from rambo_trl.experiment.folder import GIVEN_PARTS, RunFolder
+from rambo_trl.experiment.results import last_screen
+from rambo_trl.experiment.run import Run, RunOptions
+from rambo_trl.experiment.signals import Interruption
+from rambo_trl.runtime.malloc import keep_freed_memory
+from rambo_trl.runtime.places import expand_home
+
+Train = Callable[[Run, DictConfig, OfflineDataset], dict[str, Any]]
+
+
+def make_run(
+    cfg: DictConfig, data: OfflineDataset, folder: RunFolder, signals: Interruption
+) -> Run:
+    """What surrounds a training, as configured."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    options = RunOptions(
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        device=cfg.device,
+        gamma=cfg.agent.get("gamma"),
+        hidden_sizes=list(cfg.agent.hidden_sizes),
+        schedule_name=cfg.schedule_name,
+        evaluation_episodes=cfg.evaluation.episodes,
+        evaluation_every=cfg.evaluation.every,
+        evaluation_last=cfg.evaluation.last,
+        evaluate_beside=cfg.evaluate_beside,
+        checkpoint_every=cfg.checkpoint_every,
+        checkpoint_minutes=cfg.checkpoint_minutes,
+        checkpoints_kept=cfg.checkpoints_kept,
+        on_divergence=cfg.on_divergence,
+        logger=cfg.logger,
+        video=cfg.video,
+        settings={str(key): value for key, value in settings.items()},
+        config_text=OmegaConf.to_yaml(cfg, resolve=True),
+        given={key: expand_home(cfg[key]) for key in GIVEN_PARTS if cfg.get(key) is not None},
+    )
+    return Run(data, folder, signals, options, say=partial(tqdm.write, file=sys.stdout))
+
+
+def refuse_unused(name: str, unused: Sequence[str], argv: Sequence[str] | None = None) -> None:
+    """Refuse settings on the command line that a method would ignore.
+
+    Args:
+        name: the method's.
+        unused: keys, or groups of keys, that it does not have.
+        argv: the command line's words; the process's own where None.
+
+    Raises:
+        SystemExit: with code 2 after one line that names the setting.
+    """
+    for key in keys_set(get_args_parser().parse_args(argv).overrides):
+        if any(key == group or key.startswith(f"{group}.") for group in unused):
+            refuse(f"{name} has no setting {key!r}: leave it out")
+
+
+def choose_gpu(device: str) -> None:
+    """Set the default CUDA device; ``cuda`` without a number is torch's own choice."""
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
+
+
+def launch(
+    name: str,
+    train: Train,
+    *,
+    unused: Sequence[str] = (),
+    published: Callable[[str], Mapping[str, Any]] | None = None,
+    model_based: bool = True,
+) -> None:
+    """Run a recipe: check the command line, compose, train, print what came of it.
+
+    Args:
+        name: the method's, and of its file in ``config/``.
+        train: trains a run and returns its results.
+
+    Keyword Args:
+        unused: settings of the tasks and schedules that the method does not have: keys, or the
+            groups that hold them.
+        published: a task's name to the published values of settings that may be null.
+        model_based: whether the environment needs a termination rule.
+    """
+    optional = published("") if published else {}
+    check_command_line(name, partial(check_config, rules=rules_for(name, optional)))
+    refuse_unused(name, unused)
+
+    def main(cfg: DictConfig) -> None:
+        with EndingWell() as ending:
+            with refusing_bad_input():
+                cfg, data, ending.folder = prepare(
+                    without(cfg, unused), model_based=model_based, published=published
+                )
+            if cfg.threads is not None:  # torch's own choice knows what this process may use
+                torch.set_num_threads(cfg.threads)
+            torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
+            keep_freed_memory()
+            choose_gpu(cfg.device)
+            announce_compilation()
+            seed_everything(cfg.seed)
+            run = make_run(cfg, data, ending.folder, ending.signals)
+            ending.saved = run.saved_text
+            try:
+                results = train(run, cfg, data)
+            except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+                if run.begun:
+                    raise
+                refuse(error)  # the parts do not fit each other or the run's checkpoint
+            finally:  # it would wait for the evaluations beside a run that has failed
+                run.abandon()
+            print(last_screen(results, ending.folder), flush=True)
+
+    job: Callable[[DictConfig], Any] = main
+    args = get_args_parser().parse_args()
+    if args.multirun and not (args.help or args.cfg):
+        name_sweep()
+        job = sweep_job(sys.argv[0])
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()

@@ -1,0 +1,280 @@
+"""What recipes share: the parts of the methods, made as configured, and the pretraining.
+
+Each function takes the configuration and the data and returns a part of the library or of TorchRL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch
+from launcher.data_checks import termination_rule
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
+from torchrl.modules import ValueOperator
+from torchrl.objectives import LossModule, SACLoss
+from tqdm import tqdm
+
+from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.data import (
+    OfflineDataset,
+    RealModelReplayBuffer,
+    make_real_buffer,
+    make_replay_buffer,
+)
+from rambo_trl.data.rows import draw_rows
+from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
+from rambo_trl.envs.learned_termination import MAX_UPDATES
+from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.experiment.evaluation import mode_values
+from rambo_trl.experiment.run import Run
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.modules.statistics import largest_magnitude
+from rambo_trl.runtime.progress import Bar
+from rambo_trl.training.phases import AgentPhase
+
+#: settings of the tasks and schedules that only RAMBO's adversary has
+ADVERSARY_ONLY = ("adversarial_weight", "model_updates", "model.adversarial_lr")
+#: settings of the tasks and schedules that only the model-based methods have
+MODEL_ONLY = (
+    "adversarial_weight", "model", "model_updates", "rollout_starts", "rollout_length",
+    "rollout_policy", "retained_epochs", "cloning", "clone_behaviour", "pretrained", "cache_dir",
+    "fitted_model", "cloned_policy", "agent.real_fraction", "termination", "model_matmul_dtype",
+)  # fmt: skip
+#: and those of SAC's temperature
+TEMPERATURE_ONLY = ("agent.alpha_lr", "agent.alpha_init")
+#: first states of episodes, and rows of the data, in which the critics are followed
+START_ROWS = VALUE_ROWS = 1000
+
+Actor: TypeAlias = ProbabilisticTensorDictSequential
+SAC = TypeVar("SAC", bound=SACLoss)
+Env = TypeVar("Env", bound=EnsembleModelEnv)
+
+
+# networks
+
+
+def make_world_model(cfg: DictConfig, data: OfflineDataset) -> EnsembleWorldModel:
+    """The ensemble of dynamics models, of the data's sizes."""
+    return EnsembleWorldModel(
+        data.observation_size,
+        data.action_size,
+        num_members=cfg.model.num_members,
+        num_elites=cfg.model.num_elites,
+        hidden_sizes=cfg.model.hidden_sizes,
+        matmul_dtype=torch.bfloat16 if cfg.model_matmul_dtype == "bfloat16" else None,
+        device=cfg.device,
+    )
+
+
+def make_policy(cfg: DictConfig, data: OfflineDataset) -> Actor:
+    """The actor, a tanh-Gaussian policy."""
+    return make_actor(
+        data.observation_size,
+        data.action_spec,
+        hidden_sizes=cfg.agent.hidden_sizes,
+        device=cfg.device,
+    )
+
+
+def make_critic(cfg: DictConfig, data: OfflineDataset) -> ValueOperator:
+    """A critic Q(s, a), which the losses make several of."""
+    return make_qvalue(
+        data.observation_size,
+        data.action_size,
+        hidden_sizes=cfg.agent.hidden_sizes,
+        device=cfg.device,
+    )
+
+
+# the agent
+
+
+def make_sac(
+    loss: type[SAC],
+    cfg: DictConfig,
+    data: OfflineDataset,
+    actor: Actor,
+    critic: ValueOperator,
+    **settings: Any,
+) -> SAC:
+    """SAC's loss, or a class derived from it, with the discount factor set."""
+    sac = loss(
+        actor,
+        critic,
+        loss_function="l2",
+        alpha_init=cfg.agent.alpha_init,
+        action_spec=data.action_spec,
+        **settings,
+    )
+    sac.make_value_estimator(gamma=cfg.agent.gamma, device=cfg.device)
+    return sac
+
+
+def make_agent_phase(cfg: DictConfig, sac: SACLoss) -> AgentPhase:
+    """Line 4 of Algorithm 1, with its optimiser and target networks."""
+    return AgentPhase(
+        sac,
+        critic_lr=cfg.agent.critic_lr,
+        actor_lr=cfg.agent.actor_lr,
+        alpha_lr=cfg.agent.alpha_lr,
+        tau=cfg.agent.tau,
+        compile=cfg.compile,
+    )
+
+
+# data
+
+
+def make_buffers(
+    cfg: DictConfig, data: OfflineDataset
+) -> tuple[TensorDictReplayBuffer, TensorDictReplayBuffer, RealModelReplayBuffer]:
+    """The data, a FIFO buffer of imagined transitions, and batches with an exact share of each."""
+    real = make_real_buffer(data, torch.device(cfg.device))
+    imagined = make_replay_buffer(
+        cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, torch.device(cfg.device)
+    )
+    mixed = RealModelReplayBuffer(
+        real,
+        imagined,
+        real_fraction=cfg.agent.real_fraction,
+        batch_size=cfg.agent.batch_size,
+    )
+    return real, imagined, mixed
+
+
+def make_data_batches(cfg: DictConfig, transitions: TensorDictBase) -> RealModelReplayBuffer:
+    """Batches of the data alone."""
+    device = torch.device(cfg.device)
+    real = TensorDictReplayBuffer(
+        storage=TensorStorage(transitions.to(device), device=device),
+        writer=ImmutableDatasetWriter(),
+    )
+    return RealModelReplayBuffer(
+        real, make_replay_buffer(1), real_fraction=1.0, batch_size=cfg.agent.batch_size
+    )
+
+
+def start_observations(data: OfflineDataset, device: str) -> Tensor:
+    """First observations of episodes [B, observation_size], at most :data:`START_ROWS`."""
+    done = data.transitions["next", "done"]  # [N, 1], true in an episode's last row
+    first = torch.cat([torch.ones(1, dtype=torch.bool), done[:-1].flatten()]).nonzero().flatten()
+    rows = first[draw_rows(len(first), START_ROWS)]
+    return data.transitions["observation"][rows].to(device)
+
+
+def mean_value(loss: LossModule, actor: TensorDictModuleBase, observation: Tensor) -> float:
+    """The critics' mean value of the policy's mode in some states."""
+    return float(mode_values(loss, actor, observation).mean())
+
+
+def critic_metrics(
+    loss: LossModule, actor: TensorDictModuleBase, data: OfflineDataset, device: str
+) -> Callable[[], dict[str, float]]:
+    """What critics make of the policy's mode, on rows of the data and in the first states."""
+    rows = data.transitions["observation"][draw_rows(len(data), VALUE_ROWS)].to(device)
+    places = {"mean_q": rows, "start_value": start_observations(data, device)}
+    return lambda: {name: mean_value(loss, actor, at) for name, at in places.items()}
+
+
+def max_abs_reward(data: OfflineDataset) -> float:
+    """The data's largest absolute reward, in the data's units."""
+    return largest_magnitude(data.transitions["next", "reward"]) * data.reward_scale
+
+
+# the model as an environment
+
+
+def make_termination(cfg: DictConfig, data: OfflineDataset) -> TerminationRule:
+    """The rule as chosen; a learnt one is fitted here, alike for a resumed run."""
+    rule = termination_rule(cfg, data)
+    if not isinstance(rule, str):
+        return rule
+    with Bar(desc="fit the termination rule", total=MAX_UPDATES) as bar:
+        learnt, fit = fit_termination(
+            data.transitions,
+            observation_mean=data.observation_mean,
+            observation_std=data.observation_std,
+            action_low=data.action_low,
+            action_high=data.action_high,
+            seed=cfg.seed,
+            device=cfg.device,
+            bar=bar,
+        )
+        bar.total = bar.n  # it stops once nothing improves
+    tqdm.write(f"termination rule: {fit}")
+    return learnt
+
+
+def learnt_only(rule: TerminationRule) -> LearnedTermination | None:
+    """A learnt rule, which checkpoints hold; None for any other."""
+    return rule if isinstance(rule, LearnedTermination) else None
+
+
+def make_env(
+    env: type[Env],
+    data: OfflineDataset,
+    world_model: EnsembleWorldModel,
+    starts: TensorDictBase,
+    termination: TerminationRule,
+    **settings: Any,
+) -> Env:
+    """The model as an environment whose episodes start in ``starts``, [N] rows."""
+    return env(
+        world_model,
+        action_spec=data.action_spec,
+        starts=starts,
+        termination=termination,
+        observation_mean=data.observation_mean,
+        observation_std=data.observation_std,
+        action_low=data.action_low,
+        action_high=data.action_high,
+        **settings,
+    )
+
+
+def make_collector(cfg: DictConfig, env: EnsembleModelEnv, actor: Actor) -> ModelRolloutCollector:
+    """Rollouts of ``rollout_length`` steps from states of the data."""
+    return ModelRolloutCollector(
+        env,
+        actor if cfg.rollout_policy == "current" else None,
+        num_starts=cfg.rollout_starts,
+        horizon=cfg.rollout_length,
+        compile=cfg.compile,
+    )
+
+
+class RolloutSource(Protocol):
+    """What imagined transitions come from."""
+
+    def collect(self) -> TensorDictBase:
+        """One round of rollouts; flat TensorDict [valid transitions]."""
+        ...
+
+
+def fill_buffer(
+    imagined: TensorDictReplayBuffer, collector: RolloutSource, keys: Any
+) -> dict[str, float | int]:
+    """Line 3 of Algorithm 1: add a round of rollouts to the buffer; returns its metrics."""
+    rollouts = collector.collect()
+    imagined.extend(rollouts.select(*keys))
+    return {
+        "model_transitions": rollouts.shape[0],
+        "model_reward": float(rollouts["next", "reward"].mean()),
+        "model_terminated": float(rollouts["next", "terminated"].float().mean()),
+    }
+
+
+def model_results(run: Run, cfg: DictConfig) -> dict[str, Any]:
+    """What ``results.json`` says of every model-based method."""
+    progress = run.progress
+    return {
+        "rollout_length": cfg.rollout_length,
+        "model_transitions": progress["transitions"],
+        "holdout_mse": progress["holdout_mse"],
+        "model_passes": progress["model_passes"],
+    }

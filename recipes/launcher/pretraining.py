@@ -1,0 +1,252 @@
+"""Line 1 of Algorithm 1: the maximum-likelihood model and the cloned policy, or files of them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from launcher.parts import Actor
+from launcher.program import refusing_bad_input
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from torchrl.data import Bounded
+from tqdm import tqdm
+
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import Stateful
+from rambo_trl.experiment.evaluation import score_text
+from rambo_trl.experiment.folder import GIVEN_PARTS, package_versions
+from rambo_trl.experiment.learning_curve import format_value
+from rambo_trl.experiment.policy import load_into_actor
+from rambo_trl.experiment.pretrained import (
+    Pretrained,
+    file_digest,
+    load_fitted_model,
+    save_fitted_model,
+)
+from rambo_trl.experiment.run import Run
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.runtime.progress import Bar, busy
+from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
+
+#: the model as it was fitted, in the run folder
+FITTED_MODEL = "pretrained_model.safetensors"
+#: what pretraining adds to a run's progress
+PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
+
+
+class Pretrainable(Protocol):
+    """A further part that is pretrained along with the model and the actor."""
+
+    @property
+    def pretrained_parts(self) -> dict[str, Any]:
+        """What pretraining changes, by name."""
+        ...
+
+    def pretrain(self, run: Run) -> None:
+        """Pretrain it."""
+        ...
+
+
+def pretrain(
+    run: Run,
+    cfg: DictConfig,
+    data: OfflineDataset,
+    world_model: EnsembleWorldModel,
+    actor: Actor,
+    further: Pretrainable | None = None,
+) -> None:
+    """Fit the model by maximum likelihood, choose its elites, and clone the behaviour.
+
+    Nothing is done where the run resumes after it. What settings name files of is taken from
+    there, and with ``pretrained=auto`` all of it is shared by runs on the same data and settings.
+    """
+    progress = run.progress
+    if "cloned" not in progress:
+        with refusing_bad_input():
+            _load_given_parts(run, cfg, data, world_model, actor)
+            parts = {"world_model": world_model, "actor": actor}
+            if further is not None:
+                parts |= further.pretrained_parts
+            pretrained = find_pretrained(cfg, progress, **parts)
+        with ExitStack() as stack:
+            with busy("waiting for a run that pretrains the same"):
+                stack.enter_context(pretrained.claimed())
+            with refusing_bad_input():
+                result = pretrained.load()
+            if result is None:
+                _pretrain(run, cfg, data, world_model, actor)
+                if further is not None:
+                    further.pretrain(run)
+                pretrained.save({k: progress[k] for k in PRETRAINING if k in progress})
+            else:
+                tqdm.write(f"pretrained: {pretrained.path}")
+                progress.update(result)
+        run.checkpoint()
+    if not progress["epoch"]:  # for other runs, and for what is compared with it
+        save_fitted_model(
+            run.folder.path / FITTED_MODEL,
+            world_model,
+            digest=progress["dataset_digest"],
+            measured={key: progress[key] for key in ("holdout_mse", "model_passes")},
+        )
+
+
+def _load_given_parts(
+    run: Run, cfg: DictConfig, data: OfflineDataset, world_model: EnsembleWorldModel, actor: Actor
+) -> None:
+    """Take the model, the policy or both from the files that the settings name."""
+    if cfg.cloned_policy is not None:
+        load_into_actor(
+            cfg.cloned_policy,
+            actor,
+            observation_mean=data.observation_mean,
+            observation_std=data.observation_std,
+            action_spec=Bounded(data.action_low, data.action_high, dtype=data.action_low.dtype),
+        )
+        tqdm.write(f"cloned policy: {cfg.cloned_policy}")
+    if cfg.fitted_model is not None:
+        digest = run.progress["dataset_digest"]
+        fit = load_fitted_model(cfg.fitted_model, world_model, digest=digest)
+        run.progress.update({key: fit[key] for key in ("holdout_mse", "model_passes")})
+        tqdm.write(f"fitted model: {cfg.fitted_model}")
+
+
+def _pretrain(
+    run: Run, cfg: DictConfig, data: OfflineDataset, world_model: EnsembleWorldModel, actor: Actor
+) -> None:
+    if "holdout_mse" not in run.progress:
+        fit = fit_with_bar(run, cfg, world_model, data.transitions, "model")
+        run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
+        run.checkpoint()
+    cloned: dict[str, float | None] = {}
+    clone = (
+        cfg.cloned_policy is None and cfg.clone_behaviour and cloning_updates(cfg, len(data)) > 0
+    )
+    if clone:
+        clone_with_bar(run, cfg, actor, data.transitions, "clone the behaviour")
+    if clone or cfg.cloned_policy is not None:
+        with run.watch("evaluation"), busy("evaluating the cloned policy"):
+            cloned = run.evaluation(0)
+        if cloned["return_mean"] is not None:
+            tqdm.write(
+                f"behaviour cloning: return {format_value(cloned['return_mean'])}"
+                f"{score_text(cloned)}"
+            )
+    run.progress["cloned"] = cloned
+
+
+def fit_with_bar(
+    run: Run,
+    cfg: DictConfig,
+    world_model: EnsembleWorldModel,
+    transitions: TensorDictBase,
+    name: str,
+) -> ModelFit:
+    """Fit an ensemble by maximum likelihood, with a bar and a line on the outcome."""
+    passes, updates = cfg.model.max_passes, cfg.model.max_updates
+    if passes is not None:  # in the place of updates
+        updates = None
+    total = updates if passes is None else passes * (len(transitions) // cfg.model.batch_size)
+    with run.watch("model_fit"), Bar(desc=f"fit the {name}", total=total) as bar:
+        fit = fit_world_model(
+            world_model,
+            transitions,
+            batch_size=cfg.model.batch_size,
+            lr=cfg.model.lr,
+            patience=cfg.model.patience,
+            min_improvement=cfg.model.min_improvement,
+            max_passes=passes,
+            max_updates=updates,
+            holdout_every=cfg.model.holdout_every if passes is None else None,
+            standardize_reward=cfg.reward_scale != 1,
+            compile=cfg.compile,
+            on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
+            bar=bar,
+        )
+        bar.total = bar.n  # it may have stopped early
+    tqdm.write(
+        f"{name}: {fit.updates} updates ({fit.passes:.3g} passes), holdout mse "
+        f"{min(fit.holdout_mse):.4f} to {max(fit.holdout_mse):.4f}, elites {fit.elites}"
+    )
+    return fit
+
+
+def cloning_updates(cfg: DictConfig, num_rows: int) -> int:
+    """How many updates behaviour cloning takes."""
+    passes = cfg.cloning.passes
+    return cfg.cloning.updates if passes is None else passes * (num_rows // cfg.cloning.batch_size)
+
+
+def clone_with_bar(
+    run: Run, cfg: DictConfig, actor: Actor, transitions: TensorDictBase, description: str
+) -> None:
+    """Behaviour-clone an actor, with a bar."""
+    updates = cloning_updates(cfg, len(transitions))
+    with run.watch("cloning"), Bar(desc=description, total=updates) as bar:
+        clone_behaviour(
+            actor,
+            transitions,
+            run.dataset.action_spec,
+            updates=updates,
+            batch_size=cfg.cloning.batch_size,
+            lr=cfg.cloning.lr,
+            compile=cfg.compile,
+            bar=bar,
+        )
+
+
+def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
+    """The run's place in the cache of pretrained parts.
+
+    Args:
+        cfg: the configuration.
+        progress: the run's.
+        parts: what pretraining changes, by name.
+
+    Raises:
+        OSError: if a file that a setting names cannot be read.
+    """
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(model, dict)
+    model.pop("adversarial_lr", None)  # of the game
+    cloning = OmegaConf.to_container(cfg.cloning, resolve=True)
+    assert isinstance(cloning, dict)
+    for group, name in ((model, "max_updates"), (model, "holdout_every"), (cloning, "updates")):
+        if group.get(name) is None:  # older files do not name them
+            group.pop(name, None)
+    # all that decides what pretraining leaves behind, the random state included: the agent's
+    # networks are drawn before it, and threads decide in which order sums are taken
+    settings = {
+        **{key: OmegaConf.select(cfg, key) for key in ("seed", "device", "compile")},
+        "threads": torch.get_num_threads(),
+        "dataset_digest": progress.get("dataset_digest"),
+        "agent.hidden_sizes": list(cfg.agent.hidden_sizes),
+        "model": model,
+        "cloning": cloning,
+        "clone_behaviour": cfg.clone_behaviour,
+        "evaluation.episodes": cfg.evaluation.episodes,
+        "versions": package_versions(),
+    }
+    # named only where they are not the usual, so that older files are still found
+    usual = {
+        "deterministic": False,
+        "float32_matmul_precision": "highest",
+        "model_matmul_dtype": "float32",
+        "num_critics": 2,  # drawn before the fit
+        "reward_scale": 1.0,
+    }
+    for key, value in usual.items():
+        if (own := cfg.get(key, value)) != value:
+            settings[key] = own
+    if cfg.get("rollout_direction", "forward") != "forward":
+        settings["reverse_rollouts"] = cfg.rollout_policy
+    if torch.device(cfg.device).type == "cuda":
+        settings["card"] = torch.cuda.get_device_name(cfg.device)
+    for key in GIVEN_PARTS:
+        if (path := cfg.get(key)) is not None:
+            settings[key] = file_digest(path)
+    return Pretrained(
+        cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
+    )

@@ -1,0 +1,212 @@
+"""RAMBO's variants as parts: what holds the adversary to the data, and reverse rollouts.
+
+By default they are the paper's; see ``docs/variants.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from launcher.parts import (
+    Actor,
+    make_collector,
+    make_env,
+    make_policy,
+    make_world_model,
+)
+from launcher.pretraining import clone_with_bar, fit_with_bar
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from rambo_trl.collectors import (
+    ModelRolloutCollector,
+    ReverseRolloutCollector,
+    reverse_transitions,
+)
+from rambo_trl.data import OfflineDataset
+from rambo_trl.data.rows import draw_rows
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.experiment.divergence import ModelErrorBound, model_error_bound
+from rambo_trl.experiment.run import Run
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.objectives import (
+    AdversarialModelLoss,
+    EnsembleModelLoss,
+    LikelihoodBudget,
+    ModelTrustLoss,
+)
+
+#: rows of the data on which the model's error is followed
+ERROR_ROWS = 1000
+
+
+class ModelConstraint:
+    """What holds the adversary to the data, and whether the model still fits them.
+
+    As published, a likelihood term beside lambda times the adversarial one (Eq. 9). With
+    ``model_term`` a distance to the fitted model takes its place (Eq. 8); with
+    ``likelihood_budget`` lambda follows from how far the term may rise (Eq. 7).
+
+    Args:
+        cfg: the configuration.
+        data: of which some rows are set aside.
+        adversarial: whose lambda a budget changes.
+
+    Attributes:
+        loss: the model's term of an update.
+        trust: the distance, where it is one.
+        budget: lambda's update, where there is one.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, data: OfflineDataset, adversarial: AdversarialModelLoss
+    ) -> None:
+        world_model = adversarial.world_model
+        self._data, self._world_model = data, world_model
+        self._likelihood = EnsembleModelLoss(world_model, members="elites")
+        self.trust: ModelTrustLoss | None = None
+        self.budget: LikelihoodBudget | None = None
+        if cfg.model_term != "likelihood":
+            self.trust = ModelTrustLoss(world_model, divergence=cfg.model_term)
+        if cfg.likelihood_budget is not None:
+            self.budget = LikelihoodBudget(adversarial, cfg.likelihood_budget, lr=cfg.budget_lr)
+        self.loss: TensorDictModuleBase = self.trust or self._likelihood
+        rows = draw_rows(len(data), ERROR_ROWS)
+        self._rows = data.transitions[rows].to(cfg.device)
+
+    def anchor(self, run: Run) -> None:
+        """Set the likelihood budget and anchor the trust term; a resumed run has both."""
+        if run.progress["epoch"]:
+            return
+        run.progress["fitted_error"] = self.model_error().tolist()
+        if self.trust is not None:
+            self.trust.anchor()
+        elif self.budget is not None:
+            with torch.no_grad():
+                self.budget.budget += self._likelihood(self._rows)["loss_model"]
+
+    def step_dual(self, metrics: Mapping[str, Tensor]) -> None:
+        """One step of lambda towards the budget (Eq. 7), where there is one."""
+        if self.budget is not None:
+            self.budget.step(metrics["loss_model" if self.trust is None else "trust_distance"])
+
+    def model_error(self) -> Tensor:
+        """The elites' mean squared error on fixed rows of the data; no random number is drawn.
+
+        Returns:
+            [observation_size + 1], an entry each, the reward last.
+        """
+        return self._likelihood.entry_mse(self._rows).cpu()
+
+    def error_bound(self, run: Run) -> ModelErrorBound:
+        """The model errors beyond which the run counts as diverged."""
+        entries = self._data.observation_size + 1
+        # runs of earlier versions did not measure it
+        run.progress.setdefault("fitted_error", [max(run.progress["holdout_mse"])] * entries)
+        return model_error_bound(
+            self._rows,
+            torch.tensor(run.progress["fitted_error"]),
+            scale=self._world_model.output_scale,
+            names=(*self._data.observation_names, "reward"),
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """The model's error, entry by entry, and lambda where it changes."""
+        metrics: dict[str, Any] = {"error": self.model_error()}
+        if self.budget is not None:
+            metrics["lambda"] = float(self.budget.adversarial_loss.adversarial_weight)
+        return metrics
+
+
+class Rollouts:
+    """Forward rollouts, or with ``rollout_direction`` reverse ones in their place or beside them.
+
+    Reverse rollouts lead into the data (ROMI, Wang et al. 2021, https://arxiv.org/abs/2110.00188),
+    which the paper names as an outlook for AntMaze (sec. 6). They are taken in a model of where the
+    data came from, by a policy cloned from the data; with ``rollout_policy=random`` there is none.
+
+    Args:
+        cfg: the configuration.
+        data: the data.
+        env: the forward model's.
+        actor: the policy of forward rollouts.
+        starts: the data's rows on their device, [N].
+        termination: the rule of both models.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        data: OfflineDataset,
+        env: EnsembleModelEnv,
+        actor: Actor,
+        starts: TensorDictBase,
+        termination: TerminationRule,
+    ) -> None:
+        self._cfg, direction = cfg, cfg.rollout_direction
+        self.forward: ModelRolloutCollector | None = make_collector(cfg, env, actor)
+        self.reverse: ReverseRolloutCollector | None = None
+        self.reverse_model: EnsembleWorldModel | None = None
+        self.reverse_policy: Actor | None = None
+        if direction == "forward":
+            return
+        num_starts = cfg.rollout_starts
+        if direction == "both":
+            num_starts //= 2
+            self.forward.num_starts -= num_starts
+        else:
+            self.forward = None
+        self._transitions = reverse_transitions(starts)
+        self.reverse_model = make_world_model(cfg, data)
+        if cfg.rollout_policy == "current":
+            self.reverse_policy = make_policy(cfg, data)
+        self.reverse = ReverseRolloutCollector(
+            make_env(EnsembleModelEnv, data, self.reverse_model, self._transitions, termination),
+            self.reverse_policy,
+            num_starts=num_starts,
+            horizon=cfg.rollout_length,
+            compile=cfg.compile,
+        )
+
+    def collect(self) -> TensorDictBase:
+        """One round of rollouts; flat TensorDict [valid transitions]."""
+        rounds = [c.collect() for c in (self.forward, self.reverse) if c is not None]
+        return rounds[0] if len(rounds) == 1 else torch.cat(rounds)
+
+    def pretrain(self, run: Run) -> None:
+        """Fit the reverse model and clone its policy, on the data read backwards."""
+        if self.reverse_model is None:
+            return
+        fit = fit_with_bar(run, self._cfg, self.reverse_model, self._transitions, "reverse model")
+        run.progress["reverse_holdout_mse"] = fit.holdout_mse
+        if self.reverse_policy is not None:
+            clone_with_bar(
+                run, self._cfg, self.reverse_policy, self._transitions, "clone the way back"
+            )
+
+    @property
+    def pretrained_parts(self) -> dict[str, Any]:
+        """What pretraining changes here, for checkpoints and runs that share it."""
+        parts = {"reverse_model": self.reverse_model, "reverse_policy": self.reverse_policy}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the next round, but for the random state."""
+        if self.forward is None or self.reverse is None:
+            (only,) = (c for c in (self.forward, self.reverse) if c is not None)
+            return only.state_dict()
+        return {"forward": self.forward.state_dict(), "reverse": self.reverse.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if self.forward is None or self.reverse is None:
+            (only,) = (c for c in (self.forward, self.reverse) if c is not None)
+            only.load_state_dict(state_dict)
+        else:
+            self.forward.load_state_dict(state_dict["forward"])
+            self.reverse.load_state_dict(state_dict["reverse"])
