@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Bounded, ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
-from torchrl.objectives import BCLoss, SACLoss
+from torchrl._utils import logger as torchrl_logger
+from torchrl.data import Bounded
+from torchrl.objectives import BCLoss
 
-from rambo_trl.collectors import ModelRolloutCollector
-from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
-from rambo_trl.envs import EnsembleModelEnv, termination
-from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # whose parts are timed
+import rambo
+from launcher.command_line import compose_jobs
+
+from rambo_trl.data import OfflineDataset, RealModelReplayBuffer
+from rambo_trl.experiment.run import Inspection
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.objectives import EnsembleModelLoss
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import GradientStep, adam
 from rambo_trl.training.phases import AgentPhase, ModelPhase
@@ -94,75 +100,60 @@ class Workload:
     real_fraction: float = 0.5
     adversarial_weight: float = 3e-4
     seed: int = 0
-    world_model: EnsembleWorldModel = field(init=False)
-    env: EnsembleModelEnv = field(init=False)
-    collector: ModelRolloutCollector = field(init=False)
-    agent: AgentPhase = field(init=False)
-    model: ModelPhase = field(init=False)
-    mixed: RealModelReplayBuffer = field(init=False)
 
     def __post_init__(self) -> None:
-        torch.manual_seed(self.seed)
         sizes = (self.observation_size, self.action_size)
-        spec = Bounded(-1, 1, shape=(self.action_size,), device=self.device)
-        self.action_spec = spec
+        torch.manual_seed(self.seed)
         self.data = hopper_like(self.num_rows, *sizes).to(self.device)
-        self.world_model = EnsembleWorldModel(
-            *sizes,
-            num_members=self.num_members,
-            num_elites=self.num_elites,
-            hidden_sizes=self.hidden_sizes,
-            matmul_dtype=self.matmul_dtype,
-            device=self.device,
+        bfloat16 = self.matmul_dtype is torch.bfloat16
+        (cfg,) = compose_jobs(
+            "rambo",
+            [
+                "schedule=paper",
+                f"device={self.device}",
+                f"compile={self.compile}",
+                f"termination={'auto' if self.observation_size == 11 else 'none'}",
+                f"model.num_members={self.num_members}",
+                f"model.num_elites={self.num_elites}",
+                f"model.hidden_sizes={list(self.hidden_sizes)}",
+                f"model.batch_size={self.batch_size}",
+                f"model_matmul_dtype={'bfloat16' if bfloat16 else 'float32'}",
+                f"agent.hidden_sizes={list(self.agent_hidden_sizes)}",
+                f"agent.batch_size={self.batch_size}",
+                f"agent.real_fraction={self.real_fraction}",
+                f"agent.actor_lr={1e-4}",
+                f"rollout_starts={self.num_starts}",
+                f"rollout_length={self.horizon}",
+                f"retained_epochs={self.retained_epochs}",
+                f"adversarial_weight={self.adversarial_weight}",
+            ],
+            check=lambda cfg: None,
         )
+        torchrl_logger.setLevel("ERROR")  # that made-up data are odd does not matter here
+        dataset = OfflineDataset(
+            self.data.cpu(),
+            action_spec=Bounded(-1, 1, shape=(self.action_size,)),
+            env_id="Hopper-v5",
+            normalize=False,
+        )
+        inspection = Inspection()
+        rambo.train(inspection, cfg, dataset)
+        parts = inspection.parts
+        self.world_model: EnsembleWorldModel = parts["world_model"]
         with torch.no_grad():
             self.world_model.weights[-1].mul_(0.01)
             self.world_model.biases[-1][..., self.world_model.output_size :] = -9.0
-        self.actor = make_actor(
-            self.observation_size, spec, hidden_sizes=self.agent_hidden_sizes, device=self.device
-        )
-        sac = SACLoss(
-            self.actor,
-            make_qvalue(*sizes, hidden_sizes=self.agent_hidden_sizes, device=self.device),
-            loss_function="l2",
-            action_spec=spec,
-        )
-        sac.make_value_estimator(gamma=0.99, device=self.device)
-        self.agent = AgentPhase(sac, compile=self.compile)
-        real = TensorDictReplayBuffer(
-            storage=TensorStorage(self.data, device=self.device), writer=ImmutableDatasetWriter()
-        )
-        rule = termination.rule_for("Hopper-v5") if self.observation_size == 11 else None
-        self.env = EnsembleModelEnv(
-            self.world_model, action_spec=spec, starts=self.data, termination=rule
-        )
-        self.collector = ModelRolloutCollector(
-            self.env,
-            self.actor,
-            num_starts=self.num_starts,
-            horizon=self.horizon,
-            compile=self.compile,
-        )
-        self.model_buffer = make_replay_buffer(
-            self.retained_epochs * self.num_starts * self.horizon, self.device
-        )
+        self.agent: AgentPhase = parts["agent"]
+        self.model: ModelPhase = parts["model"]
+        self.collector = parts["collector"].forward
+        self.model_buffer = parts["model_buffer"]
+        self.env, self.model_loss = self.model.env, self.model.model_loss
+        self.actor, self.action_spec = inspection.policy, dataset.action_spec
         self.mixed = RealModelReplayBuffer(
-            real,
+            self.model.real_buffer,
             self.model_buffer,
             real_fraction=self.real_fraction,
             batch_size=self.batch_size,
-        )
-        self.model_loss = EnsembleModelLoss(self.world_model, members="elites")
-        self.model = ModelPhase(
-            self.env,
-            AdversarialModelLoss.from_loss(
-                self.world_model, sac, adversarial_weight=self.adversarial_weight, gamma=0.99
-            ),
-            self.model_loss,
-            real,
-            batch_size=self.batch_size,
-            horizon=self.horizon,
-            compile=self.compile,
         )
 
     def state(self) -> dict[str, Tensor]:

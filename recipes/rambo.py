@@ -14,6 +14,7 @@ from launcher.launch import launch
 from launcher.parts import (
     fill_buffer,
     learnt_only,
+    make_adversary,
     make_agent_phase,
     make_buffers,
     make_critic,
@@ -39,7 +40,6 @@ from rambo_trl.experiment.run import Run
 from rambo_trl.objectives import AdversarialModelLoss
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.reporting.paper import rambo_label
-from rambo_trl.training.phases import ModelPhase
 
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
@@ -79,16 +79,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         advantage_clip=cfg.advantage_clip,
     )
     constraint = ModelConstraint(cfg, data, adversarial)
-    adversary = ModelPhase(
-        env,
-        adversarial,
-        constraint.loss,
-        real,
-        batch_size=cfg.model.batch_size,
-        horizon=cfg.rollout_length,
-        lr=cfg.model.adversarial_lr,
-        compile=cfg.compile,
-        after_update=None if constraint.budget is None else constraint.step_dual,
+    adversary = make_adversary(
+        cfg, env, adversarial, real, constraint.loss, after_update=constraint.after_update
     )
     model_updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
 

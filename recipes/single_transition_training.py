@@ -8,6 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from launcher.parts import (
+    fill_buffer,
+    make_adversary,
+    make_agent_phase,
+    make_buffers,
+    make_collector,
+    make_critic,
+    make_env,
+    make_policy,
+    make_sac,
+    make_world_model,
+)
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor
@@ -17,16 +29,13 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
-from rambo_trl.collectors import ModelRolloutCollector
-from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
+from rambo_trl.data import OfflineDataset
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.envs.single_transition import expected_reward, make_single_transition_data
-from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss, COMBOLoss, EnsembleModelLoss
-from rambo_trl.training.phases import AgentPhase, ModelPhase
+from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.objectives import AdversarialModelLoss, COMBOLoss
 from rambo_trl.training.pretraining import fit_world_model
 
-GAMMA = 0.99  # of no effect: every episode is one step long
 GRID = torch.linspace(-1, 1, 401).unsqueeze(-1)
 
 
@@ -115,107 +124,69 @@ def take_snapshot(epoch: int, model: EnsembleWorldModel, agent_loss: SACLoss) ->
     return Snapshot(epoch, mean.mean(dim=0), variance.sqrt(), qvalue, mode)
 
 
-def make_agent_loss(
-    cfg: DictConfig, spec: Bounded, *, conservative: bool, num_real: int
-) -> SACLoss:
-    """SAC's loss, or COMBO's on batches whose first ``num_real`` rows are the data's."""
-    parts = (
-        make_actor(1, spec, hidden_sizes=cfg.agent.hidden_sizes),
-        make_qvalue(1, 1, hidden_sizes=cfg.agent.hidden_sizes),
+def example_data(num_transitions: int) -> OfflineDataset:
+    """The example's data; states and rewards stay as they are."""
+    return OfflineDataset(
+        make_single_transition_data(num_transitions),
+        action_spec=Bounded(-1.0, 1.0, (1,)),
+        name="single transition",
+        normalize=False,
     )
-    options: dict[str, Any] = {
-        "loss_function": "l2",
-        "action_spec": spec,
-        "alpha_init": cfg.agent.alpha_init,
-        "target_entropy": cfg.agent.target_entropy,
-    }
-    if conservative:
-        options.update(cfg.combo, num_real=num_real)
-        loss = COMBOLoss(*parts, **options)
-    else:
-        loss = SACLoss(*parts, **options)
-    loss.make_value_estimator(gamma=GAMMA)
-    return loss
 
 
 def train(name: str, seed: int, cfg: DictConfig) -> Run:
     """Algorithm 1 on the example."""
     torch.set_num_threads(1)
-    torchrl_logger.setLevel(logging.WARNING)
+    torchrl_logger.setLevel(logging.ERROR)  # that all episodes start alike is the example's point
     torch.manual_seed(seed)
     started = time.perf_counter()
     method = METHODS[name]
-    spec = Bounded(-1.0, 1.0, (1,))
-    data = make_single_transition_data(cfg.num_transitions)
-    real = make_replay_buffer(len(data))
-    real.extend(data)
+    data = example_data(cfg.num_transitions)
+    real, imagined, mixed = make_buffers(cfg, data)
 
     # line 1: the model by maximum likelihood
-    model = EnsembleWorldModel(
-        1,
-        1,
-        num_members=cfg.model.num_members,
-        num_elites=cfg.model.num_elites,
-        hidden_sizes=cfg.model.hidden_sizes,
-    )
+    world_model = make_world_model(cfg, data)
     fit_world_model(
-        model,
-        data,
+        world_model,
+        data.transitions,
         batch_size=cfg.model.batch_size,
         lr=cfg.model.lr,
         patience=cfg.model.patience,
         standardize_reward=False,  # the reward is a known function of the successor
     )
 
-    rollouts = make_replay_buffer(cfg.retained_epochs * cfg.rollout_starts)
-    mixed = RealModelReplayBuffer(
-        real,
-        rollouts,
-        real_fraction=cfg.agent.real_fraction,
-        batch_size=cfg.agent.batch_size,
-    )
-    agent_loss = make_agent_loss(
-        cfg, spec, conservative=method.conservative, num_real=mixed.num_real
-    )
-    agent = AgentPhase(
+    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
+    settings: dict[str, Any] = {"target_entropy": cfg.agent.target_entropy}
+    if method.conservative:
+        settings.update(cfg.combo, num_real=mixed.num_real)
+    loss = COMBOLoss if method.conservative else SACLoss
+    agent_loss = make_sac(loss, cfg, data, actor, critic, **settings)
+    agent = make_agent_phase(cfg, agent_loss)
+    env = make_env(KnownRewardEnv, data, world_model, real.storage[:], ends_at_once)
+    collector = make_collector(cfg, env, actor)
+    adversarial = AdversarialModelLoss.from_loss(
+        world_model,
         agent_loss,
-        critic_lr=cfg.agent.critic_lr,
-        actor_lr=cfg.agent.actor_lr,
-        alpha_lr=cfg.agent.alpha_lr,
+        adversarial_weight=cfg.adversarial_weight,
+        gamma=cfg.agent.gamma,
     )
-    env = KnownRewardEnv(model, action_spec=spec, starts=real, termination=ends_at_once)
-    collector = ModelRolloutCollector(
-        env, agent_loss.actor_network, num_starts=cfg.rollout_starts, horizon=1
-    )
-    model_phase = ModelPhase(
-        env,
-        AdversarialModelLoss.from_loss(
-            model, agent_loss, adversarial_weight=cfg.adversarial_weight, gamma=GAMMA
-        ),
-        EnsembleModelLoss(model, members="elites"),
-        real,
-        batch_size=cfg.model.batch_size,
-        horizon=1,
-        lr=cfg.model.adversarial_lr,
-    )
+    adversary = make_adversary(cfg, env, adversarial, real)
+    phases = (agent, adversary) if method.adversarial else (agent,)
     schedulers = [
         LinearLR(phase.optimizer, 1.0, cfg.final_lr_share, total_iters=cfg.epochs)
-        for phase in ((agent, model_phase) if method.adversarial else (agent,))
+        for phase in phases
     ]
 
     snapshots = []
     for epoch in range(1, cfg.epochs + 1):
-        # line 3: rollouts of the policy in the model
-        rollouts.extend(collector.collect().select(*mixed.keys))
-        # line 4: the agent
-        agent.run(mixed.batches(cfg.agent_updates))
-        # line 5: the adversarial model
+        fill_buffer(imagined, collector, mixed.keys)  # line 3
+        agent.run(mixed.batches(cfg.agent_updates))  # line 4
         if method.adversarial:
-            model_phase.run(cfg.model_updates)
+            adversary.run(cfg.model_updates)  # line 5
         for scheduler in schedulers:
             scheduler.step()
         if epoch in cfg.figure.epochs or epoch == cfg.epochs:
-            snapshots.append(take_snapshot(epoch, model, agent_loss))
+            snapshots.append(take_snapshot(epoch, world_model, agent_loss))
 
     last = snapshots[-1]
     mode = torch.tensor(last.mode)

@@ -34,8 +34,9 @@ from rambo_trl.experiment.evaluation import mode_values
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.runtime.progress import Bar
-from rambo_trl.training.phases import AgentPhase
+from rambo_trl.training.phases import AgentPhase, ModelPhase
 
 #: settings of the tasks and schedules that only RAMBO's adversary has
 ADVERSARY_ONLY = ("adversarial_weight", "model_updates", "model.adversarial_lr")
@@ -245,6 +246,31 @@ def make_collector(cfg: DictConfig, env: EnsembleModelEnv, actor: Actor) -> Mode
         num_starts=cfg.rollout_starts,
         horizon=cfg.rollout_length,
         compile=cfg.compile,
+    )
+
+
+def make_adversary(
+    cfg: DictConfig,
+    env: EnsembleModelEnv,
+    adversarial: AdversarialModelLoss,
+    real: TensorDictReplayBuffer,
+    constraint: TensorDictModuleBase | None = None,
+    after_update: Callable[[dict[str, Tensor]], object] | None = None,
+) -> ModelPhase:
+    """Line 5 of Algorithm 1: the adversarial loss and what holds the model to the data.
+
+    That is by default the likelihood of real transitions under the elites (Eq. 9).
+    """
+    return ModelPhase(
+        env,
+        adversarial,
+        constraint or EnsembleModelLoss(adversarial.world_model, members="elites"),
+        real,
+        batch_size=cfg.model.batch_size,
+        horizon=cfg.rollout_length,
+        lr=cfg.model.adversarial_lr,
+        compile=cfg.compile,
+        after_update=after_update,
     )
 
 

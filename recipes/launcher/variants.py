@@ -5,7 +5,7 @@ By default they are the paper's; see ``docs/variants.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,10 +90,11 @@ class ModelConstraint:
             with torch.no_grad():
                 self.budget.budget += self._likelihood(self._rows)["loss_model"]
 
-    def step_dual(self, metrics: Mapping[str, Tensor]) -> None:
-        """One step of lambda towards the budget (Eq. 7), where there is one."""
-        if self.budget is not None:
-            self.budget.step(metrics["loss_model" if self.trust is None else "trust_distance"])
+    @property
+    def after_update(self) -> Callable[[dict[str, Tensor]], object] | None:
+        """A step of lambda towards the budget (Eq. 7), where there is one."""
+        budget, key = self.budget, "loss_model" if self.trust is None else "trust_distance"
+        return None if budget is None else lambda metrics: budget.step(metrics[key])
 
     def model_error(self) -> Tensor:
         """The elites' mean squared error on fixed rows of the data; no random number is drawn.
