@@ -53,24 +53,26 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     Returns:
         What ``results.json`` says.
     """
-    # networks: an ensemble of Gaussian dynamics models, a tanh-Gaussian policy, critics Q(s, a)
+    # networks: the ensemble of Gaussian dynamics models, the tanh-Gaussian policy, a critic Q(s, a)
     world_model = make_world_model(cfg, data)
     actor, critic = make_policy(cfg, data), make_critic(cfg, data)
 
-    # buffers: the data, imagined transitions (first in, first out), and batches that mix them
+    # replay buffers: the data, the imagined transitions, and batches with a fixed share of each
     real, imagined, mixed = make_buffers(cfg, data)
 
-    # the agent: soft actor-critic
+    # the agent: TorchRL's soft actor-critic loss, and its updates (AgentPhase)
     sac = make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
     agent = make_agent_phase(cfg, sac)
 
-    # the model as an environment that starts in states of the data, and the policy's rollouts in it
+    # the model as a TorchRL environment whose episodes start in states of the data, and rollouts of
+    # the policy in it (ModelRolloutCollector)
     starts, termination = real.storage[:], make_termination(cfg, data)
     env = make_env(EnsembleModelEnv, data, world_model, starts, termination)
     collector = Rollouts(cfg, data, env, actor, starts, termination)
 
-    # the adversary: the Model Gradient (Eq. 5), weighted by lambda, lowers the agent's value in the
-    # model, and the likelihood of real transitions holds the model to the data: together Eq. 9
+    # the adversary: lambda times the Model Gradient (Eq. 5) lowers the agent's value in the model,
+    # and the likelihood of real transitions holds the model to the data; together they are Eq. 9
+    # (ModelPhase)
     adversarial = AdversarialModelLoss.from_loss(
         world_model,
         sac,
@@ -84,7 +86,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     )
     model_updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
 
-    # all that decides the run's future; a run that is resumed finds it as it was
+    # all that checkpoints hold: a run that resumes finds it as it was
     run.track(
         label=rambo_label(cfg.adversarial_weight, data.name),
         policy=actor,

@@ -298,9 +298,9 @@ def fill_buffer(
 def model_results(run: Run, cfg: DictConfig) -> dict[str, Any]:
     """What ``results.json`` says of every model-based method."""
     progress = run.progress
+    measured = ("holdout_mse", "model_passes", "reverse_holdout_mse")
     return {
         "rollout_length": cfg.rollout_length,
         "model_transitions": progress["transitions"],
-        "holdout_mse": progress["holdout_mse"],
-        "model_passes": progress["model_passes"],
+        **{key: progress[key] for key in measured if key in progress},
     }
