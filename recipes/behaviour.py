@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import hydra
 import launcher.starting  # noqa: F401
@@ -23,8 +21,16 @@ import torch
 from gymnasium.spaces import Box
 from launcher.command_line import check_command_line
 from launcher.program import announce_compilation
-from launcher.settings import ALL_RULES, Number, Rule, Text, Whole, check_config
-from omegaconf import DictConfig, OmegaConf
+from launcher.settings import (
+    AgentWithCritics,
+    Positive,
+    Seed,
+    Text,
+    Whole,
+    check_config,
+)
+from omegaconf import DictConfig
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -102,24 +108,24 @@ def snapshot_seed(cfg: DictConfig) -> int:
     return SNAPSHOT_SEED + cfg.seed * cfg.eval_episodes
 
 
-#: what each setting may be
-RULES: Mapping[str, Rule] = {
-    "env": Text(),
-    "total_steps": Whole(),
-    "init_random_steps": Whole(0),
-    "updates_per_step": Number(above=True),
-    "eval_every": Whole(),
-    "eval_episodes": Whole(),
-    "stop_return": Number(-math.inf, optional=True),
-    "num_snapshots": Whole(3),
-    "buffer_size": Whole(),
-    "threads": Whole(),
-    "run_dir": Text(),
-    **{key: ALL_RULES[key] for key in ("seed", "compile")},
-    # the agent is SAC, as in the recipes that learn from data
-    **{key: ALL_RULES[f"agent.{key}"] for key in ("hidden_sizes", "batch_size", "gamma", "tau")},
-    **{key: ALL_RULES[f"agent.{key}"] for key in ("critic_lr", "actor_lr", "alpha_lr")},
-}
+class BehaviourSettings(AgentWithCritics):
+    """What each setting may be; the agent is SAC, as in the recipes that learn from data."""
+
+    alpha_lr: Positive
+    seed: Seed
+    compile: bool
+    env: Text
+    total_steps: Whole
+    init_random_steps: Annotated[int, Field(ge=0)]
+    updates_per_step: Positive
+    eval_every: Whole
+    eval_episodes: Whole
+    stop_return: float | None
+    medium_range: Annotated[list[float], Field(min_length=2, max_length=2)]
+    num_snapshots: Annotated[int, Field(ge=3)]
+    buffer_size: Whole
+    threads: Whole
+    run_dir: Text
 
 
 def check(cfg: DictConfig) -> None:
@@ -129,14 +135,9 @@ def check(cfg: DictConfig) -> None:
         ValueError: if a setting is out of its range, if the environment is not installed or is not
             one of vectors, or if another training's snapshots would be written over.
     """
-    check_config(cfg, RULES)
-    given: Any = cfg.medium_range
-    values: Any = OmegaConf.to_container(given) if OmegaConf.is_list(given) else given
-    two = isinstance(values, list) and len(values) == 2
-    if not (two and all(map(Number(-math.inf).accepts, values)) and values[0] <= values[1]):
-        raise ValueError(
-            f"medium_range must be two numbers, the lower first, such as [800,1800], got {values}"
-        )
+    check_config(cfg, BehaviourSettings)
+    if cfg.medium_range[0] > cfg.medium_range[1]:
+        raise ValueError(f"medium_range must have the lower number first, got {cfg.medium_range}")
     table = expand_home(cfg.run_dir) / TABLE
     if table.exists():
         raise ValueError(f"{table} is there already: choose another run_dir")

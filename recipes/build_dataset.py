@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from functools import partial
 
 import hydra
 import launcher.starting  # noqa: F401
 import torch
 from launcher.command_line import check_command_line
-from launcher.settings import Flag, Rule, Text, Whole, check_config
+from launcher.settings import Settings, Text, Whole, check_config
 from omegaconf import DictConfig
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.bundled import build_bundled, bundled_names, bundled_path
 from rambo_trl.runtime.places import expand_home
 
-#: what each setting may be
-RULES: Mapping[str, Rule] = {
-    "name": Text(),
-    "all": Flag(),
-    "overwrite": Flag(),
-    "policies_dir": Text(optional=True),
-    "threads": Whole(),
-}
+
+class BuildSettings(Settings):
+    """What each setting may be."""
+
+    name: Text
+    all: bool
+    overwrite: bool
+    policies_dir: Text | None
+    threads: Whole
+
+
 HEADER = ("name", "episodes", "steps", "mean return", "best", "score", "seconds")
 ROW = "{:<42} {:>8} {:>8} {:>11} {:>8} {:>6} {:>7}"
 
@@ -74,5 +77,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("build_dataset", check=lambda cfg: check_config(cfg, RULES))
+    check_command_line("build_dataset", check=partial(check_config, model=BuildSettings))
     main()

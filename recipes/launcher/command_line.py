@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +17,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
-from launcher.settings import check_config, leaf_keys
+from hydra.errors import HydraException, MissingConfigException
+from launcher.settings import SETTINGS, check_config, keys_of, leaf_keys, shown
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,18 +26,11 @@ CONFIG_DIR = Path(__file__).parents[1] / "config"
 #: sweepers that search, and which way; the methods that have no critics
 SEARCHES = {"optuna": "minimize", "optuna_offline": "minimize", "optuna_online": "maximize"}
 WITHOUT_Q = ("bc",)
-#: plugins of Hydra: what loads each, its package, and the extra that installs it
-PLUGINS = {
-    **dict.fromkeys(
-        SEARCHES, ("hydra_plugins.hydra_optuna_sweeper", "hydra-optuna-sweeper", "optuna")
-    ),
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "sweep"),
-    "ray": ("hydra_plugins.hydra_ray_launcher", "hydra-ray-launcher", "ray"),
-    **dict.fromkeys(
-        ("submitit_local", "submitit_slurm"),
-        ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "slurm"),
-    ),
-}
+#: plugins of Hydra, and the extra that installs each
+EXTRAS = {
+    "optuna": "optuna", "joblib": "sweep", "ray": "ray", "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+}  # fmt: skip
 
 
 def describe(error: BaseException | str) -> str:
@@ -92,7 +85,7 @@ def _with_home(word: str) -> str:
 
 def check_command_line(
     config_name: str,
-    check: Callable[[DictConfig], None] = check_config,
+    check: Callable[[DictConfig], None] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Compose every job that the command line asks for and refuse what cannot run.
@@ -102,7 +95,8 @@ def check_command_line(
 
     Args:
         config_name: file in ``config/``, without its extension.
-        check: looks at one composed configuration, raises ValueError.
+        check: looks at one composed configuration, raises ValueError; by default
+            :func:`~launcher.settings.check_config` with the method's settings.
         argv: the command line's words; the process's own where None.
 
     Raises:
@@ -126,7 +120,7 @@ def compose_jobs(
     overrides: Iterable[str],
     *,
     multirun: bool = False,
-    check: Callable[[DictConfig], None] = check_config,
+    check: Callable[[DictConfig], None] | None = None,
 ) -> list[DictConfig]:
     """Compose and check the configuration of each job.
 
@@ -134,18 +128,18 @@ def compose_jobs(
         config_name: file in ``config/``, without its extension.
         overrides: as on the command line.
         multirun: whether values such as ``0,1,2`` make a job each.
-        check: looks at one composed configuration, raises ValueError.
+        check: as of :func:`check_command_line`.
 
     Raises:
         ValueError: one line that names the setting.
     """
+    check = check or partial(check_config, model=SETTINGS[config_name])
     parsed = [_parse(text) for text in overrides]
-    check_plugins(parsed)
     check_search(config_name, parsed)
     if any(o.key_or_group == "hydra/sweeper" for o in parsed):
         # other sweepers draw from intervals, whose ends are checked here
         parsed = [_parse(_ends(o)) if o.is_interval_sweep() else o for o in parsed]
-    jobs = [parsed]
+    jobs = [[o.input_line or "" for o in parsed]]
     sweeps = [o for o in parsed if o.is_sweep_override()]
     if sweeps and not multirun:
         key, _, value = (sweeps[0].input_line or "").partition("=")
@@ -153,17 +147,20 @@ def compose_jobs(
             f"{key}={value} names several values: add -m to run each of them; where it is one, "
             f"write {setting(key, value)}"
         )
-    if sweeps:
-        try:
-            (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        except HydraException as error:
-            raise ValueError(_first_line(error)) from error
-        jobs = [[_parse(text) for text in job] for job in batch]
     configs = []
-    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-        for job in jobs:
-            configs.append(_compose_one(config_name, job))
-            check(configs[-1])
+    try:
+        if sweeps:
+            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            for job in jobs:
+                _check_keys(config_name, job)
+                configs.append(compose(config_name, list(job)))
+                OmegaConf.to_container(configs[-1], resolve=True)
+                check(configs[-1])
+    except MissingConfigException as error:
+        raise ValueError(_no_such_choice(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_first_line(error)) from error
     folders = [cfg.get("run_dir") for cfg in configs if cfg.get("run_dir")]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -172,30 +169,6 @@ def compose_jobs(
                 "differs, as in 'run_dir=runs/mine-${seed}'"
             )
     return configs
-
-
-def check_plugins(overrides: Sequence[Override]) -> None:
-    """Refuse a sweeper or launcher that is not installed.
-
-    Args:
-        overrides: the command line's words.
-
-    Raises:
-        ValueError: one line on what to install.
-    """
-    for override in overrides:
-        name = str(override.value())
-        if override.key_or_group not in ("hydra/sweeper", "hydra/launcher") or name not in PLUGINS:
-            continue
-        module, package, extra = PLUGINS[name]
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # no plugin of Hydra's at all
-            found = None
-        if found is None:
-            raise ValueError(
-                f"{override.key_or_group}={name} needs {package}: pip install 'rambo_trl[{extra}]'"
-            )
 
 
 def check_search(config_name: str, overrides: Sequence[Override]) -> None:
@@ -209,17 +182,15 @@ def check_search(config_name: str, overrides: Sequence[Override]) -> None:
         ValueError: one line on what to change.
     """
     given = {o.key_or_group: o.value() for o in overrides}
-    sweeper = str(given.get("hydra/sweeper"))
-    if sweeper not in SEARCHES:
-        return
-    direction = given.get("hydra.sweeper.direction", SEARCHES[sweeper])
-    if direction != SEARCHES[sweeper]:
+    sweeper = given.get("hydra/sweeper")
+    wanted = SEARCHES.get(str(sweeper))
+    direction = given.get("hydra.sweeper.direction", wanted)
+    if wanted and direction != wanted:
         raise ValueError(
-            f"hydra/sweeper={sweeper} has hydra.sweeper.direction={SEARCHES[sweeper]}, got "
-            f"{direction}: optuna_offline looks for the steadiest mean Q, optuna_online for the "
-            "best score"
+            f"hydra/sweeper={sweeper} has hydra.sweeper.direction={wanted}, got {direction}: "
+            "optuna_offline looks for the steadiest mean Q, optuna_online for the best score"
         )
-    if sweeper != "optuna_online" and config_name in WITHOUT_Q:
+    if wanted == "minimize" and config_name in WITHOUT_Q:
         raise ValueError(f"{config_name} has no mean Q that hydra/sweeper={sweeper} could go by")
 
 
@@ -283,62 +254,43 @@ def _ends(override: Override) -> str:
     return f"{override.key_or_group}={interval.start},{interval.end}"
 
 
-def _compose_one(config_name: str, job: Sequence[Override]) -> DictConfig:
-    groups = _groups()
-    own = groups.keys() & _groups_of(config_name)
-    chosen = []
-    for override in job:
+def _check_keys(config_name: str, job: Iterable[str]) -> None:
+    """Refuse a job's words that set nothing; to be called where Hydra is initialised.
+
+    Raises:
+        ValueError: naming the key, and the nearest one that there is.
+    """
+    loaded = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml")
+    groups = {name for entry in loaded.defaults if OmegaConf.is_dict(entry) for name in entry}
+    model = SETTINGS.get(config_name)
+    known = keys_of(model) if model else leaf_keys(compose(config_name))
+    for override in map(_parse, job):
         key, value = override.key_or_group, override.value()
-        if key in groups and key not in own:
-            raise ValueError(f"{config_name} has no setting {key!r}")
-        if key in groups:
-            if value not in groups[key]:
-                raise ValueError(
-                    f"{key}={value}: there is no such {key}{suggestion(str(value), groups[key])} "
-                    f"({key} is one of {', '.join(groups[key])})"
-                )
-            chosen.append(f"{key}={value}")
-    base = compose(config_name, chosen)
-    known = leaf_keys(base)
-    inner = {key.rsplit(".", 1)[0] for key in known if "." in key}
-    for override in job:
-        key, text = override.key_or_group, override.input_line or ""
-        if key in groups or key.split(".")[0].split("/")[0] == "hydra":
+        if key in groups and not isinstance(value, str):
+            raise ValueError(f"{key} must be one name, got {shown(value)}")
+        if key in groups or re.match(r"hydra\b", key):
             continue
-        for name in _named(key, None if override.is_delete() else override.value()):
-            if name not in known and name not in inner:
-                raise ValueError(f"no setting is called {name!r}{suggestion(name, [*known, *own])}")
+        for name in _named(key, value):
+            members = [other for other in known if other.startswith(f"{name}.")]
+            if members:
+                raise ValueError(f"{name} is a group of settings: set one of {', '.join(members)}")
+            if name not in known:
+                near = suggestion(name, [*known, *groups])
+                raise ValueError(f"{config_name} has no setting {name!r}{near}")
         if override.is_delete():
             raise ValueError(f"{key} cannot be left out: set it with {key}=VALUE")
-        if key in inner and not isinstance(override.value(), dict):
-            members = ", ".join(k for k in known if k.startswith(f"{key}."))
-            raise ValueError(f"{key} is a group of settings: set one of {members}")
-        if override.is_add() and not override.is_force_add():
-            raise ValueError(f"{key} is there already: write {text.lstrip('+')}, without the +")
-    try:
-        cfg = compose(config_name, [override.input_line or "" for override in job])
-        OmegaConf.to_container(cfg, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_first_line(error)) from error
-    found = set(leaf_keys(cfg))
-    for key in found - set(known):
-        raise ValueError(f"no setting is called {key!r}{suggestion(key, known)}")
-    for key in set(known) - found:
-        raise ValueError(f"{key} cannot be left out: set it with {key}=VALUE")
-    return cfg
 
 
-def _groups() -> dict[str, list[str]]:
-    """The groups of ``config/``, each with its choices."""
-    folders = (path for path in CONFIG_DIR.iterdir() if path.is_dir())
-    groups = {path.name: [file.stem for file in sorted(path.glob("*.yaml"))] for path in folders}
-    return {name: choices for name, choices in groups.items() if choices}
-
-
-def _groups_of(config_name: str) -> set[str]:
-    """The groups that a file in ``config/`` chooses from, Hydra's own among them."""
-    loaded = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml")
-    return {str(name) for entry in loaded.defaults if OmegaConf.is_dict(entry) for name in entry}
+def _no_such_choice(error: MissingConfigException) -> str:
+    """What to choose in the place of a file that ``config/`` and Hydra's plugins do not have."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if group in ("hydra/sweeper", "hydra/launcher") and name in EXTRAS:
+        return f"{group}={name} is not installed: pip install 'rambo_trl[{EXTRAS[name]}]'"
+    choices = error.options or []
+    return (
+        f"{group}={name}: there is no such {group}{suggestion(name, choices)} "
+        f"({group} is one of {', '.join(choices)})"
+    )
 
 
 def _named(key: str, value: object) -> list[str]:

@@ -1,302 +1,412 @@
-"""What every setting of the recipes may be, checked before any work starts."""
+"""What every setting of the recipes may be: a pydantic model for each method.
+
+Values come from the files in ``config/``; the models have no defaults of their own.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import re
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rambo_trl.experiment.folder import LATER_SETTINGS
+from rambo_trl.experiment.folder import GIVEN_PARTS, LATER_SETTINGS
 
-#: how long pretraining takes, in updates or in the place of them in passes over the data
+#: how long pretraining takes, in updates or in passes over the data
 BUDGETS = (("model.max_updates", "model.max_passes"), ("cloning.updates", "cloning.passes"))
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A whole number from ``low`` to ``high``; ``optional`` allows null."""
+def check_device(name: str) -> str:
+    """Refuse a device that is not there.
 
-    low: int = 1
-    high: int | None = None
-    optional: bool = False
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        if value is None:
-            return self.optional
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and self.low <= value and (self.high is None or value <= self.high)
-
-    def __str__(self) -> str:
-        bound = f"of at least {self.low}" if self.high is None else f"in [{self.low}, {self.high}]"
-        return f"a whole number {bound}" + (" or null" if self.optional else "")
-
-
-@dataclass(frozen=True)
-class Number:
-    """A finite number from ``low`` to ``high``; ``above`` leaves ``low`` itself out."""
-
-    low: float = 0.0
-    high: float = math.inf
-    above: bool = False
-    optional: bool = False
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        if value is None:
-            return self.optional
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return (
-            math.isfinite(value)
-            and self.low <= value <= self.high
-            and not (self.above and value == self.low)
-        )
-
-    def __str__(self) -> str:
-        if math.isfinite(self.high):
-            bound = f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
-        else:
-            bound = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        return f"a finite number {bound}" + (" or null" if self.optional else "")
-
-
-@dataclass(frozen=True)
-class AutoOr:
-    """The word ``auto``, or what another rule accepts."""
-
-    rule: Number
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        return value == "auto" or self.rule.accepts(value)
-
-    def __str__(self) -> str:
-        return f"auto or {self.rule}"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of some words."""
-
-    words: tuple[str, ...]
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        return value in self.words
-
-    def __str__(self) -> str:
-        return f"one of {', '.join(self.words)}"
-
-
-@dataclass(frozen=True)
-class Flag:
-    """True or false; ``optional`` allows null."""
-
-    optional: bool = False
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        return isinstance(value, bool) or (value is None and self.optional)
-
-    def __str__(self) -> str:
-        return "true, false or null" if self.optional else "true or false"
-
-
-@dataclass(frozen=True)
-class Text:
-    """Some text; ``optional`` allows null."""
-
-    optional: bool = False
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        return (value is None and self.optional) or (isinstance(value, str) and bool(value))
-
-    def __str__(self) -> str:
-        return "a text" + (" or null" if self.optional else "")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A list of layer sizes."""
-
-    def accepts(self, value: Any) -> bool:
-        """Whether the value is one."""
-        values = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
-        return isinstance(values, list) and bool(values) and all(map(Whole().accepts, values))
-
-    def __str__(self) -> str:
-        return "a list of whole numbers of at least 1, such as [256,256]"
-
-
-Rule = Whole | Number | AutoOr | Choice | Flag | Text | Sizes
-
-#: what every key of RAMBO's recipe may be
-RULES: Mapping[str, Rule] = {
-    "method": Text(),
-    "seed": Whole(0, 2**31 - 1),
-    "device": Text(),
-    "compile": Flag(),
-    "deterministic": Flag(),
-    "float32_matmul_precision": Choice(("highest", "high", "medium")),
-    "model_matmul_dtype": Choice(("float32", "bfloat16")),
-    "evaluate_beside": Flag(optional=True),
-    "threads": Whole(optional=True),
-    "resume": Text(optional=True),
-    "run_dir": Text(optional=True),
-    "schedule_name": Text(),
-    "dataset": Text(),
-    "env_id": Text(optional=True),
-    "termination": Text(),
-    "odd_data": Choice(("refuse", "accept")),
-    "reward_shift": Number(-1e30, 1e30),
-    "reward_scale": AutoOr(Number(above=True)),
-    "pretrained": Text(optional=True),
-    "cache_dir": Text(),
-    "fitted_model": Text(optional=True),
-    "cloned_policy": Text(optional=True),
-    "on_divergence": Choice(("stop", "continue")),
-    "checkpoint_every": Whole(),
-    "checkpoint_minutes": Number(above=True, optional=True),
-    "checkpoints_kept": Whole(),
-    "logger": Choice(("csv", "tensorboard", "wandb", "mlflow", "trackio")),
-    "video": Choice(("none", "gif", "mp4")),
-    "retries": Whole(0),
-    "epochs": Whole(),
-    "agent_updates": Whole(),
-    "model_updates": Whole(0),
-    "rollout_starts": Whole(),
-    "rollout_length": Whole(),
-    "rollout_policy": Choice(("current", "random")),
-    "rollout_direction": Choice(("forward", "reverse", "both")),
-    "retained_epochs": Whole(),
-    "adversarial_weight": Number(),
-    "num_critics": Whole(),
-    "advantage_clip": Number(above=True, optional=True),
-    "model_updates_every": Whole(),
-    "model_term": Choice(("likelihood", "kl", "total_variation")),
-    "likelihood_budget": Number(above=True, optional=True),
-    "budget_lr": Number(above=True),
-    "clone_behaviour": Flag(),
-    "agent.hidden_sizes": Sizes(),
-    "agent.batch_size": Whole(),
-    "agent.real_fraction": Number(0, 1),
-    "agent.gamma": Number(0, 0.99999),
-    "agent.tau": Number(0, 1, above=True),
-    "agent.critic_lr": Number(above=True),
-    "agent.actor_lr": Number(above=True),
-    "agent.alpha_lr": Number(above=True),
-    "agent.alpha_init": Number(above=True),
-    "model.num_members": Whole(),
-    "model.num_elites": Whole(),
-    "model.hidden_sizes": Sizes(),
-    "model.batch_size": Whole(),
-    "model.lr": Number(above=True),
-    "model.adversarial_lr": Number(above=True),
-    "model.patience": Whole(),
-    "model.min_improvement": Number(0, 1),
-    "model.max_updates": Whole(optional=True),
-    "model.holdout_every": Whole(optional=True),
-    "model.max_passes": Whole(optional=True),
-    "cloning.updates": Whole(0, optional=True),
-    "cloning.passes": Whole(0, optional=True),
-    "cloning.batch_size": Whole(),
-    "cloning.lr": Number(above=True),
-    "evaluation.episodes": Whole(),
-    "evaluation.every": Whole(),
-    "evaluation.last": Whole(),
-}
-
-#: and what further ones of the other methods may be
-ALL_RULES: Mapping[str, Rule] = {
-    **RULES,
-    "penalty_coefficient": Number(),
-    "halting.num_stds": Number(optional=True),
-    "halting.penalty": Number(),
-    "conservative_weight": Number(),
-    "penalized_actions": Choice(("rollout", "policy", "logsumexp")),
-    "agent.conservative_weight": Number(),
-    "agent.num_actions": Whole(),
-    "agent.expectile": Number(0.5, 0.99999),
-    "agent.temperature": Number(above=True),
-    "agent.scale_rewards": Flag(),
-    "agent.value_lr": Number(above=True),
-    "agent.bc_alpha": Number(above=True),
-    "agent.policy_noise": Number(),
-    "agent.noise_clip": Number(),
-    "agent.actor_every": Whole(),
-}
-
-
-def rules_for(name: str, optional: Iterable[str] = ()) -> Mapping[str, Rule]:
-    """The rules of one method's command line.
-
-    Args:
-        name: the method's, which its key ``method`` keeps.
-        optional: numbers that may be null there, and are filled in with published values.
+    Raises:
+        ValueError: saying which there are.
     """
-    filled_in = {
-        key: replace(rule, optional=True)
-        for key in optional
-        if isinstance(rule := ALL_RULES[key], Whole | Number)
-    }
-    return {**ALL_RULES, "method": Choice((name,)), **filled_in}
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or count == 0:
+            raise ValueError(f"device={name}, but no CUDA device is available: use device=cpu")
+        if device.index is not None and device.index >= count:
+            raise ValueError(
+                f"device={name}, but there are only {count}: cuda:0 to cuda:{count - 1}"
+            )
+    return name
 
 
-def without(cfg: DictConfig, unused: Sequence[str]) -> DictConfig:
-    """A configuration without some keys, or groups of keys, that it need not have."""
-    kept = cfg.copy()
-    for key in unused:
-        group, _, name = key.rpartition(".")
-        node = OmegaConf.select(kept, group) if group else kept
-        if node is not None:
-            with open_dict(node):
-                node.pop(name, None)
-    return kept
+Whole = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Discount = Annotated[float, Field(ge=0, le=0.99999)]
+Averaging = Annotated[float, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Sizes = Annotated[list[Whole], Field(min_length=1)]
 
 
-def check_config(cfg: DictConfig, rules: Mapping[str, Rule] = ALL_RULES) -> None:
+class Settings(BaseModel):
+    """A group of settings; what a task or schedule has besides is another method's."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Evaluation(Settings):
+    """``evaluation.*``."""
+
+    episodes: Whole
+    every: Whole
+    last: Whole
+
+
+class Operation(Settings):
+    """How a run is operated: none of it touches what was learnt, so a resumed run may change it."""
+
+    epochs: Whole
+    device: Annotated[Text, AfterValidator(check_device)]
+    compile: bool
+    deterministic: bool
+    float32_matmul_precision: Literal["highest", "high", "medium"]
+    threads: Whole | None
+    on_divergence: Literal["stop", "continue"]
+    odd_data: Literal["refuse", "accept"]
+    evaluate_beside: bool | None
+    evaluation: Evaluation
+    checkpoint_every: Whole
+    checkpoint_minutes: Positive | None
+    checkpoints_kept: Whole
+    logger: Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
+    video: Literal["none", "gif", "mp4"]
+    retries: Annotated[int, Field(ge=0)]
+
+
+class Shared(Operation):
+    """What all methods have."""
+
+    seed: Seed
+    resume: Text | None
+    run_dir: Text | None
+    schedule_name: Text
+    dataset: Text
+    env_id: Text | None
+    reward_shift: Annotated[float, Field(ge=-1e30, le=1e30)]
+    reward_scale: Literal["auto"] | Positive
+    agent_updates: Whole
+
+
+class Agent(Settings):
+    """``agent.*`` of behaviour cloning: an actor."""
+
+    hidden_sizes: Sizes
+    batch_size: Whole
+    actor_lr: Positive
+
+
+class AgentWithCritics(Agent):
+    """``agent.*`` of an actor with critics."""
+
+    gamma: Discount
+    tau: Averaging
+    critic_lr: Positive
+
+
+class SacAgent(AgentWithCritics):
+    """``agent.*`` of SAC, with its temperature."""
+
+    alpha_lr: Positive
+    alpha_init: Positive
+
+
+class BC(Shared):
+    """Settings of ``bc.py``."""
+
+    method: Literal["bc"]
+    agent: Agent
+
+
+class Td3BcAgent(AgentWithCritics):
+    """``agent.*`` of TD3+BC."""
+
+    bc_alpha: Positive
+    policy_noise: NonNegative
+    noise_clip: NonNegative
+    actor_every: Whole
+
+
+class Td3Bc(Shared):
+    """Settings of ``td3_bc.py``."""
+
+    method: Literal["td3_bc"]
+    agent: Td3BcAgent
+
+
+class IqlAgent(AgentWithCritics):
+    """``agent.*`` of IQL; null stands for the published value."""
+
+    expectile: Annotated[float, Field(ge=0.5, le=0.99999)] | None
+    temperature: Positive | None
+    scale_rewards: bool
+    value_lr: Positive
+
+
+class Iql(Shared):
+    """Settings of ``iql.py``."""
+
+    method: Literal["iql"]
+    agent: IqlAgent
+
+
+class CqlAgent(SacAgent):
+    """``agent.*`` of CQL."""
+
+    conservative_weight: NonNegative
+    num_actions: Whole
+
+
+class Cql(Shared):
+    """Settings of ``cql.py``."""
+
+    method: Literal["cql"]
+    agent: CqlAgent
+
+
+class PretrainedParts(Settings):
+    """Where parts of pretraining lie."""
+
+    pretrained: Text | None
+    cache_dir: Text
+    fitted_model: Text | None
+    cloned_policy: Text | None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainedParts:
+        for key in GIVEN_PARTS:
+            if self.pretrained not in (None, "auto") and getattr(self, key) is not None:
+                raise ValueError(
+                    f"pretrained={self.pretrained} holds a model and a policy: leave {key} out, or "
+                    "use pretrained=auto"
+                )
+        return self
+
+
+class MixedAgent(SacAgent):
+    """``agent.*`` of SAC on real and imagined rows."""
+
+    real_fraction: Share
+
+
+class Cloning(Settings):
+    """``cloning.*``."""
+
+    updates: Annotated[int, Field(ge=0)] | None
+    passes: Annotated[int, Field(ge=0)] | None
+    batch_size: Whole
+    lr: Positive
+
+    @model_validator(mode="after")
+    def _a_budget(self) -> Cloning:
+        if self.updates is None and self.passes is None:
+            raise ValueError("cloning.updates or cloning.passes must be a number, both are null")
+        return self
+
+
+class WorldModel(Settings):
+    """``model.*``."""
+
+    num_members: Whole
+    num_elites: Whole
+    hidden_sizes: Sizes
+    batch_size: Whole
+    lr: Positive
+    patience: Whole
+    min_improvement: Share
+    max_updates: Whole | None
+    holdout_every: Whole | None
+    max_passes: Whole | None
+
+    @model_validator(mode="after")
+    def _elites(self) -> WorldModel:
+        if self.num_elites > self.num_members:
+            raise ValueError(
+                f"model.num_elites ({self.num_elites}) must not exceed model.num_members "
+                f"({self.num_members})"
+            )
+        return self
+
+
+class ModelBased(Shared, PretrainedParts):
+    """What the methods with a world model share."""
+
+    termination: Text
+    model_matmul_dtype: Literal["float32", "bfloat16"]
+    rollout_starts: Whole
+    rollout_length: Whole | None  # null, where a method has it: the published one
+    rollout_policy: Literal["current", "random"]
+    retained_epochs: Whole
+    clone_behaviour: bool
+    agent: MixedAgent
+    model: WorldModel
+    cloning: Cloning
+
+
+class Mopo(ModelBased):
+    """Settings of ``mopo.py``."""
+
+    method: Literal["mopo"]
+    penalty_coefficient: NonNegative | None
+
+
+class Halting(Settings):
+    """``halting.*`` of MOReL."""
+
+    num_stds: NonNegative | None
+    penalty: NonNegative
+
+
+class Morel(ModelBased):
+    """Settings of ``morel.py``."""
+
+    method: Literal["morel"]
+    rollout_length: Whole
+    halting: Halting
+
+
+class Combo(ModelBased):
+    """Settings of ``combo.py``."""
+
+    method: Literal["combo"]
+    conservative_weight: NonNegative | None
+    penalized_actions: Literal["rollout", "policy", "logsumexp"]
+
+
+class AdversarialModel(WorldModel):
+    """``model.*`` of RAMBO."""
+
+    adversarial_lr: Positive
+
+
+class Rambo(ModelBased):
+    """Settings of ``rambo.py``."""
+
+    method: Literal["rambo"]
+    rollout_length: Whole
+    model: AdversarialModel
+    model_updates: Annotated[int, Field(ge=0)]
+    adversarial_weight: NonNegative
+    num_critics: Whole
+    advantage_clip: Positive | None
+    model_updates_every: Whole
+    model_term: Literal["likelihood", "kl", "total_variation"]
+    likelihood_budget: Positive | None
+    budget_lr: Positive
+    rollout_direction: Literal["forward", "reverse", "both"]
+
+    @model_validator(mode="after")
+    def _variants(self) -> Rambo:
+        if self.likelihood_budget and not self.adversarial_weight:
+            raise ValueError(
+                "likelihood_budget needs an adversarial_weight above 0 to start from, got 0: give "
+                "one, or leave the budget out"
+            )
+        if self.rollout_direction == "reverse" and self.adversarial_weight:
+            raise ValueError(
+                "rollout_direction=reverse leaves the agent nothing that the adversary touches: "
+                "use both, or adversarial_weight=0"
+            )
+        if self.rollout_direction == "both" and self.rollout_starts < 2:
+            raise ValueError(
+                f"rollout_direction=both needs 2 rollout_starts, got {self.rollout_starts}"
+            )
+        if self.rollout_direction != "forward" and self.termination == "learned":
+            raise ValueError(
+                f"rollout_direction={self.rollout_direction} needs a termination rule that judges "
+                "by the next observation, and termination=learned looks at the whole step: use "
+                "none or MODULE:FUNCTION"
+            )
+        return self
+
+
+#: a method's name, which its key ``method`` keeps, to its settings
+SETTINGS: Mapping[str, type[Settings]] = {
+    "rambo": Rambo, "mopo": Mopo, "morel": Morel, "combo": Combo, "cql": Cql, "iql": Iql,
+    "td3_bc": Td3Bc, "bc": BC,
+}  # fmt: skip
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys of a model, dotted, without those that only group others."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += keys_of(kind, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+#: settings that say where something lies; a digest of its content is what a run is held to
+PLACES = ("dataset", *GIVEN_PARTS)
+#: settings that may differ when a run is resumed
+RESUME_MAY_CHANGE = frozenset({*PLACES, *keys_of(Operation), *keys_of(PretrainedParts)})
+
+
+def check_config(cfg: DictConfig, model: type[BaseModel] | None = None) -> None:
     """Refuse values of a wrong type or out of their range before any work starts.
 
     Args:
         cfg: the configuration.
-        rules: key to what it may be; keys that the configuration lacks are passed over.
+        model: what its settings may be; by default its method's.
 
     Raises:
         ValueError: naming the key, what was expected and what came.
     """
-    present = set(leaf_keys(cfg))
-    for key, rule in rules.items():
-        if key in present and not rule.accepts(value := OmegaConf.select(cfg, key)):
-            raise ValueError(f"{key} must be {rule}, got {shown(value)}")
-    members, elites = (OmegaConf.select(cfg, f"model.num_{k}") for k in ("members", "elites"))
-    if members is not None and elites is not None and elites > members:
-        raise ValueError(
-            f"model.num_elites ({elites}) must not exceed model.num_members ({members})"
-        )
-    if OmegaConf.select(cfg, "likelihood_budget") and not cfg.adversarial_weight:
-        raise ValueError(
-            "likelihood_budget needs an adversarial_weight above 0 to start from, got 0: give one, "
-            "or leave the budget out"
-        )
-    if OmegaConf.select(cfg, "pretrained") not in (None, "auto"):
-        for key in ("fitted_model", "cloned_policy"):
-            if OmegaConf.select(cfg, key) is not None:
-                raise ValueError(
-                    f"pretrained={cfg.pretrained} holds a model and a policy: leave {key} out, or "
-                    "use pretrained=auto"
-                )
-    if "cloning" in cfg and all(cfg.cloning.get(key) is None for key in ("updates", "passes")):
-        raise ValueError("cloning.updates or cloning.passes must be a number, both are null")
-    if "rollout_direction" in present:
-        check_direction(cfg)
-    if "device" in present:
-        check_device(cfg.device)
+    model = model or SETTINGS[cfg.method]
+    try:
+        model.model_validate(OmegaConf.to_container(cfg, resolve=True))
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+BOOLEAN = ("a valid boolean", "true or false")
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's errors as one line: the key, what is expected and what came."""
+
+    def key_of(problem: Any) -> str:
+        # what is no name tells which part of a union was tried
+        parts = (part for part in problem["loc"] if isinstance(part, int) or part.isidentifier())
+        return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)[1:]
+
+    problems = error.errors()
+    first, key = problems[0], key_of(problems[0])
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    expected = " or ".join(
+        re.sub(r"^\w+ should | after validation.*", "", problem["msg"].replace(*BOOLEAN))
+        for problem in problems
+        if key_of(problem) == key
+    )
+    return f"{key} must {expected}, got {shown(first['input'])}"
+
+
+def own_settings(cfg: DictConfig) -> DictConfig:
+    """A copy without what tasks and schedules set for other methods."""
+    kept = OmegaConf.create()
+    for key in leaf_keys(cfg):
+        if key in keys_of(SETTINGS[cfg.method]):
+            OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
+    OmegaConf.set_struct(kept, True)
+    return kept
 
 
 def with_later_settings(saved: DictConfig, keys: Collection[str]) -> DictConfig:
@@ -325,55 +435,8 @@ def settle_budgets(cfg: DictConfig, given: Collection[str]) -> None:
             raise ValueError(
                 f"{pair[0]} and {pair[1]} both say how long it takes: leave one of them out"
             )
-        for key in pair:
-            if asked and key not in asked and key in leaf_keys(cfg):
-                OmegaConf.update(cfg, key, None)
-
-
-def check_direction(cfg: DictConfig) -> None:
-    """Refuse reverse rollouts beside settings that take their sense away.
-
-    Raises:
-        ValueError: saying what to choose instead.
-    """
-    direction = cfg.rollout_direction
-    if direction == "forward":
-        return
-    if direction == "reverse" and cfg.adversarial_weight:
-        raise ValueError(
-            "rollout_direction=reverse leaves the agent nothing that the adversary touches: use "
-            "both, or adversarial_weight=0"
-        )
-    if direction == "both" and cfg.rollout_starts < 2:
-        raise ValueError(f"rollout_direction=both needs 2 rollout_starts, got {cfg.rollout_starts}")
-    if cfg.termination == "learned":
-        raise ValueError(
-            f"rollout_direction={direction} needs a termination rule that judges by the next "
-            "observation, and termination=learned looks at the whole step: use none or "
-            "MODULE:FUNCTION"
-        )
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: saying which there are.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not torch.cuda.is_available() or count == 0:
-            raise ValueError(f"device={name}, but no CUDA device is available: use device=cpu")
-        if device.index is not None and device.index >= count:
-            raise ValueError(
-                f"device={name}, but there are only {count}: cuda:0 to cuda:{count - 1}"
-            )
+        for key in set(pair).difference(asked).intersection(leaf_keys(cfg)) if asked else ():
+            OmegaConf.update(cfg, key, None)
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How a run begins: its folder, its data, what it goes on from."""
+"""How a run begins: its folder, its data, what it is resumed from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from launcher.data_checks import (
     settings_of_task,
 )
 from launcher.settings import (
+    PLACES,
+    RESUME_MAY_CHANGE,
     check_config,
     leaf_keys,
+    own_settings,
     settle_budgets,
     with_later_settings,
 )
@@ -66,18 +69,6 @@ def check_writable(path: Path) -> None:
         raise PermissionError(f"run folder {path} cannot be made: {existing} is not writable")
 
 
-#: settings that say where something lies; a digest of it is what a run is held to
-PLACES = ("dataset", *GIVEN_PARTS)
-#: settings that may differ when a run is resumed: none of them touches what was learnt so far
-RESUME_MAY_CHANGE = (
-    *PLACES,
-    "epochs", "device", "compile", "deterministic", "float32_matmul_precision", "threads",
-    "on_divergence", "odd_data", "evaluate_beside", "evaluation.episodes", "evaluation.every",
-    "evaluation.last", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
-    "pretrained", "cache_dir", "logger", "video", "retries",
-)  # fmt: skip
-
-
 def read_config(folder: RunFolder) -> DictConfig:
     """A run's own configuration; plain values only, no object is made of it.
 
@@ -106,9 +97,9 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
     Raises:
         ValueError: if one of them differs from the run's own and may not.
     """
+    words = keys_set(overrides)
     # a task is known by its data, a schedule by its name
     choices = {"task": "dataset", "schedule": "schedule_name"}
-    given_keys = {choices.get(key, key) for key in keys_set(overrides)}
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(merged, DictConfig)
     merged.merge_with(with_later_settings(saved, leaf_keys(cfg)))
@@ -118,45 +109,22 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
             f"{cfg.resume} is a run of method={method}, not {cfg.method}: resume it with "
             f"recipes/{method}.py"
         )
-    words = set(keys_set(overrides))
-    for key in leaf_keys(cfg):
-        if key not in given_keys:
-            continue
-        given, own = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
+    for key in {choices.get(word, word) for word in words}.intersection(leaf_keys(cfg)):
+        given, kept = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
         # of a place, what lies there stays: a task's data are others, and none is not another one
-        moved = key in words and None not in (given, own)
+        moved = key in words and None not in (given, kept)
         if key in RESUME_MAY_CHANGE and (key not in PLACES or moved):
             OmegaConf.update(merged, key, given)
-        elif given != own and key not in ("resume", "run_dir"):
+        elif given != kept and key not in ("resume", "run_dir"):
             raise ValueError(
-                f"a resumed run keeps its {key}={own}, got {given}: leave it out, or start a "
+                f"a resumed run keeps its {key}={kept}, got {given}: leave it out, or start a "
                 "new run"
             )
     return merged
 
 
-def check_epochs(cfg: DictConfig, saved: DictConfig, folder: RunFolder) -> None:
-    """Refuse to end a run before where it is.
-
-    Args:
-        cfg: the resumed run's.
-        saved: the run folder's.
-        folder: the run folder.
-
-    Raises:
-        ValueError: if it has done more epochs than it is now to have.
-    """
-    if cfg.epochs == saved.get("epochs"):
-        return
-    done = max((int(row["epoch"] or 0) for row in folder.read_metrics()), default=0)
-    if cfg.epochs < done:
-        raise ValueError(
-            f"epochs={cfg.epochs}, but the run has done {done}: give no fewer, or leave it out"
-        )
-
-
-def stop_if_finished(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
-    """Say of a run that has ended that it has; go on only where something else is asked for.
+def check_progress(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Stop where a resumed run has nothing left to do, unless something else is asked for.
 
     Args:
         cfg: the resumed run's.
@@ -164,16 +132,21 @@ def stop_if_finished(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str
         overrides: the command line's words.
 
     Raises:
-        SystemExit: with code 0 where nothing is.
+        ValueError: if it has done more epochs than it is now to have.
+        SystemExit: with code 0 where it has ended, which is said.
     """
+    done = max((int(row["epoch"] or 0) for row in folder.read_metrics()), default=0)
+    if cfg.epochs < done:
+        raise ValueError(
+            f"epochs={cfg.epochs}, but the run has done {done}: give no fewer, or leave it out"
+        )
     if not (folder.path / "results.json").is_file():
         return
     results = folder.read_results()
-    done = results.get("epochs", 0)
     if results.get("diverged"):
         how = f"it diverged in epoch {results['divergence']['epoch']}"
-    elif done >= cfg.epochs:
-        how = f"all its {done} epochs are done, and epochs= with more of them goes on"
+    elif results.get("epochs", 0) >= cfg.epochs:
+        how = f"all its {done} epochs are done; epochs= with more of them resumes it"
     else:
         return
     print(f"the run is finished: {how}; its results are in {folder.path}", flush=True)
@@ -186,6 +159,25 @@ def check_run(cfg: DictConfig) -> None:
     check_config(cfg)
     check_tracker(cfg.logger)
     check_video(cfg.video)
+
+
+def check_places(cfg: DictConfig, path: Path) -> None:
+    """Refuse a new run's folder that cannot be made, and files that are not there.
+
+    Args:
+        cfg: the run's.
+        path: its folder.
+
+    Raises:
+        OSError: naming what is in the way, or missing.
+    """
+    check_writable(path if cfg.run_dir is not None else path.parent)
+    if cfg.run_dir is not None and path.exists():
+        RunFolder.create(path)  # refuses a folder that holds a run
+    for key in ("pretrained", *GIVEN_PARTS):
+        value = cfg.get(key)
+        if value not in (None, "auto") and not expand_home(value).is_file():
+            raise FileNotFoundError(f"{key}={value}: there is no such file")
 
 
 def prepare(
@@ -202,54 +194,46 @@ def prepare(
         published: a task's name to the values of settings that are null.
 
     Returns:
-        The run's configuration (a resumed run's own), its data and its folder.
+        The run's configuration (a resumed run's own) with the settings that its method has, its
+        data and its folder.
 
     Raises:
         ValueError, KeyError, TypeError, OSError: one line on what to change. Nothing is written
             before everything has been checked.
     """
     hydra = HydraConfig.get()
+    words = hydra.overrides.task
+    keys = keys_set(words)
+    cfg = own_settings(cfg)
+    folder = task = None
     if cfg.resume is not None:
         folder = RunFolder.open(cfg.resume)
         folder.lock()
-        saved = read_config(folder)
-        cfg = resumed_config(cfg, saved, hydra.overrides.task)
+        cfg = resumed_config(cfg, read_config(folder), words)
         check_run(cfg)
-        check_epochs(cfg, saved, folder)
-        stop_if_finished(cfg, folder, hydra.overrides.task)
-        if cfg.deterministic:
-            make_deterministic()
-        print(f"run folder: {folder.path}", flush=True)
-        check_before_data(cfg, model_based=model_based)
-        dataset = load_data(cfg)
-        check_data(cfg, dataset, model_based=model_based)
-        return cfg, dataset, folder
-    task = hydra.runtime.choices["task"]
-    values = published(task) if published else {}
-    filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
-    for key, value in filled_in.items():
-        OmegaConf.update(cfg, key, value)
-    settle_budgets(cfg, keys_set(hydra.overrides.task))
-    check_run(cfg)
-    path = choose_run_dir(cfg, task, hydra.overrides.task)
-    check_writable(path if cfg.run_dir is not None else path.parent)
-    if cfg.run_dir is not None and path.exists():
-        RunFolder.create(path)  # refuses a folder that holds a run
-    for key in ("pretrained", *GIVEN_PARTS):
-        value = cfg.get(key)
-        if value not in (None, "auto") and not expand_home(value).is_file():
-            raise FileNotFoundError(f"{key}={value}: there is no such file")
+        check_progress(cfg, folder, words)
+    else:
+        task = hydra.runtime.choices["task"]
+        values = published(task) if published else {}
+        filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
+        for key, value in filled_in.items():
+            OmegaConf.update(cfg, key, value)
+        settle_budgets(cfg, keys)
+        check_run(cfg)
+        path = choose_run_dir(cfg, task, words)
+        check_places(cfg, path)
     if cfg.deterministic:
         make_deterministic()
-    chosen = "task" in keys_set(hydra.overrides.task)
-    check_before_data(cfg, model_based=model_based, task=task if chosen else None)
+    check_before_data(cfg, model_based=model_based, task=task if "task" in keys else None)
     dataset = load_data(cfg)
-    schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
-    of_task = settings_of_task(cfg, task, schedule, hydra.overrides.task)
-    check_task(cfg, dataset, task, chosen=chosen, settings=[*of_task, *filled_in])
+    if task is not None:
+        schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
+        settings = [*settings_of_task(cfg, task, schedule, words), *filled_in]
+        check_task(cfg, dataset, task, chosen="task" in keys, settings=settings)
     check_data(cfg, dataset, model_based=model_based)
-    folder = RunFolder.create(path if cfg.run_dir is not None else new_folder(path))
-    folder.lock()
-    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    if folder is None:
+        folder = RunFolder.create(path if cfg.run_dir is not None else new_folder(path))
+        folder.lock()
+        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     print(f"run folder: {folder.path}", flush=True)
     return cfg, dataset, folder
