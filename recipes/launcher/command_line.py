@@ -23,9 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONFIG_DIR = Path(__file__).parents[1] / "config"
-#: sweepers that search, and which way; the methods that have no critics
-SEARCHES = {"optuna": "minimize", "optuna_offline": "minimize", "optuna_online": "maximize"}
-WITHOUT_Q = ("bc",)
+#: sweepers that go by the mean Q, which methods without critics do not have
+OFFLINE_SEARCHES = ("optuna", "optuna_offline")
 #: plugins of Hydra, and the extra that installs each
 EXTRAS = {
     "optuna": "optuna", "joblib": "sweep", "ray": "ray", "submitit_local": "slurm",
@@ -135,8 +134,10 @@ def compose_jobs(
     """
     check = check or partial(check_config, model=SETTINGS[config_name])
     parsed = [_parse(text) for text in overrides]
-    check_search(config_name, parsed)
-    if any(o.key_or_group == "hydra/sweeper" for o in parsed):
+    sweeper = {o.key_or_group: o.value() for o in parsed}.get("hydra/sweeper")
+    if config_name == "bc" and sweeper in OFFLINE_SEARCHES:
+        raise ValueError(f"bc has no mean Q that hydra/sweeper={sweeper} could go by")
+    if sweeper:
         # other sweepers draw from intervals, whose ends are checked here
         parsed = [_parse(_ends(o)) if o.is_interval_sweep() else o for o in parsed]
     jobs = [[o.input_line or "" for o in parsed]]
@@ -169,29 +170,6 @@ def compose_jobs(
                 "differs, as in 'run_dir=runs/mine-${seed}'"
             )
     return configs
-
-
-def check_search(config_name: str, overrides: Sequence[Override]) -> None:
-    """Refuse a search that could not run, or would look for the opposite.
-
-    Args:
-        config_name: file in ``config/``, without its extension.
-        overrides: the command line's words.
-
-    Raises:
-        ValueError: one line on what to change.
-    """
-    given = {o.key_or_group: o.value() for o in overrides}
-    sweeper = given.get("hydra/sweeper")
-    wanted = SEARCHES.get(str(sweeper))
-    direction = given.get("hydra.sweeper.direction", wanted)
-    if wanted and direction != wanted:
-        raise ValueError(
-            f"hydra/sweeper={sweeper} has hydra.sweeper.direction={wanted}, got {direction}: "
-            "optuna_offline looks for the steadiest mean Q, optuna_online for the best score"
-        )
-    if wanted == "minimize" and config_name in WITHOUT_Q:
-        raise ValueError(f"{config_name} has no mean Q that hydra/sweeper={sweeper} could go by")
 
 
 def name_of_data(cfg: DictConfig, task: str, words: Sequence[str], root: str | Path = ".") -> str:

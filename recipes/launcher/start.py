@@ -109,7 +109,8 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
             f"{cfg.resume} is a run of method={method}, not {cfg.method}: resume it with "
             f"recipes/{method}.py"
         )
-    for key in {choices.get(word, word) for word in words}.intersection(leaf_keys(cfg)):
+    named = {choices.get(word, word) for word in words}
+    for key in filter(named.__contains__, leaf_keys(cfg)):
         given, kept = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
         # of a place, what lies there stays: a task's data are others, and none is not another one
         moved = key in words and None not in (given, kept)

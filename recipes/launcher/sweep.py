@@ -1,12 +1,13 @@
 """Sweeps: each job of ``-m`` in a process of its own, resumed where it was killed.
 
 A job that fails takes no other with it, whichever Hydra launcher runs it. Give the sweep's folder
-again (``hydra.sweep.dir=FOLDER``) and finished jobs are passed over, the others go on. A search
-(``hydra/sweeper=optuna_offline``) is told of each job what the offline choice goes by.
+again (``hydra.sweep.dir=FOLDER``) and finished jobs are passed over, the others are resumed. A
+search (``hydra/sweeper=optuna_offline``) is told of each job what the offline choice goes by.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
@@ -18,15 +19,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from launcher.command_line import name_of_data, setting
+from launcher.command_line import OFFLINE_SEARCHES, keys_set, name_of_data, setting
+from launcher.settings import (
+    PLACES,
+    RESUME_MAY_CHANGE,
+    leaf_keys,
+    settle_budgets,
+    with_later_settings,
+)
 from omegaconf import DictConfig, OmegaConf
 
-# nothing else is imported: a worker only waits for the program that does the work
+from rambo_trl.experiment.folder import new_folder
 
-OFFLINE_SEARCHES = ("optuna", "optuna_offline")  # not told what the environment gives
 BAD_INPUT = 2  # the exit code that no second try changes
 SECONDS_TO_END = 8  # more than a run takes at most from a signal to its end
 _PR_SET_PDEATHSIG = 1
@@ -35,8 +43,6 @@ _PR_SET_PDEATHSIG = 1
 def name_sweep() -> None:
     """Give a sweep without ``hydra.sweep.dir=`` a folder that no other one has."""
     if not any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in sys.argv[1:]):
-        from rambo_trl.experiment.folder import new_folder
-
         folder = new_folder(Path("runs/sweeps") / time.strftime("%Y%m%d-%H%M%S"))
         sys.argv.append(f"hydra.sweep.dir={folder}")
 
@@ -81,40 +87,39 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
             folder holds a run that has ended with other settings.
     """
     hydra = HydraConfig.get()
-    data = name_of_data(cfg, hydra.runtime.choices["task"], hydra.overrides.task, cwd)
+    job, choices = f"job {hydra.job.num}", hydra.runtime.choices
+    data = name_of_data(cfg, choices["task"], hydra.overrides.task, cwd)
     name = f"{hydra.job.num:03d}-{cfg.method}-{data}-seed{cfg.seed}"
     path = Path(cwd, os.path.expanduser(cfg.run_dir or Path(hydra.sweep.dir) / name))
     # one job after the other speaks for itself; jobs side by side write a file each
-    log = None
-    if hydra.runtime.choices["hydra/launcher"] != "basic":
-        log = path.with_name(f"{path.name}.log")
+    log = path.with_name(f"{path.name}.log") if choices["hydra/launcher"] != "basic" else None
     settings = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
-    if (path / "results.json").is_file():
+    ended = path / "results.json"
+    if ended.is_file():
         _check_settings(cfg, path, settings)
-    code = 0
-    for attempt in range(1 + cfg.retries):
-        if (path / "results.json").is_file():
+    cause = ""
+    for attempts_left in reversed(range(1 + cfg.retries)):
+        if ended.is_file():
             break
         begun = (path / "config.yaml").is_file()
         where = setting("resume" if begun else "run_dir", path)
-        print(f"job {hydra.job.num}: {where}{f', log: {log}' if log else ''}", flush=True)
+        print(f"{job}: {where}{f', log: {log}' if log else ''}", flush=True)
         code = _run([sys.executable, recipe, *settings, *shlex.split(where)], cwd, log)
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == BAD_INPUT:
             break
         if code:
-            again = ", once more" if attempt < cfg.retries else ""
-            print(f"job {hydra.job.num} ended with {_cause(code)}{again}", flush=True)
-    if not (path / "results.json").is_file():
+            print(f"{job} ended with {cause}{', once more' if attempts_left else ''}", flush=True)
+    if not ended.is_file():
         raise RuntimeError(
-            f"job {hydra.job.num} ({' '.join(settings)}) failed with {_cause(code)}: see "
-            f"{log or 'above'}; the other jobs are not touched by it"
+            f"{job} ({' '.join(settings)}) failed with {cause}: see {log or 'above'}; the other "
+            "jobs are not touched by it"
         )
-    results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+    results = json.loads(ended.read_text(encoding="utf-8"))
     if results.get("diverged"):
-        found = results["divergence"]
-        what = f"DIVERGED in epoch {found['epoch']}: {found['reason']}"
-        print(f"job {hydra.job.num} {what}; see {path}", flush=True)
-    if hydra.runtime.choices.get("hydra/sweeper") in OFFLINE_SEARCHES:
+        epoch, reason = (results["divergence"][key] for key in ("epoch", "reason"))
+        print(f"{job} DIVERGED in epoch {epoch}: {reason}; see {path}", flush=True)
+    if choices.get("hydra/sweeper") in OFFLINE_SEARCHES:
         from select_run import unsteadiness
 
         return unsteadiness(path)
@@ -129,43 +134,33 @@ def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
     Raises:
         RuntimeError: naming the setting.
     """
-    from launcher.command_line import keys_set
-    from launcher.settings import leaf_keys, settle_budgets, with_later_settings
-    from launcher.start import PLACES, RESUME_MAY_CHANGE
-
     saved = OmegaConf.load(path / "config.yaml")
     assert isinstance(saved, DictConfig)
-    saved = with_later_settings(saved, leaf_keys(cfg))
-    kept = set(leaf_keys(saved))  # without those that the method does not have
-    free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs", *PLACES}
-    given_keys = keys_set(words)
-    cfg = cfg.copy()
+    saved, cfg, given_keys = with_later_settings(saved, leaf_keys(cfg)), cfg.copy(), keys_set(words)
     settle_budgets(cfg, given_keys)
-    for key in leaf_keys(cfg):
-        if key in free or key not in kept:
+    free = {"resume", "run_dir", *RESUME_MAY_CHANGE} - {"epochs", *PLACES}
+    for key in leaf_keys(saved):  # which has none of other methods'
+        if key in free or key not in leaf_keys(cfg):
             continue
-        own, given = OmegaConf.select(saved, key), OmegaConf.select(cfg, key)
+        kept, given = OmegaConf.select(saved, key), OmegaConf.select(cfg, key)
         # a null that was not asked for may stand for a published value, which the run's file has
-        if own != given and (given is not None or key in given_keys):
+        if kept != given and (given is not None or key in given_keys):
             raise RuntimeError(
-                f"{path} holds a run with {key}={own}, not {given}: give this sweep another "
+                f"{path} holds a run with {key}={kept}, not {given}: give this sweep another "
                 "hydra.sweep.dir"
             )
 
 
 def _run(command: Sequence[str], cwd: str, log: Path | None) -> int:
     """The exit code of a program that ends when this process does."""
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_parent() -> None:
-        # else a killed worker's job would keep its folder, and the next try be refused
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    file = log.open("ab") if log is not None else None
-    try:
+    die_with_parent = None  # else a killed worker's job would keep its folder locked
+    if sys.platform == "linux":
+        die_with_parent = partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.ExitStack() as stack:
+        file = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(log.open("ab"))
         process = subprocess.Popen(
             command,
             cwd=cwd,
@@ -174,9 +169,9 @@ def _run(command: Sequence[str], cwd: str, log: Path | None) -> int:
             stderr=file and subprocess.STDOUT,
             preexec_fn=die_with_parent,
         )
-        earlier = None
         if threading.current_thread() is threading.main_thread():
             earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+            stack.callback(signal.signal, signal.SIGTERM, earlier)
         try:
             return process.wait()
         except BaseException as error:
@@ -190,13 +185,3 @@ def _run(command: Sequence[str], cwd: str, log: Path | None) -> int:
             if isinstance(error, KeyboardInterrupt):
                 raise SystemExit(128 + signal.SIGINT) from None
             raise
-        finally:
-            if earlier is not None:
-                signal.signal(signal.SIGTERM, earlier)
-    finally:
-        if file is not None:
-            file.close()
-
-
-def _cause(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
