@@ -11,8 +11,6 @@ from typing import Any
 import launcher.starting  # noqa: F401
 from launcher.launch import launch
 from launcher.parts import (
-    MODEL_ONLY,
-    TEMPERATURE_ONLY,
     make_data_batches,
     make_policy,
     max_abs_reward,
@@ -50,9 +48,4 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(
-        "bc",
-        train,
-        unused=[*MODEL_ONLY, *TEMPERATURE_ONLY, "agent.critic_lr", "agent.gamma", "agent.tau"],
-        model_based=False,
-    )
+    launch("bc", train)

@@ -11,7 +11,6 @@ from typing import Any
 import launcher.starting  # noqa: F401
 from launcher.launch import launch
 from launcher.parts import (
-    MODEL_ONLY,
     critic_metrics,
     make_critic,
     make_data_batches,
@@ -67,4 +66,4 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch("cql", train, unused=MODEL_ONLY, model_based=False)
+    launch("cql", train)

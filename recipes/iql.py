@@ -11,8 +11,6 @@ from typing import Any
 import launcher.starting  # noqa: F401
 from launcher.launch import launch
 from launcher.parts import (
-    MODEL_ONLY,
-    TEMPERATURE_ONLY,
     critic_metrics,
     make_critic,
     make_data_batches,
@@ -117,10 +115,4 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(
-        "iql",
-        train,
-        unused=[*MODEL_ONLY, *TEMPERATURE_ONLY],
-        published=published,
-        model_based=False,
-    )
+    launch("iql", train, published=published)

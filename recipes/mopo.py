@@ -12,7 +12,6 @@ import launcher.starting  # noqa: F401
 import torch
 from launcher.launch import launch
 from launcher.parts import (
-    ADVERSARY_ONLY,
     fill_buffer,
     learnt_only,
     make_agent_phase,
@@ -111,4 +110,4 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch("mopo", train, unused=ADVERSARY_ONLY, published=published)
+    launch("mopo", train, published=published)

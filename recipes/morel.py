@@ -11,7 +11,6 @@ from typing import Any
 import launcher.starting  # noqa: F401
 from launcher.launch import launch
 from launcher.parts import (
-    ADVERSARY_ONLY,
     fill_buffer,
     learnt_only,
     make_agent_phase,
@@ -96,4 +95,4 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch("morel", train, unused=ADVERSARY_ONLY)
+    launch("morel", train)

@@ -11,8 +11,6 @@ from typing import Any
 import launcher.starting  # noqa: F401
 from launcher.launch import launch
 from launcher.parts import (
-    MODEL_ONLY,
-    TEMPERATURE_ONLY,
     critic_metrics,
     make_critic,
     make_data_batches,
@@ -81,4 +79,4 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch("td3_bc", train, unused=[*MODEL_ONLY, *TEMPERATURE_ONLY], model_based=False)
+    launch("td3_bc", train)

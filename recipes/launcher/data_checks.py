@@ -48,14 +48,11 @@ MISFIT = 0.03
 BATCH_SIZES = ("agent.batch_size", "model.batch_size", "cloning.batch_size")
 
 
-def check_before_data(
-    cfg: DictConfig, *, model_based: bool = True, task: str | None = None
-) -> None:
+def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
     """Refuse what needs no data to be refused, before they are built, downloaded or read.
 
     Args:
         cfg: the configuration.
-        model_based: whether the environment needs a termination rule.
         task: the task, where the user chose one.
 
     Raises:
@@ -63,7 +60,8 @@ def check_before_data(
             batch is larger than the set that would be built, or that is of another environment
             than the task.
     """
-    if model_based and cfg.termination not in ("auto", "none", "learned"):
+    # only methods with a model have a termination rule
+    if cfg.get("termination", "none") not in ("auto", "none", "learned"):
         import_rule(cfg.termination)
     plan, known = bundled_plan(cfg.dataset), parse_d4rl_name(Path(cfg.dataset))
     env_id = plan.env_id if plan else known.env_id if known else None
@@ -175,13 +173,12 @@ def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
             )
 
 
-def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = True) -> None:
+def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
     """Refuse data that the configuration cannot train on, before any long work.
 
     Args:
         cfg: the configuration.
         dataset: the data.
-        model_based: whether the environment needs a termination rule.
 
     Raises:
         ValueError: if a batch is larger than the data, the environment to evaluate in is not
@@ -196,7 +193,7 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset, *, model_based: bool = 
         )
     else:
         check_environment(dataset)
-    if model_based:
+    if "termination" in cfg:
         check_termination(cfg, dataset)
         _check_rewards(cfg, dataset)
     _check_batches(cfg, len(dataset), f"{dataset.name} has")

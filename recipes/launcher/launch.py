@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import hydra
 import torch
 from hydra._internal.utils import get_args_parser
-from launcher.command_line import CONFIG_DIR, check_command_line, keys_set, refuse
+from launcher.command_line import CONFIG_DIR, check_command_line, refuse
 from launcher.program import EndingWell, announce_compilation, refusing_bad_input
-from launcher.settings import check_config, rules_for, without
 from launcher.start import prepare
 from launcher.sweep import name_sweep, sweep_job
 from omegaconf import DictConfig, OmegaConf
@@ -60,22 +59,6 @@ def make_run(
     return Run(data, folder, signals, options, say=partial(tqdm.write, file=sys.stdout))
 
 
-def refuse_unused(name: str, unused: Sequence[str], argv: Sequence[str] | None = None) -> None:
-    """Refuse settings on the command line that a method would ignore.
-
-    Args:
-        name: the method's.
-        unused: keys, or groups of keys, that it does not have.
-        argv: the command line's words; the process's own where None.
-
-    Raises:
-        SystemExit: with code 2 after one line that names the setting.
-    """
-    for key in keys_set(get_args_parser().parse_args(argv).overrides):
-        if any(key == group or key.startswith(f"{group}.") for group in unused):
-            refuse(f"{name} has no setting {key!r}: leave it out")
-
-
 def choose_gpu(device: str) -> None:
     """Set the default CUDA device; ``cuda`` without a number is torch's own choice."""
     chosen = torch.device(device)
@@ -87,9 +70,7 @@ def launch(
     name: str,
     train: Train,
     *,
-    unused: Sequence[str] = (),
     published: Callable[[str], Mapping[str, Any]] | None = None,
-    model_based: bool = True,
 ) -> None:
     """Run a recipe: check the command line, compose, train, print what came of it.
 
@@ -98,21 +79,14 @@ def launch(
         train: trains a run and returns its results.
 
     Keyword Args:
-        unused: settings of the tasks and schedules that the method does not have: keys, or the
-            groups that hold them.
         published: a task's name to the published values of settings that may be null.
-        model_based: whether the environment needs a termination rule.
     """
-    optional = published("") if published else {}
-    check_command_line(name, partial(check_config, rules=rules_for(name, optional)))
-    refuse_unused(name, unused)
+    check_command_line(name)
 
     def main(cfg: DictConfig) -> None:
         with EndingWell() as ending:
             with refusing_bad_input():
-                cfg, data, ending.folder = prepare(
-                    without(cfg, unused), model_based=model_based, published=published
-                )
+                cfg, data, ending.folder = prepare(cfg, published=published)
             if cfg.threads is not None:  # torch's own choice knows what this process may use
                 torch.set_num_threads(cfg.threads)
             torch.set_float32_matmul_precision(cfg.float32_matmul_precision)

@@ -38,16 +38,6 @@ from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.runtime.progress import Bar
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 
-#: settings of the tasks and schedules that only RAMBO's adversary has
-ADVERSARY_ONLY = ("adversarial_weight", "model_updates", "model.adversarial_lr")
-#: settings of the tasks and schedules that only the model-based methods have
-MODEL_ONLY = (
-    "adversarial_weight", "model", "model_updates", "rollout_starts", "rollout_length",
-    "rollout_policy", "retained_epochs", "cloning", "clone_behaviour", "pretrained", "cache_dir",
-    "fitted_model", "cloned_policy", "agent.real_fraction", "termination", "model_matmul_dtype",
-)  # fmt: skip
-#: and those of SAC's temperature
-TEMPERATURE_ONLY = ("agent.alpha_lr", "agent.alpha_init")
 #: first states of episodes, and rows of the data, in which the critics are followed
 START_ROWS = VALUE_ROWS = 1000
 

@@ -184,14 +184,12 @@ def check_places(cfg: DictConfig, path: Path) -> None:
 def prepare(
     cfg: DictConfig,
     *,
-    model_based: bool = True,
     published: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> tuple[DictConfig, OfflineDataset, RunFolder]:
     """Check the configuration, load the data, open or make the run folder and keep it.
 
     Args:
         cfg: composed by Hydra from the command line.
-        model_based: whether the environment needs a termination rule.
         published: a task's name to the values of settings that are null.
 
     Returns:
@@ -225,13 +223,13 @@ def prepare(
         check_places(cfg, path)
     if cfg.deterministic:
         make_deterministic()
-    check_before_data(cfg, model_based=model_based, task=task if "task" in keys else None)
+    check_before_data(cfg, task=task if "task" in keys else None)
     dataset = load_data(cfg)
     if task is not None:
         schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
         settings = [*settings_of_task(cfg, task, schedule, words), *filled_in]
         check_task(cfg, dataset, task, chosen="task" in keys, settings=settings)
-    check_data(cfg, dataset, model_based=model_based)
+    check_data(cfg, dataset)
     if folder is None:
         folder = RunFolder.create(path if cfg.run_dir is not None else new_folder(path))
         folder.lock()
