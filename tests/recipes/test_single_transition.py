@@ -46,7 +46,7 @@ def test_a_misspelt_setting_is_one_line_and_code_2(
 ) -> None:
     path = CONFIG.parents[1] / f"{recipe}.py"
     for word, message in (
-        ("thread=3", "no setting is called 'thread'"),
+        ("thread=3", "has no setting 'thread'"),
         ("schedule=smoke", f"{recipe} has no setting 'schedule'"),
         ("+task=hopper-medium-replay", f"{recipe} has no setting 'task'"),
         ("--threads=3", "settings are given as key=value, without dashes"),

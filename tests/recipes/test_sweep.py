@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.errors import MissingConfigException
 from launcher import sweep
 from launcher.command_line import compose_jobs
 from omegaconf import OmegaConf
@@ -99,11 +101,14 @@ def test_a_job_killed_before_its_folder_held_a_run_starts_anew(job):
     assert ["run_dir=" in words for words in tries(job)] == [True, True]
 
 
-@pytest.mark.parametrize("retries", [0, 2])
-def test_a_job_that_goes_on_failing_is_reported(job, retries):
-    with pytest.raises(RuntimeError, match=r"job 3 \(seed=7 .*\) failed with exit code 1: see "):
-        job("sys.exit(1)", retries=retries)
-    assert len(tries(job)) == 1 + retries
+@pytest.mark.parametrize(
+    ("code", "retries", "begun"), [(1, 0, 1), (1, 2, 3), (sweep.BAD_INPUT, 5, 1)]
+)
+def test_a_job_that_fails_is_tried_again_and_reported(job, code, retries, begun):
+    told = rf"job 3 \(seed=7 .*\) failed with exit code {code}: see "
+    with pytest.raises(RuntimeError, match=told):
+        job(f"sys.exit({code})", retries=retries)
+    assert len(tries(job)) == begun
 
 
 DIVERGED = (
@@ -121,46 +126,28 @@ def test_a_run_that_diverged_has_not_failed_and_is_told(job, capsys, behaviour_s
     assert len(tries(job)) == 1
 
 
-def test_bad_input_is_not_tried_again(job):
-    with pytest.raises(RuntimeError, match="failed with exit code 2"):
-        job("sys.exit(2)", retries=5)
-    assert len(tries(job)) == 1
-
-
-def test_a_finished_job_is_passed_over_in_a_sweep_that_goes_on(job):
+@pytest.mark.parametrize(
+    ("saved", "given", "message"),
+    [
+        ("seed: 7\nthreads: 4\n", {"threads": 2}, None),  # how it is operated
+        ("seed: 7\nrun_dir: x\n", {}, None),
+        ("seed: 8\n", {}, "seed=8, not 7: give this sweep an"),
+        ("seed: null\n", {}, "seed=None, not 7"),
+        # older than the setting, it had what all had then
+        ("seed: 7\n", {"model_matmul_dtype": "float32"}, None),
+        ("seed: 7\n", {"model_matmul_dtype": "bfloat16"}, "model_matmul_dtype=float32, not bf"),
+    ],
+)
+def test_a_finished_job_is_passed_over_but_not_taken_for_another(job, saved, given, message):
     job("pass")
-    assert job("", words=["seed=7"]) == 12.5
-    assert len(tries(job)) == 1
-
-
-def test_a_finished_job_is_not_taken_for_one_with_other_settings(job):
-    job("pass")
-    config = job.folder / "config.yaml"
-    config.write_text("seed: 7\nthreads: 4\n")
-    words = ["seed=7", "threads=2"]
-    assert job("pass", words=words) == 12.5
-    for saved, given, message in (
-        ("seed: 8\n", words, "seed=8, not 7: give this sweep an"),
-        ("seed: 7\nrun_dir: x\n", words, None),
-        ("seed: 9\n", [], "seed=9, not 7"),  # a word was left out
-        ("seed: null\n", words, "seed=None, not 7"),
+    (job.folder / "config.yaml").write_text(saved)
+    words = ["seed=7", *(f"{key}={value}" for key, value in given.items())]
+    with (
+        pytest.raises(RuntimeError, match=f"holds a run with {message}")
+        if message
+        else contextlib.nullcontext()
     ):
-        config.write_text(saved)
-        if message is None:
-            assert job("pass", words=given) == 12.5
-            continue
-        with pytest.raises(RuntimeError, match=f"holds a run with {message}"):
-            job("pass", words=given or ["threads=2"])
-    assert len(tries(job)) == 1
-
-
-def test_a_finished_job_older_than_a_setting_had_what_all_had_then(job):
-    job("pass")
-    (job.folder / "config.yaml").write_text("seed: 7\nthreads: 2\n")
-    words = ["seed=7", "model_matmul_dtype=bfloat16"]
-    assert job("pass", words=words[:1], model_matmul_dtype="float32") == 12.5
-    with pytest.raises(RuntimeError, match="a run with model_matmul_dtype=float32, not bfloat16"):
-        job("pass", words=words, model_matmul_dtype="bfloat16")
+        assert job("pass", words=words, **given) == 12.5
     assert len(tries(job)) == 1
 
 
@@ -210,19 +197,20 @@ def test_a_job_goes_with_its_worker_and_is_told_if_that_is_possible(name, tmp_pa
     assert note.with_suffix(".told").exists() == (name != "SIGKILL")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "extra"),
-    [("joblib", "sweep"), ("ray", "ray"), ("submitit_slurm", "slurm"), ("submitit_local", "slurm")],
-)
-def test_a_launcher_that_is_not_installed_is_told_with_its_extra(launcher, extra, monkeypatch):
-    monkeypatch.setattr("launcher.command_line.importlib.util.find_spec", lambda name: None)
-    words = ["seed=0,1", f"hydra/launcher={launcher}"]
-    told = (
-        rf"^hydra/launcher={launcher} needs hydra-\w+-launcher: pip install 'rambo_trl\[{extra}\]'"
-    )
-    with pytest.raises(ValueError, match=told):
-        compose_jobs("rambo", words, multirun=True)
-    compose_jobs("rambo", ["seed=0,1", "hydra/launcher=basic"], multirun=True)
+def test_a_plugin_that_is_not_installed_is_told_with_its_extra(monkeypatch):
+    def without(config_name, words):
+        choice = words[-1].replace("optuna_offline", "optuna").replace("=", "/")
+        raise MissingConfigException("Could not find it", choice, ["basic"])
+
+    monkeypatch.setattr("launcher.command_line.compose", without)
+    for word, extra in (
+        ("hydra/launcher=joblib", "sweep"),
+        ("hydra/launcher=ray", "ray"),
+        ("hydra/launcher=submitit_slurm", "slurm"),
+        ("hydra/sweeper=optuna_offline", "optuna"),
+    ):
+        with pytest.raises(ValueError, match=rf"pip install 'rambo_trl\[{extra}\]'$"):
+            compose_jobs("rambo", ["seed=0,1", word], multirun=True)
 
 
 def test_the_ends_of_an_interval_are_checked():
