@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from launcher.command_line import compose_jobs
-from launcher.program import Stopwatch
+from launcher.parts import make_world_model
+from launcher.pretraining import clone_with_bar, find_pretrained, fit_with_bar
 from launcher.settings import check_config, own_settings, settle_budgets
-from launcher.start import find_pretrained, resumed_config
-from model_based import clone_with_bar, fit_with_bar, make_world_model
+from launcher.start import resumed_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.run import Stopwatch
 from rambo_trl.modules import make_actor
 from rambo_trl.training import pretraining
 
@@ -40,13 +41,13 @@ def updates(cfg: DictConfig, rows: int, monkeypatch: pytest.MonkeyPatch) -> tupl
         observation=kind, action=2 * torch.rand(rows, 1) - 1, next=following, batch_size=[rows]
     )
     dataset = OfflineDataset(data, action_spec=Bounded(-1, 1, shape=(1,)))
-    run: Any = SimpleNamespace(cfg=cfg, dataset=dataset, watch=Stopwatch({}))
-    fit = fit_with_bar(run, make_world_model(run), dataset.transitions, "model")
+    run: Any = SimpleNamespace(dataset=dataset, watch=Stopwatch({}))
+    fit = fit_with_bar(run, cfg, make_world_model(cfg, dataset), dataset.transitions, "model")
     actor = make_actor(1, dataset.action_spec, hidden_sizes=(4,))
     counted: list[object] = []
     monkeypatch.setattr(pretraining.MetricMeans, "add", lambda _, metrics: counted.append(metrics))
     monkeypatch.setattr(pretraining.MetricMeans, "read", lambda _: {})
-    clone_with_bar(run, actor, dataset.transitions, "clone")
+    clone_with_bar(run, cfg, actor, dataset.transitions, "clone")
     return fit.updates, len(counted), len(fit.history)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gymnasium
 import h5py
@@ -26,10 +26,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from launcher.command_line import compose_jobs
 from launcher.data_checks import check_data, load_data
+from launcher.launch import make_run
 from launcher.program import refusing_bad_input
 from minari.serialization import serialize_space
 from torchrl.data import Bounded
-from training_run import Run
 
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset, bundled
@@ -38,7 +38,6 @@ from rambo_trl.experiment.checkpoint import seed_everything
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.signals import Interruption
 
-Rambo = rambo.Rambo
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOKE = ("schedule=smoke", "agent_updates=5", "model_updates=5", "rollout_starts=100")
 # of a set with one episode of four observations and one action
@@ -406,9 +405,11 @@ def test_antmaze_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     seed_everything(0)
     data = load_data(cfg)
     check_data(cfg, data)
-    method: list[rambo.Rambo] = []
-    monkeypatch.setattr(rambo, "Rambo", lambda run: method.append(Rambo(run)) or method[0])
-    results = rambo.train(Run(cfg, data, RunFolder.create(tmp_path / "run"), Interruption()))
+    run = make_run(cfg, data, RunFolder.create(tmp_path / "run"), Interruption())
+    parts: dict[str, Any] = {}
+    track = run.track
+    monkeypatch.setattr(run, "track", lambda **named: (parts.update(named), track(**named)))
+    results = rambo.train(run, cfg, data)
 
     # scored by success; an episode that begins at the goal ends there
     assert results["evaluated"] and results["score"] in (0.0, 100.0)
@@ -420,11 +421,11 @@ def test_antmaze_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert int((reward == 0).sum()) == reached and int((reward == -1).sum()) == len(data) - reached
     # the goal is in the observation, stays as it is for an episode, and the model is given it
     goals = data.denormalize(data.transitions["observation"])[:, -2:]
-    assert goals.std() > 0 and method[0].world_model.observation_size == 31
+    assert goals.std() > 0 and parts["world_model"].observation_size == 31
     assert data.observation_layout is not None
     assert data.observation_layout.keys == ("achieved_goal", "observation", "desired_goal")
     # rollouts are of uniformly random actions, and nothing ends them
-    model = method[0].model_buffer[:]
+    model = parts["model_buffer"][:]
     action = model["action"]
     assert action.abs().max() <= 1 and len(model) == 2 * 100 * cfg.rollout_length
     for quantile in (0.1, 0.5, 0.9):
