@@ -21,14 +21,8 @@ import torch
 from gymnasium.spaces import Box
 from launcher.command_line import check_command_line
 from launcher.program import announce_compilation
-from launcher.settings import (
-    AgentWithCritics,
-    Positive,
-    Seed,
-    Text,
-    Whole,
-    check_config,
-)
+from launcher.schema import AgentWithCritics, Positive, Seed, Text, Whole
+from launcher.settings import check_config
 from omegaconf import DictConfig
 from pydantic import Field
 from safetensors.torch import load_file, save_file

@@ -14,7 +14,8 @@ import hydra
 import launcher.starting  # noqa: F401
 import torch
 from launcher.command_line import check_command_line
-from launcher.settings import Settings, Text, Whole, check_config
+from launcher.schema import Settings, Text, Whole
+from launcher.settings import check_config
 from omegaconf import DictConfig
 
 from rambo_trl.data import OfflineDataset

@@ -18,7 +18,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
-from launcher.settings import SETTINGS, check_config, keys_of, leaf_keys, shown
+from launcher.schema import SETTINGS
+from launcher.settings import check_config, keys_of, leaf_keys, shown
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 

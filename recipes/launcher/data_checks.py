@@ -131,7 +131,10 @@ def check_task(
     if settings and not (dataset.env_id and _same_family(dataset.env_id, task)):
         used = ", ".join(f"{key}={shown(OmegaConf.select(cfg, key))}" for key in settings)
         source = f"is from {dataset.env_id}" if dataset.env_id else "names no environment"
-        print(f"note: {dataset.name} {source}; still of task={task} are {used}", file=sys.stderr)
+        print(
+            f"note: {dataset.name} {source}; these settings still come from task={task}: {used}",
+            file=sys.stderr,
+        )
 
 
 def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, task: str) -> None:
@@ -165,12 +168,9 @@ def _sizes(env_id: str) -> tuple[int, int] | None:
 
 
 def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
-    present = leaf_keys(cfg)
-    for key in BATCH_SIZES:
-        if key in present and OmegaConf.select(cfg, key) > rows:
-            raise ValueError(
-                f"{key}={OmegaConf.select(cfg, key)} is too large: {whose} {rows} transitions"
-            )
+    for key in set(BATCH_SIZES).intersection(leaf_keys(cfg)):
+        if (size := OmegaConf.select(cfg, key)) > rows:
+            raise ValueError(f"{key}={size} is too large: {whose} {rows} transitions")
 
 
 def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
@@ -212,10 +212,10 @@ def _check_rewards(cfg: DictConfig, dataset: OfflineDataset) -> None:
     largest = largest_magnitude(dataset.transitions["next", "reward"])
     if cfg.reward_scale != 1 or largest == 0 or 1e-3 <= largest <= 1e3:
         return
-    found = f"the largest reward of {dataset.name} is {largest:.3g}, and reward_scale=1 takes it"
+    size = f"the largest reward of {dataset.name} is {largest:.3g}, and reward_scale=1 keeps it"
     if largest > 1e15:
-        raise ValueError(f"{found} as it is, which float32 cannot square: use reward_scale=auto")
-    print(f"note: {found} as it is: reward_scale=auto suits the model and critics", file=sys.stderr)
+        raise ValueError(f"{size}, which float32 cannot square: use reward_scale=auto")
+    print(f"note: {size}: reward_scale=auto suits the model and critics", file=sys.stderr)
 
 
 def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
@@ -229,12 +229,13 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
     Raises:
         ValueError: saying what to choose instead.
     """
-    terminated = dataset.transitions["next", "terminated"]
     rule = termination_rule(cfg, dataset)
     if isinstance(rule, str):
-        if int(terminated.count_nonzero()) < 2:
+        terminated = dataset.transitions["next", "terminated"]
+        ends = int(terminated.count_nonzero())
+        if ends < 2:
             raise ValueError("termination=learned, but hardly any transition is terminal: use none")
-        if len(terminated) - int(terminated.count_nonzero()) < 2:
+        if len(terminated) - ends < 2:
             raise ValueError(
                 "termination=learned, but nearly every transition is terminal: give a rule as "
                 "MODULE:FUNCTION"
@@ -243,7 +244,7 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
     by_name = cfg.termination == "auto"
     if rule is never and (not by_name or is_maze(dataset.env_id)):  # as in the paper: no maze ends
         return
-    found, others = check_rule(
+    ended, others = check_rule(
         rule,
         dataset.transitions,
         observation_mean=dataset.observation_mean,
@@ -252,26 +253,25 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
         action_high=dataset.action_high,
         device=cfg.device,
     )
-    missed, false = 1 - (1 if found is None else found), others or 0.0
-    if missed > 0.01 or false > 0.01:
-        parts = [
-            f"{100 * share:.1f} % of {which}"
-            for share, which in ((found, "the data's ends"), (others, "the other transitions"))
-            if share is not None
-        ]
-        whose = f" of {dataset.env_id}" if by_name else ""
-        ends = f"the termination rule{whose} ends {' and '.join(parts)}"
-        if by_name and max(missed, false) > MISFIT:
-            raise ValueError(
-                f"{ends} of {dataset.name}: choose termination=none, termination=learned or "
-                "termination=MODULE:FUNCTION"
-            )
-        if false > 0.5 and cfg.odd_data == "refuse":
-            raise ValueError(
-                f"{ends} of {dataset.name}, so hardly any would go on in the model: check its sign "
-                "and units, or train with it as it is by odd_data=accept"
-            )
-        print(f"note: {ends}", file=sys.stderr)
+    false = others or 0.0
+    misfit = max(0.0 if ended is None else 1 - ended, false)
+    if misfit <= 0.01:
+        return
+    shares = {"the data's ends": ended, "the other transitions": others}
+    parts = [f"{100 * share:.1f} % of {of}" for of, share in shares.items() if share is not None]
+    whose = f" of {dataset.env_id}" if by_name else ""
+    judged = f"the termination rule{whose} ends {' and '.join(parts)}"
+    if by_name and misfit > MISFIT:
+        raise ValueError(
+            f"{judged} of {dataset.name}: choose termination=none, termination=learned or "
+            "termination=MODULE:FUNCTION"
+        )
+    if false > 0.5 and cfg.odd_data == "refuse":
+        raise ValueError(
+            f"{judged} of {dataset.name}, so hardly any would go on in the model: check its sign "
+            "and units, or train with it as it is by odd_data=accept"
+        )
+    print(f"note: {judged}", file=sys.stderr)
 
 
 def termination_rule(

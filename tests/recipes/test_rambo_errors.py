@@ -21,7 +21,8 @@ from launcher import start as run_start
 from launcher.command_line import check_command_line, compose_jobs, describe
 from launcher.data_checks import check_data, check_task, settings_of_task
 from launcher.program import refusing_bad_input
-from launcher.settings import SETTINGS, check_device, keys_of, leaf_keys, own_settings
+from launcher.schema import SETTINGS, check_device
+from launcher.settings import keys_of, leaf_keys, own_settings
 from launcher.start import check_writable, prepare, read_config, resumed_config
 from omegaconf import OmegaConf
 from torchrl.data import Bounded
@@ -281,12 +282,14 @@ class TestDataOfAnotherEnvironmentThanTheTask:
     def test_the_default_one_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         told = self.told(chosen=False, capsys=capsys, env_id="InvertedDoublePendulum-v5")
         assert told == (
-            "note: mine is from InvertedDoublePendulum-v5; still of task=hopper-medium-replay are "
-            "adversarial_weight=0.0003, rollout_length=2, clone_behaviour=true, "
-            "rollout_policy=current\n"
+            "note: mine is from InvertedDoublePendulum-v5; these settings still come from "
+            "task=hopper-medium-replay: adversarial_weight=0.0003, rollout_length=2, "
+            "clone_behaviour=true, rollout_policy=current\n"
         )
         told = self.told(chosen=False, capsys=capsys, env_id=None)
-        assert told.startswith("note: mine names no environment; still of task=hopper-medium-rep")
+        assert told.startswith(
+            "note: mine names no environment; these settings still come from task=h"
+        )
 
     def test_only_what_nothing_else_has_set_is_told(
         self, capsys: pytest.CaptureFixture[str]
@@ -294,7 +297,7 @@ class TestDataOfAnotherEnvironmentThanTheTask:
         data: dict[str, Any] = {"env_id": "InvertedDoublePendulum-v5", "capsys": capsys}
         given = ["rollout_length=2", "adversarial_weight=0"]
         told = self.told(*given, chosen=False, **data)
-        assert told.endswith("are clone_behaviour=true, rollout_policy=current\n")
+        assert told.endswith(": clone_behaviour=true, rollout_policy=current\n")
         given += ["clone_behaviour=true", "rollout_policy=current"]
         assert self.told(*given, chosen=False, **data) == ""
         # quick has a rollout length of its own, and MOPO all but lambda, which it does not use

@@ -1,0 +1,336 @@
+"""What the recipes' settings may be: a pydantic model for each method.
+
+Values come from the files in ``config/``; the models have no defaults of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from rambo_trl.experiment.folder import GIVEN_PARTS
+
+
+def check_device(name: str) -> str:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: saying which there are.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or count == 0:
+            raise ValueError(f"device={name}, but no CUDA device is available: use device=cpu")
+        if device.index is not None and device.index >= count:
+            raise ValueError(
+                f"device={name}, but there are only {count}: cuda:0 to cuda:{count - 1}"
+            )
+    return name
+
+
+Whole = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Discount = Annotated[float, Field(ge=0, le=0.99999)]
+Averaging = Annotated[float, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Sizes = Annotated[list[Whole], Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """A group of settings; what a task or schedule has besides is another method's."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Evaluation(Settings):
+    """``evaluation.*``."""
+
+    episodes: Whole
+    every: Whole
+    last: Whole
+
+
+class Operation(Settings):
+    """How a run is operated: none of it touches what was learnt, so a resumed run may change it."""
+
+    epochs: Whole
+    device: Annotated[Text, AfterValidator(check_device)]
+    compile: bool
+    deterministic: bool
+    float32_matmul_precision: Literal["highest", "high", "medium"]
+    threads: Whole | None
+    on_divergence: Literal["stop", "continue"]
+    odd_data: Literal["refuse", "accept"]
+    evaluate_beside: bool | None
+    evaluation: Evaluation
+    checkpoint_every: Whole
+    checkpoint_minutes: Positive | None
+    checkpoints_kept: Whole
+    logger: Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
+    video: Literal["none", "gif", "mp4"]
+    retries: Annotated[int, Field(ge=0)]
+
+
+class Shared(Operation):
+    """What all methods have."""
+
+    seed: Seed
+    resume: Text | None
+    run_dir: Text | None
+    schedule_name: Text
+    dataset: Text
+    env_id: Text | None
+    reward_shift: Annotated[float, Field(ge=-1e30, le=1e30)]
+    reward_scale: Literal["auto"] | Positive
+    agent_updates: Whole
+
+
+class Agent(Settings):
+    """``agent.*`` of behaviour cloning: an actor."""
+
+    hidden_sizes: Sizes
+    batch_size: Whole
+    actor_lr: Positive
+
+
+class AgentWithCritics(Agent):
+    """``agent.*`` of an actor with critics."""
+
+    gamma: Discount
+    tau: Averaging
+    critic_lr: Positive
+
+
+class SacAgent(AgentWithCritics):
+    """``agent.*`` of SAC, with its temperature."""
+
+    alpha_lr: Positive
+    alpha_init: Positive
+
+
+class BC(Shared):
+    """Settings of ``bc.py``."""
+
+    method: Literal["bc"]
+    agent: Agent
+
+
+class Td3BcAgent(AgentWithCritics):
+    """``agent.*`` of TD3+BC."""
+
+    bc_alpha: Positive
+    policy_noise: NonNegative
+    noise_clip: NonNegative
+    actor_every: Whole
+
+
+class Td3Bc(Shared):
+    """Settings of ``td3_bc.py``."""
+
+    method: Literal["td3_bc"]
+    agent: Td3BcAgent
+
+
+class IqlAgent(AgentWithCritics):
+    """``agent.*`` of IQL; null stands for the published value."""
+
+    expectile: Annotated[float, Field(ge=0.5, le=0.99999)] | None
+    temperature: Positive | None
+    scale_rewards: bool
+    value_lr: Positive
+
+
+class Iql(Shared):
+    """Settings of ``iql.py``."""
+
+    method: Literal["iql"]
+    agent: IqlAgent
+
+
+class CqlAgent(SacAgent):
+    """``agent.*`` of CQL."""
+
+    conservative_weight: NonNegative
+    num_actions: Whole
+
+
+class Cql(Shared):
+    """Settings of ``cql.py``."""
+
+    method: Literal["cql"]
+    agent: CqlAgent
+
+
+class PretrainedParts(Settings):
+    """Where parts of pretraining lie."""
+
+    pretrained: Text | None
+    cache_dir: Text
+    fitted_model: Text | None
+    cloned_policy: Text | None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainedParts:
+        for key in GIVEN_PARTS:
+            if self.pretrained not in (None, "auto") and getattr(self, key) is not None:
+                raise ValueError(
+                    f"pretrained={self.pretrained} holds a model and a policy: leave {key} out, or "
+                    "use pretrained=auto"
+                )
+        return self
+
+
+class MixedAgent(SacAgent):
+    """``agent.*`` of SAC on real and imagined rows."""
+
+    real_fraction: Share
+
+
+class Cloning(Settings):
+    """``cloning.*``."""
+
+    updates: Annotated[int, Field(ge=0)] | None
+    passes: Annotated[int, Field(ge=0)] | None
+    batch_size: Whole
+    lr: Positive
+
+    @model_validator(mode="after")
+    def _a_budget(self) -> Cloning:
+        if self.updates is None and self.passes is None:
+            raise ValueError("cloning.updates or cloning.passes must be a number, both are null")
+        return self
+
+
+class WorldModel(Settings):
+    """``model.*``."""
+
+    num_members: Whole
+    num_elites: Whole
+    hidden_sizes: Sizes
+    batch_size: Whole
+    lr: Positive
+    patience: Whole
+    min_improvement: Share
+    max_updates: Whole | None
+    holdout_every: Whole | None
+    max_passes: Whole | None
+
+    @model_validator(mode="after")
+    def _elites(self) -> WorldModel:
+        if self.num_elites > self.num_members:
+            raise ValueError(
+                f"model.num_elites ({self.num_elites}) must not exceed model.num_members "
+                f"({self.num_members})"
+            )
+        return self
+
+
+class ModelBased(Shared, PretrainedParts):
+    """What the methods with a world model share."""
+
+    termination: Text
+    model_matmul_dtype: Literal["float32", "bfloat16"]
+    rollout_starts: Whole
+    rollout_length: Whole | None  # null, where a method has it: the published one
+    rollout_policy: Literal["current", "random"]
+    retained_epochs: Whole
+    clone_behaviour: bool
+    agent: MixedAgent
+    model: WorldModel
+    cloning: Cloning
+
+
+class Mopo(ModelBased):
+    """Settings of ``mopo.py``."""
+
+    method: Literal["mopo"]
+    penalty_coefficient: NonNegative | None
+
+
+class Halting(Settings):
+    """``halting.*`` of MOReL."""
+
+    num_stds: NonNegative | None
+    penalty: NonNegative
+
+
+class Morel(ModelBased):
+    """Settings of ``morel.py``."""
+
+    method: Literal["morel"]
+    rollout_length: Whole
+    halting: Halting
+
+
+class Combo(ModelBased):
+    """Settings of ``combo.py``."""
+
+    method: Literal["combo"]
+    conservative_weight: NonNegative | None
+    penalized_actions: Literal["rollout", "policy", "logsumexp"]
+
+
+class AdversarialModel(WorldModel):
+    """``model.*`` of RAMBO."""
+
+    adversarial_lr: Positive
+
+
+class Rambo(ModelBased):
+    """Settings of ``rambo.py``."""
+
+    method: Literal["rambo"]
+    rollout_length: Whole
+    model: AdversarialModel
+    model_updates: Annotated[int, Field(ge=0)]
+    adversarial_weight: NonNegative
+    num_critics: Whole
+    advantage_clip: Positive | None
+    model_updates_every: Whole
+    model_term: Literal["likelihood", "kl", "total_variation"]
+    likelihood_budget: Positive | None
+    budget_lr: Positive
+    rollout_direction: Literal["forward", "reverse", "both"]
+
+    @model_validator(mode="after")
+    def _variants(self) -> Rambo:
+        if self.likelihood_budget and not self.adversarial_weight:
+            raise ValueError(
+                "likelihood_budget needs an adversarial_weight above 0 to start from, got 0: give "
+                "one, or leave the budget out"
+            )
+        if self.rollout_direction == "reverse" and self.adversarial_weight:
+            raise ValueError(
+                "rollout_direction=reverse leaves the agent nothing that the adversary touches: "
+                "use both, or adversarial_weight=0"
+            )
+        if self.rollout_direction == "both" and self.rollout_starts < 2:
+            raise ValueError(
+                f"rollout_direction=both needs 2 rollout_starts, got {self.rollout_starts}"
+            )
+        if self.rollout_direction != "forward" and self.termination == "learned":
+            raise ValueError(
+                f"rollout_direction={self.rollout_direction} needs a termination rule that judges "
+                "by the next observation, and termination=learned looks at the whole step: use "
+                "none or MODULE:FUNCTION"
+            )
+        return self
+
+
+#: a method's name, which its key ``method`` keeps, to its settings
+SETTINGS: Mapping[str, type[Settings]] = {
+    "rambo": Rambo, "mopo": Mopo, "morel": Morel, "combo": Combo, "cql": Cql, "iql": Iql,
+    "td3_bc": Td3Bc, "bc": BC,
+}  # fmt: skip
