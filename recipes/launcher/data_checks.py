@@ -45,7 +45,6 @@ TASK_ENVIRONMENTS = {
 }
 #: share of the data's rows that a rule known by name may judge otherwise than they do
 MISFIT = 0.03
-BATCH_SIZES = ("agent.batch_size", "model.batch_size", "cloning.batch_size")
 
 
 def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
@@ -68,7 +67,10 @@ def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
     maze = re.match("D4RL/((?:ant|point)maze)/", cfg.dataset)  # Minari's, large to download
     env_id = TASK_ENVIRONMENTS[maze[1]] if maze else env_id
     if cfg.env_id not in (None, "none", env_id):
-        _check_installed(cfg.env_id)
+        try:  # its arguments may be the data's, yet to be read
+            registered_spec(cfg.env_id)
+        except gymnasium.error.Error:
+            environment_spaces(cfg.env_id)  # which says what to install
     elif env_id is not None and cfg.env_id != "none":
         environment_spaces(env_id)
     if plan is not None and not plan.built:
@@ -81,54 +83,45 @@ def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
             _check_sizes(cfg.dataset, plan.env_id, _sizes(plan.env_id), task)
 
 
-def _check_installed(env_id: str) -> None:
-    """Refuse an environment that is not there; its arguments may be the data's, yet to be read."""
-    try:
-        registered_spec(env_id)
-    except gymnasium.error.Error:
-        environment_spaces(env_id)  # which says what to install
-
-
-def settings_of_task(cfg: DictConfig, task: str, schedule: str, words: Iterable[str]) -> list[str]:
-    """The settings that the task gives: neither the user nor the schedule nor the method does.
-
-    Args:
-        cfg: the configuration.
-        task: the task's name.
-        schedule: the schedule's.
-        words: the command line's settings.
-    """
-
-    def keys_of(file: str) -> list[str]:
-        loaded = OmegaConf.load(CONFIG_DIR / f"{file}.yaml")
-        assert isinstance(loaded, DictConfig)
-        return leaf_keys(loaded)
-
-    elsewhere = {"dataset", *keys_set(words), *keys_of(f"schedule/{schedule}")}
-    elsewhere.update(keys_of(cfg.method))
-    present = leaf_keys(cfg)
-    return [key for key in keys_of(f"task/{task}") if key in present and key not in elsewhere]
-
-
 def check_task(
-    cfg: DictConfig, dataset: OfflineDataset, task: str, *, chosen: bool, settings: Sequence[str]
+    cfg: DictConfig,
+    dataset: OfflineDataset,
+    task: str,
+    words: Sequence[str],
+    *,
+    schedule: str,
+    filled_in: Iterable[str] = (),
 ) -> None:
     """Refuse a task of another environment than the data, or tell which of its settings are used.
 
     Args:
         cfg: the configuration.
-        dataset: the data.
+        dataset: the data; those of one's own come with the default task.
         task: the task's name.
-        chosen: whether the user gave it; data of one's own come with the default one.
-        settings: those that are the task's.
+        words: the command line's settings.
+
+    Keyword Args:
+        schedule: the schedule's name.
+        filled_in: settings with the method's published values for the task.
 
     Raises:
-        ValueError: if it was chosen and its environment has other sizes than the data.
+        ValueError: if the user gave the task and its environment has other sizes than the data.
     """
-    if chosen:
+
+    def keys_in(file: str) -> list[str]:
+        loaded = OmegaConf.load(CONFIG_DIR / f"{file}.yaml")
+        assert isinstance(loaded, DictConfig)
+        return [key for key in leaf_keys(loaded) if key in leaf_keys(cfg)]
+
+    given = keys_set(words)
+    if "task" in given:
         sizes = (dataset.observation_size, dataset.action_size)
         _check_sizes(dataset.name, dataset.env_id, sizes, task)
-    if settings and not (dataset.env_id and _same_family(dataset.env_id, task)):
+    if dataset.env_id and _same_family(dataset.env_id, task):
+        return
+    elsewhere = {"dataset", *given, *keys_in(f"schedule/{schedule}"), *keys_in(cfg.method)}
+    settings = [key for key in keys_in(f"task/{task}") if key not in elsewhere]
+    if settings := [*settings, *filled_in]:
         used = ", ".join(f"{key}={shown(OmegaConf.select(cfg, key))}" for key in settings)
         source = f"is from {dataset.env_id}" if dataset.env_id else "names no environment"
         print(
@@ -168,8 +161,8 @@ def _sizes(env_id: str) -> tuple[int, int] | None:
 
 
 def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
-    for key in set(BATCH_SIZES).intersection(leaf_keys(cfg)):
-        if (size := OmegaConf.select(cfg, key)) > rows:
+    for key in leaf_keys(cfg):
+        if key.endswith(".batch_size") and (size := OmegaConf.select(cfg, key)) > rows:
             raise ValueError(f"{key}={size} is too large: {whose} {rows} transitions")
 
 

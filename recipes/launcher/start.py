@@ -10,13 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from launcher.command_line import keys_set, name_of_data
-from launcher.data_checks import (
-    check_before_data,
-    check_data,
-    check_task,
-    load_data,
-    settings_of_task,
-)
+from launcher.data_checks import check_before_data, check_data, check_task, load_data
 from launcher.settings import (
     PLACES,
     RESUME_MAY_CHANGE,
@@ -98,8 +92,6 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
         ValueError: if one of them differs from the run's own and may not.
     """
     words = keys_set(overrides)
-    # a task is known by its data, a schedule by its name
-    choices = {"task": "dataset", "schedule": "schedule_name"}
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(merged, DictConfig)
     merged.merge_with(with_later_settings(saved, leaf_keys(cfg)))
@@ -109,8 +101,11 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
             f"{cfg.resume} is a run of method={method}, not {cfg.method}: resume it with "
             f"recipes/{method}.py"
         )
-    named = {choices.get(word, word) for word in words}
-    for key in filter(named.__contains__, leaf_keys(cfg)):
+    # a task is known by its data, a schedule by its name
+    known_by = {"dataset": "task", "schedule_name": "schedule"}
+    for key in leaf_keys(cfg):
+        if key not in words and known_by.get(key) not in words:
+            continue
         given, kept = OmegaConf.select(cfg, key), OmegaConf.select(merged, key)
         # of a place, what lies there stays: a task's data are others, and none is not another one
         moved = key in words and None not in (given, kept)
@@ -227,8 +222,7 @@ def prepare(
     dataset = load_data(cfg)
     if task is not None:
         schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
-        settings = [*settings_of_task(cfg, task, schedule, words), *filled_in]
-        check_task(cfg, dataset, task, chosen="task" in keys, settings=settings)
+        check_task(cfg, dataset, task, words, schedule=schedule, filled_in=filled_in)
     check_data(cfg, dataset)
     if folder is None:
         folder = RunFolder.create(path if cfg.run_dir is not None else new_folder(path))

@@ -7,7 +7,6 @@ import csv
 import errno
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,12 +22,10 @@ import pytest
 import rambo
 import torch
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Box
 from launcher.command_line import compose_jobs
 from launcher.data_checks import check_data, load_data
 from launcher.launch import make_run
 from launcher.program import refusing_bad_input
-from minari.serialization import serialize_space
 from torchrl.data import Bounded
 
 from rambo_trl import load_policy
@@ -40,15 +37,6 @@ from rambo_trl.experiment.signals import Interruption
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOKE = ("schedule=smoke", "agent_updates=5", "model_updates=5", "rollout_starts=100")
-# of a set with one episode of four observations and one action
-METADATA = json.dumps(
-    {
-        "dataset_id": "mine/robot-v0", "total_episodes": 1, "total_steps": 5,
-        "data_format": "hdf5", "minari_version": minari.__version__,
-        "observation_space": serialize_space(Box(-9, 9, (4,), np.float64)),
-        "action_space": serialize_space(Box(-1, 1, (1,), np.float32)),
-    }
-)  # fmt: skip
 needs_mazes = pytest.mark.skipif(
     importlib.util.find_spec("gymnasium_robotics") is None, reason="needs gymnasium-robotics"
 )
@@ -258,39 +246,13 @@ def hopper_arrays(size: int) -> dict[str, np.ndarray]:
     }
 
 
-def odd_arrays(kind: str) -> dict[str, np.ndarray]:
-    """Data with one oddity."""
+def test_odd_data_is_refused_unless_accepted(tmp_path: Path, check: Check) -> None:
     arrays = make_arrays(ends=False)
-    if kind == "rewards":
-        arrays["rewards"][:] = 0.0
-    elif kind == "duplicates":
-        arrays = {key: np.concatenate([value, value[:50]]) for key, value in arrays.items()}
-    elif kind == "shuffled":
-        arrays["timeouts"][:] = True
-    elif kind == "one sign":
-        arrays["actions"][:, 1] = 0.5 + 0.5 * arrays["actions"][:, 1]  # a valve's
-    else:
-        arrays["terminals"] = arrays["timeouts"].copy()
-    return arrays
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("rewards", "all 600 rewards are 0: "),
-        ("duplicates", "1 episodes repeat an earlier one row for row, the first is episode 12: "),
-        ("shuffled", "all 600 episodes have one row: "),
-        ("both ends", "12 rows are terminal and timed out at once "),
-        ("one sign", "action entry 1 lies between "),
-    ],
-)
-def test_odd_data_is_refused_unless_accepted(
-    kind: str, words: str, tmp_path: Path, check: Check
-) -> None:
-    path = write(tmp_path / "log.hdf5", odd_arrays(kind))
-    line = refused(check(f"dataset={path}", "termination=none"))
-    assert words in line and "odd_data=accept" in line
-    assert check(f"dataset={path}", "termination=none", "odd_data=accept")[0] == 0
+    arrays["rewards"][:] = 0.0
+    words = (f"dataset={write(tmp_path / 'log.hdf5', arrays)}", "termination=none")
+    line = refused(check(*words))
+    assert "all 600 rewards are 0: " in line and "odd_data=accept" in line
+    assert check(*words, "odd_data=accept")[0] == 0
 
 
 def test_env_id_none_leaves_the_simulator_out(tmp_path: Path, check: Check) -> None:
@@ -301,78 +263,36 @@ def test_env_id_none_leaves_the_simulator_out(tmp_path: Path, check: Check) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("error", "name", "words"),
     [
-        ({"rewards": None}, "lacks rewards"),
-        ({"rewards": np.zeros(7, np.float32)}, "arrays differ in length"),
-        ({"observations": np.full((600, 4), np.nan, np.float32)}, "2352 in observation (588 rows"),
-        ({"actions": np.full((600, 2), 3, np.float32)}, "588 actions leave their bounds"),
-        ({"actions": np.zeros((600, 2), np.int64)}, "discrete actions"),
-        ({"terminals": np.full(600, np.nan, np.float32)}, "terminals must be 0 or 1, but 600 are"),
-        ({"observations": np.zeros((600, 8, 8), np.uint8)}, "images"),
-        ({key: value[:0] for key, value in make_arrays().items()}, "is empty"),
+        (ConnectionError("no route"), "mine/robot-v0", "downloading it failed (ConnectionError: n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "", "free some space, or point MINARI_"),
+        (PermissionError(errno.EACCES, "Permission denied"), "", "Permission denied"),
+        (None, "log.hdf5", "2352 in observation (588 rows"),
+        (None, "bundled/hoper/medium-replay-v0", "bundled/hopper/medium-replay-v0"),
     ],
 )
-def test_data_that_cannot_be_used(
-    tmp_path: Path, check: Check, change: dict[str, np.ndarray | None], words: str
-) -> None:
-    arrays = make_arrays(ends=False) | change
-    if "next_observations" not in change:
-        del arrays["next_observations"]
-    path = write(tmp_path / "log.hdf5", {k: v for k, v in arrays.items() if v is not None})
-    assert words in refused(check(f"dataset={path}"))
-
-
-def test_files_and_names_that_cannot_be_read(tmp_path: Path, check: Check) -> None:
-    path = write(tmp_path / "log.hdf5", make_arrays())
-    path.write_bytes(path.read_bytes()[:1000])
-    assert "truncated, corrupt or no HDF5 file" in refused(check(f"dataset={path}"))
-    line = refused(check("dataset=bundled/hoper/medium-replay-v0"))
-    assert "bundled/hopper/medium-replay-v0" in line
-    assert "NoSuch-v0 is not installed" in refused(
-        check(f"dataset={write(path, make_arrays(ends=False))}", "env_id=NoSuch-v0")
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("no network", "downloading it failed (ConnectionError: no route)"),
-        ("metadata", "metadata.json is damaged"),
-        ("episodes", "episode 0 cannot be read"),
-        ("mapped files", "is incomplete or damaged"),
-        ("full disk", "No space left on device): free some space, or point MINARI_DATASETS_PATH"),
-        ("no permission", "Permission denied"),
-    ],
-)
-def test_sets_that_cannot_be_had(
-    kind: str, words: str, tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+def test_data_that_cannot_be_had_or_used(
+    error: OSError | None,
+    name: str,
+    words: str,
+    tmp_path: Path,
+    check: Check,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = tmp_path / "minari"
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
-    name = "mine/robot-v0"
-    if kind == "no network":
-        monkeypatch.setattr(minari, "list_remote_datasets", failing(ConnectionError("no route")))
-    elif kind in ("metadata", "episodes"):
-        (root / name / "data").mkdir(parents=True)
-        (root / name / "data/metadata.json").write_text("{" if kind == "metadata" else METADATA)
-        (root / name / "data/main_data.hdf5").write_bytes(b"cut short")
-    elif kind == "mapped files":
-        data = OfflineDataset.from_arrays(make_arrays())
-        data.memmap(tmp_path / "set")
-        (tmp_path / "set/transitions/next/observation.memmap").write_bytes(b"cut short")
-        name = tmp_path / "set"
-    elif kind == "full disk":
-        name = "bundled/inverteddoublependulum/random-v0"
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        monkeypatch.setattr(bundled, "check_space", failing(full))
-    else:
-        name = "bundled/inverteddoublependulum/random-v0"
-        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        monkeypatch.setattr(bundled.tempfile, "TemporaryDirectory", failing(denied))
-    before = sorted(root.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    if isinstance(error, ConnectionError):
+        monkeypatch.setattr(minari, "list_remote_datasets", failing(error))
+    elif error is not None:
+        monkeypatch.setattr(bundled, "check_space", failing(error))
+    arrays = make_arrays(ends=False) | {"observations": np.full((600, 4), np.nan, np.float32)}
+    del arrays["next_observations"]
+    write(tmp_path / "log.hdf5", arrays)
+    name = name or "bundled/inverteddoublependulum/random-v0"
     assert words in refused(check(f"dataset={name}"))
-    assert sorted(root.rglob("*")) == before  # nothing half-built, nothing written over
+    assert not list(root.rglob("*"))  # nothing half-built
 
 
 def failing(error: Exception) -> Callable[..., NoReturn]:

@@ -19,7 +19,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from launcher import start as run_start
 from launcher.command_line import check_command_line, compose_jobs, describe
-from launcher.data_checks import check_data, check_task, settings_of_task
+from launcher.data_checks import check_data, check_task
 from launcher.program import refusing_bad_input
 from launcher.schema import SETTINGS, check_device
 from launcher.settings import keys_of, leaf_keys, own_settings
@@ -264,10 +264,10 @@ class TestDataOfAnotherEnvironmentThanTheTask:
         schedule: str = "smoke",
         **data: Any,
     ) -> str:
-        words, task = (f"schedule={schedule}", *words), "hopper-medium-replay"
-        (cfg,) = map(own_settings, compose_jobs(method, words))
-        settings = settings_of_task(cfg, task, schedule, words)
-        check_task(cfg, dataset(**data), task, chosen=chosen, settings=settings)
+        task = "hopper-medium-replay"
+        given = [f"schedule={schedule}", *words, *([f"task={task}"] if chosen else [])]
+        (cfg,) = map(own_settings, compose_jobs(method, given))
+        check_task(cfg, dataset(**data), task, given, schedule=schedule)
         return capsys.readouterr().err
 
     def test_a_chosen_task_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
