@@ -58,11 +58,11 @@ def announce_compilation() -> None:
 
 
 class EndingWell:
-    """A block whose end by a signal or a full disk says in one line how to go on.
+    """A block whose end by a signal or a full disk says in one line how to resume.
 
     Attributes:
         folder: the run folder, once there is one; given free at the block's end.
-        saved: says what a resumed run would go on from, once that is known.
+        saved: says what a resumed run would start from, once that is known.
         signals: SIGINT's and SIGTERM's, see :class:`Interruption`.
 
     Raises:

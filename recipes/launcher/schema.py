@@ -6,7 +6,7 @@ Values come from the files in ``config/``; the models have no defaults of their 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -83,8 +83,19 @@ class Operation(Settings):
     retries: Annotated[int, Field(ge=0)]
 
 
-class Shared(Operation):
-    """What all methods have."""
+class Agent(Settings):
+    """``agent.*`` of behaviour cloning: an actor."""
+
+    hidden_sizes: Sizes
+    batch_size: Whole
+    actor_lr: Positive
+
+
+AgentT = TypeVar("AgentT", bound=Agent)
+
+
+class Shared(Operation, Generic[AgentT]):
+    """What all methods have; with nothing more, a method without a model."""
 
     seed: Seed
     resume: Text | None
@@ -95,14 +106,7 @@ class Shared(Operation):
     reward_shift: Annotated[float, Field(ge=-1e30, le=1e30)]
     reward_scale: Literal["auto"] | Positive
     agent_updates: Whole
-
-
-class Agent(Settings):
-    """``agent.*`` of behaviour cloning: an actor."""
-
-    hidden_sizes: Sizes
-    batch_size: Whole
-    actor_lr: Positive
+    agent: AgentT
 
 
 class AgentWithCritics(Agent):
@@ -120,13 +124,6 @@ class SacAgent(AgentWithCritics):
     alpha_init: Positive
 
 
-class BC(Shared):
-    """Settings of ``bc.py``."""
-
-    method: Literal["bc"]
-    agent: Agent
-
-
 class Td3BcAgent(AgentWithCritics):
     """``agent.*`` of TD3+BC."""
 
@@ -134,13 +131,6 @@ class Td3BcAgent(AgentWithCritics):
     policy_noise: NonNegative
     noise_clip: NonNegative
     actor_every: Whole
-
-
-class Td3Bc(Shared):
-    """Settings of ``td3_bc.py``."""
-
-    method: Literal["td3_bc"]
-    agent: Td3BcAgent
 
 
 class IqlAgent(AgentWithCritics):
@@ -152,25 +142,11 @@ class IqlAgent(AgentWithCritics):
     value_lr: Positive
 
 
-class Iql(Shared):
-    """Settings of ``iql.py``."""
-
-    method: Literal["iql"]
-    agent: IqlAgent
-
-
 class CqlAgent(SacAgent):
     """``agent.*`` of CQL."""
 
     conservative_weight: NonNegative
     num_actions: Whole
-
-
-class Cql(Shared):
-    """Settings of ``cql.py``."""
-
-    method: Literal["cql"]
-    agent: CqlAgent
 
 
 class PretrainedParts(Settings):
@@ -237,7 +213,7 @@ class WorldModel(Settings):
         return self
 
 
-class ModelBased(Shared, PretrainedParts):
+class ModelBased(Shared[MixedAgent], PretrainedParts):
     """What the methods with a world model share."""
 
     termination: Text
@@ -247,7 +223,6 @@ class ModelBased(Shared, PretrainedParts):
     rollout_policy: Literal["current", "random"]
     retained_epochs: Whole
     clone_behaviour: bool
-    agent: MixedAgent
     model: WorldModel
     cloning: Cloning
 
@@ -255,7 +230,6 @@ class ModelBased(Shared, PretrainedParts):
 class Mopo(ModelBased):
     """Settings of ``mopo.py``."""
 
-    method: Literal["mopo"]
     penalty_coefficient: NonNegative | None
 
 
@@ -269,7 +243,6 @@ class Halting(Settings):
 class Morel(ModelBased):
     """Settings of ``morel.py``."""
 
-    method: Literal["morel"]
     rollout_length: Whole
     halting: Halting
 
@@ -277,7 +250,6 @@ class Morel(ModelBased):
 class Combo(ModelBased):
     """Settings of ``combo.py``."""
 
-    method: Literal["combo"]
     conservative_weight: NonNegative | None
     penalized_actions: Literal["rollout", "policy", "logsumexp"]
 
@@ -291,7 +263,6 @@ class AdversarialModel(WorldModel):
 class Rambo(ModelBased):
     """Settings of ``rambo.py``."""
 
-    method: Literal["rambo"]
     rollout_length: Whole
     model: AdversarialModel
     model_updates: Annotated[int, Field(ge=0)]
@@ -329,8 +300,14 @@ class Rambo(ModelBased):
         return self
 
 
-#: a method's name, which its key ``method`` keeps, to its settings
+#: settings by method
 SETTINGS: Mapping[str, type[Settings]] = {
-    "rambo": Rambo, "mopo": Mopo, "morel": Morel, "combo": Combo, "cql": Cql, "iql": Iql,
-    "td3_bc": Td3Bc, "bc": BC,
-}  # fmt: skip
+    "rambo": Rambo,
+    "mopo": Mopo,
+    "morel": Morel,
+    "combo": Combo,
+    "cql": Shared[CqlAgent],
+    "iql": Shared[IqlAgent],
+    "td3_bc": Shared[Td3BcAgent],
+    "bc": Shared[Agent],
+}

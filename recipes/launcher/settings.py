@@ -73,11 +73,11 @@ def explain(error: ValidationError) -> str:
     return f"{key} must {expected}, got {shown(first['input'])}"
 
 
-def own_settings(cfg: DictConfig) -> DictConfig:
-    """A copy without what tasks and schedules set for other methods."""
-    kept = OmegaConf.create()
+def method_settings(cfg: DictConfig) -> DictConfig:
+    """A copy with the settings of its method alone: tasks and schedules set those of others too."""
+    kept, keys = OmegaConf.create(), {"method", *keys_of(SETTINGS[cfg.method])}
     for key in leaf_keys(cfg):
-        if key in keys_of(SETTINGS[cfg.method]):
+        if key in keys:
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
     OmegaConf.set_struct(kept, True)
     return kept

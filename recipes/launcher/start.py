@@ -16,7 +16,7 @@ from launcher.settings import (
     RESUME_MAY_CHANGE,
     check_config,
     leaf_keys,
-    own_settings,
+    method_settings,
     settle_budgets,
     with_later_settings,
 )
@@ -198,7 +198,7 @@ def prepare(
     hydra = HydraConfig.get()
     words = hydra.overrides.task
     keys = keys_set(words)
-    cfg = own_settings(cfg)
+    cfg = method_settings(cfg)
     folder = task = None
     if cfg.resume is not None:
         folder = RunFolder.open(cfg.resume)

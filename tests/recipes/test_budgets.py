@@ -10,7 +10,7 @@ import torch
 from launcher.command_line import compose_jobs
 from launcher.parts import make_world_model
 from launcher.pretraining import clone_with_bar, find_pretrained, fit_with_bar
-from launcher.settings import check_config, own_settings, settle_budgets
+from launcher.settings import check_config, method_settings, settle_budgets
 from launcher.start import resumed_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
@@ -99,7 +99,7 @@ def test_only_the_budget_that_was_asked_for_is_kept() -> None:
 
 def older(schedule: str, fit: int | None, cloning: int) -> DictConfig:
     """A run's configuration from before there were budgets in updates."""
-    cfg = own_settings(composed(f"schedule={schedule}"))
+    cfg = method_settings(composed(f"schedule={schedule}"))
     with open_dict(cfg):
         del cfg.model["max_updates"], cfg.model["holdout_every"], cfg.cloning["updates"]
     cfg.model.max_passes, cfg.cloning.passes = fit, cloning
@@ -130,7 +130,7 @@ def test_an_older_file_of_the_same_pretraining_is_found() -> None:
 
 def test_a_run_without_a_model_gets_no_setting_of_one() -> None:
     (cfg,) = compose_jobs("bc", ["resume=there"])
-    cfg = own_settings(cfg)
+    cfg = method_settings(cfg)
     saved = OmegaConf.create(OmegaConf.to_yaml(cfg))
     resumed = resumed_config(cfg, saved, ["resume=there"])
     assert "model" not in resumed and "cloning" not in resumed

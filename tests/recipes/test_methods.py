@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from launcher.command_line import compose_jobs
-from launcher.settings import own_settings
+from launcher.settings import method_settings
 from launcher.start import resumed_config
 from model_based import train_model_based
 from model_free import train_model_free
@@ -137,7 +137,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_is_marked(
             "penalty_coefficient must be greater than or equal to 0",
         ),
         ("mopo", ["penalty=1"], "mopo has no setting 'penalty'"),
-        ("mopo", ["method=combo"], "method must be 'mopo', got combo"),
+        ("mopo", ["method=combo"], "mopo has no setting 'method'"),
         ("combo", ["penalized_actions=all"], "penalized_actions must be 'rollout'"),
         ("morel", ["halting.penalty=-1"], "halting.penalty must be greater than or equal to 0"),
         ("td3_bc", ["agent.actor_every=0"], "agent.actor_every must be greater than or equal to 1"),
@@ -321,7 +321,7 @@ def compose(name: str, *words: str, task: str = "") -> DictConfig:
 def make_run(name: str, data: OfflineDataset, folder: Path, *words: str) -> Run:
     cfg = compose(name, *words)
     if name in MODEL_FREE:
-        cfg = own_settings(cfg)
+        cfg = method_settings(cfg)
     return Run(cfg, data, RunFolder.create(folder), Interruption())
 
 

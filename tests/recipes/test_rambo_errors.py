@@ -22,7 +22,7 @@ from launcher.command_line import check_command_line, compose_jobs, describe
 from launcher.data_checks import check_data, check_task
 from launcher.program import refusing_bad_input
 from launcher.schema import SETTINGS, check_device
-from launcher.settings import keys_of, leaf_keys, own_settings
+from launcher.settings import keys_of, leaf_keys, method_settings
 from launcher.start import check_writable, prepare, read_config, resumed_config
 from omegaconf import OmegaConf
 from torchrl.data import Bounded
@@ -124,7 +124,7 @@ def test_good_settings_pass_and_leave_the_numbers_as_they_are(
     check_command_line("rambo", argv=words)
     assert capsys.readouterr() == ("", "")
     (cfg,) = compose_jobs("rambo", words)
-    assert type(cfg.agent.gamma) is int and type(own_settings(cfg).reward_scale) is int
+    assert type(cfg.agent.gamma) is int and type(method_settings(cfg).reward_scale) is int
 
 
 def test_a_sweep_is_checked_as_a_whole() -> None:
@@ -145,7 +145,7 @@ def test_a_method_has_the_settings_of_its_model_and_the_shipped_ones_pass(
     method: str, schedule: str
 ) -> None:
     (cfg,) = compose_jobs(method, [f"schedule={schedule}"])
-    assert set(leaf_keys(own_settings(cfg))) == set(keys_of(SETTINGS[method]))
+    assert set(leaf_keys(method_settings(cfg))) == {"method", *keys_of(SETTINGS[method])}
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ class TestDataOfAnotherEnvironmentThanTheTask:
     ) -> str:
         task = "hopper-medium-replay"
         given = [f"schedule={schedule}", *words, *([f"task={task}"] if chosen else [])]
-        (cfg,) = map(own_settings, compose_jobs(method, given))
+        (cfg,) = map(method_settings, compose_jobs(method, given))
         check_task(cfg, dataset(**data), task, given, schedule=schedule)
         return capsys.readouterr().err
 
