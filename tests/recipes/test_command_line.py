@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from launcher.command_line import check_command_line, compose_jobs, setting
 from launcher.program import EndingWell
-from launcher.start import check_progress, resumed_config
+from launcher.start import check_progress
 from launcher.sweep import name_sweep
 from omegaconf import OmegaConf
 
@@ -69,24 +69,6 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     with pytest.raises(SystemExit):  # of the last word, which is no setting
         check_command_line("rambo")
     assert sys.argv[2] == f'dataset="{tmp_path}/me é/x.hdf5"' and sys.argv[3] == "~x"
-
-
-def configs(tmp_path: Path, *words: str) -> tuple[Any, Any, list[str]]:
-    """What a resume composes, and what the run has."""
-    (saved,) = compose_jobs("rambo", ["schedule=smoke", "dataset=a.hdf5", "fitted_model=m"])
-    given = [f"resume={tmp_path}", *words]
-    (cfg,) = compose_jobs("rambo", given)
-    return cfg, saved, given
-
-
-def test_what_moved_is_given_when_a_run_is_resumed(tmp_path: Path) -> None:
-    cfg, saved, words = configs(tmp_path, "dataset=b.hdf5", "fitted_model=n")
-    merged = resumed_config(cfg, saved, words)
-    assert (merged.dataset, merged.fitted_model) == ("b.hdf5", "n")
-    for other in ("task=walker2d-medium-replay", "fitted_model=null", "cloned_policy=p"):
-        cfg, saved, words = configs(tmp_path, other)
-        with pytest.raises(ValueError, match="a resumed run keeps its"):
-            resumed_config(cfg, saved, words)
 
 
 def test_other_data_are_refused_and_the_run_s_settings_stay(tmp_path: Path, toy: Any) -> None:
