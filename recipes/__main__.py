@@ -30,9 +30,10 @@ def main() -> None:
         asked = f"no recipe is called {words[0]!r}; " if words else ""
         print(f"{asked}{usage}", file=sys.stderr)
         sys.exit(2)
-    if importlib.util.find_spec("hydra") is None:
+    if not all(map(importlib.util.find_spec, ("hydra", "pydantic"))):
         print(
-            "error: the recipes need hydra-core: pip install 'rambo_trl[recipes]'", file=sys.stderr
+            "error: the recipes need hydra-core and pydantic: pip install 'rambo_trl[recipes]'",
+            file=sys.stderr,
         )
         sys.exit(2)
     # a program of its own, so that it is run just as from a checkout
