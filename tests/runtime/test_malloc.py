@@ -57,6 +57,6 @@ def test_an_updates_memory_is_used_again() -> None:
 
 
 @glibc
-def test_the_users_method_settings_stay() -> None:
+def test_the_users_own_settings_stay() -> None:
     kept, faults = page_faults("kept", MALLOC_TRIM_THRESHOLD_="0")
     assert kept == "False" and faults > 1000
