@@ -4,9 +4,9 @@
 200 epochs, and notes at every line of its ``metrics.csv`` the time, the memory, the open files and
 the threads of the process. Every other epoch is evaluated; the others are timed, because episodes
 last as long as the policy stands. It exits with 1 where memory or time grows beyond the limits
-below. ``--page docs/runs.md`` puts the figures between the ``<!-- benchmark:soak -->`` markers of
-that page; with ``--read`` they are those of the earlier JSON file. What follows the options is
-handed to the recipe.
+below. ``--page docs/benchmarks.md`` puts the figures between that page's
+``<!-- benchmark:soak -->`` markers; with ``--read`` they are those of the earlier JSON file. What
+follows the options is handed to the recipe.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import importlib
 import pkgutil
@@ -10,10 +11,12 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import pytest
 from launcher.command_line import compose_jobs
 from launcher.settings import leaf_keys
+from page import put_in
 
 import rambo_trl
 
@@ -45,21 +48,36 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_pitfalls_name_tests_that_exist() -> None:
-    text = (ROOT / "docs/pitfalls.md").read_text()
-    found, path = 0, None
-    for reference in re.findall(r"`((?:tests/[\w/]+\.py)?::test_\w+)`", text):
-        file, test = reference.split("::")
-        path = ROOT / file if file else path
-        assert path is not None and f"def {test}(" in path.read_text(), reference
-        found += 1
-    assert found >= 12
-
-
-def test_the_data_s_page_names_tests_that_exist() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/data.md").read_text()))
+def test_named_tests_exist() -> None:
     code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > 50 and [name for name in named if f"def {name}(" not in code] == []
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 20
+    assert {name for name in named if f"def {name}(" not in code} == set()
+
+
+def test_the_readme_s_results_are_those_of_the_report() -> None:
+    folder = ROOT / "docs/results/methods"
+    with (folder / "results.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    table = (ROOT / "README.md").read_text().split("| minutes a run |\n")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]]
+    assert len(rows) > 4
+    for method, *shown in rows:
+        of_method = [run for run in runs if run["method"] == method]
+        scores, minutes = ([float(run[key]) for run in of_method] for key in ("score", "minutes"))
+        assert {run["epochs"] for run in of_method} == {"100"}
+        assert shown == [
+            str(len(scores)),
+            f"{fmean(scores):.1f} +- {pstdev(scores):.1f}",
+            ", ".join(f"{score:.1f}" for score in scores),
+            f"{fmean(minutes):.1f}",
+        ], method
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_measured_tables_are_those_of_the_benchmarks_files(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert put_in(text, ROOT / "docs/benchmarks", (ROOT / page).parent) == text
 
 
 def commands() -> Iterator[list[str]]:

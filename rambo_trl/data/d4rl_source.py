@@ -119,7 +119,7 @@ def _instead(path: Path) -> str:
         other = f"or take dataset={kin}, data of its kind that is made on this machine"
     return (
         "give D4RL's file by its path, dataset=PATH, or put it there; "
-        f"{other} (docs/methods.md tells what exists where)"
+        f"{other} (docs/tasks.md tells what exists where)"
     )
 
 

@@ -82,7 +82,7 @@ def test_the_page_has_the_figures_of_the_file() -> None:
     assert "100 epochs" in page and "505" not in page and "memory 500 MB, then 500 MB" in page
     with pytest.raises(ValueError, match="has no"):
         put_in("nothing", content)
-    shown, file = ROOT / "docs" / "runs.md", ROOT / "docs" / "benchmarks" / "soak.json"
+    shown, file = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks" / "soak.json"
     assert soak.START in shown.read_text()
     if file.is_file():
         assert paragraph(json.loads(file.read_text())) in shown.read_text()

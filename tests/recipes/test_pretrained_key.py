@@ -135,7 +135,7 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
         *files,
     )
     settings = find_pretrained(cfg, {"dataset_digest": "d"}, net=torch.nn.Identity()).settings
-    text = (Path(__file__).parents[2] / "docs/runs.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/pretraining.md").read_text()
     table = text.split("| in the name of an `auto` file |")[1].split("\n\n")[0]
     cells = [row.split("|")[1] for row in table.splitlines()[2:]]
     named = {name for cell in cells for name in re.findall("`([a-z0-9_.]+)`", cell)}

@@ -143,7 +143,7 @@ def test_a_missing_file_of_d4rl_s_says_what_to_take_instead(
     monkeypatch.setattr(bundled, "POLICIES", tmp_path)
     line = refused(f"d4rl-{name}", capsys)
     assert f"no data file d4rl/{name.replace('-', '_')}-v2.hdf5: " in line
-    assert "dataset=PATH" in line and "docs/methods.md" in line
+    assert "dataset=PATH" in line and "docs/tasks.md" in line
     kin = f"bundled/{env}/{kind}-v0"
     assert kin in bundled_names()
     if env == "walker2d" and kind != "random":  # no policies to make it with
@@ -168,7 +168,7 @@ def test_a_bundled_set_whose_policies_are_not_there_says_what_is(
 
 
 def test_the_page_s_table_says_the_same() -> None:
-    page = (CONFIG.parents[1] / "docs" / "methods.md").read_text()
+    page = (CONFIG.parents[1] / "docs" / "tasks.md").read_text()
     rows = [
         [cell.strip(" `") for cell in line.strip("|").split("|")]
         for line in page.splitlines()
