@@ -1,11 +1,12 @@
 """What the adversary did to a run's model: ``python recipes/adversary_effect.py RUN``.
 
 Compares the model as it was fitted (``pretrained_model.safetensors`` in the run folder) with the
-one that the game left behind: on the data and away from it, one step and many. The game is to leave
-the former alone and to lower the value of the latter (paper sec. 4.2), until the policy's value in
-the model is a lower bound on its value in the environment (Proposition 1). Writes
-``adversary_effect.png`` and ``adversary_effect.json`` into the run folder, or where ``--out`` says.
-The last line says whether the adversary's effect can be told from the noise of the fit.
+one after adversarial training: on the data and away from it, one step and many. Adversarial
+training is to leave the former alone and to lower the value of the latter (paper sec. 4.2), until
+the policy's value in the model is a lower bound on its value in the environment (Proposition 1).
+Writes ``adversary_effect.png`` and ``adversary_effect.json`` into the run folder, or where
+``--out`` says. The last line says whether the adversary's effect stands out from the noise of the
+fit.
 """
 
 from __future__ import annotations
@@ -23,36 +24,38 @@ from launcher.command_line import describe
 from launcher.inspection import load_finished
 
 from rambo_trl.experiment.folder import RunFolder, write_atomically
-from rambo_trl.reporting.adversary_figure import EFFECT_FILE, PLACES, draw
+from rambo_trl.reporting.adversary_figure import PLACES, draw
 from rambo_trl.reporting.adversary_measures import measure
+from rambo_trl.reporting.adversary_table import EFFECT_FILE
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.runtime.places import expand_home
 from rambo_trl.runtime.progress import busy
 
 
-def verdict(found: Mapping[str, Any]) -> list[str]:
-    """What was found, in words."""
-    error, policy = found["model_error"], found["policy_actions"]["value"]
-    random, returns = found["random_actions"]["value"], found["returns"]
+def describe_effect(effect: Mapping[str, Any]) -> list[str]:
+    """What was measured, in words."""
+    error, policy = effect["model_error"], effect["policy_actions"]["value"]
+    random, returns = effect["random_actions"]["value"], effect["returns"]
     last = {name: curve["mean"][-1] for name, curve in returns.items()}
-    moved = {key: way["moved"] for key, way in found["next_states"].items()}
-    at_data = {key: way[0] for key, way in found["next_states"]["policy_actions"].items()}
+    moved = {key: way["moved"] for key, way in effect["next_states"].items()}
+    at_data = {key: way[0] for key, way in effect["next_states"]["policy_actions"].items()}
     lines = [
-        f"error on {found['rows']} rows of the data: {error['fitted']:.4g} before the game, "
-        f"{error['adversarial']:.4g} after",
+        f"error on {effect['rows']} rows of the data: {error['fitted']:.4g} before adversarial "
+        f"training, {error['adversarial']:.4g} after",
         f"change of r + gamma V(s'): {policy[0]:+.4g} at the data's actions, {policy[-1]:+.4g} at "
         f"the policy's, {random[-1]:+.4g} at random ones (medians)",
         f"next states moved by {at_data['moved']:.3g} standard deviations of the data at the "
         f"data's actions, {moved['policy_actions'][-1]:.3g} at the policy's, "
         f"{moved['random_actions'][-1]:.3g} at random ones; from the data's own they lie "
-        f"{at_data['fitted']:.3g} before the game, {at_data['adversarial']:.3g} after (medians)",
-        f"discounted return of {found['horizon']} steps: "
+        f"{at_data['fitted']:.3g} before adversarial training, {at_data['adversarial']:.3g} after "
+        "(medians)",
+        f"discounted return of {effect['horizon']} steps: "
         + ", ".join(f"{value:.4g} {PLACES[name]}" for name, value in last.items()),
     ]
-    if found["horizon"] < found["horizon_asked"]:
+    if effect["horizon"] < effect["horizon_asked"]:
         lines.append(
-            f"longer rollouts are not compared: from step {found['horizon'] + 1} on a model's mean "
-            "reward is beyond twice the data's largest, so it cannot be believed"
+            f"longer rollouts are not compared: from step {effect['horizon'] + 1} on a model's "
+            "mean reward is beyond twice the data's largest, so it cannot be believed"
         )
     if "real" in last:
         gap = last["adversarial"] - last["real"]
@@ -71,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=expand_home, metavar="RUN", help="run folder of RAMBO")
     parser.add_argument("--out", type=expand_home, help="where to write, by default the run folder")
-    parser.add_argument("--pretrained", type=expand_home, help="the model before the game")
+    parser.add_argument(
+        "--pretrained", type=expand_home, help="the model before adversarial training"
+    )
     parser.add_argument("--horizon", type=int, default=100, help="steps (default: %(default)s)")
     options = parser.parse_args(arguments)
     out: Path = options.out or options.run
@@ -83,22 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
-    with busy("measuring the models before and after the game"):
+    with busy("measuring the models before and after adversarial training"):
         gamma = run.cfg.agent.gamma
-        found = {
+        effect = {
             "seed": run.cfg.seed,
             "epoch": run.epoch,
             "adversarial_weight": run.cfg.adversarial_weight,
             **measure(run.adversary, run.fitted, run.data, gamma=gamma, horizon=options.horizon),
             "adversary": adversary_effect(run.adversary, run.data, gamma=gamma),
         }
-    write_atomically(out / EFFECT_FILE, (json.dumps(found, indent=2) + "\n").encode())
-    metrics = RunFolder(options.run).read_metrics()
-    draw(found, [row for row in metrics if (row["epoch"] or 0) <= run.epoch],
-         out / "adversary_effect.png")  # fmt: skip
-    print("\n".join(verdict(found)))
+    write_atomically(out / EFFECT_FILE, (json.dumps(effect, indent=2) + "\n").encode())
+    rows = RunFolder(options.run).read_metrics()
+    draw(effect, [r for r in rows if (r["epoch"] or 0) <= run.epoch], out / "adversary_effect.png")
+    print("\n".join(describe_effect(effect)))
     print(f"figure: {out / 'adversary_effect.png'}")
-    print(found["adversary"]["line"])
+    print(effect["adversary"]["line"])
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
 
 from rambo_trl.runtime.drawing import (
     BLACK,
@@ -206,12 +206,14 @@ def _draw_series(
     size = np.abs(values[finite])
     if size.max() > 1e3 * (size.min() + 1):
         axes.set_yscale("symlog")
-        axes.yaxis.get_major_locator().set_params(numticks=4)
+        ticks = axes.yaxis.get_major_locator()
+        assert isinstance(ticks, SymmetricalLogLocator)
+        ticks.set_params(numticks=4)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     eng_ticks(axes.yaxis)
     if np.isinf(values).any():
         first = epoch[np.isinf(values)][0]
         axes.axvline(first, color=ORANGE, linewidth=1.6)
-        at = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate("not finite", (first, 0.08), (-4, 0), color=ORANGE, ha="right", **at)
+        at_edge = axes.get_xaxis_transform()
+        axes.text(first, 0.08, "not finite ", color=ORANGE, ha="right", transform=at_edge)

@@ -19,72 +19,69 @@ from rambo_trl.reporting.paper import (
 from rambo_trl.reporting.runs import Configuration
 from rambo_trl.reporting.tables import (
     formatter,
+    markdown,
+    name_cells,
     paper_text,
     scores_of,
     spread,
-    table_row,
     total_text,
 )
 
-#: up to this lambda the game goes on fitting the model and has no adversary to speak of
+#: up to this lambda adversarial training only continues the fit, without an adversary to speak of
 FIT_ALONE = 1e-9
 
 #: RAMBO's runs and the runs with lambda = 0; the same where the paper's lambda is 0
 Pair = tuple[Configuration, Configuration]
 
 
-def ablation_table(found: Sequence[Configuration]) -> list[str]:
+def ablation_table(configurations: Sequence[Configuration]) -> list[str]:
     """A row for each data set that has both, then totals beside the paper's.
 
     Args:
-        found: the configurations of the report.
+        configurations: those of the report.
 
     Returns:
         Lines; none where there is no data set with both.
     """
     groups: dict[str, list[Pair]] = {}
-    for configuration in found:
-        rambo = configuration.method == RAMBO and not _fit_alone(configuration)
-        if rambo and configuration.values:
-            partner = _without_adversary(configuration, found)
+    for c in configurations:
+        if c.method == RAMBO and c.values and not _fit_alone(c):
+            partner = _without_adversary(c, configurations)
             if partner is not None:
-                name = f"{configuration.label}, `{configuration.schedule}`"
-                groups.setdefault(name, []).append((configuration, partner))
+                groups.setdefault(name_cells(c)[1], []).append((c, partner))
     # where the paper's lambda is 0 RAMBO is its own ablation: alone that compares nothing
     groups = {name: pairs for name, pairs in groups.items() if any(a is not b for a, b in pairs)}
     if not groups:
         return []
-    scored = {pair[0].scored for pairs in groups.values() for pair in pairs}
+    scored = {rambo.scored for pairs in groups.values() for rambo, _ in pairs}
     what = "score or return" if len(scored) > 1 else "score" if True in scored else "return"
-    lines = [
-        "",
-        "RAMBO beside itself with lambda = 0, where the model stays as it was fitted: the "
-        "difference holds the fit that goes on in the game as well as the adversary. "
-        "(`adversarial_weight=1e-12` keeps the fit going without an adversary; runs with it are "
-        f"not in this table.) The paper's totals ({ABLATION_SOURCE}) are over all data sets of a "
-        "benchmark; where its own lambda is not 0 it has no scores with lambda = 0 of single ones.",
-        "",
-        f"| data set | method | {what} | with lambda = 0 | difference | paper | "
-        "paper, lambda = 0 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, pairs in groups.items():
-        lines += [_row(name, *pair, mixed=len(scored) > 1) for pair in pairs]
+        rows += [_row(*pair, mixed=len(scored) > 1) for pair in pairs]
         benchmarks: dict[PublishedAblation, list[Pair]] = {}
         for pair in pairs:
             paper = published_ablation(pair[0].dataset)
             if paper is not None and pair[0].scored:
                 benchmarks.setdefault(paper, []).append(pair)
-        lines += [
+        rows += [
             _total(name, paper, members)
             for paper, members in benchmarks.items()
             if any(a is not b for a, b in members)
         ]
-    return lines
+    intro = (
+        "RAMBO beside itself with lambda = 0, where the model stays as it was fitted: the "
+        "difference holds the fit that continues in adversarial training as well as the adversary. "
+        "(`adversarial_weight=1e-12` continues the fit without an adversary; runs with it are "
+        f"not in this table.) The paper's totals ({ABLATION_SOURCE}) are over all data sets of a "
+        "benchmark; where its own lambda is not 0 it has no scores with lambda = 0 of single ones."
+    )
+    columns = ["data set", "method", what, "with lambda = 0", "difference", "paper",
+               "paper, lambda = 0"]  # fmt: skip
+    return ["", intro, "", *markdown(columns, rows)]
 
 
 def _fit_alone(configuration: Configuration) -> bool:
-    """Whether the model was fitted on without an adversary."""
+    """Whether the model was fitted further without an adversary."""
     run = configuration.runs[0]
     weight = run.results.get("adversarial_weight")
     # with a budget lambda is only where it starts
@@ -93,10 +90,10 @@ def _fit_alone(configuration: Configuration) -> bool:
 
 
 def _without_adversary(
-    configuration: Configuration, found: Sequence[Configuration]
+    configuration: Configuration, others: Sequence[Configuration]
 ) -> Configuration | None:
-    """The runs with lambda = 0 on the same data that differ in nothing else that is told apart."""
-    for other in found:
+    """The runs with lambda = 0 on the same data whose other settings are the same."""
+    for other in others:
         keys = {*configuration.differs, *other.differs} - {"adversarial_weight"}
         mine, theirs = configuration.runs[0].settings, other.runs[0].settings
         if (
@@ -107,27 +104,25 @@ def _without_adversary(
             and other.scored == configuration.scored
         ):
             return other
-    # without an adversary it is called RAMBO only where the paper has none
-    own = configuration.runs[0].results.get("adversarial_weight") == 0
-    return configuration if own else None
+    # with lambda = 0 it is called RAMBO only where the paper's lambda is 0
+    weight = configuration.runs[0].results.get("adversarial_weight")
+    return configuration if weight == 0 else None
 
 
-def _row(name: str, rambo: Configuration, without: Configuration, *, mixed: bool) -> str:
+def _row(rambo: Configuration, without: Configuration, *, mixed: bool) -> list[str]:
     gap, form = np.mean(rambo.values) - np.mean(without.values), formatter(rambo)
     what = "return " if mixed and not rambo.scored else ""
-    cells = [
-        f"`{rambo.dataset}`",
-        name,
+    return [
+        *name_cells(rambo),
         f"{what}**{spread(rambo.values, form)}**",
         f"{what}**{spread(without.values, form)}**",
         "its own ablation" if rambo is without else f"{'+' if gap >= 0 else ''}{form(gap)}",
         paper_text(rambo),
         paper_text(rambo) if published_weight(rambo.dataset) == 0 else "-",
     ]
-    return table_row(cells)
 
 
-def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> str:
+def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> list[str]:
     """Sums over the data sets of a benchmark that have both, beside the paper's over all."""
     keys = {(table_dataset(rambo.dataset) or ("",))[0] for rambo, _ in pairs}
     remarks = [] if len(pairs) == len(keys) == paper.data_sets else [f"all {paper.data_sets}"]
@@ -137,7 +132,7 @@ def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> str:
     remark = f" ({', '.join(remarks)})" if remarks else ""
     sums = [[scores_of(pair[side]) for pair in pairs] for side in (0, 1)]
     gap = sum(np.mean(mine) - np.mean(theirs) for mine, theirs in zip(*sums, strict=True))
-    cells = [
+    return [
         f"{paper.benchmark}, {len(pairs)} of {paper.data_sets}",
         name,
         *(f"**{total_text(side)}**" for side in sums),
@@ -145,4 +140,3 @@ def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> str:
         f"{paper.rambo:.1f} +- {paper.rambo_std:.1f}{remark}",
         f"{paper.ablation:.1f} +- {paper.ablation_std:.1f}{remark}",
     ]
-    return table_row(cells)

@@ -1,4 +1,4 @@
-"""What a game did to the world model: the fitted one against the one that it left behind."""
+"""What adversarial training did to the world model: the model before it against the one after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -20,6 +19,8 @@ from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import ModelPhase
 
+#: a world model before and after adversarial training
+Models = tuple[EnsembleWorldModel, EnsembleWorldModel]
 #: rows of the data, steps of the way off the data, real episodes, imagined ones from each start
 ROWS, STEPS, EPISODES, REPEATS = 2000, 11, 20, 20
 #: seed of the first real episode: no other part of a run uses it
@@ -51,17 +52,12 @@ def step_by_elite(
     mean, _ = world_model.predict(observation, action, world_model.elites)
     elites, rows = mean.shape[:2]
     observation, action = observation.repeat(elites, 1), action.repeat(elites, 1)
-    following, reward = mean[..., :-1].flatten(0, 1), mean[..., -1:].flatten(0, 1)
+    next_observation, reward = mean[..., :-1].flatten(0, 1), mean[..., -1:].flatten(0, 1)
+    terminated = env.is_terminal(observation, action, next_observation)
     step = TensorDict(
-        {
-            "observation": observation,
-            "action": action,
-            "next": {
-                "observation": following,
-                "reward": reward,
-                "terminated": env.is_terminal(observation, action, following),
-            },
-        },
+        observation=observation,
+        action=action,
+        next={"observation": next_observation, "reward": reward, "terminated": terminated},
         batch_size=[elites * rows],
     )
     advantage, _, qvalue = loss.advantage(step)
@@ -87,50 +83,47 @@ def way_off(data: TensorDict, target: Tensor) -> Iterator[tuple[float, Tensor]]:
         yield share, data["action"] + share * (target - data["action"])
 
 
-def add_quartiles(found: dict[str, list[float]], key: str, values: Tensor) -> None:
-    """Append the median of values [B] to ``key``, the quartiles to ``key_low`` and ``key_high``."""
+def quartiles(key: str, values: Tensor) -> dict[str, float]:
+    """The median of values [B] as ``key``, the quartiles as ``key_low`` and ``key_high``."""
     low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    found[key].append(median)
-    found[f"{key}_low"].append(low)
-    found[f"{key}_high"].append(high)
+    return {key: median, f"{key}_low": low, f"{key}_high": high}
+
+
+def _columns(points: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    return {key: [point[key] for point in points] for key in points[0]}
 
 
 def off_the_data(
-    models: tuple[EnsembleWorldModel, EnsembleWorldModel],
+    models: Models,
     env: EnsembleModelEnv,
     loss: AdversarialModelLoss,
     data: TensorDict,
     target: Tensor,
+    unit: float = 1.0,
 ) -> dict[str, list[float]]:
     """How the promise for a step has changed, on the way from the data's actions to others.
 
     Args:
-        models: before and after the game.
+        models: before and after adversarial training.
         env: for its termination rule.
         loss: for its critics and its policy.
         data: rows [B] with observation and action.
         target: the actions that the way leads to, [B, action_size].
+        unit: of the rewards.
 
     Returns:
         By share of the way: ``share``, mean change of the reward, and median and quartiles of
         the change of r + gamma V(s').
     """
-    change: dict[str, list[float]] = {
-        key: [] for key in ("share", "reward", "value", "value_low", "value_high")
-    }
+    points = []
     for share, action in way_off(data, target):
         before, after = (
             one_step(model, env, loss, data["observation"], action) for model in models
         )
-        change["share"].append(share)
-        change["reward"].append(float((after[0] - before[0]).mean()))
-        add_quartiles(change, "value", after[1] - before[1])
-    return change
-
-
-def in_units(change: dict[str, list[float]], unit: float) -> dict[str, list[float]]:
-    """What :func:`off_the_data` returns, in the rewards' unit."""
-    return {k: v if k == "share" else [x * unit for x in v] for k, v in change.items()}
+        change = {"reward": float((after[0] - before[0]).mean())}
+        change |= quartiles("value", after[1] - before[1])
+        points.append({"share": share, **{key: x * unit for key, x in change.items()}})
+    return _columns(points)
 
 
 @torch.no_grad()
@@ -140,16 +133,14 @@ def mean_next_state(world_model: EnsembleWorldModel, observation: Tensor, action
     return mean[..., :-1].mean(dim=0)
 
 
-def moved_next_states(
-    models: tuple[EnsembleWorldModel, EnsembleWorldModel], data: TensorDict, target: Tensor
-) -> dict[str, list[float]]:
+def moved_next_states(models: Models, data: TensorDict, target: Tensor) -> dict[str, list[float]]:
     """How far the predicted next states have moved, on the way from the data's actions to others.
 
     A distance is the root mean square over a state's entries, in standard deviations of the data:
     its states are normalised (paper sec. 5.2).
 
     Args:
-        models: before and after the game.
+        models: before and after adversarial training.
         data: rows [B] with observation, action and next observation, normalised.
         target: the actions that the way leads to, [B, action_size].
 
@@ -159,24 +150,21 @@ def moved_next_states(
         that the data have, ``fitted`` and ``adversarial``. Where the share is 0 these are the
         models' errors; further on they hold what the other action does as well.
     """
-    found: dict[str, list[float]] = {
-        key: [] for key in ("share", "moved", "moved_low", "moved_high", "fitted", "adversarial")
-    }
+    points = []
     true = data["next", "observation"]
     for share, action in way_off(data, target):
         before, after = (mean_next_state(model, data["observation"], action) for model in models)
         moved, fitted, adversarial = (
             x.square().mean(dim=-1).sqrt() for x in (after - before, before - true, after - true)
         )
-        found["share"].append(share)
-        add_quartiles(found, "moved", moved)
-        found["fitted"].append(float(fitted.quantile(0.5)))
-        found["adversarial"].append(float(adversarial.quantile(0.5)))
-    return found
+        errors = {"fitted": fitted, "adversarial": adversarial}
+        medians = {key: float(error.quantile(0.5)) for key, error in errors.items()}
+        points.append({"share": share, **quartiles("moved", moved), **medians})
+    return _columns(points)
 
 
-def mode(actor: TensorDictModuleBase, observation: Tensor) -> Tensor:
-    """The policy's mode in normalised states, [B, action_size]."""
+def mode(actor: Callable[[TensorDict], TensorDict], observation: Tensor) -> Tensor:
+    """The policy's mode in normalised states [B, observation_size], [B, action_size]."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         return actor(TensorDict({"observation": observation}, observation.shape[:1]))["action"]
 
@@ -202,11 +190,11 @@ def imagined_rewards(
     alive = torch.ones_like(start[:, :1], dtype=torch.bool)
     for _ in range(horizon):
         action = act(observation)
-        following, reward = world_model.sample(observation, action)
+        next_observation, reward = world_model.sample(observation, action)
         rewards.append((reward * alive).squeeze(-1))
-        alive = alive & ~env.is_terminal(observation, action, following)
+        alive = alive & ~env.is_terminal(observation, action, next_observation)
         # an ended row stands still in its last valid state, so that nothing overflows
-        observation = torch.where(alive, following, observation)
+        observation = torch.where(alive, next_observation, observation)
     return torch.stack(rewards)
 
 
@@ -298,8 +286,8 @@ def measure(
         dataset: the data.
 
     Keyword Args:
-        gamma: discount factor.
-        horizon: steps of the imagined and real episodes.
+        gamma: discount factor of the returns.
+        horizon: steps of rollouts, fewer where a model explodes before.
     """
     env, loss = phase.env, phase.adversarial_loss
     models = (fitted, env.world_model)
@@ -318,17 +306,13 @@ def measure(
     start, rewards = data["observation"][draw_rows(len(data), EPISODES)], {}
     if dataset.environment is not None:
         start, rewards["real"] = real_rewards(dataset, act, horizon)
+    unit = dataset.reward_scale
     for name, model in zip(("fitted", "adversarial"), models, strict=True):
         torch.manual_seed(0)  # the same noise for both
         imagined = imagined_rewards(model, env, act, start.repeat(REPEATS, 1), horizon)
-        rewards[name] = imagined * dataset.reward_scale
-    steps = credible_steps(
-        (rewards["fitted"], rewards["adversarial"]),
-        float(dataset.transitions["next", "reward"].abs().max()) * dataset.reward_scale,
-    )
-    returns = {
-        name: discounted(values[:steps], gamma, len(start)) for name, values in rewards.items()
-    }
+        rewards[name] = imagined * unit
+    largest = float(dataset.transitions["next", "reward"].abs().max()) * unit
+    steps = credible_steps((rewards["fitted"], rewards["adversarial"]), largest)
     return {
         "dataset": dataset.name,
         "gamma": gamma,
@@ -337,11 +321,13 @@ def measure(
         "rows": len(data),
         "model_error": {"fitted": errors[0], "adversarial": errors[1]},
         **{
-            name: in_units(off_the_data(models, env, loss, data, way), dataset.reward_scale)
-            for name, way in targets.items()
+            name: off_the_data(models, env, loss, data, target, unit)
+            for name, target in targets.items()
         },
         "next_states": {
-            name: moved_next_states(models, data, way) for name, way in targets.items()
+            name: moved_next_states(models, data, target) for name, target in targets.items()
         },
-        "returns": returns,
+        "returns": {
+            name: discounted(values[:steps], gamma, len(start)) for name, values in rewards.items()
+        },
     }

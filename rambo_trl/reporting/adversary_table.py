@@ -14,29 +14,30 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rambo_trl.reporting.adversary_figure import (
+from rambo_trl.reporting.runs import Configuration, Record
+from rambo_trl.reporting.tables import markdown, name_cells
+from rambo_trl.runtime.drawing import (
     BLACK,
     BLUE,
-    EFFECT_FILE,
     GREY,
     ORANGE,
-    plain_numbers,
+    add_legend,
+    literal,
+    plain_log_ticks,
+    styled,
 )
-from rambo_trl.reporting.figures import legend_entries
-from rambo_trl.reporting.runs import Configuration, Record
-from rambo_trl.reporting.tables import table_row
-from rambo_trl.runtime.drawing import literal
 
-#: where an effect is looked at: way off the data, its first or its last point, colour, name
+#: what is measured of a run, in its folder
+EFFECT_FILE = "adversary_effect.json"
+#: where an effect is looked at: actions, first or last point towards them, colour, name
 _PLACES = (
     ("policy_actions", 0, BLACK, "at the data's actions"),
     ("policy_actions", -1, BLUE, "at the policy's"),
     ("random_actions", -1, ORANGE, "at random ones"),
 )
-#: median and quartiles over rows of the data
+#: median, lower and upper quartile over rows of the data
 Spread = tuple[float, float, float]
 
 
@@ -48,9 +49,8 @@ class Effect:
         configuration: the run's.
         run: the run.
         adversarial_weight: lambda.
-        epoch: epochs played when it was measured.
-        value: change of r + gamma V(s') at the data's actions, the policy's and random ones:
-            median, lower and upper quartile each.
+        epoch: epochs trained when it was measured.
+        value: change of r + gamma V(s') at the data's actions, the policy's and random ones.
         moved: the same of the distance by which next states have moved, in standard deviations of
             the data; None where it was not measured.
         error: median distance of the fitted model's next states from the data's, in the same unit.
@@ -65,45 +65,42 @@ class Effect:
     error: float | None
 
 
-def read_effects(found: Sequence[Configuration]) -> list[Effect]:
+def read_effects(configurations: Sequence[Configuration]) -> list[Effect]:
     """The effects that were measured of a report's runs, in the order of the report.
 
     Args:
-        found: the configurations.
+        configurations: those of the report.
 
     Raises:
         ValueError: for a file that is not what ``adversary_effect.py`` writes.
     """
     effects = []
-    for configuration in found:
+    for configuration in configurations:
         for run in configuration.runs:
             path = run.path / EFFECT_FILE
             if path.is_file():
                 try:
-                    effects.append(
-                        _effect(configuration, run, json.loads(path.read_text(encoding="utf-8")))
-                    )
+                    measured = json.loads(path.read_text(encoding="utf-8"))
+                    effects.append(_effect(configuration, run, measured))
                 except (ValueError, LookupError, TypeError) as error:
                     raise ValueError(f"{path} is not what adversary_effect.py writes") from error
     return effects
 
 
-def _effect(configuration: Configuration, run: Record, found: Any) -> Effect:
+def _effect(configuration: Configuration, run: Record, measured: dict[str, Any]) -> Effect:
     def spreads(ways: Mapping[str, Any], key: str) -> list[Spread]:
         return [
             (float(way[key][at]), float(way[f"{key}_low"][at]), float(way[f"{key}_high"][at]))
             for way, at in ((ways[name], at) for name, at, _, _ in _PLACES)
         ]
 
-    if not isinstance(found, dict):
-        raise TypeError
-    states = found.get("next_states")  # a file of before they were measured has none
+    states = dict(measured).get("next_states")  # older files have none
     return Effect(
         configuration,
         run,
-        float(found["adversarial_weight"]),
-        int(found["epoch"]),
-        spreads(found, "value"),
+        float(measured["adversarial_weight"]),
+        int(measured["epoch"]),
+        spreads(measured, "value"),
         None if states is None else spreads(states, "moved"),
         None if states is None else float(states["policy_actions"]["fitted"][0]),
     )
@@ -115,103 +112,98 @@ def effect_table(effects: Sequence[Effect]) -> list[str]:
     Args:
         effects: of the report's runs.
     """
-    if not effects:
-        return []
-    lines = [
-        "",
-        "What the adversary did to the model, from the fitted one to the one after the game: the "
-        "change of r + gamma V(s') for one step, and how far it moved the predicted next state (in "
-        "standard deviations of the data), on the data and off it. Medians over rows of the data, "
-        "in the mean over runs; by run in `adversary_effect.png`.",
-        "",
-        "| data set | method | lambda | runs | value: at the data's actions | the policy's | "
-        "random ones | next state: at the data's actions | the policy's | random ones |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
     groups: dict[int, list[Effect]] = {}
     for effect in effects:
         groups.setdefault(id(effect.configuration), []).append(effect)
+    rows = []
     for members in groups.values():
-        configuration = members[0].configuration
         value = np.mean([[at[0] for at in effect.value] for effect in members], axis=0)
-        moved = [[at[0] for at in e.moved] for e in members if e.moved is not None]
-        cells = [
-            f"`{configuration.dataset}`",
-            f"{configuration.label}, `{configuration.schedule}`",
-            ", ".join(f"{w:g}" for w in dict.fromkeys(e.adversarial_weight for e in members)),
-            str(len(members)),
-            *(f"{x:+.2g}" for x in value),
-            *([f"{x:.2g}" for x in np.mean(moved, axis=0)] if moved else "-" * len(_PLACES)),
-        ]
-        lines.append(table_row(cells))
-    return lines
+        moved = [[at[0] for at in effect.moved] for effect in members if effect.moved is not None]
+        weights = dict.fromkeys(effect.adversarial_weight for effect in members)
+        rows.append(
+            [
+                *name_cells(members[0].configuration),
+                ", ".join(f"{weight:g}" for weight in weights),
+                str(len(members)),
+                *(f"{x:+.2g}" for x in value),
+                *([f"{x:.2g}" for x in np.mean(moved, axis=0)] if moved else "-" * len(_PLACES)),
+            ]
+        )
+    if not rows:
+        return []
+    intro = (
+        "What the adversary did to the model, from the fitted one to the one after adversarial "
+        "training: the change of r + gamma V(s') for one step, and how far it moved the predicted "
+        "next state (in standard deviations of the data), on the data and off it. Medians over "
+        "rows of the data, in the mean over runs; by run in `adversary_effect.png`."
+    )
+    columns = [
+        "data set", "method", "lambda", "runs", "value: at the data's actions", "the policy's",
+        "random ones", "next state: at the data's actions", "the policy's", "random ones",
+    ]  # fmt: skip
+    return ["", intro, "", *markdown(columns, rows)]
 
 
-def draw_effects(effects: Sequence[Effect], path: Path) -> None:
+@styled(grid="x")
+def draw_effects(effects: Sequence[Effect], path: Path) -> bool:
     """Two panels a data set, a line a run: the value of a step, and where its next state lies.
 
     Args:
-        effects: of the report's runs; at least one.
+        effects: of the report's runs.
         path: the PNG to write.
+
+    Returns:
+        Whether there was anything to draw; without there is no file.
     """
+    if not effects:
+        return False
     datasets = sorted({effect.configuration.dataset for effect in effects})
     groups = [[e for e in effects if e.configuration.dataset == name] for name in datasets]
     heights = [1.1 + 0.62 * len(group) for group in groups]
-    figure = Figure(figsize=(13, sum(heights) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(13, sum(heights)))
     panels = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights, sharey="row")
     for (value, moved), group, dataset in zip(panels, groups, datasets, strict=True):
         value.axvline(0, color=GREY, linewidth=1)
         _draw_spreads(value, [effect.value for effect in group])
-        value.set_title(f"{literal(dataset)}: value of a step", loc="left", fontsize=11)
+        value.set_title(literal(f"{dataset}: value of a step"))
         value.set_xlabel("change of r + gamma V(s')")
         value.set_yticks(range(len(group)), [literal(_label(effect)) for effect in group])
         value.set_ylim(len(group) - 0.45, -0.55)  # the first run above
         _draw_spreads(moved, [effect.moved for effect in group])
         for row, effect in enumerate(group):
             if effect.error is not None:
-                moved.plot(effect.error, row, "|", color=GREY, markersize=16, label=_ERROR)
+                label = "the fitted model's error on the data"
+                moved.plot(effect.error, row, "|", color=GREY, markersize=16, label=label)
         moved.tick_params(axis="y", length=0)
-        moved.set_title("predicted next state", loc="left", fontsize=11)
+        moved.set_title("predicted next state")
         moved.set_xlabel("moved by [standard deviations of the data]")
         if any(effect.moved for effect in group):
             moved.set_xscale("log")
-            plain_numbers(moved.xaxis)
+            plain_log_ticks(moved.xaxis)
         else:
             moved.set_xticks([])
-        for axes in (value, moved):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="x", alpha=0.3)
-    handles = legend_entries(panels.flat)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower left", ncols=4, frameon=False,
-        fontsize=9, title="what the game did to the model: median and quartiles over rows of the "
-        "data", title_fontsize=9, alignment="left",
-    )  # fmt: skip
-    figure.savefig(path, dpi=120)
-
-
-_ERROR = "the fitted model's error on the data"
+    what = "what the adversary did to the model: median and quartiles over rows of the data"
+    add_legend(figure, what)
+    figure.savefig(path)
+    return True
 
 
 def _draw_spreads(axes: Axes, rows: Sequence[Sequence[Spread] | None]) -> None:
-    for place, (_, _, color, label) in enumerate(_PLACES):
-        for row, spreads in enumerate(rows):
-            y = row + 0.22 * (place - 1)
-            if spreads is not None:
-                median, low, high = spreads[place]
-                axes.plot([low, high], [y, y], color=color, linewidth=2, alpha=0.45)
-                axes.plot(median, y, "o", color=color, markersize=6, label=label)
-            elif place == 1:
-                axes.text(
-                    0.02, y, "not measured", transform=axes.get_yaxis_transform(), va="center"
-                )
+    for row, spreads in enumerate(rows):
+        if spreads is None:
+            transform = axes.get_yaxis_transform()
+            axes.text(0.02, row, "not measured", transform=transform, va="center")
+            continue
+        for place, (_, _, color, label) in enumerate(_PLACES):
+            (median, low, high), y = spreads[place], row + 0.22 * (place - 1)
+            axes.plot([low, high], [y, y], color=color, linewidth=2, alpha=0.45)
+            axes.plot(median, y, "o", color=color, markersize=6, label=label)
 
 
 def _label(effect: Effect) -> str:
-    """Method, lambda and seed; the epoch where the run went on afterwards."""
+    """Method, lambda and seed; the epoch where the run continued afterwards."""
     configuration, results = effect.configuration, effect.run.results
-    label = f"{configuration.label}, {configuration.schedule}\n"
+    label = f"{configuration.name}\n"
     if "adversarial_weight" not in configuration.differs:
         label += f"lambda = {effect.adversarial_weight:g}, "
     label += f"seed {results['seed']}"

@@ -1,4 +1,4 @@
-"""Whether a run's adversary had an effect that can be told from the noise of the fit beside it."""
+"""Whether a run's adversary had an effect that stands out from the noise of the fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rambo_trl.data.rows import draw_rows
 from rambo_trl.reporting.adversary_measures import mode, step_by_elite
 from rambo_trl.training.phases import ModelPhase
 
-#: updates of each short game, rows of the data in whose states their outcome is measured
+#: updates of each continuation, rows of the data in whose states its outcome is measured
 UPDATES, ROWS = 30, 1000
 #: how many times the noise an effect must be: the 95 % quantile of Student's t with as many degrees
 #: of freedom as there are elites, usually five, whose noise it is
@@ -25,13 +25,13 @@ SHARE = 0.1
 
 
 def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float) -> dict[str, Any]:
-    """Go on from the game's end thrice: with the adversary, without it, with other batches.
+    """Continue a finished training thrice: with the adversary, without it, with other batches.
 
     The first two draw the same random numbers, so that only the adversary sets them apart: the
-    fit that goes on, whose drift is often many times the adversary's mark, is in both. The last
+    continued fit, whose drift is often many times the adversary's effect, is in both. The last
     two have no adversary and differ in their draws, which is the noise of the fit. The adversary
     and the data pull against each other, so that a few updates show what they settle on.
-    Everything is put back as it was, random states included.
+    Everything is restored afterwards, random states included.
 
     Args:
         phase: the adversary's, after training.
@@ -46,7 +46,8 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
         r + gamma V(s') over the states; whether the adversary has a ``measurable`` effect, and the
         ``line`` that says so. Without an adversary only the last two.
     """
-    weight = phase.adversarial_loss.adversarial_weight
+    loss = phase.adversarial_loss
+    weight = loss.adversarial_weight
     if not float(weight):
         line = "there was no adversary (lambda = 0): no effect on the model was to be expected"
         return {"measurable": False, "line": line}
@@ -55,18 +56,17 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
         return {"measurable": False, "line": line}
     rows = draw_rows(len(dataset), ROWS)
     observation = dataset.transitions["observation"][rows].to(weight.device)
-    action = mode(phase.adversarial_loss.actor_network, observation)
+    action = mode(loss.actor_network, observation)
 
     def values() -> Tensor:
-        """What the elites promise at the policy's actions, in the data's units [elites, rows]."""
-        loss = phase.adversarial_loss
-        found = step_by_elite(phase.env.world_model, phase.env, loss, observation, action)[1]
-        return found.double() * dataset.reward_scale
+        """Value r + gamma V(s') by elite, in the data's units [elites, rows]."""
+        _, value = step_by_elite(phase.env.world_model, phase.env, loss, observation, action)
+        return value.double() * dataset.reward_scale
 
     spread = float(values().mean(dim=0).std())
     outcomes = []
     for seed, adversary in ((0, True), (0, False), (1, False)):
-        with _put_back(phase):
+        with _restored(phase):
             if not adversary:
                 weight.zero_()
             torch.manual_seed(seed)
@@ -75,10 +75,10 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
     change = float((outcomes[0] - outcomes[1]).mean())
     noise = float((outcomes[2] - outcomes[1]).square().mean().div(2).sqrt())
     enough = max(NOISE_FACTOR * noise, SHARE * (1 - gamma) * spread)
-    found = {"change": change, "noise": noise, "spread": spread, "measurable": -change > enough}
+    measurable = -change > enough
     if not math.isfinite(change + noise + spread):
         line = "the adversary's effect cannot be measured: what the model predicts is not finite"
-    elif found["measurable"]:
+    elif measurable:
         line = (
             f"the adversary had a measurable effect: it lowers r + gamma V(s') at the policy's "
             f"actions by {-change:.3g}, where other batches change it by {noise:.3g}"
@@ -89,19 +89,21 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
             f"actions by {change:+.3g}, other batches change it by {noise:.3g}, and values deviate "
             f"by {spread:.3g} over states"
         )
-    return {**found, "line": line}
+    return {
+        "change": change, "noise": noise, "spread": spread, "measurable": measurable, "line": line,
+    }  # fmt: skip
 
 
 @contextmanager
-def _put_back(phase: ModelPhase) -> Iterator[None]:
+def _restored(phase: ModelPhase) -> Iterator[None]:
     """Undo what updates of the model change: in place, as captured graphs need it."""
 
     def tensors() -> list[Tensor]:
-        """Named anew after the updates: an optimiser may put others in a state's place."""
+        """Collected again after the updates: an optimiser may replace the tensors of its state."""
         states = phase.optimizer.state.values()
-        found = [x for entries in states for x in entries.values() if torch.is_tensor(x)]
+        moments = [x for entries in states for x in entries.values() if torch.is_tensor(x)]
         weight = phase.adversarial_loss.adversarial_weight
-        return [*phase.env.world_model.state_dict().values(), weight, *found]
+        return [*phase.env.world_model.state_dict().values(), weight, *moments]
 
     kept = [tensor.detach().clone() for tensor in tensors()]
     after_update, phase.after_update = phase.after_update, None

@@ -1,15 +1,14 @@
-"""Run folders as records, gathered into configurations: what reports and selection work on."""
+"""Run folders as records, grouped into configurations: what reports and selection work on."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from rambo_trl.experiment.folder import LATER_SETTINGS, RunFolder
 from rambo_trl.reporting.paper import ABLATION, RAMBO, rambo_label
@@ -34,6 +33,7 @@ _FORMER_SETTINGS = {
     "smoke": {"model.max_passes": 1, "cloning.passes": 1},
 }
 _NEEDED = ("score", "seed", "dataset", "schedule", "epochs", "diverged")
+_NO_SETTINGS: Mapping[str, Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Record:
 
     @property
     def method(self) -> str:
-        """The method's label; runs from before there were several are RAMBO's.
+        """The method's label, RAMBO where none is recorded.
 
-        Whether lambda = 0 is the ablation is decided by the data set, whatever the run says.
+        Whether lambda = 0 is the ablation depends on the data set, whatever the run says.
         """
         label = self.results.get("method", RAMBO)
         weight = self.results.get("adversarial_weight")
@@ -65,24 +65,29 @@ class Record:
         return label
 
     @property
+    def diverged(self) -> bool:
+        """Whether its training diverged."""
+        return bool(self.results["diverged"])
+
+    @property
     def scored(self) -> bool:
-        """Whether its data have reference scores; without them returns are what is known."""
+        """Whether its data have reference scores; without them only returns are known."""
         if self.results.get("behaviour_score") is not None or self.series("score")[0]:
             return True
         # a run that diverged has the score 0 whatever its data
-        return not self.results["diverged"] and self.results["score"] is not None
+        return not self.diverged and self.results["score"] is not None
 
     @property
     def score(self) -> float | None:
         """The score; 0 for a run that diverged, as in the paper (Table 2)."""
         if not self.scored:
             return None
-        return 0.0 if self.results["diverged"] else self.results["score"]
+        return 0.0 if self.diverged else self.results["score"]
 
     @property
     def mean_return(self) -> float | None:
         """The mean return; None for a run that diverged: 0 may be more than any policy gets."""
-        return None if self.results["diverged"] else self.results.get("return_mean")
+        return None if self.diverged else self.results.get("return_mean")
 
     @property
     def updates_per_epoch(self) -> float:
@@ -92,7 +97,7 @@ class Record:
 
     @property
     def minutes(self) -> float:
-        """What it took."""
+        """Minutes of computation."""
         return round(sum(self.results.get("seconds", {}).values()) / 60, 1)
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -118,6 +123,7 @@ class Configuration:
         method: label of the method.
         schedule: name of the schedule.
         differs: settings in which it differs from the others of the same three.
+        named: those of them that its label names: all but what the schedule sets itself.
         runs: ordered by seed.
     """
 
@@ -125,6 +131,7 @@ class Configuration:
     method: str
     schedule: str
     differs: Mapping[str, Any]
+    named: Mapping[str, Any]
     runs: Sequence[Record]
 
     @property
@@ -144,14 +151,20 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """Method and what it differs in, but for what the schedule sets itself."""
-        usual = _settings_of(self.schedule)
-        updates = "model.max_updates"
-        if updates not in self.differs and self.runs[0].settings.get(updates) is None:
-            usual = usual | _FORMER_SETTINGS.get(self.schedule, {})
-        named = {k: v for k, v in self.differs.items() if k not in usual or v != usual[k]}
-        changes = ", ".join(f"{key}={value}" for key, value in named.items())
+        """Method, and the settings that tell it from others of the same method."""
+        changes = ", ".join(f"{key}={value}" for key, value in self.named.items())
         return f"{self.method} ({changes})" if changes else self.method
+
+    @property
+    def name(self) -> str:
+        """Label and schedule."""
+        return f"{self.label}, {self.schedule}"
+
+    @property
+    def epochs(self) -> str:
+        """Its runs' number of epochs, or the range of it."""
+        epochs = sorted({run.results["epochs"] for run in self.runs})
+        return f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
 
 
 class _OtherProgramError(ValueError):
@@ -179,15 +192,15 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
     folders: dict[Path, Path] = {}
     given: set[Path] = set()
     for path in map(expand_home, paths):
-        found = _runs_at(path)
-        if path in found:
+        below = _run_folders(path)
+        if below == [path]:
             given.add(path.resolve())
-        for folder in found:
+        for folder in below:
             folders.setdefault(folder.resolve(), folder)
     runs: list[Record] = []
     left_out: list[str] = []
     for place, folder in folders.items():
-        if not _has_ended(folder):
+        if not (folder / "results.json").is_file():
             left_out.append(f"not ended: {folder}")
             continue
         try:
@@ -201,100 +214,87 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
     return runs, left_out
 
 
-def _runs_at(path: Path) -> list[Path]:
-    """The path itself if it is a run folder, or else the run folders below it."""
+def _run_folders(path: Path) -> list[Path]:
+    """The path itself if it is a run folder, or else the run folders below it, in order."""
     if not path.exists():
         raise FileNotFoundError(f"run folder {path} does not exist")
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is not a folder")
-    if _holds_run(path):
-        return [path]
-    found = list(_runs_below(path, {path.resolve()}))
-    if not found:
+    runs: list[Path] = []
+    seen: set[Path] = set()  # links may lead round in a circle
+    for root, below, files in os.walk(path, followlinks=True):
+        folder = Path(root)
+        below.sort()
+        if folder.resolve() in seen:
+            below.clear()
+        elif "results.json" in files or "config.yaml" in files:
+            runs.append(folder)
+            below.clear()  # what a run folder has below it is its own
+        seen.add(folder.resolve())
+    if not runs:
         raise FileNotFoundError(f"{path} holds no run, nor does any folder below it")
-    return found
-
-
-def _runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Run folders at any depth, in order; what a run folder has below it is its own.
-
-    Args:
-        folder: where to look.
-        seen: folders that were entered, resolved: links may lead round in a circle.
-    """
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.resolve() in seen:
-            continue
-        seen.add(path.resolve())
-        if _holds_run(path):
-            yield path
-        else:
-            yield from _runs_below(path, seen)
-
-
-def _has_ended(path: Path) -> bool:
-    return (path / "results.json").is_file()
-
-
-def _holds_run(path: Path) -> bool:
-    return _has_ended(path) or (path / "config.yaml").is_file()
+    return runs
 
 
 def _read(folder: RunFolder) -> Record:
     config = folder.path / "config.yaml"
     try:
         results = folder.read_results()
-        _check_fields(folder.path / "results.json", results)
+        missing = [key for key in _NEEDED if not isinstance(results, dict) or key not in results]
+        if missing:
+            file = folder.path / "results.json"
+            raise _OtherProgramError(f"{file} is another program's: it lacks {', '.join(missing)}")
         metrics = folder.read_metrics()
-        loaded = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
-        settings = OmegaConf.to_container(loaded, resolve=True)
+        settings = read_settings(config) if config.is_file() else {}
     except _OtherProgramError:
         raise
-    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"run folder {folder.path} cannot be read: {error}") from error
-    leaves = dict(_leaves(settings))
-    if leaves:
-        leaves = {**LATER_SETTINGS, **leaves}
-    if leaves.get("cloned_policy") is not None:
+    if settings:
+        settings = {**LATER_SETTINGS, **settings}
+    if settings.get("cloned_policy") is not None:
         # that there was one counts, not whose: every seed may have its own
-        leaves["cloned_policy"] = "given"
-    return Record(folder.path, results, metrics, leaves)
+        settings["cloned_policy"] = "given"
+    return Record(folder.path, results, metrics, settings)
 
 
-def _check_fields(file: Path, results: Any) -> None:
-    missing = [key for key in _NEEDED if not isinstance(results, dict) or key not in results]
-    if missing:
-        raise _OtherProgramError(f"{file} is another program's: it lacks {', '.join(missing)}")
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a YAML file, under dotted keys.
+
+    Args:
+        file: a run's ``config.yaml``, or a schedule's.
+    """
+    settings: dict[str, Any] = {}
+
+    def add(node: Any, key: str) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                add(value, f"{key}.{name}" if key else str(name))
+        elif key:
+            settings[key] = node
+
+    add(yaml.safe_load(file.read_text(encoding="utf-8")), "")
+    return settings
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-@cache
-def _settings_of(schedule: str) -> dict[str, Any]:
-    """What a schedule sets, dotted keys; nothing for one that is not known here."""
-    file = Path(__file__).parents[2] / "recipes/config/schedule" / f"{schedule}.yaml"
-    if not file.is_file():
-        return {}
-    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
-
-
-def configurations(runs: Iterable[Record]) -> list[Configuration]:
-    """Gather runs by data set, method, schedule and the settings in which they differ.
+def configurations(
+    runs: Iterable[Record], schedules: Mapping[str, Mapping[str, Any]] = _NO_SETTINGS
+) -> list[Configuration]:
+    """Group runs by data set, method, schedule and the settings in which they differ.
 
     A setting that some runs do not have, because they are older than it, tells runs apart only
     where others have several values of it.
+
+    Args:
+        runs: in any order.
+        schedules: by name, what each schedule sets, under dotted keys. Labels do not name a
+            setting that is the schedule's own.
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for run in sorted(runs, key=lambda run: (run.results["dataset"], run.results["seed"])):
         key = (run.results["dataset"], run.method, run.results["schedule"])
         groups.setdefault(key, []).append(run)
-    found: list[Configuration] = []
+    result: list[Configuration] = []
     for (dataset, method, schedule), members in groups.items():
         keys = [
             key
@@ -307,7 +307,11 @@ def configurations(runs: Iterable[Record]) -> list[Configuration]:
             parts.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
         for part in parts.values():
             differs = {key: part[0].settings.get(key, "unset") for key in keys}
-            found.append(Configuration(dataset, method, schedule, differs, part))
+            usual, updates = schedules.get(schedule, {}), "model.max_updates"
+            if updates not in differs and part[0].settings.get(updates) is None:
+                usual = {**usual, **_FORMER_SETTINGS.get(schedule, {})}
+            named = {k: v for k, v in differs.items() if k not in usual or v != usual[k]}
+            result.append(Configuration(dataset, method, schedule, differs, named, part))
     # RAMBO before the others
-    found.sort(key=lambda c: (c.dataset, not c.method.startswith("RAMBO"), c.label, c.schedule))
-    return found
+    result.sort(key=lambda c: (c.dataset, not c.method.startswith("RAMBO"), c.label, c.schedule))
+    return result

@@ -30,8 +30,7 @@ def iqm_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of the interquartile mean of all scores, by stratified bootstrap.
 
-    Runs are drawn anew, with replacement, within each task, so that every sample holds as many
-    runs of a task as there are.
+    Each sample draws, with replacement and within each task, as many runs as the task has.
 
     Args:
         scores: the runs' scores, task by task; numbers of runs may differ.
@@ -47,18 +46,14 @@ def iqm_interval(
     """
     if not scores or min(map(len, scores)) < 2:
         return None
-
-    def statistic(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
-        return interquartile_mean(np.concatenate(tasks, axis=axis), axis=axis)
-
     result = stats.bootstrap(
         [np.asarray(task, dtype=float) for task in scores],
-        statistic,
+        lambda *tasks, axis: interquartile_mean(np.concatenate(tasks, axis=axis), axis=axis),
         n_resamples=RESAMPLES,
         confidence_level=level,
         method="percentile",
         vectorized=True,
         random_state=np.random.default_rng(seed),
     )
-    interval = result.confidence_interval
-    return float(interval.low), float(interval.high)
+    low, high = result.confidence_interval
+    return float(low), float(high)

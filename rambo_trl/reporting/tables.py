@@ -1,19 +1,31 @@
-"""A report's tables: scores or returns, totals, and what a reader must know of them."""
+"""A report's tables: scores or returns, totals, and notes on how to read them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rambo_trl.experiment.learning_curve import format_value
 from rambo_trl.reporting.paper import ABLATION, RAMBO, SOURCE, published
 from rambo_trl.reporting.runs import Configuration
 from rambo_trl.reporting.statistics import interquartile_mean, iqm_interval
+from rambo_trl.runtime.numbers import format_value
 
 #: methods whose computation was corrected: what results.json says since then
 CORRECTED = {"MOPO": "penalty_units", "COMBO": "deterministic_backup"}
+#: of ``results.csv``
+COLUMNS = (
+    "method", "dataset", "schedule", "settings", "seed", "epochs", "agent_updates",
+    "model_updates", "behaviour_score", "behaviour_score_best", "cloned_score", "score",
+    "return_mean", "diverged", "minutes",
+)  # fmt: skip
+#: keys of results.json: the data's mean and best episode and the cloned policy
+SCORE_KEYS = ("behaviour_score", "behaviour_score_best", "cloned_score")
+RETURN_KEYS = ("behaviour_return_mean", "behaviour_return_best", "cloned_return_mean")
 Format = Callable[[float], str]
 
 
@@ -28,7 +40,7 @@ def one_decimal(value: float) -> str:
 
 
 def formatter(configuration: Configuration) -> Format:
-    """How its scores are written, or its returns, whose size nobody knows beforehand."""
+    """Formats a score, or a return, which may be of any size."""
     return one_decimal if configuration.scored else format_value
 
 
@@ -51,9 +63,10 @@ def iqm_text(values: Sequence[Sequence[float]], form: Format = one_decimal) -> s
 
 def value_text(configuration: Configuration) -> str:
     """The score; or the return, and how many have none because they diverged."""
-    form = formatter(configuration)
-    text = f"**{spread(configuration.values, form)}**" if configuration.values else "-"
-    diverged = sum(bool(run.results["diverged"]) for run in configuration.runs)
+    text = "-"
+    if configuration.values:
+        text = f"**{spread(configuration.values, formatter(configuration))}**"
+    diverged = sum(run.diverged for run in configuration.runs)
     if diverged and not configuration.scored:
         count = f"{diverged} of {len(configuration.runs)} diverged"
         text = count if text == "-" else f"{text}, {count}"
@@ -61,7 +74,7 @@ def value_text(configuration: Configuration) -> str:
 
 
 def paper_text(configuration: Configuration) -> str:
-    """The paper's number, marked where the data are others."""
+    """The paper's number, marked where its data set is another one."""
     number = published(configuration.method, configuration.dataset)
     if number is None:
         return "-"
@@ -78,141 +91,130 @@ def total_text(scores: Sequence[Sequence[float]]) -> str:
     return f"{text} +- {np.sqrt(sum(np.var(task) for task in scores)):.1f}"
 
 
-def value_tables(found: Sequence[Configuration]) -> list[str]:
-    """One row a configuration, and a table of its own for what has returns but no scores."""
-    scored = [c for c in found if c.scored]
-    unscored = [c for c in found if not c.scored]
-    lines = _value_table(scored, "score") if scored else []
-    if unscored:
-        lines += [*([""] if lines else []), *_value_table(unscored, "return")]
-    return lines + _expectation_table([c for c in found if not c.values])
-
-
-def _value_table(found: Sequence[Configuration], what: str) -> list[str]:
-    """One row a configuration; what is ``"score"`` or ``"return"``."""
-    mean, best, cloned = (
-        ("behaviour_score", "behaviour_score_best", "cloned_score")
-        if what == "score"
-        else ("behaviour_return_mean", "behaviour_return_best", "cloned_return_mean")
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, whatever its cells hold."""
+    head, *body = (
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
+        for row in (columns, *rows)
     )
-    paper = ["paper"] if what == "score" else []  # it has scores only
+    return [head, "|" + "---|" * len(columns), *body]
+
+
+def name_cells(configuration: Configuration) -> list[str]:
+    """Data set and method."""
+    label = f"{configuration.label}, `{configuration.schedule}`"
+    return [f"`{configuration.dataset}`", label]
+
+
+def value_tables(configurations: Sequence[Configuration]) -> list[str]:
+    """One row a configuration, in separate tables for data sets with and without scores."""
+    scored = [c for c in configurations if c.scored]
+    unscored = [c for c in configurations if not c.scored]
+    lines = _value_table(scored, "score", SCORE_KEYS) if scored else []
+    if unscored:
+        lines += [*([""] if lines else []), *_value_table(unscored, "return", RETURN_KEYS)]
+    return lines + _expectation_table([c for c in configurations if not c.values])
+
+
+def _value_table(
+    configurations: Sequence[Configuration], what: str, keys: Sequence[str]
+) -> list[str]:
+    mean, best, cloned = keys
     columns = [
         "data set", "method", "seeds", "epochs", "data's mean", "data's best", "cloned", what,
-        "IQM (95 % interval)", *paper, f"{what} by seed", "minutes a run",
+        "IQM (95 % interval)", *(["paper"] if what == "score" else []),  # it has scores only
+        f"{what} by seed", "minutes a run",
     ]  # fmt: skip
-    lines = [table_row(columns), "|" + "---|" * len(columns)]
-    for configuration in found:
-        results = [run.results for run in configuration.runs]
-        epochs, form = sorted({r["epochs"] for r in results}), formatter(configuration)
-        cells = [
-            f"`{configuration.dataset}`",
-            f"{configuration.label}, `{configuration.schedule}`",
-            str(len(results)),
-            str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
-            spread([results[0].get(mean)], form),
-            spread([results[0].get(best)], form),
-            spread((result.get(cloned) for result in results), form),
-            value_text(configuration),
-            iqm_text([configuration.values], form),
-            *([paper_text(configuration)] if paper else []),
-            ", ".join("-" if v is None else form(v) for v in configuration.by_run),
-            spread(run.minutes for run in configuration.runs),
-        ]
-        lines.append(table_row(cells))
-    return lines
+    rows = []
+    for c in configurations:
+        results, form = [run.results for run in c.runs], formatter(c)
+        rows.append(
+            [
+                *name_cells(c),
+                str(len(results)),
+                c.epochs,
+                spread([results[0].get(mean)], form),
+                spread([results[0].get(best)], form),
+                spread((result.get(cloned) for result in results), form),
+                value_text(c),
+                iqm_text([c.values], form),
+                *([paper_text(c)] if what == "score" else []),
+                ", ".join("-" if v is None else form(v) for v in c.by_run),
+                spread(run.minutes for run in c.runs),
+            ]
+        )
+    return markdown(columns, rows)
 
 
-def _expectation_table(found: Sequence[Configuration]) -> list[str]:
-    """What the critics expect where nothing was evaluated; nothing where none says so."""
-    columns = [
-        "data set", "method", "mean Q", "value at the start", "logged return, mean", "best",
-    ]  # fmt: skip
-    lines = []
-    for configuration in found:
-        known = [run.results.get("sanity") or {} for run in configuration.runs]
+def _expectation_table(configurations: Sequence[Configuration]) -> list[str]:
+    """What the critics expect where nothing was evaluated; nothing where it is not recorded."""
+    rows = []
+    for c in configurations:
+        known = [run.results.get("sanity") or {} for run in c.runs]
         if any(sanity.get("mean_q") is not None for sanity in known):
             logged = known[0].get("logged_discounted_return") or {}
-            cells = [
-                f"`{configuration.dataset}`",
-                f"{configuration.label}, `{configuration.schedule}`",
-                *(
-                    spread((s.get(k) for s in known), format_value)
-                    for k in ("mean_q", "start_value")
-                ),
-                *(spread([logged.get(key)], format_value) for key in ("mean", "best")),
-            ]
-            lines.append(table_row(cells))
-    if not lines:
+            expected = [[s.get(key) for s in known] for key in ("mean_q", "start_value")]
+            expected += [[logged.get(key)] for key in ("mean", "best")]
+            rows.append([*name_cells(c), *(spread(values, format_value) for values in expected)])
+    if not rows:
         return []
     intro = (
         "Not evaluated: what the critics expect, beside the discounted returns of the logged "
         "episodes, truncated ones as if they went on."
     )
-    return ["", intro, "", table_row(columns), "|" + "---|" * len(columns), *lines]
+    columns = ["data set", "method", "mean Q", "value at the start", "logged return, mean", "best"]
+    return ["", intro, "", *markdown(columns, rows)]
 
 
-def table_row(cells: Sequence[str]) -> str:
-    """A line of a Markdown table, whatever a cell holds."""
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-
-def totals(found: Sequence[Configuration]) -> list[str]:
+def totals(configurations: Sequence[Configuration]) -> list[str]:
     """Each method over the data sets that all methods have; nothing where there is one only.
 
     Where the paper's lambda is 0, RAMBO's runs are the ablation's as well.
     """
-    rows: dict[tuple[str, str], dict[str, Configuration]] = {}
-    for configuration in found:
-        if scores_of(configuration):
-            by_dataset = rows.setdefault((configuration.label, configuration.schedule), {})
-            by_dataset[configuration.dataset] = configuration
+    groups: dict[tuple[str, str], dict[str, Configuration]] = {}
+    for c in configurations:
+        if scores_of(c):
+            groups.setdefault((c.label, c.schedule), {})[c.dataset] = c
     shared: set[str] = set()
-    for configuration in [c for c in found if c.method == RAMBO and scores_of(c)]:
-        ablation = replace(configuration, method=ABLATION)
-        without = rows.get((ablation.label, ablation.schedule))
-        if without and configuration.runs[0].results.get("adversarial_weight") == 0:
-            without.setdefault(configuration.dataset, ablation)
-            shared.add(configuration.dataset)
-    common = set.intersection(*map(set, rows.values())) if rows else set()
+    for c in configurations:
+        if c.method == RAMBO and scores_of(c):
+            ablation = replace(c, method=ABLATION)
+            without = groups.get((ablation.label, ablation.schedule))
+            if without and c.runs[0].results.get("adversarial_weight") == 0:
+                without.setdefault(c.dataset, ablation)
+                shared.add(c.dataset)
+    common = sorted(set.intersection(*map(set, groups.values()))) if groups else []
     if len(common) < 2:
         return []
-    intro = f"Over the {len(common)} data sets that all of them have: {', '.join(sorted(common))}."
-    if both := len(shared & common):
+    intro = f"Over the {len(common)} data sets that all of them have: {', '.join(common)}."
+    if both := len(shared.intersection(common)):
         intro += f" On {both} of them the paper's lambda is 0: RAMBO is its own ablation there."
-    lines = [
-        "",
-        intro,
-        "",
-        "| method | runs | total | IQM (95 % interval) | paper's total |",
-        "|---|---|---|---|---|",
-    ]
-    for (label, schedule), by_dataset in rows.items():
-        chosen = [by_dataset[dataset] for dataset in sorted(common)]
-        scores = [scores_of(configuration) for configuration in chosen]
-        known = [published(c.method, c.dataset) for c in chosen]
+    rows = []
+    for (label, schedule), by_dataset in groups.items():
+        chosen = [by_dataset[dataset] for dataset in common]
+        scores = [scores_of(c) for c in chosen]
+        known = [n for c in chosen if (n := published(c.method, c.dataset)) is not None]
         paper = "-"
-        if all(number is not None for number in known):
-            same = all(number.same_data for number in known if number)
-            paper = f"{sum(number.score for number in known if number):.1f}"
-            paper += "" if same else " (other data)"
-        count = sum(map(len, scores))
-        lines.append(
-            f"| {label}, `{schedule}` | {count} | **{total_text(scores)}** | {iqm_text(scores)} | "
-            f"{paper} |"
-        )
-    return lines
+        if len(known) == len(chosen):
+            other = "" if all(n.same_data for n in known) else " (other data)"
+            paper = f"{sum(n.score for n in known):.1f}{other}"
+        total = f"**{total_text(scores)}**"
+        name, count = f"{label}, `{schedule}`", str(sum(map(len, scores)))
+        rows.append([name, count, total, iqm_text(scores), paper])
+    columns = ["method", "runs", "total", "IQM (95 % interval)", "paper's total"]
+    return ["", intro, "", *markdown(columns, rows)]
 
 
-def notes(found: Sequence[Configuration]) -> list[str]:
+def notes(configurations: Sequence[Configuration]) -> list[str]:
     """What a reader of the table must know about its rows."""
-    runs = [run for configuration in found for run in configuration.runs]
+    runs = [run for c in configurations for run in c.runs]
     lines = []
-    if any(len(configuration.runs) > 1 for configuration in found):
+    if any(len(c.runs) > 1 for c in configurations):
         lines.append(
             "+-: population standard deviation of a row's n runs (divided by n, not by n - 1); "
             "the paper's as published."
         )
-    diverged = [run for run in runs if run.results["diverged"]]
+    diverged = [run for run in runs if run.diverged]
     if scored := sum(run.scored for run in diverged):
         lines.append(f"{scored} of {len(runs)} runs diverged and count as 0.")
     if unscored := len(diverged) - scored:
@@ -222,7 +224,7 @@ def notes(found: Sequence[Configuration]) -> list[str]:
         )
     twice = [
         f"{c.label} on {c.dataset}"
-        for c in found
+        for c in configurations
         if len({run.results["seed"] for run in c.runs}) < len(c.runs)
     ]
     if twice:
@@ -233,7 +235,7 @@ def notes(found: Sequence[Configuration]) -> list[str]:
             f"{' and '.join(sorted(before))}: from before a correction (MOPO's penalty was too "
             "small, COMBO's target held SAC's entropy), to be run again."
         )
-    numbers = [published(c.method, c.dataset) for c in found if c.scored]
+    numbers = [published(c.method, c.dataset) for c in configurations if c.scored]
     if any(numbers):
         text = f"paper: {SOURCE}."
         if any(number is not None and not number.same_data for number in numbers):
@@ -243,3 +245,67 @@ def notes(found: Sequence[Configuration]) -> list[str]:
             )
         lines.append(text)
     return [part for line in lines for part in ("", line)]
+
+
+def write_results(configurations: Sequence[Configuration], path: Path) -> None:
+    """Write ``results.csv``: one row a run."""
+    rows = [
+        {
+            **run.results,
+            "method": run.method,
+            "settings": _settings_text(c),
+            "score": run.score,
+            "return_mean": run.mean_return,
+            "minutes": run.minutes,
+        }
+        for c in configurations
+        for run in c.runs
+    ]
+    _write_csv(path, COLUMNS, rows)
+
+
+def write_summary(configurations: Sequence[Configuration], path: Path) -> None:
+    """Write ``table.csv``: one row a configuration, the table's numbers."""
+    rows = []
+    for c in configurations:
+        paper = published(c.method, c.dataset)
+        rows.append(
+            {
+                "dataset": c.dataset,
+                "method": c.method,
+                "schedule": c.schedule,
+                "settings": _settings_text(c),
+                "seeds": len(c.runs),
+                "diverged": sum(run.diverged for run in c.runs),
+                **_aggregates("score", [run.score for run in c.runs]),
+                **_aggregates("return", [run.mean_return for run in c.runs]),
+                "paper_score": paper and paper.score,
+                "paper_std": paper and paper.std,
+                "paper_same_data": paper and paper.same_data,
+            }
+        )
+    _write_csv(path, list(rows[0]), rows)
+
+
+def _aggregates(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean, deviation and interquartile mean with its interval, without runs that have none."""
+    known = [value for value in values if value is not None]
+    low, high = iqm_interval([known]) or (None, None)
+    return {
+        f"{name}_mean": float(np.mean(known)) if known else None,
+        f"{name}_std": float(np.std(known)) if len(known) > 1 else None,
+        f"{name}_iqm": float(interquartile_mean(np.array(known))) if known else None,
+        f"{name}_iqm_low": low,
+        f"{name}_iqm_high": high,
+    }
+
+
+def _settings_text(configuration: Configuration) -> str:
+    return " ".join(f"{key}={value}" for key, value in configuration.differs.items())
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import _GeneratorContextManager
 from textwrap import fill
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -25,7 +25,7 @@ COLORS = BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK, BROWN = (
 GREY = "#666666"
 DASHED, DOTTED, DASH_DOTTED = (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

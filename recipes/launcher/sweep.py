@@ -120,7 +120,7 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
         epoch, reason = (results["divergence"][key] for key in ("epoch", "reason"))
         print(f"{job} DIVERGED in epoch {epoch}: {reason}; see {path}", flush=True)
     if choices.get("hydra/sweeper") in OFFLINE_SEARCHES:
-        from select_run import unsteadiness
+        from rambo_trl.reporting.selection import unsteadiness
 
         return unsteadiness(path)
     if results.get("diverged") and results["behaviour_score"] is None:
