@@ -26,13 +26,19 @@ from launcher.schedules import read_schedules
 
 from rambo_trl.experiment.folder import write_atomically
 from rambo_trl.reporting.ablation import ablation_table
-from rambo_trl.reporting.adversary_table import draw_effects, effect_table, read_effects
+from rambo_trl.reporting.adversary_table import Effect, draw_effects, effect_table, read_effects
 from rambo_trl.reporting.figures import draw_learning_curves, draw_q_and_return
-from rambo_trl.reporting.runs import configurations, find_runs
+from rambo_trl.reporting.runs import Configuration, configurations, find_runs
 from rambo_trl.reporting.scores import draw_scores
 from rambo_trl.reporting.tables import notes, totals, value_tables, write_results, write_summary
 from rambo_trl.runtime.places import expand_home
 from rambo_trl.runtime.progress import busy
+
+
+def markdown_tables(found: Sequence[Configuration], effects: Sequence[Effect] = ()) -> str:
+    """All tables as text, and notes on how to read them."""
+    lines = [*value_tables(found), *totals(found), *ablation_table(found), *effect_table(effects)]
+    return "\n".join([*lines, *notes(found)]) + "\n"
 
 
 def put_between_markers(text: str, name: str, table: str) -> str:
@@ -62,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs, left_out = find_runs(options.runs)
         found = configurations(runs, read_schedules())
         effects = read_effects(found)
-        lines = [*value_tables(found), *totals(found), *ablation_table(found)]
-        table = "\n".join([*lines, *effect_table(effects), *notes(found)]) + "\n"
+        table = markdown_tables(found, effects)
         readme = options.readme and put_between_markers(
             options.readme.read_text(encoding="utf-8"), out.name, table
         )

@@ -132,6 +132,10 @@ def test_the_last_screen_has_what_there_is(tmp_path: Path) -> None:
     assert "DIVERGED at epoch 2: mean Q is too large\n" in text and "scored 0" not in text
 
 
+def measured(method: Rambo) -> dict[str, Any]:
+    return adversary_effect(method.adversary, method.run.dataset, method.run.cfg.agent.gamma)
+
+
 def rambo(folder: Path, weight: float) -> Rambo:
     """RAMBO on rows of no episodes in particular, its model fitted and played with."""
     words = (
@@ -164,7 +168,7 @@ def test_an_adversary_is_told_from_the_noise_of_the_fit(
     state = [x for entries in phase.optimizer.state.values() for x in entries.values()]
     tensors = [*method.world_model.state_dict().values(), *filter(torch.is_tensor, state)]
     before, random = [x.clone() for x in tensors], torch.get_rng_state()
-    found = adversary_effect(method)
+    found = measured(method)
     assert found["measurable"] is effect, found
     no = "" if effect else "no "
     assert found["line"].startswith(f"the adversary had {no or 'a '}measurable effect: it ")
@@ -178,12 +182,12 @@ def test_an_adversary_is_told_from_the_noise_of_the_fit(
 def test_what_is_measured_of_a_checkpoint_is_what_was_at_the_training_s_end(tmp_path: Path) -> None:
     method = rambo(tmp_path / "run", 1e-3)
     optimizer = method.adversary.optimizer
-    state, want = copy.deepcopy(optimizer.state_dict()), adversary_effect(method)
+    state, want = copy.deepcopy(optimizer.state_dict()), measured(method)
     optimizer.state.clear()  # as in a process of its own
     optimizer._gathered = None
     load_optimizer(optimizer, state)
     for _ in range(2):  # the first step after it puts other tensors in the state's place
-        assert adversary_effect(method) == want
+        assert measured(method) == want
 
 
 def test_small_changes_are_no_effect_however_little_noise_there_is(
@@ -191,11 +195,11 @@ def test_small_changes_are_no_effect_however_little_noise_there_is(
 ) -> None:
     method = rambo(tmp_path / "run", 100.0)
     monkeypatch.setattr(adversary_verdict, "SHARE", 1e9)
-    assert not adversary_effect(method)["measurable"]
+    assert not measured(method)["measurable"]
 
 
 def test_without_an_adversary_no_effect_was_to_be_expected(tmp_path: Path) -> None:
     method = rambo(tmp_path / "run", 1.0)
     method.adversary.adversarial_loss.adversarial_weight = 0.0
-    found = adversary_effect(method)
+    found = measured(method)
     assert not found["measurable"] and "no adversary (lambda = 0)" in found["line"]

@@ -145,7 +145,7 @@ def test_the_head_names_all_that_the_difference_holds(make_run: MakeRun, tmp_pat
     runs_on(make_run, tmp_path, hopper, 25.0, weight=0.0)
     text = "\n".join(ablation_table(configurations(find_runs([tmp_path])[0])))
     assert "where the model stays as it was fitted" in text and "adversarial_weight=1e-12" in text
-    assert "the fit that goes on in the game as well as the adversary" in text
+    assert "the fit that continues in adversarial training as well as the adversary" in text
     assert "What the adversary is worth" not in text
 
 
