@@ -1,4 +1,4 @@
-"""What is said of the adversary is measured right: against models changed by a known amount."""
+"""The adversary's effect is measured right: on models changed by a known amount."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from adversary_effect import describe_effect
 from adversary_game import read_fitted
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
@@ -34,6 +37,7 @@ from rambo_trl.reporting.adversary_measures import (
     discounted,
     imagined_rewards,
     measure,
+    mode,
     moved_next_states,
     off_the_data,
     one_step,
@@ -46,9 +50,9 @@ SPEC = Bounded(-1, 1, shape=(1,))
 REWARD = 2  # entry of the model's output, after the two of the state
 
 
-def crosses(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
+def crosses(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
     """A termination rule: the first entry of the next state is above 5."""
-    return following[..., 0] > 5
+    return next_observation[..., 0] > 5
 
 
 @pytest.fixture
@@ -85,9 +89,9 @@ def test_a_step_s_promise_by_hand(parts: tuple[Any, Any, Any]) -> None:
     for member in model.elites:
         w, b = model.weights[0][member], model.biases[0][member]
         out = (torch.cat([observation, action], dim=-1) @ w + b)[:, :3]
-        following = observation + out[:, :2]
-        state = TensorDict({"next": {"observation": following}}, [200])
-        goes_on = (following[:, 0] <= 5).float()
+        next_observation = observation + out[:, :2]
+        state = TensorDict({"next": {"observation": next_observation}}, [200])
+        goes_on = (next_observation[:, 0] <= 5).float()
         rewards.append(out[:, REWARD])
         values.append(out[:, REWARD] + GAMMA * goes_on * loss._next_value(state))
     torch.testing.assert_close(reward, torch.stack(rewards).mean(dim=0))
@@ -103,8 +107,10 @@ def test_the_change_is_found_where_it_was_made(parts: tuple[Any, Any, Any]) -> N
     for key in ("reward", "value", "value_low", "value_high"):
         expected = [-2 * share for share in change["share"]]
         assert change[key] == pytest.approx(expected, abs=1e-4), key
-    everywhere = off_the_data((model, lowered(model, by=0.5)), env, loss, rows, target)
-    assert everywhere["value"] == pytest.approx([-0.5] * len(everywhere["share"]), abs=1e-4)
+    everywhere = off_the_data((model, lowered(model, by=0.5)), env, loss, rows, target, unit=4.0)
+    assert everywhere["share"] == change["share"]
+    for key in ("reward", "value"):
+        assert everywhere[key] == pytest.approx([-2.0] * len(change["share"]), abs=4e-4)
 
 
 def test_a_changed_successor_is_seen_through_the_critic(parts: tuple[Any, Any, Any]) -> None:
@@ -156,8 +162,8 @@ def test_next_states_are_told_by_median_and_quartiles(parts: tuple[Any, Any, Any
     rows = data(5)
     rows["next"] = TensorDict({"observation": rows["observation"]}, [5])
     target = torch.tensor([0.0, 0.1, 0.2, 0.5, 1.0]).unsqueeze(-1)
-    found = moved_next_states((fitted, after), rows, target)
-    got = [found[key][-1] for key in ("moved_low", "moved", "moved_high")]
+    moved = moved_next_states((fitted, after), rows, target)
+    got = [moved[key][-1] for key in ("moved_low", "moved", "moved_high")]
     assert got == pytest.approx([0.1, 0.2, 0.5], abs=1e-5)
 
 
@@ -252,72 +258,79 @@ def made_up(real: float, adversarial: float) -> dict[str, Any]:
     [(30.0, "is a lower bound on"), (39.0, "is within two standard"), (60.0, "is above")],
 )
 def test_what_is_said(adversarial: float, expected: str) -> None:
-    text = "\n".join(adversary_effect.verdict(made_up(40.0, adversarial)))
-    assert expected in text and "0.01 before the game, 0.011 after" in text
+    effect = made_up(40.0, adversarial)
+    text = "\n".join(describe_effect(effect))
+    assert expected in text and "0.01 before adversarial training, 0.011 after" in text
     assert "-0 at the data's actions, -2 at the policy's, -8 at random ones" in text
     assert "moved by 0.01 standard" in text and "0.26 at the policy's, 0.51 at random" in text
-    assert "they lie 0.04 before the game, 0.05 after" in text
+    assert "they lie 0.04 before adversarial training, 0.05 after" in text
+    assert "longer rollouts" not in text
+    del effect["returns"]["real"]
+    assert len(describe_effect(effect)) == 4
+    effect["horizon_asked"] = 50
+    assert "from step 31 on" in describe_effect(effect)[-1]
 
 
-def test_the_figure_is_drawn_with_and_without_what_may_be_missing(tmp_path: Path) -> None:
-    found = made_up(40.0, 30.0)
-    rows = [{"epoch": e, "mean_q": 10.0 * e, "score": None, "return_mean": 3.0} for e in (1, 2, 3)]
-    adversary_figure.draw(found, rows, tmp_path / "a.png")
-    found["horizon_asked"] = 50
-    assert "from step 31 on" in "".join(adversary_effect.verdict(found))
-    found["horizon_asked"] = 30
-    del found["returns"]["real"]
-    adversary_figure.draw(found, [{"epoch": 1}], tmp_path / "b.png")
-    assert all((tmp_path / f"{name}.png").stat().st_size > 20_000 for name in "ab")
-    assert len(adversary_effect.verdict(found)) == 4
+class TestFigure:
+    @pytest.fixture
+    def panels_of(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+        """Draws a figure; returns its panels."""
+        drawn: list[Figure] = []
+        save = Figure.savefig
+        monkeypatch.setattr(Figure, "savefig", lambda f, path: (drawn.append(f), save(f, path)))
 
+        def draw(effect: dict[str, Any], rows: list[dict[str, Any]]) -> list[Axes]:
+            adversary_figure.draw(effect, rows, tmp_path / "a.png")
+            assert (tmp_path / "a.png").stat().st_size > 20_000
+            return drawn[-1].axes
 
-def test_the_game_s_panels_span_the_whole_game(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = []
-    monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
-    rows = [{"epoch": e, "mean_q": 1.0, "return_mean": 3.0 if e == 40 else None} for e in range(41)]
-    adversary_figure.draw(made_up(40.0, 30.0), rows, tmp_path / "a.png")
-    *_, believed, achieved = drawn[0].axes
-    # one evaluation alone would be a panel of its own
-    assert believed.get_xlim() == achieved.get_xlim() == (0, 41)
+        return draw
 
+    def test_what_was_not_recorded_has_no_panel(self, panels_of: Callable[..., Any]) -> None:
+        effect = made_up(40.0, 30.0)
+        assert len(panels_of(effect, [{"epoch": 1, "start_value": None}])) == 3
+        del effect["returns"]["real"]
+        *_, returns, believed = panels_of(effect, [{"epoch": 1, "mean_q": 1.0}])
+        labels = [text.get_text() for text in returns.get_legend().get_texts()]
+        assert labels == ["in the fitted model", "in the adversarial model"]
+        assert believed.get_ylabel() == "mean Q"
 
-def test_next_states_are_drawn_beside_the_data_s_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = []
-    monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
-    found = made_up(40.0, 30.0)
-    adversary_figure.draw(found, [], tmp_path / "a.png")
-    axes = drawn[0].axes[1]
-    lines = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata())]
-    ways = [found["next_states"][key] for key in ("random_actions", "policy_actions")]
-    assert lines == [w["moved"] for w in ways] + [
-        w[key] for w in ways for key in ("fitted", "adversarial")
-    ]
-    assert axes.get_yscale() == "log"
-    title = axes.get_title(loc="left")
-    assert "(on the data 0.01; error 0.04 before, 0.05 after)" in title
+    def test_training_is_drawn_as_a_whole(self, panels_of: Callable[..., Any]) -> None:
+        rows = [
+            {"epoch": e, "mean_q": 1.0, "return_mean": 3.0 if e == 40 else None} for e in range(41)
+        ]
+        *_, believed, achieved = panels_of(made_up(40.0, 30.0), rows)
+        # one evaluation alone would be a panel of its own
+        assert believed.get_xlim() == achieved.get_xlim() == (0, 41)
 
+    def test_next_states_are_drawn_beside_the_data_s_own(
+        self, panels_of: Callable[..., Any]
+    ) -> None:
+        effect = made_up(40.0, 30.0)
+        axes = panels_of(effect, [])[1]
+        lines = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata())]
+        ways = [effect["next_states"][key] for key in ("random_actions", "policy_actions")]
+        assert lines == [way["moved"] for way in ways] + [
+            way[key] for key in ("fitted", "adversarial") for way in ways
+        ]
+        assert axes.get_yscale() == "log"
+        title = axes.get_title(loc="left")
+        assert "(on the data 0.01; error 0.04 before, 0.05 after)" in title
 
-def test_the_start_s_value_is_drawn_beside_what_it_came_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = []
-    monkeypatch.setattr(adversary_figure.Figure, "savefig", lambda f, *_, **__: drawn.append(f))
-    rows = [
-        {"epoch": e, "start_value": 2.0 * e, "alpha": 0.5, "entropy": -1.0, "score": 5.0,
-         "discounted_return_mean": 3.0 if e % 2 == 0 else None}
-        for e in range(1, 5)
-    ]  # fmt: skip
-    adversary_figure.draw({**made_up(40.0, 30.0), "gamma": 0.9}, rows, tmp_path / "a.png")
-    later = 0.5 * (0.9 + 0.9**2 / (1 - 0.9))
-    promised, counted, true = drawn[0].axes[3].lines
-    assert counted.get_ydata().tolist() == [2, 4, 6, 8]
-    assert promised.get_ydata().tolist() == pytest.approx([v + later for v in (2, 4, 6, 8)])
-    assert (true.get_xdata().tolist(), true.get_ydata().tolist()) == ([2, 4], [3, 3])
+    def test_the_start_s_value_is_drawn_beside_what_it_came_to(
+        self, panels_of: Callable[..., Any]
+    ) -> None:
+        rows = [
+            {"epoch": e, "start_value": 2.0 * e, "alpha": 0.5, "entropy": -1.0, "score": 5.0,
+             "discounted_return_mean": 3.0 if e % 2 == 0 else None}
+            for e in range(1, 5)
+        ]  # fmt: skip
+        axes = panels_of({**made_up(40.0, 30.0), "gamma": 0.9}, rows)[3]
+        later = 0.5 * (0.9 + 0.9**2 / (1 - 0.9))
+        promised, counted, true = axes.lines
+        assert list(counted.get_ydata()) == [2, 4, 6, 8]
+        assert promised.get_ydata() == pytest.approx([v + later for v in (2, 4, 6, 8)])
+        assert (list(true.get_xdata()), list(true.get_ydata())) == ([2, 4], [3, 3])
 
 
 def test_bad_input_is_one_line(
@@ -352,12 +365,12 @@ def test_a_run_from_its_start_to_its_figure(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert adversary_effect.main([str(run), "--horizon", "5", "--out", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out/adversary_effect.json").read_text())
-    assert found["epoch"] == 2 and set(found["returns"]) == {"real", "fitted", "adversarial"}
-    assert len(found["returns"]["real"]["mean"]) == 5
-    # the game has moved the model
-    assert found["model_error"]["fitted"] != found["model_error"]["adversarial"]
-    random, policy = (found["next_states"][key] for key in ("random_actions", "policy_actions"))
+    effect = json.loads((tmp_path / "out/adversary_effect.json").read_text())
+    assert effect["epoch"] == 2 and set(effect["returns"]) == {"real", "fitted", "adversarial"}
+    assert len(effect["returns"]["real"]["mean"]) == 5
+    # training has moved the model
+    assert effect["model_error"]["fitted"] != effect["model_error"]["adversarial"]
+    random, policy = (effect["next_states"][key] for key in ("random_actions", "policy_actions"))
     assert random["moved"][0] == policy["moved"][0] > 0 and random["moved"][-1] > 0
     assert random["moved"][-1] != policy["moved"][-1] and random["fitted"] != random["adversarial"]
     assert (tmp_path / "out/adversary_effect.png").stat().st_size > 20_000
@@ -401,7 +414,9 @@ def test_real_rewards_are_those_that_are_trained_on(monkeypatch: pytest.MonkeyPa
     assert rewards.T.tolist() == [[0.5, 1.5, 2.5, 0.0], [1.0, 2.0, 0.0, 0.0]]
 
 
-def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> None:
+def test_everything_is_measured_from_the_fitted_model_to_the_other(
+    parts: tuple[Any, Any, Any],
+) -> None:
     fitted, env, loss = parts
     with torch.no_grad():  # members alike, states that stay as they are, a little noise in rewards
         fitted.weights[0].copy_(0.3 * torch.ones_like(fitted.weights[0]))
@@ -410,31 +425,25 @@ def test_the_fitted_model_comes_before_the_game(parts: tuple[Any, Any, Any]) -> 
         fitted.biases[0][..., 3:] = torch.tensor([-50.0, -50.0, -6.0])
         fitted.min_log_var.fill_(-50.0)
     rows = data(60)  # which the fitted model describes without an error
-    following = {"observation": rows["observation"], "terminated": torch.zeros(60, 1).bool()}
-    following["reward"] = 0.3 * rows["observation"].sum(-1, keepdim=True)
-    rows["next"] = TensorDict(following, [60])
-    dataset = OfflineDataset(rows, action_spec=SPEC, normalize=False)
-    actor = make_actor(2, SPEC, hidden_sizes=(4,))
-    agent = SimpleNamespace(gamma=GAMMA)
-    cfg = SimpleNamespace(agent=agent, seed=0, adversarial_weight=0.1)
-    rambo = SimpleNamespace(
-        run=SimpleNamespace(cfg=cfg, dataset=dataset),
-        env=env,
-        adversary=SimpleNamespace(adversarial_loss=loss),
-        actor=actor,
-        world_model=lowered(fitted, by=0.5),
+    rows["next"] = TensorDict(
+        observation=rows["observation"],
+        reward=0.3 * rows["observation"].sum(-1, keepdim=True),
+        terminated=torch.zeros(60, 1).bool(),
+        batch_size=[60],
     )
-    found = measure(SimpleNamespace(rambo=rambo, fitted=fitted, epoch=3), 3)
-    assert found["model_error"]["fitted"] == pytest.approx(0, abs=1e-6)
-    assert found["model_error"]["adversarial"] == pytest.approx(0.5**2 / 3, rel=1e-4)
+    dataset = OfflineDataset(rows, action_spec=SPEC, normalize=False)
+    models = (fitted, lowered(fitted, by=0.5))
+    effect = measure(models, env, loss, dataset, gamma=GAMMA, horizon=3)
+    assert effect["model_error"]["fitted"] == pytest.approx(0, abs=1e-6)
+    assert effect["model_error"]["adversarial"] == pytest.approx(0.5**2 / 3, rel=1e-4)
     for way in ("random_actions", "policy_actions"):
-        assert found[way]["reward"] == pytest.approx([-0.5] * 11, abs=1e-4)
+        assert effect[way]["reward"] == pytest.approx([-0.5] * 11, abs=1e-4)
     # half a point is lost in each step, with the same noise
-    before, after = (found["returns"][name] for name in ("fitted", "adversarial"))
+    before, after = (effect["returns"][name] for name in ("fitted", "adversarial"))
     lost = [y - x for x, y in zip(before["mean"], after["mean"], strict=True)]
     wanted = [-0.5, -0.5 * (1 + GAMMA), -0.5 * (1 + GAMMA + GAMMA**2)]
     assert lost == pytest.approx(wanted, abs=1e-4)
     # the error is over start states: those of the same start are alike
     start = dataset.transitions[draw_rows(60, 20)]["observation"]
-    paid = 0.3 * (start.sum(-1) + adversary_measures.mode(actor, start).squeeze(-1))
+    paid = 0.3 * (start.sum(-1) + mode(loss.actor_network, start).squeeze(-1))
     assert before["standard_error"][0] == pytest.approx(float(paid.std()) / 20**0.5, rel=0.05)

@@ -14,6 +14,8 @@ import select_run
 import yaml
 from launcher.command_line import OFFLINE_SEARCHES, compose_jobs
 
+from rambo_trl.reporting.selection import unsteadiness
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 #: RAMBO's command line around a training of no time: the larger lambda, the steadier mean Q and
 #: the lower the score. A rollout length of 4 fails.
@@ -46,14 +48,14 @@ settings = {"adversarial_weight": weight, "rollout_length": int(words["rollout_l
 def test_the_figure_is_the_choice_s(make_run: Callable[..., str], tmp_path: Path) -> None:
     q = [*np.linspace(0, 500, 30), *([500.0, 502.0] * 15)]
     steady = make_run(tmp_path / "a", mean_q=q, q_bound=600.0)
-    assert select_run.unsteadiness(steady) == pytest.approx(1.0)
-    assert select_run.unsteadiness(steady, wanted=1000) == pytest.approx(1.0)
+    assert unsteadiness(steady) == pytest.approx(1.0)
+    assert unsteadiness(steady, wanted=1000) == pytest.approx(1.0)
     beyond = make_run(tmp_path / "b", mean_q=q, q_bound=501.0)
-    assert select_run.unsteadiness(beyond) == math.inf
+    assert unsteadiness(beyond) == math.inf
     diverged = make_run(tmp_path / "c", mean_q=q, q_bound=600.0, diverged=True, score=99.0)
-    assert select_run.unsteadiness(diverged) == math.inf
+    assert unsteadiness(diverged) == math.inf
     with pytest.raises(ValueError, match="has no mean Q to choose by"):
-        select_run.unsteadiness(make_run(tmp_path / "d", mean_q=None))
+        unsteadiness(make_run(tmp_path / "d", mean_q=None))
 
 
 def search(cwd: Path, sweeper: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +87,7 @@ def test_a_search_finds_what_it_looks_for(sweeper: str, best: Callable, tmp_path
     assert found["best_params"]["adversarial_weight"] == pytest.approx(best(weights))
     assert found["best_value"] == pytest.approx(1 / best(weights))
     if sweeper == "optuna_offline":
-        assert select_run.select([str(tmp_path / sweeper)], 100)
+        assert select_run.main([str(tmp_path / sweeper)]) == 0
         # the same search, gone on with for longer, draws the same trials and passes them over
         again = search(tmp_path, sweeper, *SPACE, "hydra.sweeper.n_trials=10")
         assert again.returncode == 0, again.stdout + again.stderr

@@ -10,6 +10,7 @@ import pytest
 import select_run
 
 from rambo_trl.reporting.runs import Record, configurations, find_runs
+from rambo_trl.reporting.selection import rank, rank_by_return, why_discarded, window_of
 
 MakeRun = Callable[..., str]
 BOUND = 600.0
@@ -39,39 +40,33 @@ def three(
     return folder
 
 
-def test_the_steadiest_is_chosen_and_the_online_choice_told(
+def test_the_steadiest_is_chosen_whatever_its_evaluations(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert select_run.main([str(three(make_run, tmp_path))]) == 0
-    text = capsys.readouterr().out
+    choices = []
+    for k, scores in enumerate(((float("nan"), 1.0, 2.0), (0.0, 100.0, 50.0), (70.0, 50.0, 90.0))):
+        assert select_run.main([str(three(make_run, tmp_path / str(k), scores=scores))]) == 0
+        text = capsys.readouterr().out
+        choices.append(text.split("afterwards")[0].replace(str(tmp_path / str(k)), ""))
+    assert choices[0] == choices[1] == choices[2]
     assert "chosen: RAMBO (adversarial_weight=0.0003), quick" in text
     # neither marked as diverged nor bad in its evaluations: only the bound tells
     assert "exploding0: epoch 60: mean Q 1200 is beyond 600" in text
+    # but what a choice by score would have given is told
     assert "offline choice      70.0  RAMBO (adversarial_weight=0.0003)" in text
     assert "online choice       90.0  RAMBO (adversarial_weight=0.0)" in text
     assert "mean of all         70.0" in text
-
-
-def test_evaluations_do_not_enter(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = []
-    for k, scores in enumerate(((70.0, 50.0, 90.0), (0.0, 100.0, 50.0), (float("nan"), 1.0, 2.0))):
-        assert select_run.main([str(three(make_run, tmp_path / str(k), scores=scores))]) == 0
-        choice = capsys.readouterr().out.split("afterwards")[0]
-        before.append(choice.replace(str(tmp_path / str(k)), ""))
-    assert before[0] == before[1] == before[2]
 
 
 def test_variance_is_that_of_the_last_epochs(make_run: MakeRun, tmp_path: Path) -> None:
     values = [*np.linspace(0, 500, 30), *([500.0, 502.0] * 15)]
     make_run(tmp_path / "a", mean_q=values, q_bound=BOUND)
     found = configurations(find_runs([tmp_path / "a"])[0])
-    window = select_run.window_of(found[0].runs)
+    window = window_of(found[0].runs)
     assert window == 30  # half of the run, however many are wanted
-    (candidate,) = select_run.rank(found, window)
+    (candidate,) = rank(found, window)
     assert candidate.variance == pytest.approx(1.0) and candidate.mean_q == pytest.approx(501.0)
-    assert select_run.window_of(found[0].runs, 10) == 10
+    assert window_of(found[0].runs, 10) == 10
 
 
 def test_a_configuration_of_which_fewer_runs_diverge_comes_first(
@@ -83,31 +78,30 @@ def test_a_configuration_of_which_fewer_runs_diverge_comes_first(
                 tmp_path / f"{name}{s}", seed=s, mean_q=waver(size, seed=s), q_bound=BOUND,
                 diverged=name == "calm" and s == 1, settings={"adversarial_weight": weight},
             )  # fmt: skip
-    first, second = select_run.rank(configurations(find_runs([tmp_path])[0]), 30)
+    first, second = rank(configurations(find_runs([tmp_path])[0]), 30)
     assert first.configuration.differs == {"adversarial_weight": 2.0}
     assert second.share_discarded == 0.5 and second.variance < first.variance
 
 
-@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -2 * BOUND])
-def test_what_rules_a_run_out(make_run: MakeRun, tmp_path: Path, broken: float) -> None:
-    make_run(tmp_path / "a", mean_q=[1.0, broken, 1.0], q_bound=BOUND)
-    make_run(tmp_path / "b", mean_q=[1.0, BOUND, 1.0], q_bound=BOUND)
-    out, kept = find_runs([tmp_path / "a", tmp_path / "b"])[0]
-    assert "epoch 2" in (select_run.why_discarded(out) or "")
-    assert select_run.why_discarded(kept) is None
-
-
-def test_the_entropy_is_not_added_to_the_bound_twice() -> None:
-    # a run's q_bound holds it already: 2 * (1 + 2) / (1 - 0.99)
-    def record(mean_q: float, entropy: float = 2.0) -> Record:
-        row = {"epoch": 1, "mean_q": mean_q, "alpha": 1.0, "entropy": entropy}
-        rows = [row, {**row, "epoch": 2}]
-        results = {"diverged": False, "q_bound": 600.0, "epochs": 2}
-        return Record(Path("r"), results, rows, {})
-
-    assert select_run.why_discarded(record(600.0)) is None
-    assert "mean Q 600.5 is beyond 600" in (select_run.why_discarded(record(600.5)) or "")
-    assert "not finite: entropy" in (select_run.why_discarded(record(1.0, float("nan"))) or "")
+@pytest.mark.parametrize(
+    ("mean_q", "entropy", "expected"),
+    [
+        (float("nan"), None, "epoch 2: "),
+        (float("inf"), None, "epoch 2: "),
+        (-2 * BOUND, None, "epoch 2: "),
+        (BOUND, None, None),
+        # a run's bound holds the entropy already: it is not added once more
+        (BOUND, 2.0, None),
+        (BOUND + 0.5, 2.0, "mean Q 600.5 is beyond 600"),
+        (1.0, float("nan"), "not finite: entropy"),
+    ],
+)
+def test_what_rules_a_run_out(mean_q: float, entropy: float | None, expected: str | None) -> None:
+    row = {"mean_q": mean_q, "alpha": 1.0, "entropy": entropy, "score": float("nan")}
+    rows = [{"epoch": 1, "mean_q": 1.0}, {"epoch": 2, **row}]
+    results = {"diverged": False, "q_bound": BOUND, "epochs": 2}
+    reason = why_discarded(Record(Path("r"), results, rows, {}))
+    assert (reason is None) if expected is None else (expected in (reason or ""))
 
 
 def test_a_diverged_run_is_no_return_of_zero(
@@ -126,51 +120,41 @@ def test_a_diverged_run_is_no_return_of_zero(
     text = capsys.readouterr().out
     assert "online choice     -100.0  RAMBO (adversarial_weight=1.0)" in text
     assert "without the diverged runs (1)" in text
-    assert [value for value, _ in select_run.online(configurations(find_runs([tmp_path])[0]))] == [
-        -100.0, -90.0,
-    ]  # fmt: skip
+    found = configurations(find_runs([tmp_path])[0])
+    assert [value for value, _ in rank_by_return(found)] == [-100.0, -90.0]
 
 
 def test_a_run_of_one_epoch_is_out(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # one value has no deviation: such a run would always be the steadiest
-    short = make_run(
-        tmp_path / "short", mean_q=[1.0], q_bound=BOUND, settings={"adversarial_weight": 1.0}
-    )
+    short = make_run(tmp_path / "short", mean_q=[1.0], q_bound=BOUND, settings={"tau": 1.0})
     assert select_run.main([short]) == 2
     assert "every run is out: fewer than two epochs of mean Q" in capsys.readouterr().err
-    make_run(
-        tmp_path / "long", mean_q=waver(1.0), q_bound=BOUND, settings={"adversarial_weight": 2.0}
-    )
+    make_run(tmp_path / "long", mean_q=waver(1.0), q_bound=BOUND, settings={"tau": 2.0})
     assert select_run.main([str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "chosen: RAMBO (adversarial_weight=2.0), quick" in text
+    assert "chosen: RAMBO (tau=2.0), quick" in text
     assert f"out: {short}: fewer than two epochs of mean Q" in text
     assert "mean Q, last 30 epochs" in text  # nor does it shorten the others' window
 
 
-def test_folders_that_are_left_out_are_named(
+def test_what_is_left_out_or_not_recorded_is_named(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_run(tmp_path / "sweeps/s/000", mean_q=waver(1.0), q_bound=BOUND)
-    make_run(tmp_path / "sweeps/s/001", seed=1, ended=False)
+    make_run(tmp_path / "a", mean_q=waver(1.0), score=None)
+    make_run(tmp_path / "b", diverged=True)
+    make_run(tmp_path / "s/001", seed=1, ended=False)
+    make_run(tmp_path / "s/002", mean_q=None, method="BC")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/results.json").write_text("{}")
     assert select_run.main([str(tmp_path)]) == 0
-    first, second = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    first, second, third = err.splitlines()
     assert first.startswith(f"left out, {tmp_path / 'other/results.json'} is another program's")
-    assert second == f"left out, not ended: {tmp_path / 'sweeps/s/001'}"
-
-
-def test_runs_without_a_bound_say_so(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run(tmp_path / "a", diverged=True)
-    make_run(tmp_path / "b", mean_q=waver(1.0), score=None)
-    assert select_run.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    text = capsys.readouterr().out
-    assert "do not record" in text and "a: mean Q is beyond" in text
+    assert second == f"left out, not ended: {tmp_path / 's/001'}"
+    assert third == f"left out, no mean Q in its metrics: {tmp_path / 's/002'}"
+    assert "do not record" in out and "b: mean Q is beyond" in out
 
 
 def test_bad_input_is_one_line(
@@ -180,14 +164,15 @@ def test_bad_input_is_one_line(
     other = make_run(tmp_path / "b", dataset="bundled/hopper/medium-v0")
     broken = make_run(tmp_path / "c", diverged=True)
     without = make_run(tmp_path / "d", mean_q=None)
-    for words in (
-        [str(tmp_path / "none")],
-        [one, other],
-        [broken],
-        [without],
-        [one, "--window", "1"],
-        [make_run(tmp_path / "e", ended=False)],
+    for words, expected in (
+        ([str(tmp_path / "none")], "does not exist"),
+        ([one, other], "choose within one"),
+        ([broken], "every run is out"),
+        ([without], "none of these runs has a mean Q"),
+        ([one, "--window", "1"], "--window"),
+        ([make_run(tmp_path / "e", ended=False)], "no run that has ended"),
     ):
         assert select_run.main(words) == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.splitlines()[-1].startswith("error: ")
+        line = captured.err.splitlines()[-1]
+        assert captured.out == "" and line.startswith("error: ") and expected in line
