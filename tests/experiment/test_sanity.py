@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from launcher.command_line import compose_jobs
-from rambo import Rambo
-from run_results import last_screen
 from tensordict import TensorDict
 from torchrl.data import Bounded
-from training_run import Run
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.checkpoint import load_optimizer
 from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.results import last_screen
 from rambo_trl.experiment.sanity import check_sanity, discounted_returns, value_range
-from rambo_trl.experiment.signals import Interruption
-from rambo_trl.reporting import adversary_verdict
-from rambo_trl.reporting.adversary_verdict import adversary_effect
 
 GAMMA = 0.5
 
@@ -130,76 +120,3 @@ def test_the_last_screen_has_what_there_is(tmp_path: Path) -> None:
     diverged = {"epoch": 2, "reason": "mean Q is too large"}
     text = last_screen(results_of(diverged=True, divergence=diverged), folder)
     assert "DIVERGED at epoch 2: mean Q is too large\n" in text and "scored 0" not in text
-
-
-def measured(method: Rambo) -> dict[str, Any]:
-    return adversary_effect(method.adversary, method.run.dataset, method.run.cfg.agent.gamma)
-
-
-def rambo(folder: Path, weight: float) -> Rambo:
-    """RAMBO on rows of no episodes in particular, its model fitted and played with."""
-    words = (
-        "schedule=smoke", "rollout_length=2", "odd_data=accept",
-        "adversarial_weight=" + str(weight), "model.hidden_sizes=[32]", "model.batch_size=64",
-    )  # fmt: skip
-    (cfg,) = compose_jobs("rambo", words)
-    torch.manual_seed(0)
-    state, action = torch.randn(400, 2), torch.rand(400, 1) * 2 - 1
-    following = state + 0.1 * action + 0.05 * torch.randn(400, 2)
-    ends = {"terminated": torch.zeros(400, 1, dtype=torch.bool)}
-    ends["truncated"] = torch.arange(400).unsqueeze(-1) % 40 == 39
-    reward = state.sum(-1, keepdim=True) + 0.1 * torch.randn(400, 1)
-    rows = TensorDict(
-        observation=state, action=action, next={"observation": following, "reward": reward, **ends},
-        batch_size=[400],
-    )  # fmt: skip
-    data = OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)))
-    method = Rambo(Run(cfg, data, RunFolder.create(folder), Interruption()))
-    method.adversary.run(100)
-    return method
-
-
-@pytest.mark.parametrize(("weight", "effect"), [(1e-12, False), (1e-3, False), (100.0, True)])
-def test_an_adversary_is_told_from_the_noise_of_the_fit(
-    tmp_path: Path, weight: float, effect: bool
-) -> None:
-    method = rambo(tmp_path / "run", weight)
-    phase = method.adversary
-    state = [x for entries in phase.optimizer.state.values() for x in entries.values()]
-    tensors = [*method.world_model.state_dict().values(), *filter(torch.is_tensor, state)]
-    before, random = [x.clone() for x in tensors], torch.get_rng_state()
-    found = measured(method)
-    assert found["measurable"] is effect, found
-    no = "" if effect else "no "
-    assert found["line"].startswith(f"the adversary had {no or 'a '}measurable effect: it ")
-    assert np.isfinite([found["change"], found["noise"], found["spread"]]).all()
-    # all is as it was
-    assert all(map(torch.equal, before, tensors)) and torch.equal(random, torch.get_rng_state())
-    assert float(phase.adversarial_loss.adversarial_weight) == pytest.approx(weight)
-    assert json.loads(json.dumps(found)) == found
-
-
-def test_what_is_measured_of_a_checkpoint_is_what_was_at_the_training_s_end(tmp_path: Path) -> None:
-    method = rambo(tmp_path / "run", 1e-3)
-    optimizer = method.adversary.optimizer
-    state, want = copy.deepcopy(optimizer.state_dict()), measured(method)
-    optimizer.state.clear()  # as in a process of its own
-    optimizer._gathered = None
-    load_optimizer(optimizer, state)
-    for _ in range(2):  # the first step after it puts other tensors in the state's place
-        assert measured(method) == want
-
-
-def test_small_changes_are_no_effect_however_little_noise_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    method = rambo(tmp_path / "run", 100.0)
-    monkeypatch.setattr(adversary_verdict, "SHARE", 1e9)
-    assert not measured(method)["measurable"]
-
-
-def test_without_an_adversary_no_effect_was_to_be_expected(tmp_path: Path) -> None:
-    method = rambo(tmp_path / "run", 1.0)
-    method.adversary.adversarial_loss.adversarial_weight = 0.0
-    found = measured(method)
-    assert not found["measurable"] and "no adversary (lambda = 0)" in found["line"]

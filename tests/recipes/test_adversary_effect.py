@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from adversary_effect import describe_effect
-from adversary_game import read_fitted
+from launcher.inspection import read_fitted
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
@@ -432,8 +432,9 @@ def test_everything_is_measured_from_the_fitted_model_to_the_other(
         batch_size=[60],
     )
     dataset = OfflineDataset(rows, action_spec=SPEC, normalize=False)
-    models = (fitted, lowered(fitted, by=0.5))
-    effect = measure(models, env, loss, dataset, gamma=GAMMA, horizon=3)
+    env.world_model = lowered(fitted, by=0.5)
+    phase: Any = SimpleNamespace(env=env, adversarial_loss=loss)
+    effect = measure(phase, fitted, dataset, gamma=GAMMA, horizon=3)
     assert effect["model_error"]["fitted"] == pytest.approx(0, abs=1e-6)
     assert effect["model_error"]["adversarial"] == pytest.approx(0.5**2 / 3, rel=1e-4)
     for way in ("random_actions", "policy_actions"):

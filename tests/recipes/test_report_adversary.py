@@ -134,6 +134,6 @@ def test_a_report_reads_no_model() -> None:
     loaded = set(done.stdout.split())
     assert {"rambo_trl.reporting.adversary_table", "rambo_trl.reporting.selection"} <= loaded
     assert not loaded & {
-        "adversary_game", "rambo_trl.reporting.adversary_measures", "training_run", "rambo",
+        "rambo_trl.reporting.adversary_measures", "rambo", "launcher.inspection",
         "hydra", "omegaconf",
     }  # fmt: skip
