@@ -1,4 +1,4 @@
-"""Whether what a run expects can be so: Q against the rewards, the start against the log."""
+"""Whether what a run expects is plausible: Q against the rewards, the start against the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.learning_curve import format_value as text
+from rambo_trl.runtime.numbers import format_value as text
 
 Row = Mapping[str, float | int | None]
 
@@ -82,8 +82,8 @@ def value_range(
 def _entropy_bonus(row: Row, gamma: float) -> float:
     """What SAC's critics count beyond rewards, as if the entropy were the same for ever."""
     alpha, entropy = row.get("alpha"), row.get("entropy")
-    found = 0.0 if alpha is None or entropy is None else float(alpha * entropy)
-    return gamma / (1 - gamma) * found if np.isfinite(found) else 0.0
+    bonus = 0.0 if alpha is None or entropy is None else float(alpha * entropy)
+    return gamma / (1 - gamma) * bonus if np.isfinite(bonus) else 0.0
 
 
 def check_sanity(
@@ -109,16 +109,39 @@ def check_sanity(
         ``adversary``; and ``lines``, the same as sentences, of which those that are to be taken as
         warnings are among the ``warnings`` as well.
     """
-    found: dict[str, Any] = {"adversary": adversary, "lines": [], "warnings": []}
+    lines: list[str] = []
+    warnings: list[str] = []
+    result: dict[str, Any] = {"adversary": adversary, "lines": lines, "warnings": warnings}
     if gamma is not None:
-        _check_q(found, rows, value_range(dataset, gamma, rows, penalty=penalty))
-        ends = dataset.whole_episodes[:, 1] - 1
-        cut = not bool(dataset.transitions["next", "terminated"][ends].all())
-        how = "discounted, truncated episodes as if they went on" if cut else "discounted"
-        _check_start(found, rows, discounted_returns(dataset, gamma), gamma, how)
+        _, mean_q = _last(rows, "mean_q")
+        row, value = _last(rows, "start_value")
+        low, high = value_range(dataset, gamma, rows, penalty=penalty)
+        returns = discounted_returns(dataset, gamma)
+        logged = None
+        if len(returns):
+            logged = {"mean": float(returns.mean()), "best": float(returns.max())}
+        result |= {
+            "mean_q": mean_q, "q_range": [low, high],
+            "start_value": value, "logged_discounted_return": logged,
+        }  # fmt: skip
+        if mean_q is not None and not low <= mean_q <= high:
+            least, most = f"below {text(low)}, the least", f"above {text(high)}, the most"
+            warnings.append(
+                f"mean Q {text(mean_q)} is {least if mean_q < low else most} that the data's "
+                "rewards allow: distrust the critics"
+            )
+        lines += warnings
+        if value is not None and len(returns):
+            ends = dataset.whole_episodes[:, 1] - 1
+            cut = not bool(dataset.transitions["next", "terminated"][ends].all())
+            how = "discounted, truncated episodes as if they went on" if cut else "discounted"
+            bonus = max(0.0, _entropy_bonus(row, gamma))
+            line, plausible = _describe_start(value, bonus, returns, how)
+            lines.append(line)
+            warnings += [] if plausible else [line]
     if adversary is not None:
-        found["lines"].append(adversary["line"])
-    return found
+        lines.append(adversary["line"])
+    return result
 
 
 def _last(rows: Sequence[Row], key: str) -> tuple[Row, float | None]:
@@ -129,29 +152,9 @@ def _last(rows: Sequence[Row], key: str) -> tuple[Row, float | None]:
     return {}, None
 
 
-def _check_q(found: dict[str, Any], rows: Sequence[Row], allowed: tuple[float, float]) -> None:
-    _, mean_q = _last(rows, "mean_q")
-    low, high = allowed
-    found.update(mean_q=mean_q, q_range=[low, high])
-    if mean_q is None or low <= mean_q <= high:
-        return
-    bound = f"below {text(low)}, the least" if mean_q < low else f"above {text(high)}, the most"
-    line = f"mean Q {text(mean_q)} is {bound} that the data's rewards allow: distrust the critics"
-    _warn(found, line)
-
-
-def _check_start(
-    found: dict[str, Any], rows: Sequence[Row], returns: np.ndarray, gamma: float, how: str
-) -> None:
-    row, value = _last(rows, "start_value")
-    found.update(start_value=value, logged_discounted_return=None)
-    if not len(returns):
-        return
+def _describe_start(value: float, bonus: float, returns: np.ndarray, how: str) -> tuple[str, bool]:
+    """The start's value beside the logged returns, as a sentence, and whether it is plausible."""
     worst, mean, best = returns.min(), returns.mean(), returns.max()
-    found["logged_discounted_return"] = {"mean": float(mean), "best": float(best)}
-    if value is None:
-        return
-    bonus = max(0.0, _entropy_bonus(row, gamma))
     without, said = value - bonus, f"the agent expects {text(value)} from the start"
     if bonus > 0.05 * abs(value):
         said += f" ({text(without)} without SAC's entropy bonus)"
@@ -163,14 +166,8 @@ def _check_start(
         )
         if without <= most:  # an estimate: critics that have learnt little hold less of it
             line += ", unless the bonus explains the difference"
-        _warn(found, line)
-        return
+        return line, False
     line = f"{said}, logged episodes gave {text(mean)} in the mean and {text(best)} at best ({how})"
     if value < worst:
         line += ": less than any of them, so the critics or the policy have learnt too little"
-    found["lines"].append(line)
-
-
-def _warn(found: dict[str, Any], line: str) -> None:
-    found["warnings"].append(line)
-    found["lines"].append(line)
+    return line, True

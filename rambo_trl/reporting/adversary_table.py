@@ -18,24 +18,15 @@ from matplotlib.figure import Figure
 
 from rambo_trl.reporting.runs import Configuration, Record
 from rambo_trl.reporting.tables import markdown, name_cells
-from rambo_trl.runtime.drawing import (
-    BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
-    add_legend,
-    literal,
-    plain_log_ticks,
-    styled,
-)
+from rambo_trl.runtime import drawing
 
 #: what is measured of a run, in its folder
 EFFECT_FILE = "adversary_effect.json"
 #: where an effect is looked at: actions, first or last point towards them, colour, name
 _PLACES = (
-    ("policy_actions", 0, BLACK, "at the data's actions"),
-    ("policy_actions", -1, BLUE, "at the policy's"),
-    ("random_actions", -1, ORANGE, "at random ones"),
+    ("policy_actions", 0, drawing.BLACK, "at the data's actions"),
+    ("policy_actions", -1, drawing.BLUE, "at the policy's"),
+    ("random_actions", -1, drawing.ORANGE, "at random ones"),
 )
 #: median, lower and upper quartile over rows of the data
 Spread = tuple[float, float, float]
@@ -144,7 +135,7 @@ def effect_table(effects: Sequence[Effect]) -> list[str]:
     return ["", intro, "", *markdown(columns, rows)]
 
 
-@styled(grid="x")
+@drawing.styled(grid="x")
 def draw_effects(effects: Sequence[Effect], path: Path) -> bool:
     """Two panels a data set, a line a run: the value of a step, and where its next state lies.
 
@@ -163,27 +154,27 @@ def draw_effects(effects: Sequence[Effect], path: Path) -> bool:
     figure = Figure(figsize=(13, sum(heights)))
     panels = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights, sharey="row")
     for (value, moved), group, dataset in zip(panels, groups, datasets, strict=True):
-        value.axvline(0, color=GREY, linewidth=1)
+        value.axvline(0, color=drawing.GREY, linewidth=1)
         _draw_spreads(value, [effect.value for effect in group])
-        value.set_title(literal(f"{dataset}: value of a step"))
+        value.set_title(drawing.literal(f"{dataset}: value of a step"))
         value.set_xlabel("change of r + gamma V(s')")
-        value.set_yticks(range(len(group)), [literal(_label(effect)) for effect in group])
+        value.set_yticks(range(len(group)), [drawing.literal(_label(effect)) for effect in group])
         value.set_ylim(len(group) - 0.45, -0.55)  # the first run above
         _draw_spreads(moved, [effect.moved for effect in group])
         for row, effect in enumerate(group):
             if effect.error is not None:
                 label = "the fitted model's error on the data"
-                moved.plot(effect.error, row, "|", color=GREY, markersize=16, label=label)
+                moved.plot(effect.error, row, "|", color=drawing.GREY, markersize=16, label=label)
         moved.tick_params(axis="y", length=0)
         moved.set_title("predicted next state")
         moved.set_xlabel("moved by [standard deviations of the data]")
         if any(effect.moved for effect in group):
             moved.set_xscale("log")
-            plain_log_ticks(moved.xaxis)
+            drawing.plain_log_ticks(moved.xaxis)
         else:
             moved.set_xticks([])
     what = "what the adversary did to the model: median and quartiles over rows of the data"
-    add_legend(figure, what)
+    drawing.add_legend(figure, what)
     figure.savefig(path)
     return True
 

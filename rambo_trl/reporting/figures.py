@@ -15,17 +15,7 @@ from matplotlib.figure import Figure
 from rambo_trl.experiment.learning_curve import smoothed
 from rambo_trl.reporting.runs import Configuration, Record
 from rambo_trl.reporting.tables import RETURN_KEYS, SCORE_KEYS
-from rambo_trl.runtime.drawing import (
-    COLORS,
-    DASH_DOTTED,
-    DASHED,
-    DOTTED,
-    GREY,
-    add_legend,
-    eng_ticks,
-    literal,
-    styled,
-)
+from rambo_trl.runtime import drawing
 
 #: points and values of each run
 Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
@@ -115,7 +105,7 @@ def draw_q_and_return(configurations: Sequence[Configuration], path: Path) -> bo
     return _draw(configurations, sorted(datasets), [_draw_result, _draw_mean_q], path)
 
 
-@styled()
+@drawing.styled()
 def _draw(
     configurations: Sequence[Configuration],
     datasets: Sequence[str],
@@ -142,17 +132,17 @@ def _draw(
             if title is None:
                 axes.remove()
                 continue
-            axes.set_title(literal(f"{dataset}{title}"))
+            axes.set_title(drawing.literal(f"{dataset}{title}"))
             crossed |= any(line.get_marker() == "X" for line in axes.lines)
-            eng_ticks(axes.xaxis, above=0)
-            eng_ticks(axes.yaxis)
+            drawing.eng_ticks(axes.xaxis, above=0)
+            drawing.eng_ticks(axes.yaxis)
         column[-1].set_xlim(left=0)
         column[-1].set_xlabel("agent updates")
     for axes in columns[len(datasets) :].flat:
         axes.remove()
     note = "line and band: mean and standard deviation over seeds; thin: each run"
     note = "line: mean over seeds, smoothed" if crowded else note
-    add_legend(figure, f"{note}; X: diverged" if crossed else note)
+    drawing.add_legend(figure, f"{note}; X: diverged" if crossed else note)
     figure.savefig(path)
     return True
 
@@ -163,7 +153,7 @@ def _is_evaluated(run: Record) -> bool:
 
 def styles_of(configurations: Sequence[Configuration]) -> dict[str, dict[str, Any]]:
     """Label, colour and line of each configuration by its name, the same in every panel."""
-    looks = cycle(product(("-", (0, (5, 2)), (0, (1, 1.2))), COLORS))
+    looks = cycle(product(("-", (0, (5, 2)), (0, (1, 1.2))), drawing.COLORS))
     return {
         name: {"label": name, "color": color, "linestyle": style}
         for name, (style, color) in zip(
@@ -207,7 +197,7 @@ def _draw_result(axes: Axes, members: Sequence[Member], crowded: bool) -> str | 
     logged: dict[str, float] = next(
         filter(None, (known.get("logged_discounted_return") for known in sanity)), {}
     )
-    for key, line in (("best", DOTTED), ("mean", DASHED)):
+    for key, line in (("best", drawing.DOTTED), ("mean", drawing.DASHED)):
         draw_reference(axes.axhline, logged.get(key), line, f"{key} logged episode, discounted")
     axes.set_ylabel("value at the start")
     return ": expected, not evaluated"
@@ -236,9 +226,9 @@ def draw_data(line: Callable[..., Any], configurations: Sequence[Configuration])
     runs = [run for c in configurations for run in c.runs]
     mean, best, cloned = SCORE_KEYS if any(run.scored for run in runs) else RETURN_KEYS
     for key, style, label in (
-        (best, DOTTED, "data's best episode"),
-        (mean, DASHED, "data's mean episode"),
-        (cloned, DASH_DOTTED, "behaviour cloning alone"),
+        (best, drawing.DOTTED, "data's best episode"),
+        (mean, drawing.DASHED, "data's mean episode"),
+        (cloned, drawing.DASH_DOTTED, "behaviour cloning alone"),
     ):
         values = [run.results[key] for run in runs if run.results.get(key) is not None]
         draw_reference(line, float(np.mean(values)) if values else None, style, label)
@@ -249,7 +239,7 @@ def draw_reference(
 ) -> None:
     """A grey line at a value, if there is one."""
     if value is not None:
-        line(value, color=GREY, linestyle=style, linewidth=1.3, label=label, zorder=1)
+        line(value, color=drawing.GREY, linestyle=style, linewidth=1.3, label=label, zorder=1)
 
 
 def _draw_mean_q(axes: Axes, members: Sequence[Member], crowded: bool) -> str:
@@ -281,5 +271,5 @@ def _draw_mean_q(axes: Axes, members: Sequence[Member], crowded: bool) -> str:
         for bound in bounds if len(bounds) == 1 else ():
             label = "mean Q at which a run counts as diverged"
             visible = bound < high + 2 * room
-            draw_reference(axes.axhline, bound, DOTTED, label if visible else None)
+            draw_reference(axes.axhline, bound, drawing.DOTTED, label if visible else None)
     return ": believed by the critics"
