@@ -22,7 +22,6 @@ from rambo_trl.reporting.tables import (
     markdown,
     name_cells,
     paper_text,
-    scores_of,
     spread,
     total_text,
 )
@@ -130,7 +129,7 @@ def _total(name: str, paper: PublishedAblation, pairs: Sequence[Pair]) -> list[s
     if any(number is not None and not number.same_data for number in numbers):
         remarks.append("other data")
     remark = f" ({', '.join(remarks)})" if remarks else ""
-    sums = [[scores_of(pair[side]) for pair in pairs] for side in (0, 1)]
+    sums = [[pair[side].values for pair in pairs] for side in (0, 1)]
     gap = sum(np.mean(mine) - np.mean(theirs) for mine, theirs in zip(*sums, strict=True))
     return [
         f"{paper.benchmark}, {len(pairs)} of {paper.data_sets}",

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2, and which of their data sets one of ours corresponds to.
+"""The paper's Tables 1 and 2, and which of their data sets ours correspond to.
 
 For eight of the eighteen data sets the paper's lambda is 0: RAMBO without an adversary is then
 RAMBO as published.
@@ -106,14 +106,14 @@ def table_dataset(name: str) -> tuple[str, bool] | None:
     for pattern, version in ((_MUJOCO, "v2"), (_ANTMAZE, "v0")):
         match = re.search(rf"(?:^|/){pattern.pattern}$", text)
         if match:
-            environment, kind, found = match.groups()
+            environment, kind, ours = match.groups()
             kind = (kind or "").replace("_", "-")
             family = environment if pattern is _MUJOCO else f"antmaze-{environment}"
             key = "-".join(part for part in (family, kind, version) if part)
             if key not in _table():
                 return None
             # D4RL's files have environment and kind in one name; in ids a folder parts them
-            return key, found == version and "/" not in match[0].lstrip("/")
+            return key, ours == version and "/" not in match[0].lstrip("/")
     return None
 
 
@@ -126,8 +126,8 @@ def published_weight(dataset: str) -> float | None:
     Returns:
         None where the table has none of its kind.
     """
-    found = table_dataset(dataset)
-    return None if found is None else float(_table()[found[0]]["lambda"])
+    entry = table_dataset(dataset)
+    return None if entry is None else float(_table()[entry[0]]["lambda"])
 
 
 def rambo_label(adversarial_weight: float, dataset: str) -> str:
@@ -147,10 +147,10 @@ def published(method: str, dataset: str) -> Published | None:
         method: label of the method here.
         dataset: name of the data set here.
     """
-    found, column = table_dataset(dataset), _COLUMNS.get(method)
-    if found is None or column is None:
+    entry, column = table_dataset(dataset), _COLUMNS.get(method)
+    if entry is None or column is None:
         return None
-    key, same = found
+    key, same = entry
     row = _table()[key]
     if not row[column]:
         return None
@@ -167,7 +167,7 @@ def published_ablation(dataset: str) -> PublishedAblation | None:
     Returns:
         None where Table 1 has none of its kind.
     """
-    found = table_dataset(dataset)
-    if found is None:
+    entry = table_dataset(dataset)
+    if entry is None:
         return None
-    return _ablations()["AntMaze" if found[0].startswith("antmaze") else "MuJoCo"]
+    return _ablations()["AntMaze" if entry[0].startswith("antmaze") else "MuJoCo"]

@@ -29,11 +29,6 @@ RETURN_KEYS = ("behaviour_return_mean", "behaviour_return_best", "cloned_return_
 Format = Callable[[float], str]
 
 
-def scores_of(configuration: Configuration) -> list[float]:
-    """The runs' scores, without runs that have none."""
-    return [run.score for run in configuration.runs if run.score is not None]
-
-
 def one_decimal(value: float) -> str:
     """A score, or a number of minutes."""
     return f"{value:.1f}"
@@ -173,11 +168,11 @@ def totals(configurations: Sequence[Configuration]) -> list[str]:
     """
     groups: dict[tuple[str, str], dict[str, Configuration]] = {}
     for c in configurations:
-        if scores_of(c):
+        if c.scored and c.values:
             groups.setdefault((c.label, c.schedule), {})[c.dataset] = c
     shared: set[str] = set()
     for c in configurations:
-        if c.method == RAMBO and scores_of(c):
+        if c.method == RAMBO and c.scored and c.values:
             ablation = replace(c, method=ABLATION)
             without = groups.get((ablation.label, ablation.schedule))
             if without and c.runs[0].results.get("adversarial_weight") == 0:
@@ -192,7 +187,7 @@ def totals(configurations: Sequence[Configuration]) -> list[str]:
     rows = []
     for (label, schedule), by_dataset in groups.items():
         chosen = [by_dataset[dataset] for dataset in common]
-        scores = [scores_of(c) for c in chosen]
+        scores = [c.values for c in chosen]
         known = [n for c in chosen if (n := published(c.method, c.dataset)) is not None]
         paper = "-"
         if len(known) == len(chosen):
