@@ -113,19 +113,6 @@ def test_the_change_is_found_where_it_was_made(parts: tuple[Any, Any, Any]) -> N
         assert everywhere[key] == pytest.approx([-2.0] * len(change["share"]), abs=4e-4)
 
 
-def test_a_changed_successor_is_seen_through_the_critic(parts: tuple[Any, Any, Any]) -> None:
-    model, env, loss = parts
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        other.biases[-1][..., 0] += 100.0  # every successor is terminal: V(s') is gone
-    rows = data()
-    reward, before = one_step(model, env, loss, rows["observation"], rows["action"])
-    same, after = one_step(other, env, loss, rows["observation"], rows["action"])
-    torch.testing.assert_close(reward, same)
-    torch.testing.assert_close(after, same, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(before, reward, atol=1e-3)
-
-
 def test_next_states_move_as_far_as_the_elites_were_moved(parts: tuple[Any, Any, Any]) -> None:
     fitted, _, _ = parts
     fitted.elites.copy_(torch.tensor([2, 0]))

@@ -293,6 +293,13 @@ class TestFigures:
         marks = [line for line in second.lines if list(line.get_xdata()) == [-7.0, -7.0]]
         assert len(marks) == 1
         assert any("2 seeds, 1 diverged, 20 epochs" in text.get_text() for text in second.texts)
+        # nor has a diverged run's cross a height there: it stands at the panel's lower edge
+        for panel, edge in zip(
+            panels_of(draw_learning_curves, tmp_path), (False, True), strict=True
+        ):
+            (cross,) = (line for line in panel.lines if line.get_marker() == "X")
+            height = cross.get_transform().transform((0, 0))[1]
+            assert bool(height == pytest.approx(panel.bbox.y0)) is edge
 
     def test_a_row_of_scores_is_as_high_as_its_label(
         self, make_run: MakeRun, tmp_path: Path, panels_of: Panels
@@ -387,8 +394,10 @@ class TestFindRuns:
             make_run(tmp_path / f"runs/sweeps/s1/00{seed}", seed=seed)
         make_run(tmp_path / "runs/sweeps/s2/000", seed=3, ended=False)
         (tmp_path / "runs/sweeps/s2/round").symlink_to(tmp_path / "runs")
+        make_run(tmp_path / "elsewhere/b", seed=4)
+        (tmp_path / "runs/z").symlink_to(tmp_path / "elsewhere")
         runs, left_out = find_runs([tmp_path / "runs", tmp_path / "runs/a"])
-        assert [run.results["seed"] for run in runs] == [0, 1, 2]
+        assert [run.results["seed"] for run in runs] == [0, 1, 2, 4]
         assert left_out == [f"not ended: {tmp_path / 'runs/sweeps/s2/000'}"]
         runs, _ = find_runs([tmp_path / "runs/sweeps/s1"])
         assert [run.results["seed"] for run in runs] == [1, 2]
