@@ -29,7 +29,7 @@ from measuring import COLORS, add_out, finish_figure, make_figure, save_figure, 
 from minari.data_collector import EpisodeBuffer
 
 from rambo_trl.data import OfflineDataset, make_real_buffer
-from rambo_trl.data.minari_root import minari_root
+from rambo_trl.data.storage import minari_root
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import EnsembleModelLoss
 from rambo_trl.runtime.places import expand_home

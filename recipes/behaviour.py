@@ -32,7 +32,7 @@ from torchrl.envs import DoubleToFloat, GymEnv, TransformedEnv
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import make_environment
-from rambo_trl.data.environment_check import try_environment
+from rambo_trl.data.playing import try_environment
 from rambo_trl.experiment.evaluation import evaluate_policy
 from rambo_trl.modules.actor_critic import make_actor, make_qvalue
 from rambo_trl.runtime.malloc import keep_freed_memory

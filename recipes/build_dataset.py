@@ -18,8 +18,8 @@ from launcher.schema import Settings, Text, Whole
 from launcher.settings import check_config
 from omegaconf import DictConfig
 
-from rambo_trl.data import OfflineDataset
-from rambo_trl.data.bundled import build_bundled, bundled_names, bundled_path
+from rambo_trl.data import OfflineDataset, bundled_names
+from rambo_trl.data.bundled import build_bundled, bundled_path
 from rambo_trl.runtime.places import expand_home
 
 

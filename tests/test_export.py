@@ -14,7 +14,7 @@ from torchrl.data import Bounded
 
 import rambo_trl
 from rambo_trl import export
-from rambo_trl.data.description import DataDescription
+from rambo_trl.data.columns import DataDescription
 from rambo_trl.experiment.policy import Policy, load_policy, save_policy
 from rambo_trl.export import PolicyModule, export_policy, main
 from rambo_trl.modules import make_actor

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,46 +15,38 @@ import gymnasium
 import minari
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 from torchrl._utils import logger as torchrl_logger
 
-from rambo_trl.data.behaviour import Act, PolicyBundle, collect_episodes, uniform_random_actions
-from rambo_trl.data.disk import check_space
-from rambo_trl.data.environment import environment_spaces, make_environment
-from rambo_trl.data.maze import PointMazeWaypoints
-from rambo_trl.data.minari_root import minari_root
+from rambo_trl.data import names
+from rambo_trl.data.behaviour import (
+    Act,
+    PointMazeWaypoints,
+    PolicyBundle,
+    collect_episodes,
+    uniform_random_actions,
+)
+from rambo_trl.data.environment import (
+    environment_spaces,
+    make_environment,
+    mujoco_messages_logged,
+)
+from rambo_trl.data.names import BUNDLED_ENVIRONMENTS, bundled_names, needs_policies, parse_bundled
 from rambo_trl.data.scores import reference_scores_for
-from rambo_trl.data.simulator import mujoco_messages_logged
+from rambo_trl.data.storage import check_space, minari_root
 from rambo_trl.runtime.progress import Bar
 
 __all__ = [
-    "BUNDLED_PREFIX",
     "BundledPlan",
     "build_bundled",
-    "bundled_names",
     "bundled_path",
     "bundled_plan",
     "ensure_bundled",
 ]
 
-BUNDLED_PREFIX = "bundled/"
-
-#: the package's behaviour policies, a file for each environment
-POLICIES = Path(__file__).parent.parent / "policies"
 _SCRIPTED = {"random": "uniform random", "waypoint": "waypoint controller"}  # need no policies
-_KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert", "waypoint")
-_ENVIRONMENTS = {  # name -> Gymnasium id, steps of a set, kinds of sets
-    "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, _KINDS[:5]),
-    "hopper": ("Hopper-v5", 200_000, _KINDS[:5]),
-    "halfcheetah": ("HalfCheetah-v5", 200_000, _KINDS[:5]),
-    "walker2d": ("Walker2d-v5", 200_000, _KINDS[:5]),
-    "pointmaze-umaze": ("PointMaze_UMaze-v3", 20_000, ("random", "waypoint")),
-    # No policy of the package can walk an ant: this set shows that the way is open, no more.
-    "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",)),
-}
 
 # Episode seeds: one block for every kind. From 800,000 on recipes/behaviour.py evaluates its
 # snapshots, from 1,000,000 on the recipes evaluate their policies.
@@ -74,15 +65,6 @@ class _Part:
     label: str
     act: Act
     num_steps: int
-
-
-def bundled_names() -> list[str]:
-    """Return the names of all bundled data sets."""
-    return [
-        f"{BUNDLED_PREFIX}{env}/{kind}-v0"
-        for env, (_, _, kinds) in _ENVIRONMENTS.items()
-        for kind in kinds
-    ]
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def bundled_plan(name: str) -> BundledPlan | None:
     """Look up what a build would give; None for names that are no bundled data set's."""
     if name not in bundled_names():
         return None
-    env_id, steps, _ = _ENVIRONMENTS[_parse(name)[0]]
+    env_id, steps, _ = BUNDLED_ENVIRONMENTS[parse_bundled(name)[0]]
     return BundledPlan(env_id, 2 * steps, (bundled_path(name) / "data").is_dir())
 
 
@@ -134,7 +116,7 @@ def ensure_bundled(name: str, *, progress: bool = True, policies_dir: Path | Non
     Raises:
         ValueError: if there is no bundled data set of that name.
     """
-    _parse(name)
+    parse_bundled(name)
     if not (bundled_path(name) / "data").is_dir():
         torchrl_logger.info(f"building {name} in {bundled_path(name)}, once")
         build_bundled(name, progress=progress, policies_dir=policies_dir)
@@ -169,16 +151,15 @@ def build_bundled(
         OSError: if the disk is full or Minari's root cannot be written; nothing is left of the
             build.
     """
-    env_name, kind = _parse(name)
-    env_id, default_steps, _ = _ENVIRONMENTS[env_name]
+    env_name, kind = parse_bundled(name)
+    env_id, default_steps, _ = BUNDLED_ENVIRONMENTS[env_name]
     if bundled_path(name).exists() and not overwrite:
         raise ValueError(f"{name} exists at {bundled_path(name)}: set overwrite to build it anew")
-    bundle_path = (policies_dir or POLICIES) / f"{env_id}.safetensors"
     reference = reference_scores_for(env_id)
     bundle = None
     if kind not in _SCRIPTED or reference is None:
-        bundle = PolicyBundle(bundle_path)
-    seed = _SEED_BLOCK * (1 + _KINDS.index(kind))
+        bundle = _policies(name, (policies_dir or names.POLICIES) / f"{env_id}.safetensors")
+    seed = _SEED_BLOCK * (1 + names.KINDS.index(kind))
     num_steps = num_steps or default_steps
     root = bundled_path("")
     with (
@@ -200,7 +181,17 @@ def build_bundled(
         check_space(Path(scratch), _stored_bytes(env_id, num_steps))
         played = sum(part.num_steps for part in parts)
         share = num_steps / played  # what was rounded up is no more progress
-        episodes = _play(parts, env_id, seed, lambda n: bar.update(_PLAYING * share * n))
+        episodes: list[EpisodeBuffer] = []
+        for part in parts:  # one after another, with consecutive episode seeds
+            episodes += collect_episodes(
+                part.act,
+                env_id,
+                num_steps=part.num_steps,
+                seed=seed + len(episodes),
+                on_steps=lambda n: bar.update(_PLAYING * share * n),
+            )
+        if len(episodes) > _SEED_BLOCK:
+            raise ValueError(f"{len(episodes)} episodes exceed the {_SEED_BLOCK} seeds of a set")
         if reference is None:
             reference = _measured_reference(env_id, bundle)
         steps = sum(len(episode.rewards) for episode in episodes)
@@ -208,12 +199,13 @@ def build_bundled(
         with minari_root(scratch), warnings.catch_warnings():
             # Minari asks for an e-mail address and a link to code, which there are not.
             warnings.simplefilter("ignore", UserWarning)
-            spec = _spec(env_id)
+            env = make_environment(env_id)
+            env.close()
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
-                buffer=_counted(episodes, lambda n: bar.update((1 - _PLAYING) * num_steps * n)),
-                env=spec,
-                eval_env=spec,
+                buffer=episodes,
+                env=env.spec,
+                eval_env=env.spec,
                 algorithm_name=_SCRIPTED.get(kind, "SAC"),
                 author="rambo-trl",
                 description=f"{env_id}, {kind}: " + ", ".join(part.label for part in parts),
@@ -243,13 +235,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _parse(name: str) -> tuple[str, str]:
-    """Split a bundled name into environment and kind."""
-    if name not in bundled_names():
-        near = difflib.get_close_matches(name, bundled_names(), n=3, cutoff=0.0)
-        raise ValueError(f"no bundled data set {name!r}; nearest: {', '.join(near)}")
-    env_name, kind = name.removeprefix(BUNDLED_PREFIX).removesuffix("-v0").split("/")
-    return env_name, kind
+def _policies(name: str, path: Path) -> PolicyBundle:
+    """Read a set's policies; where the package lacks them, say which sets can be built instead."""
+    if path.is_file() or not needs_policies(name):
+        return PolicyBundle(path)
+    env = parse_bundled(name)[0]
+    present = sorted(p.stem.rsplit("-v", 1)[0].lower() for p in path.parent.glob("*-v*"))
+    raise ValueError(
+        f"{name} cannot be built, because the package has no policies for {env} yet: take "
+        f"bundled/{env}/random-v0, which needs none, or the sets of {', '.join(present)}; or train "
+        f"some with `python recipes/behaviour.py env={path.stem}` and put the bundle at {path}"
+    )
 
 
 def _parts(
@@ -289,33 +285,6 @@ def _parts(
     return [_Part(*policy, int(n)) for policy, n in zip(policies, steps, strict=True)]
 
 
-def _play(
-    parts: list[_Part], env_id: str, seed: int, on_steps: Callable[[int], object]
-) -> list[EpisodeBuffer]:
-    """Roll out the parts one after another, with consecutive episode seeds."""
-    episodes: list[EpisodeBuffer] = []
-    for part in parts:
-        episodes += collect_episodes(
-            part.act,
-            env_id,
-            num_steps=part.num_steps,
-            seed=seed + len(episodes),
-            on_steps=on_steps,
-        )
-    if len(episodes) > _SEED_BLOCK:
-        raise ValueError(f"{len(episodes)} episodes are more than the {_SEED_BLOCK} seeds of a set")
-    return episodes
-
-
-def _counted(
-    episodes: list[EpisodeBuffer], on_share: Callable[[float], object]
-) -> Iterator[EpisodeBuffer]:
-    """Hand the episodes on, and tell of each one's share once it has been taken."""
-    for episode in episodes:
-        yield episode
-        on_share(1 / len(episodes))
-
-
 def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float, float]:
     """Return the uniform random policy's mean return and the expert snapshot's."""
     assert bundle is not None
@@ -340,32 +309,17 @@ def _actions(env_id: str) -> gymnasium.spaces.Box:
 def _stored_bytes(env_id: str, steps: int, episodes: int = 1) -> int:
     """Return the most that a set's files take."""
     observation_space, action_space = environment_spaces(env_id)
-    numbers = sum(
-        math.prod(space.shape or ())
-        for space in (
-            *(
-                observation_space.values()
-                if isinstance(observation_space, gymnasium.spaces.Dict)
-                else (observation_space,)
-            ),
-            action_space,
-        )
-    )
+    spaces = [observation_space, action_space]
+    if isinstance(observation_space, gymnasium.spaces.Dict):
+        spaces = [*observation_space.values(), action_space]
+    numbers = sum(math.prod(space.shape or ()) for space in spaces)
     # 8 bytes a number, reward and flags; HDF5 fills up its last chunks and describes each array
     return 2 * (8 * numbers + 10) * (steps + episodes) + 20_000 * episodes + 1_000_000
 
 
-def _spec(env_id: str) -> EnvSpec:
-    """Return the specification of the environment as it is played."""
-    env = make_environment(env_id)
-    env.close()
-    assert env.spec is not None
-    return env.spec
-
-
 @contextmanager
 def _naming_the_root(name: str, root: Path) -> Iterator[None]:
-    """Say in one line what to do about a full disk or a folder that cannot be written."""
+    """Turn a full disk or a folder that cannot be written into one line that says what to do."""
     try:
         yield
     except OSError as error:

@@ -1,23 +1,39 @@
-"""What is odd about a data set and may be a mistake."""
+"""What may be a mistake in a data set, and irregular time steps."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tensordict import TensorDict, TensorDictBase
 
 from rambo_trl.data.columns import constant_entries, listed
 
-__all__ = ["Oddity", "constants", "duplicate_episodes", "ends_of_both_kinds", "oddities"]
+__all__ = [
+    "DataWarning",
+    "constants",
+    "data_warnings",
+    "duplicate_episodes",
+    "ends_of_both_kinds",
+    "step_intervals",
+]
+
+#: an interval that differs from the median by more than this share of it is irregular, and more
+#: than this share of such intervals is told
+_DEVIATION, _MAY_DEVIATE = 0.1, 0.01
+#: an interval so many times the median is a gap
+_GAP = 10
 
 
-class Oddity(str):
-    """A remark on where data come from that tells of what may be a mistake."""
+class DataWarning(str):
+    """A remark on what may be a mistake in the data."""
 
 
-def oddities(transitions: TensorDict) -> list[str]:
+def data_warnings(transitions: TensorDict) -> list[str]:
     """Describe what a user would want to know before training, one sentence each.
 
     Args:
@@ -27,28 +43,28 @@ def oddities(transitions: TensorDict) -> list[str]:
         Sentences about rewards that are all equal, episodes of one row only, and episodes that
         repeat others; empty for usual data.
     """
-    found = []
+    remarks = []
     reward = transitions["next", "reward"]
     low, high = float(reward.min()), float(reward.max())
     if low == high and len(reward) > 1:
-        found.append(
+        remarks.append(
             f"all {len(reward)} rewards are {low:g}: only the length of episodes can tell good "
             "actions from bad, so check the rewards if that is not meant"
         )
     done = transitions["next", "done"].squeeze(-1)
     terminated = transitions["next", "terminated"].squeeze(-1)
     if len(done) > 1 and bool(done.all()) and not bool(terminated.all()):
-        found.append(
+        remarks.append(
             f"all {len(done)} episodes have one row: if the rows were shuffled, returns and "
             "scores of the data mean nothing, so keep the rows of an episode together"
         )
     duplicates = duplicate_episodes(transitions)
     if duplicates:
-        found.append(
+        remarks.append(
             f"{len(duplicates)} episodes repeat an earlier one row for row, the first is episode "
             f"{duplicates[0]}: drop them unless they are meant to weigh more"
         )
-    return found
+    return remarks
 
 
 def constants(
@@ -61,20 +77,20 @@ def constants(
         observation_names: of the observation entries.
         action_names: of the action entries.
     """
-    found = []
+    remarks = []
     observations = constant_entries(transitions["observation"], observation_names)
     if observations:
-        found.append(
+        remarks.append(
             f"{_valued(observations)} in all rows: what a change of it does is not in the data, so "
             "leave an entry out that may change where the policy is used"
         )
     actions = constant_entries(transitions["action"], action_names)
     if actions:
-        found.append(
+        remarks.append(
             f"{_valued(actions)} in all rows: what this action does is not in the data, so give it "
             "a fixed value where the policy is used, and leave it out here"
         )
-    return found
+    return remarks
 
 
 def _valued(constants: Mapping[str, float]) -> str:
@@ -105,7 +121,7 @@ def duplicate_episodes(transitions: TensorDict) -> list[int]:
         for key in ("observation", "action", ("next", "reward"))
     ]
     seen: set[bytes] = set()
-    found = []
+    repeats: list[int] = []
     for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         if start == stop:
             continue  # nothing after the last end
@@ -113,6 +129,84 @@ def duplicate_episodes(transitions: TensorDict) -> list[int]:
         for column in columns:
             digest.update(column[start:stop].data)
         if digest.digest() in seen:
-            found.append(index)
+            repeats.append(index)
         seen.add(digest.digest())
-    return found
+    return repeats
+
+
+def step_intervals(
+    timestamps: Any, ends: np.ndarray, where: str
+) -> tuple[dict[str, float], list[str]]:
+    """Measure the time from each row to the next one of the same episode.
+
+    Args:
+        timestamps: [N] or [N, 1], numbers in any unit, or dates (as text in ISO 8601), which are
+            taken in seconds.
+        ends: [N], bool: rows after which an episode ends.
+        where: the start of messages.
+
+    Returns:
+        Mean, std, min, median and max of the intervals by these names (empty where no episode has
+        two rows), and sentences on what is wrong with them.
+
+    Raises:
+        ValueError: if these are no times, or one is missing.
+    """
+    times = np.asarray(timestamps).reshape(-1)
+    for dtype in ("f8", "M8[us]"):  # numbers or dates as objects or text
+        if times.dtype.kind in "OUS":
+            with contextlib.suppress(ValueError, TypeError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of time zones: all become UTC
+                times = times.astype(dtype)
+    if times.dtype.kind == "M":
+        times = (times - times[0]) / np.timedelta64(1, "s")  # NaT becomes NaN
+    if times.dtype.kind not in "fiu" or len(times) != len(ends):
+        raise ValueError(
+            f"{where}: timestamps must be one number or date a row, got type {times.dtype} of "
+            f"shape {np.shape(timestamps)}"
+        )
+    missing = np.flatnonzero(~np.isfinite(times))
+    if len(missing):
+        raise ValueError(
+            f"{where}: {len(missing)} timestamps are missing, the first in row {missing[0]}: fill "
+            "them in, or leave all of them out"
+        )
+    steps = np.diff(times.astype(np.float64))[~ends[:-1]]
+    if len(steps) == 0:
+        return {}, []
+    middle = float(np.median(steps))
+    measured = {
+        "mean": float(steps.mean()),
+        "std": float(steps.std()),
+        "min": float(steps.min()),
+        "median": middle,
+        "max": float(steps.max()),
+    }
+    remarks: list[str] = []
+    backwards = int((steps <= 0).sum())
+    if backwards:
+        remarks.append(
+            DataWarning(
+                f"time stands still or goes back at {backwards} steps within episodes: sort the "
+                "rows of each episode by time, and drop rows that are there twice"
+            )
+        )
+    gaps = int((steps > _GAP * middle).sum())
+    if gaps:
+        remarks.append(
+            DataWarning(
+                f"{gaps} steps within episodes take more than {_GAP} times the median of "
+                f"{middle:g}, the longest {measured['max']:g}: rows are missing there, or an "
+                "episode's end has no flag, and they pass for steps; end episodes there"
+            )
+        )
+    share = float((np.abs(steps - middle) > _DEVIATION * abs(middle)).mean())
+    if share > _MAY_DEVIATE:
+        low, high = np.quantile(steps, (0.01, 0.99))
+        remarks.append(
+            f"steps are irregular: {100 * share:.1f} % of them differ by more than "
+            f"{100 * _DEVIATION:.0f} % from the median of {middle:g} (1 to 99 %: {low:g} to "
+            f"{high:g}, longest {measured['max']:g}), and the model takes all for the same: "
+            "resample them, and end episodes at gaps"
+        )
+    return measured, remarks

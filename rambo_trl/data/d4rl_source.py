@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDict
+from torchrl.data import Bounded
 
-from rambo_trl.data.checks import Oddity
+from rambo_trl.data.checks import DataWarning, step_intervals
 from rambo_trl.data.columns import as_numbers, names_of
-from rambo_trl.data.d4rl_names import beside, bundled_kin, parse_d4rl_name
-from rambo_trl.data.episodes import flat_columns
-from rambo_trl.data.pieces import LoggedEpisodes, find_whole
-from rambo_trl.data.sampling import step_intervals
-from rambo_trl.data.spaces import as_flags, as_rows
-from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.data.environment import bounds_of, environment_id, environment_spaces
+from rambo_trl.data.episodes import LoggedEpisodes, find_whole, flat_columns
+from rambo_trl.data.names import bundled_equivalent, nearest_files, parse_d4rl_name
+from rambo_trl.data.scaling import needs_double
+from rambo_trl.data.spaces import as_flags, as_rows, check_action_space
+from rambo_trl.data.storage import why_unreadable
 
 __all__ = [
     "FlatSource",
     "UnknownTerminalStates",
+    "default_bounds",
     "episode_ends",
     "flat_source",
     "is_d4rl_file",
+    "one_sided_actions",
     "read_d4rl_file",
 ]
 
@@ -34,8 +41,12 @@ UnknownTerminalStates = Literal["hold", "drop"]
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations", "timestamps")
-_ROWS_AT_ONCE = 65_536
+_STATES = ("observations", "next_observations")
+_KINDS = ("observation", "action")
 _SUFFIXES = (".hdf5", ".h5")
+_GIVE_SPEC = (
+    "action_spec (--action-low and --action-high of python -m rambo_trl.data, with --memmap)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,9 @@ class FlatSource:
     Attributes:
         transitions: TensorDict [N].
         episodes: which are whole, with their returns, rows left out included.
-        intervals: the time between rows; see :func:`rambo_trl.data.sampling.step_intervals`.
-        remarks: what was left out or filled in, one sentence each; an :class:`Oddity` where it
+        remarks: what was left out or filled in, one sentence each; a :class:`DataWarning` where it
             may be a mistake.
+        intervals: the time between rows; see :func:`rambo_trl.data.checks.step_intervals`.
     """
 
     transitions: TensorDict
@@ -61,7 +72,9 @@ def is_d4rl_file(path: Path) -> bool:
     return path.is_file() or (path.suffix.lower() in _SUFFIXES and not path.is_dir())
 
 
-def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_d4rl_file(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...] | None]]:
     """Read the arrays of a D4RL-format HDF5 file.
 
     Args:
@@ -69,28 +82,29 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Returns:
         ``observations``, ``actions``, ``rewards``, ``terminals`` and, where the file has them,
-        ``timeouts``, ``next_observations`` and ``timestamps``, as stored.
+        ``timeouts``, ``next_observations`` and ``timestamps``; rows in double precision become
+        float32 at once, to save memory, unless that would lose what matters. And
+        ``observation_names`` and ``action_names``, from the attribute ``names`` of the arrays.
 
     Raises:
         ValueError: if there is no such file, it cannot be read, or arrays are missing.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no data file {os.fspath(path)}: {_instead(Path(path))}")
-    arrays = {}
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no data file {path}: {_instead_of_missing(path)}")
     try:
         with h5py.File(path, "r") as file:
-            names = list(file)
-            found = {key: file.get(key) for key in _REQUIRED + _OPTIONAL}
-            stored = {k: v for k, v in found.items() if isinstance(v, h5py.Dataset)}
-            # both alike, or none of the values would follow each other any more
-            states = stored.keys() & {"observations", "next_observations"}
-            double = any(_has_offset(stored[key]) for key in states)
-            for key, values in stored.items():
-                kept = double if key in states else _has_offset(values)
-                arrays[key] = values[()] if kept else _read(values)
+            inside = list(file)
+            stored = {key: file.get(key) for key in _REQUIRED + _OPTIONAL}
+            stored = {k: v for k, v in stored.items() if isinstance(v, h5py.Dataset)}
+            arrays = {key: _narrowed(value[()]) for key, value in stored.items()}
+            if any(arrays[k].dtype == np.float64 for k in _STATES if k in arrays):
+                # both alike, or no value would equal the next row's any more
+                arrays |= {key: stored[key][()] for key in _STATES if key in arrays}
+            names = {f"{k}_names": _stored_names(stored.get(f"{k}s")) for k in _KINDS}
     except Exception as error:  # h5py's errors are of many types
         how = {"damaged": "is truncated, corrupt or no HDF5 file"}
-        if Path(path).suffix.lower() not in _SUFFIXES:
+        if path.suffix.lower() not in _SUFFIXES:
             how = {
                 "damaged": "is no HDF5 file",
                 "remedy": "make a data set of it, which for logs such as CSV files takes a few "
@@ -99,68 +113,45 @@ def read_d4rl_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} {why_unreadable(error, **how)}") from error
     missing = [key for key in _REQUIRED if key not in arrays]
     if missing:
-        hint = f"it holds {', '.join(names[:8]) or 'nothing'}"
-        if "episode_0" in names:
+        hint = f"it holds {', '.join(inside[:8]) or 'nothing'}"
+        if "episode_0" in inside:
             hint = "it looks like the inside of a Minari set, so give that set's folder instead"
         raise ValueError(
             f"{path} lacks {', '.join(missing)}: a D4RL file needs {', '.join(_REQUIRED)}; {hint}"
         )
-    return arrays
+    return arrays, names
 
 
-def _instead(path: Path) -> str:
-    """Say what to do about a file that is not there."""
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Make float64 rows [N, *] float32 where that keeps what matters."""
+    if values.ndim < 2 or values.dtype != np.float64:
+        return values
+    if needs_double(torch.from_numpy(values).flatten(1)):
+        return values
+    with np.errstate(over="ignore"):  # infinite values are located later
+        return values.astype(np.float32)
+
+
+def _stored_names(stored: h5py.Dataset | None) -> tuple[str, ...] | None:
+    names = None if stored is None else stored.attrs.get("names")
+    if names is None:
+        return None
+    return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names))
+
+
+def _instead_of_missing(path: Path) -> str:
+    """Say what to do about a file that does not exist."""
     if parse_d4rl_name(path) is None:
-        near = beside(path)
+        near = nearest_files(path)
         return f"did you mean {' or '.join(near)}?" if near else "check the path"
-    kin = bundled_kin(path)
+    bundled = bundled_equivalent(path)
     other = "no bundled set is of its kind"
-    if kin is not None:
-        other = f"or take dataset={kin}, data of its kind that is made on this machine"
+    if bundled is not None:
+        other = f"or take dataset={bundled}, data of its kind that is made on this machine"
     return (
         "give D4RL's file by its path, dataset=PATH, or put it there; "
         f"{other} (docs/tasks.md tells what exists where)"
     )
-
-
-def _read(stored: h5py.Dataset) -> np.ndarray:
-    """Read an array; wide rows in double precision become float32 bit by bit, to save memory."""
-    if not _is_wide(stored):
-        return stored[()]
-    array = np.empty(stored.shape, np.float32)
-    with np.errstate(over="ignore"):  # what becomes infinite is found and located later
-        for start in range(0, len(array), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            array[part] = stored[part]
-    return array
-
-
-def _is_wide(stored: h5py.Dataset) -> bool:
-    return stored.ndim >= 2 and stored.dtype == np.float64 and len(stored) > 0
-
-
-def _has_offset(stored: h5py.Dataset) -> bool:
-    """Whether a column's largest value is beyond 50 of its standard deviations.
-
-    Missing values do not count: a terminal row may have no next observation.
-    """
-    if not _is_wide(stored):
-        return False
-    total, squares, largest, count, first = (np.zeros(stored.shape[1:]) for _ in range(5))
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for start in range(0, len(stored), _ROWS_AT_ONCE):
-            part = stored[start : start + _ROWS_AT_ONCE]
-            known = np.isfinite(part)
-            # the first known value of each column, so that squares of an offset do not swallow it
-            new = np.take_along_axis(part, known.argmax(axis=0)[None], axis=0)[0]
-            first = np.where((count == 0) & np.isfinite(new), new, first)
-            part = np.where(known, part, first)
-            count += known.sum(axis=0)
-            largest = np.maximum(largest, np.abs(part).max(axis=0))
-            total += (part - first).sum(axis=0)
-            squares += np.square(part - first).sum(axis=0)
-        variance = squares / count - np.square(total / count)
-        return bool(((variance > 0) & (np.square(largest) > 2500 * variance)).any())
 
 
 def episode_ends(
@@ -215,8 +206,7 @@ def episode_ends(
             "registered environment with a time limit, or max_episode_steps= (--max-episode-steps)"
         )
     starts = np.concatenate([[0], np.flatnonzero(ends) + 1])
-    stops = np.append(starts[1:], len(ends))
-    for start, stop in zip(starts, stops, strict=True):
+    for start, stop in zip(starts, np.append(starts[1:], len(ends)), strict=True):
         ends[start + max_episode_steps - 1 : stop : max_episode_steps] = True
     return ends
 
@@ -271,33 +261,33 @@ def flat_source(
     if lengths["rewards"] == 0:
         raise ValueError(f"{name} is empty: give at least one step")
 
-    observations = as_rows(values["observations"], "observations", name)
-    actions = as_rows(values["actions"], "actions", name)
-    rewards = as_rows(values["rewards"], "rewards", name)
+    observations, actions, rewards = (
+        as_rows(values[key], key, name) for key in ("observations", "actions", "rewards")
+    )
     terminals = as_flags(values["terminals"], "terminals", name)
-    timeouts = None
+    timeouts = next_observations = None
     if "timeouts" in values:
         timeouts = as_flags(values["timeouts"], "timeouts", name)
-    following = None
     if "next_observations" in values:
-        if values["next_observations"].shape != values["observations"].shape:
+        shapes = [values[key].shape for key in _STATES]
+        if shapes[0] != shapes[1]:
             raise ValueError(
-                f"{name}: next_observations of shape {values['next_observations'].shape} must have "
-                f"the shape of observations, {values['observations'].shape}"
+                f"{name}: next_observations of shape {shapes[1]} must have the shape of "
+                f"observations, {shapes[0]}"
             )
-        named = [names_of(arrays[key]) for key in ("observations", "next_observations")]
+        named = [names_of(arrays[key]) for key in _STATES]
         if None not in named and named[0] != named[1]:
             raise ValueError(
                 f"{name}: next_observations must have the columns of observations in their order, "
                 f"{named[0]}, got {named[1]}"
             )
-        following = as_rows(values["next_observations"], "observations", name)
+        next_observations = as_rows(values["next_observations"], "observations", name)
     try:
         ends = episode_ends(
             terminals,
             timeouts,
             observations=observations,
-            next_observations=following,
+            next_observations=next_observations,
             max_episode_steps=max_episode_steps,
         )
     except ValueError as error:
@@ -311,13 +301,13 @@ def flat_source(
     intervals: dict[str, float] = {}
     if "timestamps" in values:
         intervals, remarks = step_intervals(values["timestamps"], ends, name)
-    if following is None:
+    if next_observations is None:
         lost = ends & ~terminals if unknown_terminal_states == "hold" else ends
         remarks += _remarks_without_next(
             ends, lost, terminals, timeouts, max_episode_steps=max_episode_steps
         )
     elif unknown_terminal_states == "drop":
-        lost = terminals & ~np.isfinite(following).all(-1)
+        lost = terminals & ~np.isfinite(next_observations).all(-1)
     else:
         lost = np.zeros_like(ends)
     if (lost & terminals).any():
@@ -334,9 +324,9 @@ def flat_source(
             "known: add next_observations"
         )
     rows = np.flatnonzero(keep)
-    if following is None:
-        following = observations[rows + ~terminals[rows]]  # a terminal row's own stands in
-    columns = (observations, actions, following, rewards, terminals, truncated | both)
+    if next_observations is None:  # a terminal row's own observation stands in
+        next_observations = observations[rows + ~terminals[rows]]
+    columns = (observations, actions, next_observations, rewards, terminals, truncated | both)
     transitions = flat_columns(*(c if len(c) == len(rows) else c[rows] for c in columns))
     episodes = _episodes(values["rewards"].reshape(-1), ends, closed, keep, max_episode_steps)
     return FlatSource(transitions, episodes, (*remarks, *episodes.remarks), intervals)
@@ -364,7 +354,7 @@ def _remarks_without_next(
         too_long = int((steps > max_episode_steps).sum())
         if too_long:
             remarks.append(
-                Oddity(
+                DataWarning(
                     f"{too_long} episodes are longer than the {max_episode_steps} steps that the "
                     "environment allows: if timeouts are missing, ends pass for steps; leave the "
                     "timeouts out, and episodes are cut at the limit"
@@ -396,3 +386,75 @@ def _episodes(
     returns = np.array([rewards[start:stop].sum(dtype=np.float64) for start, stop in bounds])
     rows = np.concatenate([[0], np.cumsum(keep)])[bounds]
     return LoggedEpisodes(returns, rows[rows[:, 0] < rows[:, 1]], int((~whole).sum()))
+
+
+def default_bounds(
+    environment: str | EnvSpec | None, size: int, name: str
+) -> tuple[Bounded, str, bool]:
+    """The environment's action bounds where it is installed and fits, else D4RL's [-1, 1].
+
+    Args:
+        environment: its Gymnasium id or specification, if any.
+        size: number of action entries in the data.
+        name: how messages call the data set.
+
+    Returns:
+        The bounds; what to do where actions leave them: where they come from, for one; and
+        whether they are assumed.
+
+    Raises:
+        ValueError: if the environment's actions are no real numbers.
+    """
+    if environment is None:
+        remedy = (
+            "the bounds are assumed, because no environment is named; give env_id (recipes: "
+            f"env_id=...), or {_GIVE_SPEC}"
+        )
+        return bounds_of(None, size), remedy, True
+    env_id = environment_id(environment)
+    try:
+        space = environment_spaces(environment)[1]
+    except ValueError as error:  # not registered, or what it needs is not installed
+        remedy = f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
+        return bounds_of(None, size), remedy, True
+    check_action_space(space, f"{name}: environment {env_id}")
+    assert isinstance(space, spaces.Box)
+    in_env = math.prod(space.shape)
+    remedy = f"give the env_id that the data come from, or {_GIVE_SPEC}"
+    if in_env == size:
+        remedy = f"the bounds are those of {env_id}; {remedy}, or clip the actions"
+        return bounds_of(space, size), remedy, False
+    remedy = (
+        f"the bounds are assumed, because {env_id} has actions of another size ({in_env}, not "
+        f"{size}); {remedy}"
+    )
+    return bounds_of(None, size), remedy, True
+
+
+def one_sided_actions(
+    actions: np.ndarray, remedy: str, names: Sequence[str] | None = None
+) -> list[DataWarning]:
+    """Tell of actions that hardly mean the assumed bounds [-1, 1], such as a valve's.
+
+    Args:
+        actions: the data's, [N, act].
+        remedy: why the bounds are assumed, and what to give instead.
+        names: of the entries, if any.
+
+    Returns:
+        A warning where an entry that changes is never negative, or never positive; else nothing.
+    """
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    one_sided = np.flatnonzero((low < high) & ((low >= 0) | (high <= 0)))
+    if len(one_sided) == 0:
+        return []
+    entry = int(one_sided[0])
+    label = f"action entry {entry}"
+    if names is not None and len(names) == len(low):  # others are refused later
+        label = names[entry]
+    return [
+        DataWarning(
+            f"{label} lies between {low[entry]:g} and {high[entry]:g} in the data, "
+            f"but is taken to have the bounds -1 and 1, all of which a policy may use: {remedy}"
+        )
+    ]

@@ -1,8 +1,9 @@
-"""Whole episodes to flat transitions."""
+"""From episodes to flat transitions, and which logged episodes are whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,11 +12,18 @@ from minari import EpisodeData
 from minari.data_collector import EpisodeBuffer
 from tensordict import TensorDict
 
-from rambo_trl.data.checks import Oddity
-from rambo_trl.data.pieces import LoggedEpisodes, find_whole
+from rambo_trl.data.checks import DataWarning
 from rambo_trl.data.spaces import as_flags, as_rows
 
-__all__ = ["Episode", "flat_columns", "flatten_episodes"]
+__all__ = [
+    "Episode",
+    "LoggedEpisodes",
+    "episodes_of_transitions",
+    "find_whole",
+    "flat_columns",
+    "flatten_episodes",
+    "hold_unknown_ends",
+]
 
 _EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
@@ -38,21 +46,20 @@ def flatten_episodes(
         max_episode_steps: the time limit, if known.
 
     Returns:
-        Transitions [N]; the whole episodes; and remarks on pieces and, as an :class:`Oddity`, on
-        episodes that go on after an end flag.
+        Transitions [N]; the whole episodes; and remarks on pieces and, as a :class:`DataWarning`,
+        on episodes that continue after an end flag.
 
     Raises:
         ValueError: if there is no step at all, arrays are missing, differ in length or shape, or
             flags are neither 0 nor 1.
     """
-    columns = tuple(_Column() for _ in range(6))
+    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
     returns, lengths, closed = [], [], []
-    going_on: list[tuple[int, int]] = []  # an episode and the step of its first end flag
+    continuing: list[tuple[int, int]] = []  # an episode and the step of its first end flag
     for index, given in enumerate(episodes):
-        episode = _fields(given, f"{name}: episode {index}")
-        observations, actions, rewards, terminations, truncations = _episode_arrays(
-            episode, f"{name}: episode {index}"
-        )
+        where = f"{name}: episode {index}"
+        episode = _fields(given, where)
+        observations, actions, rewards, terminations, truncations = _episode_arrays(episode, where)
         if len(rewards) == 0:
             continue
         # Summed in the source's own precision, before rewards become float32.
@@ -63,30 +70,32 @@ def flatten_episodes(
         truncations[-1] |= not terminations[-1]
         early = np.flatnonzero((terminations | truncations)[:-1])
         if len(early):
-            going_on.append((index, int(early[0])))
+            continuing.append((index, int(early[0])))
         rows = (observations[:-1], actions, observations[1:], rewards, terminations, truncations)
-        for column, value in zip(columns, rows, strict=True):
-            try:
-                column.append(value)
-            except ValueError as error:
+        for column, values in zip(columns, rows, strict=True):
+            if column and values.shape[1:] != column[0].shape[1:]:
                 raise ValueError(
-                    f"{name}: episode {index}'s arrays differ in shape from those before: {error}"
-                ) from None
+                    f"{where}'s arrays differ in shape from those before: rows of shape "
+                    f"{values.shape[1:]} after {column[0].shape[1:]}"
+                )
+            column.append(values)
     if not returns:
         raise ValueError(f"{name} is empty: give at least one episode with one step")
     remarks = tuple(
-        Oddity(
-            f"{len(going_on)} episodes go on after an end flag, the first is episode {index} after "
-            f"step {step}, both counted from 0: split them there, or clear flags that end nothing"
+        DataWarning(
+            f"{len(continuing)} episodes continue after an end flag, the first is episode {index} "
+            f"after step {step}, both counted from 0: split them there, or clear flags that end "
+            "nothing"
         )
-        for index, step in going_on[:1]
+        for index, step in continuing[:1]
     )
-    transitions = flat_columns(*(column.finish() for column in columns))
+    # column by column, so that no more than one is in memory twice
+    transitions = flat_columns(*(np.concatenate(columns.pop(0)) for _ in range(6)))
     stops = np.cumsum(lengths)
     whole = find_whole(stops, np.array(closed), max_episode_steps)
     bounds = np.stack([stops - lengths, stops], axis=1)[whole]
-    found = LoggedEpisodes(np.array(returns)[whole], bounds, int((~whole).sum()))
-    return transitions, found, (*remarks, *found.remarks)
+    logged = LoggedEpisodes(np.array(returns)[whole], bounds, int((~whole).sum()))
+    return transitions, logged, (*remarks, *logged.remarks)
 
 
 def _fields(episode: Episode, where: str) -> Mapping[str, Any]:
@@ -99,39 +108,6 @@ def _fields(episode: Episode, where: str) -> Mapping[str, Any]:
             "EpisodeData or EpisodeBuffer"
         )
     return episode
-
-
-class _Column:
-    """Rows [N, *] that grow in place, so that episodes are joined without a second copy."""
-
-    def __init__(self) -> None:
-        self._rows = np.empty(0)
-        self._length = 0
-
-    def append(self, rows: np.ndarray) -> None:
-        """Copy rows [T, *] behind those before.
-
-        Raises:
-            ValueError: if they have another shape.
-        """
-        if self._length == 0:
-            self._rows = np.empty((0, *rows.shape[1:]), rows.dtype)
-        elif rows.shape[1:] != self._rows.shape[1:]:
-            raise ValueError(f"rows of shape {rows.shape[1:]} after {self._rows.shape[1:]}")
-        length = self._length + len(rows)
-        if length > len(self._rows):
-            # memory that is not written to yet costs nothing, and growing moves pages, not bytes
-            self._resize(max(length, 2 * len(self._rows)))
-        self._rows[self._length : length] = rows
-        self._length = length
-
-    def finish(self) -> np.ndarray:
-        """Give up the room that is left and return the rows."""
-        self._resize(self._length)
-        return self._rows
-
-    def _resize(self, length: int) -> None:
-        self._rows.resize((length, *self._rows.shape[1:]), refcheck=False)
 
 
 def flat_columns(
@@ -163,20 +139,108 @@ def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray,
     missing = [field for field in _EPISODE_FIELDS if field not in episode]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}: each of {_EPISODE_FIELDS} is needed")
-    observations, actions, rewards = (
-        as_rows(episode[kind], kind, where) for kind in _EPISODE_FIELDS[:3]
+    values = (
+        *(as_rows(episode[field], field, where) for field in _EPISODE_FIELDS[:3]),
+        *(as_flags(episode[field], field, where) for field in _EPISODE_FIELDS[3:]),
     )
-    terminations, truncations = (
-        as_flags(episode[kind], kind, where) for kind in _EPISODE_FIELDS[3:]
-    )
-    values = (observations, actions, rewards, terminations, truncations)
     lengths = {field: len(value) for field, value in zip(_EPISODE_FIELDS, values, strict=True)}
     steps = lengths["rewards"]
-    if lengths["observations"] != steps + 1 or any(
-        lengths[field] != steps for field in _EPISODE_FIELDS[1:]
-    ):
+    if list(lengths.values()) != [steps + 1, *[steps] * 4]:
         raise ValueError(
             f"{where} has arrays of lengths {lengths}: T + 1 observations and T of each other "
             "are needed"
         )
     return values
+
+
+@dataclass(frozen=True)
+class LoggedEpisodes:
+    """The episodes of which the return is known.
+
+    An episode is whole if it ends in a terminal, a truncation that is flagged, or at the time
+    limit, and the one before it does too. Anything else is a piece, cut at a gap in the rows or
+    where a recording stopped: what it would have returned is unknown.
+
+    Attributes:
+        returns: undiscounted return of each whole episode, float64.
+        rows: int64 [W, 2], the first row of each whole episode in the transitions and the one
+            after its last, without episodes of which no row is left.
+        num_cut: number of pieces.
+    """
+
+    returns: np.ndarray
+    rows: np.ndarray
+    num_cut: int
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """One sentence where there are pieces, else nothing."""
+        if not self.num_cut:
+            return ()
+        whole = len(self.returns)
+        left = f"returns are those of the other {whole}" if whole else "no return is known"
+        return (
+            f"{self.num_cut} of {self.num_cut + whole} episodes are cut pieces (rows or the flag "
+            "are missing at their end, or at that of the episode before), so "
+            f"{left}: flag the ends of whole episodes, or give max_episode_steps=; a terminal row "
+            "whose next observation is missing may stay, with NaN there",
+        )
+
+
+def find_whole(stops: np.ndarray, closed: np.ndarray, limit: int | None = None) -> np.ndarray:
+    """Tell whole episodes from pieces.
+
+    Args:
+        stops: [E], the row after each episode's last.
+        closed: [E], whether its end is flagged.
+        limit: steps after which every episode ends, if known.
+
+    Returns:
+        [E], bool.
+    """
+    if limit is not None:
+        closed = closed | (np.diff(stops, prepend=0) >= limit)
+    return closed & np.concatenate([[True], closed[:-1]])
+
+
+def episodes_of_transitions(transitions: TensorDict, limit: int | None = None) -> LoggedEpisodes:
+    """Find the episodes between the ends of transitions, before they are scaled.
+
+    Args:
+        transitions: canonical transitions [N], rows of an episode following each other: one
+            within which a row's next observation is not the next row's is a piece.
+        limit: see :func:`find_whole`.
+    """
+    done = transitions["next", "done"].squeeze(-1).numpy()
+    stops = np.flatnonzero(done) + 1
+    if len(stops) == 0 or stops[-1] != len(done):
+        stops = np.append(stops, len(done))
+    starts = np.concatenate([[0], stops[:-1]])
+    whole = find_whole(stops, done[stops - 1], limit)
+    differs = transitions["next", "observation"][:-1] != transitions["observation"][1:]
+    gaps = np.flatnonzero(differs.any(-1).numpy() & ~done[:-1])
+    whole[np.searchsorted(stops, gaps, side="right")] = False
+    reward = transitions["next", "reward"].squeeze(-1).double().numpy()
+    returns = np.add.reduceat(reward, starts)[whole]
+    rows = np.stack([starts, stops], axis=1)[whole]
+    return LoggedEpisodes(returns, rows, int((~whole).sum()))
+
+
+def hold_unknown_ends(transitions: TensorDict) -> tuple[str, ...]:
+    """Let a terminal row's own observation stand in where its next one is not finite, in place.
+
+    Neither its reward nor its end may be lost, and no value is bootstrapped from it.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    next_observation = transitions["next", "observation"]
+    rows = transitions["next", "terminated"].squeeze(-1).nonzero().flatten()
+    rows = rows[~torch.isfinite(next_observation[rows]).all(-1)]
+    if not len(rows):
+        return ()
+    next_observation[rows] = transitions["observation"][rows]
+    return (
+        f"{len(rows)} terminal rows have no next observation, so their own stands in: the "
+        "model is off by one step there",
+    )

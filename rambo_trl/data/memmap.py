@@ -16,21 +16,27 @@ from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDict
 from torchrl.data import Bounded
 
-from rambo_trl.data.disk import check_space
+from rambo_trl.data.environment import registered_id, specification_text
 from rambo_trl.data.scaling import flat_bounds
 from rambo_trl.data.spaces import ObservationLayout
-from rambo_trl.data.specification import registered_id, specification_text
-from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.data.storage import check_space, why_unreadable
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 
 _FORMAT = 4
 _DESCRIPTION = "rambo_trl_dataset.json"
 _MARGIN = 1 << 20  # bytes for descriptions and the file system's own records
-_PLAIN = (
-    "name", "env_id", "reference_scores", "remarks", "oddities", "reward_shift", "normalized",
-    "observation_names", "action_names", "num_cut_episodes", "step_intervals",
-)  # fmt: skip
+# A data set's attributes in the description, with their names there, and in arrays.npz.
+_PLAIN = {
+    key: {"data_warnings": "oddities"}.get(key, key)
+    for key in (
+        "name", "env_id", "reference_scores", "remarks", "data_warnings", "reward_shift",
+        "normalized", "observation_names", "action_names", "num_cut_episodes", "step_intervals",
+    )
+}  # fmt: skip
+_TENSORS = ("observation_mean", "observation_std", "action_low", "action_high")
+_ARRAYS = ("behaviour_returns", "whole_episodes")
+_ENDS = ("low", "high")
 
 
 def is_memmap_folder(path: Path) -> bool:
@@ -61,28 +67,19 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
     description: dict[str, Any] = {
         "format": _FORMAT,
         "transitions": len(transitions),
-        **{key: attributes[key] for key in _PLAIN},
+        **{written: attributes[key] for key, written in _PLAIN.items()},
         "env_spec": None if spec is None else specification_text(spec),
-        "observation_layout": None
-        if layout is None
-        else {"shapes": layout.shapes, "keys": layout.keys},
+        "observation_layout": None if layout is None else vars(layout),
     }
-    arrays = {
-        "observation_mean": attributes["observation_mean"].numpy(),
-        "observation_std": attributes["observation_std"].numpy(),
-        "action_low": attributes["action_low"].numpy(),
-        "action_high": attributes["action_high"].numpy(),
-        "behaviour_returns": attributes["behaviour_returns"],
-        "whole_episodes": attributes["whole_episodes"],
-    }
+    arrays = {key: np.asarray(attributes[key]) for key in (*_TENSORS, *_ARRAYS)}
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-        size = transitions.bytes() + sum(np.asarray(array).nbytes for array in arrays.values())
+        size = transitions.bytes() + sum(array.nbytes for array in arrays.values())
         check_space(scratch, size + _MARGIN)
         transitions.memmap(scratch / "transitions", copy_existing=True)
-        np.savez(scratch / "arrays.npz", **arrays)
+        np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
         description["files"] = _file_sizes(scratch)
         (scratch / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
         scratch.chmod(0o755)
@@ -103,14 +100,6 @@ def _file_sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _check_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Compare the files with what was written; mapping a short one would fill it with zeros."""
-    for name, size in sizes.items():
-        found = os.stat(folder / name).st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, not {size}")
-
-
 def read_memmap(folder: Path) -> dict[str, Any]:
     """Open what :func:`write_memmap` wrote; the transitions stay on the disk.
 
@@ -121,14 +110,17 @@ def read_memmap(folder: Path) -> dict[str, Any]:
         ValueError: if the folder is incomplete or of another version.
     """
     try:
-        found = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        version = found.pop("format")
+        stored = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        version = stored["format"]
         if version == _FORMAT:
-            _check_files(folder, found.pop("files"))
+            for name, size in stored["files"].items():
+                actual = os.stat(folder / name).st_size
+                if actual != size:  # mapping a short one would fill it with zeros
+                    raise ValueError(f"{name} has {actual} bytes, not {size}")
             with np.load(folder / "arrays.npz") as file:
-                arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+                arrays = {key: file[key] for key in (*_TENSORS, *_ARRAYS)}
             transitions = TensorDict.load_memmap(folder / "transitions", allow_pickle=False)
-            if transitions.batch_size != (found.pop("transitions"),):
+            if transitions.batch_size != (stored["transitions"],):
                 raise ValueError(f"it has {tuple(transitions.batch_size)} transitions")
     except Exception as error:  # of many types: JSON, NumPy's, tensordict's
         why = why_unreadable(
@@ -139,26 +131,20 @@ def read_memmap(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} was written by another version of rambo_trl: make it anew in another place"
         )
-    layout, spec, scores = (
-        found[key] for key in ("observation_layout", "env_spec", "reference_scores")
-    )
+    plain = {key: stored[written] for key, written in _PLAIN.items()}
+    layout, spec = stored["observation_layout"], stored["env_spec"]
+    if layout is not None:
+        shapes, keys = (tuple(map(tuple, layout["shapes"])), layout["keys"])
+        layout = ObservationLayout(shapes, None if keys is None else tuple(keys))
     return {
-        **found,
-        **arrays,
+        # JSON has lists for tuples
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()},
+        **{key: torch.from_numpy(arrays[key]) for key in _TENSORS},
+        **{key: arrays[key] for key in _ARRAYS},
         "transitions": transitions,
-        **{key: arrays[key].numpy() for key in ("behaviour_returns", "whole_episodes")},
-        **{key: tuple(found[key]) for key in ("observation_names", "action_names")},
         "action_spec": Bounded(-1.0, 1.0, arrays["action_low"].shape, dtype=torch.float32),
         "env_spec": None if spec is None else EnvSpec.from_json(spec),
-        "reference_scores": None if scores is None else tuple(scores),
-        "remarks": tuple(found["remarks"]),
-        "oddities": tuple(found["oddities"]),
-        "observation_layout": None
-        if layout is None
-        else ObservationLayout(
-            tuple(tuple(shape) for shape in layout["shapes"]),
-            None if layout["keys"] is None else tuple(layout["keys"]),
-        ),
+        "observation_layout": layout,
     }
 
 
@@ -173,16 +159,12 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
     Raises:
         ValueError: naming the first that differs.
     """
-    layout = attributes["observation_layout"]
-    keys = None if layout is None else layout.keys
-    bounds = [attributes[f"action_{end}"].tolist() for end in ("low", "high")]
-    spec = attributes["env_spec"]
-    limit = None if spec is None else spec.max_episode_steps
-    own = {
+    layout, spec = attributes["observation_layout"], attributes["env_spec"]
+    stored = {
         **attributes,
-        "observation_keys": keys,
-        "max_episode_steps": limit,
-        "action_spec": bounds,
+        "observation_keys": None if layout is None else layout.keys,
+        "max_episode_steps": None if spec is None else spec.max_episode_steps,
+        "action_spec": " to ".join(str(attributes[f"action_{end}"].tolist()) for end in _ENDS),
     }
     for key, wanted in options.items():
         if wanted is None or (key == "reward_shift" and not wanted):
@@ -190,18 +172,13 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
         if key == "observation_keys":
             wanted = tuple(wanted)
         if key == "action_spec":
-            wanted = [bound.tolist() for bound in flat_bounds(wanted.space.low, wanted.space.high)]
-        if key == "env_id" and registered_id(wanted) == registered_id(own[key] or ""):
+            bounds = flat_bounds(wanted.space.low, wanted.space.high)
+            wanted = " to ".join(str(bound.tolist()) for bound in bounds)
+        if key == "env_id" and registered_id(wanted) == registered_id(stored[key] or ""):
             continue
-        if wanted != own[key]:
+        if wanted != stored[key]:
+            option = key.replace("normalized", "normalize")
             raise ValueError(
-                f"{folder} was made with {_shown(key, own[key])}: leave out "
-                f"{_shown(key, wanted)}, or make another folder with it"
+                f"{folder} was made with {option}={stored[key]}: leave out {option}={wanted}, or "
+                "make another folder with it"
             )
-
-
-def _shown(key: str, value: Any) -> str:
-    """Write an option as it was given."""
-    if key == "action_spec":
-        value = f"{value[0]} to {value[1]}"
-    return f"{key.replace('normalized', 'normalize')}={value}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from gymnasium.envs.registration import EnvSpec
 
-from rambo_trl.data.specification import is_scored_by_success, known_family, particulars
+from rambo_trl.data.environment import is_scored_by_success, known_family, particulars
 
 __all__ = ["D4RL_REFERENCE_SCORES", "normalized_score", "reference_scores_for"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rambo_trl.data.columns import as_numbers
-from rambo_trl.data.specification import known_family
+from rambo_trl.data.environment import known_family
 
 __all__ = ["ObservationLayout", "as_flags", "as_rows", "check_action_space"]
 

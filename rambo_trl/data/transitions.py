@@ -1,4 +1,4 @@
-"""Flat transitions: one layout, checks, statistics and returns."""
+"""Flat transitions: one layout, checked values, statistics, and some of many rows."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
+from tensordict.utils import NestedKey
 
 from rambo_trl.data.columns import listed, where_missing
 from rambo_trl.data.scaling import coinciding, is_constant, needs_double
+from rambo_trl.data.spaces import as_flags, as_rows
 
 __all__ = [
     "ActionsOutsideError",
     "canonical_transitions",
     "check_values",
     "coarse_entries",
+    "draw_rows",
     "narrow",
     "observation_statistics",
 ]
@@ -25,8 +28,6 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 #: share of an entry's distinct values that may become one in float32, and the steps of float32
 #: that a standard deviation must have, before it is told
 _COINCIDE, _STEPS = 0.2, 100
-# types with values that float32 cannot tell apart
-_WIDE = (torch.float64, torch.int64, torch.int32)
 
 
 class ActionsOutsideError(ValueError):
@@ -50,8 +51,8 @@ class ActionsOutsideError(ValueError):
 def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = True) -> TensorDict:
     """Bring transitions into the common layout: keys, [N, size] shapes, dtypes, done.
 
-    Observations and actions are float32, or float64 where float32 would lose what matters of
-    them. With ``copy`` the observations share no memory with the given ones.
+    Observations and actions become float32, or float64 where float32 would lose what matters. With
+    ``copy`` the observations share no memory with the given ones.
     """
     if transitions.ndim != 1:
         raise ValueError(
@@ -67,71 +68,43 @@ def canonical_transitions(transitions: TensorDict, name: str, *, copy: bool = Tr
     if missing:
         raise ValueError(f"{name}: transitions lack the keys {missing}")
 
-    def column(key: Any, kind: str) -> torch.Tensor:
-        value = transitions[key].detach().to("cpu")
-        if kind == "observations" and value.dtype == torch.uint8 and value.ndim > 2:
-            raise ValueError(
-                f"{name}: {key} of shape {tuple(value.shape)} and type uint8 are images, which the "
-                "world model cannot predict: extract a state vector first"
-            )
-        if kind == "actions" and not value.is_floating_point():
-            raise ValueError(
-                f"{name} has discrete actions (type {value.dtype}): RAMBO's policy needs actions "
-                "of real numbers, so choose a continuous data set or store them as float32"
-            )
-        if kind == "flags" and value.dtype != torch.bool:
-            wrong = ((value != 0) & (value != 1)).reshape(size, -1).any(-1).nonzero()
-            if len(wrong):
-                raise ValueError(
-                    f"{name}: {key} must be 0 or 1, but {len(wrong)} are not, the first in row "
-                    f"{int(wrong[0])}"
-                )
-        if kind != "flags" and value.dtype in _WIDE:
-            value = value.double()
-        else:
-            value = value.to(torch.bool if kind == "flags" else torch.float32)
-        value = value.reshape(size, -1)
-        if kind in ("flags", "rewards") and value.shape[-1] != 1:
-            raise ValueError(
-                f"{name}: {key} must have shape [{size}] or [{size}, 1], got "
-                f"{tuple(transitions[key].shape)}"
-            )
-        return value
+    def rows(key: NestedKey, kind: str) -> torch.Tensor:
+        values = as_rows(transitions[key].detach().cpu().numpy(), kind, name)
+        return torch.from_numpy(values.reshape(size, -1))
+
+    def flags(key: str) -> torch.Tensor:
+        values = transitions["next", key].detach().cpu().numpy()
+        return torch.from_numpy(as_flags(values, f"{('next', key)}", name)).unsqueeze(-1)
 
     observation, next_observation = narrow(
-        column("observation", "observations"), column(("next", "observation"), "observations")
+        rows("observation", "observations"), rows(("next", "observation"), "observations")
     )
     if copy:  # normalisation writes in place
         observation, next_observation = observation.clone(), next_observation.clone()
     elif np.may_share_memory(observation.numpy(), next_observation.numpy()):
-        next_observation = next_observation.clone()  # else it were normalised twice
+        next_observation = next_observation.clone()  # else it would be normalised twice
     if observation.shape != next_observation.shape:
         raise ValueError(
             f"{name}: observation {tuple(observation.shape)} and next observation "
             f"{tuple(next_observation.shape)} must have the same shape"
         )
-    terminated = column(("next", "terminated"), "flags")
+    terminated = flags("terminated")
     truncated = torch.zeros_like(terminated)
-    for key in ("truncated", "done"):  # an end that is no terminal one is a truncation
+    for key in ("truncated", "done"):  # an end that is not terminal is a truncation
         if transitions.get(("next", key), None) is not None:
-            truncated |= column(("next", key), "flags") & ~terminated
-    return TensorDict(
-        {
-            "observation": observation,
-            "action": narrow(column("action", "actions"))[0],
-            "next": TensorDict(
-                {
-                    "observation": next_observation,
-                    "reward": column(("next", "reward"), "rewards"),
-                    "terminated": terminated,
-                    "truncated": truncated,
-                    "done": terminated | truncated,
-                },
-                batch_size=[size],
-            ),
+            truncated |= flags(key) & ~terminated
+    columns: dict[str, Any] = {
+        "observation": observation,
+        "action": narrow(rows("action", "actions"))[0],
+        "next": {
+            "observation": next_observation,
+            "reward": rows(("next", "reward"), "rewards"),
+            "terminated": terminated,
+            "truncated": truncated,
+            "done": terminated | truncated,
         },
-        batch_size=[size],
-    )
+    }
+    return TensorDict(columns, batch_size=[size])
 
 
 def narrow(*values: torch.Tensor) -> list[torch.Tensor]:
@@ -259,3 +232,32 @@ def coarse_entries(
                 "give them as float64, or take a constant out of them"
             )
     return found
+
+
+def draw_rows(num_rows: int, max_rows: int, *, seed: int = 0) -> torch.Tensor:
+    """Draw row numbers without replacement: the same ones every time, and in ascending order.
+
+    Every n-th row would not do: where the data have a period, as episodes of one length do, all of
+    them may be first steps. No global generator is used, so that a measurement leaves a run's
+    random numbers alone, and a resumed run measures on the same rows.
+
+    Args:
+        num_rows: rows to choose from.
+        max_rows: how many to draw at most.
+        seed: of the draw.
+
+    Returns:
+        int64 [min(num_rows, max_rows)].
+
+    Examples:
+        >>> from rambo_trl.data.transitions import draw_rows
+        >>> draw_rows(3, 10)
+        tensor([0, 1, 2])
+        >>> draw_rows(10**12, 5).shape  # takes memory for the drawn ones only
+        torch.Size([5])
+    """
+    if num_rows <= max_rows:
+        return torch.arange(num_rows)
+    generator = np.random.default_rng(seed)
+    drawn = generator.choice(num_rows, max_rows, replace=False, shuffle=False)
+    return torch.from_numpy(np.sort(drawn.astype(np.int64)))

@@ -13,8 +13,8 @@ from torchrl.data import Bounded, Composite, ReplayBuffer, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rambo_trl.data.rows import draw_rows
 from rambo_trl.data.scaling import denormalize_action
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating

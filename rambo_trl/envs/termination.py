@@ -19,9 +19,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.environment import arguments_of, environment_id, is_maze, known_family
 from rambo_trl.data.scaling import denormalize_action
-from rambo_trl.data.specification import arguments_of, environment_id, is_maze, known_family
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.runtime.importing import import_user_module
 

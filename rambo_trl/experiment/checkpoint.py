@@ -24,7 +24,7 @@ import torch
 from torchrl.data import ReplayBuffer
 
 from rambo_trl.data import RealModelReplayBuffer
-from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.data.storage import why_unreadable
 from rambo_trl.experiment.folder import write_atomically
 from rambo_trl.runtime.places import expand_home
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.data.storage import why_unreadable
 from rambo_trl.runtime.places import expand_home
 
 try:

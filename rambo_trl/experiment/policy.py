@@ -24,10 +24,10 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rambo_trl.data.description import DataDescription
+from rambo_trl.data.columns import DataDescription
+from rambo_trl.data.environment import specification_text
 from rambo_trl.data.scaling import denormalize_action, flat_bounds
-from rambo_trl.data.specification import specification_text
-from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.data.storage import why_unreadable
 from rambo_trl.experiment.folder import write_atomically
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.runtime.places import expand_home

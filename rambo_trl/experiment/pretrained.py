@@ -18,8 +18,8 @@ from tensordict import TensorDictBase
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.specification import particulars
-from rambo_trl.data.unreadable import why_unreadable
+from rambo_trl.data.environment import particulars
+from rambo_trl.data.storage import why_unreadable
 from rambo_trl.experiment.checkpoint import (
     Stateful,
     read_checkpoint,

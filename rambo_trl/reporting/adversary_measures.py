@@ -13,7 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_logged
 from rambo_trl.data.playing import flattening, play_start, play_step
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.reporting.adversary_measures import mode, step_by_elite
 from rambo_trl.training.phases import ModelPhase
 

@@ -21,10 +21,9 @@ from rambo_trl.data import (
     make_environment,
 )
 from rambo_trl.data.bundled import bundled_plan
-from rambo_trl.data.d4rl_names import parse_d4rl_name
-from rambo_trl.data.environment import environment_spaces, registered_spec
-from rambo_trl.data.environment_check import try_environment
-from rambo_trl.data.specification import is_maze, known_family
+from rambo_trl.data.environment import environment_spaces, is_maze, known_family, registered_spec
+from rambo_trl.data.names import parse_d4rl_name
+from rambo_trl.data.playing import try_environment
 from rambo_trl.envs.termination import (
     TerminationRule,
     check_rule,
@@ -190,9 +189,10 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
         check_termination(cfg, dataset)
         _check_rewards(cfg, dataset)
     _check_batches(cfg, len(dataset), f"{dataset.name} has")
-    if dataset.oddities and cfg.odd_data == "refuse":
+    if dataset.data_warnings and cfg.odd_data == "refuse":
         raise ValueError(
-            f"{dataset.name}: {'; '.join(dataset.oddities)}. odd_data=accept trains on it as it is"
+            f"{dataset.name}: {'; '.join(dataset.data_warnings)}. odd_data=accept trains on it as "
+            "it is"
         )
 
 

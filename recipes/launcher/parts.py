@@ -26,7 +26,7 @@ from rambo_trl.data import (
     make_real_buffer,
     make_replay_buffer,
 )
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.learned_termination import MAX_UPDATES
 from rambo_trl.envs.termination import TerminationRule

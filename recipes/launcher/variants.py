@@ -28,7 +28,7 @@ from rambo_trl.collectors import (
     reverse_transitions,
 )
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.experiment.divergence import ModelErrorBound, model_error_bound

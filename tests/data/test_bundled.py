@@ -18,6 +18,7 @@ from rambo_trl.data import (
     bundled_names,
     ensure_bundled,
     mujoco_messages_logged,
+    names,
 )
 from rambo_trl.data.behaviour import PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.bundled import build_bundled, bundled_path
@@ -126,8 +127,10 @@ def test_found_the_second_time(policies_dir: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("minari_root")
 def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "POLICIES", policies_dir)
-    monkeypatch.setitem(bundled._ENVIRONMENTS, "inverteddoublependulum", (ENV, 200, ("expert",)))
+    monkeypatch.setattr(names, "POLICIES", policies_dir)
+    monkeypatch.setitem(
+        names.BUNDLED_ENVIRONMENTS, "inverteddoublependulum", (ENV, 200, ("expert",))
+    )
     data = OfflineDataset.load(NAME.format("expert"), progress=False)
     assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()
 
@@ -234,8 +237,8 @@ def test_missing_policies_are_named(minari_root: Path, tmp_path: Path) -> None:
     "env_id", ["HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Walker2d-v5"]
 )
 def test_the_packages_policies_play_as_well_as_they_say(env_id: str) -> None:
-    assert env_id in {path.stem for path in bundled.POLICIES.glob("*.safetensors")}
-    policies = PolicyBundle(bundled.POLICIES / f"{env_id}.safetensors")
+    assert env_id in {path.stem for path in names.POLICIES.glob("*.safetensors")}
+    policies = PolicyBundle(names.POLICIES / f"{env_id}.safetensors")
     assert policies.env_id == env_id and len(policies) > 9
     env = gymnasium.make(env_id)
     said = [snapshot["return_mean"] for snapshot in policies.snapshots]

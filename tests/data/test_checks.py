@@ -58,7 +58,7 @@ def test_usual_data_has_no_remarks(heard: pytest.LogCaptureFixture) -> None:
 def test_rewards_all_equal(heard: pytest.LogCaptureFixture) -> None:
     episode = make_episode(5, 0)
     episode["rewards"][:] = 1.0
-    (remark,) = load(episode).oddities
+    (remark,) = load(episode).data_warnings
     assert load(episode).remarks == (remark,)
     assert remark.startswith("all 5 rewards are 1:") and "check the rewards" in remark
     assert heard.records[0].getMessage() == f"toy: {remark}"
@@ -68,7 +68,7 @@ def test_rewards_all_equal(heard: pytest.LogCaptureFixture) -> None:
 def test_terminal_and_timed_out_at_once_is_told() -> None:
     both = make_episode(5, 0, terminated=True)
     both["truncations"][-1] = True
-    (remark,) = load(both, make_episode(5, 1)).oddities
+    (remark,) = load(both, make_episode(5, 1)).data_warnings
     assert remark.startswith("1 rows are terminal and timed out at once and count as terminal")
     assert "clear their terminal flags" in remark
 
@@ -77,7 +77,7 @@ def test_terminal_and_timed_out_at_once_is_told() -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
 def test_duplicate_episodes(seeds: list[int]) -> None:
     # The seed decides the whole episode, its length too.
-    remarks = load(*(make_episode(3 + seed, seed) for seed in seeds)).oddities
+    remarks = load(*(make_episode(3 + seed, seed) for seed in seeds)).data_warnings
     repeats = [i for i, seed in enumerate(seeds) if seed in seeds[:i]]
     if not repeats:
         assert remarks == ()
@@ -93,8 +93,10 @@ def test_an_episode_that_goes_on_after_an_end_is_told() -> None:
     late = make_episode(4, seed=2, terminated=True)
     late["terminations"][0] = True
     data = load(make_episode(3, seed=0), early, late)
-    (told,) = data.oddities
-    assert told.startswith("2 episodes go on after an end flag, the first is episode 1 after step")
+    (told,) = data.data_warnings
+    assert told.startswith(
+        "2 episodes continue after an end flag, the first is episode 1 after step"
+    )
     assert data.num_episodes == 3
     assert data.transitions["next", "done"].flatten().nonzero().flatten().tolist() == [
         *(2,), *(5, 7), *(8, 11),
@@ -109,7 +111,7 @@ def test_episodes_that_share_their_observations_are_no_duplicates() -> None:
 
 def test_one_row_episodes() -> None:
     shuffled = [make_episode(1, seed) for seed in range(4)]
-    (remark,) = load(*shuffled).oddities
+    (remark,) = load(*shuffled).data_warnings
     assert remark.startswith("all 4 episodes have one row")
     one_step_task = [make_episode(1, seed, terminated=True) for seed in range(4)]
     assert load(*one_step_task).remarks == ()
@@ -251,7 +253,7 @@ def test_a_full_disk_is_told_before_anything_is_played(
     minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # HDF5 crashes on a full disk: there is no error to be caught while it writes.
-    monkeypatch.setattr(bundled, "_play", lambda *args: pytest.fail("played"))
+    monkeypatch.setattr(bundled, "collect_episodes", lambda *args, **kwargs: pytest.fail("played"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:

@@ -9,8 +9,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.coverage import Coverage, measure_coverage
-from rambo_trl.data.report import describe_dataset
+from rambo_trl.data.report import Coverage, describe_dataset, measure_coverage
 
 ROWS = 20_000
 

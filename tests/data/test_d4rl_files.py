@@ -241,7 +241,7 @@ def test_reliable_timeouts_win_over_the_time_limit() -> None:
 def test_timeouts_that_seem_to_be_missing_are_told() -> None:
     arrays = make_arrays([(12, "timeout"), (5, "timeout"), (4, "terminal")])
     some = without(arrays, "next_observations")
-    (told,) = OfflineDataset.from_arrays(some, max_episode_steps=5).oddities
+    (told,) = OfflineDataset.from_arrays(some, max_episode_steps=5).data_warnings
     assert OfflineDataset.from_arrays(some, max_episode_steps=5).remarks[-1] == told
     assert (
         told.startswith("1 episodes are longer than the 5 steps") and "leave the timeouts" in told
@@ -253,15 +253,15 @@ def test_timeouts_that_seem_to_be_missing_are_told() -> None:
 
 def test_actions_of_one_sign_under_assumed_bounds_are_told() -> None:
     arrays = make_arrays([(30, "timeout")])
-    assert OfflineDataset.from_arrays(arrays).oddities == ()
+    assert OfflineDataset.from_arrays(arrays).data_warnings == ()
     valve = arrays | {"actions": np.abs(arrays["actions"]) * [1, -1]}
-    (told,) = OfflineDataset.from_arrays(valve).oddities
+    (told,) = OfflineDataset.from_arrays(valve).data_warnings
     assert told.startswith("action entry 0 lies between 0.0") and "--action-low" in told
     # meant so, once bounds are given or known; and an entry that never changes says nothing
     spec = Bounded(low=torch.tensor([0.0, -1.0]), high=torch.tensor([1.0, 0.0]), shape=(2,))
-    assert OfflineDataset.from_arrays(valve, action_spec=spec).oddities == ()
+    assert OfflineDataset.from_arrays(valve, action_spec=spec).data_warnings == ()
     still = arrays | {"actions": arrays["actions"] * [0, 1]}
-    assert OfflineDataset.from_arrays(still).oddities == ()
+    assert OfflineDataset.from_arrays(still).data_warnings == ()
 
 
 def test_a_mazes_time_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rambo_trl.data.d4rl_names import parse_d4rl_name
+from rambo_trl.data.names import parse_d4rl_name
 
 
 @pytest.mark.parametrize(

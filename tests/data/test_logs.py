@@ -18,9 +18,9 @@ from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.__main__ import main
+from rambo_trl.data.checks import step_intervals
 from rambo_trl.data.columns import as_numbers
 from rambo_trl.data.report import describe_dataset, plot_dataset
-from rambo_trl.data.sampling import step_intervals
 
 OBSERVATIONS, ACTIONS = ("temp_C", "level_m", "tank_area_m2"), ("power_W", "flow_l_s")
 SPEC = Bounded(torch.tensor([0.0, 0.0]), torch.tensor([50_000.0, 1.2]), shape=(2,))
@@ -250,7 +250,7 @@ def test_names_stand_in_reports_and_messages(
     arrays = log()
     arrays["actions"] /= [5e4, 1.2]
     valve = OfflineDataset.from_arrays(arrays, action_names=ACTIONS)
-    assert valve.oddities[0].startswith("power_W lies between")
+    assert valve.data_warnings[0].startswith("power_W lies between")
 
 
 @pytest.mark.parametrize(
@@ -325,13 +325,13 @@ def test_irregular_steps_are_told(tmp_path: Path) -> None:
         dates.astype("M8[us]").astype(object),
     ):
         assert load(arrays | {"timestamps": same}).step_intervals == uneven.step_intervals
-    assert uneven.oddities == ()
+    assert uneven.data_warnings == ()
     time[22:30] += 500
-    (odd,) = load(arrays | {"timestamps": time}).oddities
+    (odd,) = load(arrays | {"timestamps": time}).data_warnings
     assert odd.startswith("1 steps within episodes take more than 10 times the median of 10, the")
     time[22:30] -= 500
     time[7] = time[6]
-    assert load(arrays | {"timestamps": time}).oddities[0].startswith("time stands still")
+    assert load(arrays | {"timestamps": time}).data_warnings[0].startswith("time stands still")
     for wrong in (np.where(time > 50, np.nan, time), time[:-1], np.array(["a"] * 40)):
         with pytest.raises(ValueError, match="timestamps|differ in length"):
             load(arrays | {"timestamps": wrong})

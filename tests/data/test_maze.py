@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rambo_trl.data import OfflineDataset, check_environment, make_environment
+from rambo_trl.data.behaviour import PointMazeWaypoints, _next_cells
 from rambo_trl.data.bundled import build_bundled
 from rambo_trl.data.environment import is_maze, is_scored_by_success
-from rambo_trl.data.maze import PointMazeWaypoints, _next_cells
 from rambo_trl.data.scores import reference_scores_for
 
 

@@ -21,9 +21,9 @@ from rambo_trl.data import (
     ObservationLayout,
     OfflineDataset,
     check_environment,
-    disk,
     make_environment,
     memmap,
+    storage,
 )
 from rambo_trl.data.__main__ import main
 
@@ -61,7 +61,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         assert torch.equal(getattr(got, key), getattr(want, key))
     np.testing.assert_array_equal(got.behaviour_returns, want.behaviour_returns)
     np.testing.assert_array_equal(got.whole_episodes, want.whole_episodes)
-    for key in ("name", "env_id", "environment", "reference_scores", "remarks", "oddities",
+    for key in ("name", "env_id", "environment", "reference_scores", "remarks", "data_warnings",
                 "reward_shift", "observation_layout", "action_spec", "behaviour_score",
                 "normalized", "observation_names", "action_names", "num_cut_episodes",
                 "step_intervals"):  # fmt: skip
@@ -151,10 +151,10 @@ def test_room_is_counted_where_it_cannot_be_taken(
     def unsupported(*args: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "not on this file system")
 
-    monkeypatch.setattr(disk.os, "posix_fallocate", unsupported)
-    disk.check_space(tmp_path, 1000)
+    monkeypatch.setattr(storage.os, "posix_fallocate", unsupported)
+    storage.check_space(tmp_path, 1000)
     with pytest.raises(OSError, match="No space left"):
-        disk.check_space(tmp_path, 1 << 60)
+        storage.check_space(tmp_path, 1 << 60)
     assert not list(tmp_path.iterdir())
 
 

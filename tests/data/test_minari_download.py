@@ -24,7 +24,7 @@ from minari.storage.remotes.cloud_storage import CloudStorage
 from tensordict import TensorDict
 from torchrl.data.datasets import MinariExperienceReplay
 
-from rambo_trl.data import OfflineDataset, minari_remote
+from rambo_trl.data import OfflineDataset, minari_source
 
 NAME = "far/away/walk-v0"
 
@@ -269,10 +269,10 @@ def test_a_remote_that_does_not_answer_is_given_up(
     released = threading.Event()
     monkeypatch.delenv("MINARI_REMOTE")
     monkeypatch.setattr(minari, "list_remote_datasets", lambda **_: released.wait(60))
-    monkeypatch.setattr(minari_remote, "_SECONDS", 0.02)
-    monkeypatch.setattr(minari_remote, "_SECONDS_IF_UNLIKELY", 0.01)
+    monkeypatch.setattr(minari_source, "_SECONDS", 0.02)
+    monkeypatch.setattr(minari_source, "_SECONDS_IF_UNLIKELY", 0.01)
     told: list[str] = []
-    monkeypatch.setattr(minari_remote.torchrl_logger, "warning", told.append)
+    monkeypatch.setattr(minari_source.torchrl_logger, "warning", told.append)
     for name, seconds in (("D4RL/door/human-v2", 0.02), ("zzz/qqq-v0", 0.01)):
         with pytest.raises(ValueError, match=f"no answer from the remote within {seconds} s"):
             OfflineDataset.load(name)

@@ -13,9 +13,9 @@ from torchrl.data import Bounded, TensorDictReplayBuffer
 from rambo_trl.data import (
     OfflineDataset,
     RealModelReplayBuffer,
+    buffers,
     make_real_buffer,
     make_replay_buffer,
-    mixing,
 )
 
 
@@ -52,7 +52,9 @@ def test_share_is_exact_in_every_batch(real_fraction: float, batch_size: int) ->
         assert int(real.sum()) == want and real[:want].all()
         for key in ("action", ("next", "observation"), ("next", "reward")):
             assert torch.equal(batch[key], batch["observation"])  # rows stay together
-        assert set(batch.keys(include_nested=True, leaves_only=True)) == set(mixing.TRANSITION_KEYS)
+        assert set(batch.keys(include_nested=True, leaves_only=True)) == set(
+            buffers.TRANSITION_KEYS
+        )
 
 
 def test_batches_differ_and_cover_both_buffers_uniformly() -> None:
@@ -154,4 +156,4 @@ def test_real_buffer_holds_the_data_set_and_takes_no_more() -> None:
 
 
 def test_examples_in_the_docstring() -> None:
-    assert doctest.testmod(mixing).failed == 0
+    assert doctest.testmod(buffers).failed == 0

@@ -74,7 +74,7 @@ def test_checks_that_fail_and_remarks() -> None:
     constant = arrays(rewards=np.ones(12, np.float32))
     text = describe_dataset(OfflineDataset.from_arrays(constant, env_id="Walker2d-v5"))
     flat = " ".join(text.split())
-    assert "odd all 12 rewards are 1" in flat and "odd_data=accept" in flat
+    assert "warning all 12 rewards are 1" in flat and "odd_data=accept" in flat
     assert "note all 12" not in flat
     assert "FAILED data set arrays does not fit Walker2d-v5: observations of size 11" in flat
     assert "rewards differ" not in flat

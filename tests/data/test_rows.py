@@ -8,9 +8,9 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded
 
-from rambo_trl.data import OfflineDataset, coverage
-from rambo_trl.data.coverage import measure_coverage
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data import OfflineDataset, report
+from rambo_trl.data.report import measure_coverage
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.envs.termination import check_rule
 from rambo_trl.modules import EnsembleWorldModel
@@ -64,7 +64,7 @@ def test_a_rule_is_tried_on_rows_of_each_kind() -> None:
 
 
 def test_coverage_is_that_of_rows_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "_MAX_ROWS", 1000)
+    monkeypatch.setattr(report, "_MAX_ROWS", 1000)
     rows = periodic(2000)
     rows["next", "terminated"][-1] = True
     data = OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)))

@@ -25,9 +25,8 @@ from rambo_trl.data import (
     make_environment,
     reference_scores_for,
 )
-from rambo_trl.data.environment import is_scored_by_success, time_limit
-from rambo_trl.data.environment_check import bounds_that_differ
-from rambo_trl.data.specification import known_family
+from rambo_trl.data.environment import is_scored_by_success, known_family, time_limit
+from rambo_trl.data.playing import bounds_that_differ
 from rambo_trl.envs.termination import choose_rule, never, rule_for
 from rambo_trl.experiment.policy import Policy, load_policy, save_policy
 from rambo_trl.experiment.pretrained import dataset_digest

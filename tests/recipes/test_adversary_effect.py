@@ -27,7 +27,7 @@ from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.rows import draw_rows
+from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss

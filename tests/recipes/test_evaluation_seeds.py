@@ -17,7 +17,7 @@ from launcher.command_line import compose_jobs
 from omegaconf import DictConfig, OmegaConf
 from run_evaluation import EVALUATION_SEED, Evaluation
 
-from rambo_trl.data import bundled
+from rambo_trl.data import bundled, names
 from rambo_trl.experiment.evaluation import EvaluationResult
 from rambo_trl.reporting import adversary_measures
 
@@ -45,7 +45,7 @@ def test_no_episode_has_the_seed_of_another_or_of_data(schedule: str) -> None:
         found += episode_seeds(config(f"schedule={schedule}", f"seed={seed}"))
     assert len(set(found)) == len(found), "an epoch, or a run of another seed, has it too"
     # what builds data, and what a run itself is seeded with
-    blocks = bundled._SEED_BLOCK * (1 + len(bundled._KINDS))
+    blocks = bundled._SEED_BLOCK * (1 + len(names.KINDS))
     assert min(found) >= max(blocks, bundled._REFERENCE_SEED + bundled._SEED_BLOCK)
     assert min(found) == EVALUATION_SEED > 3
     assert max(found) < adversary_measures.FIRST_SEED
@@ -60,7 +60,7 @@ def test_the_policies_that_play_data_were_chosen_on_episodes_of_their_own() -> N
         spans.append((first, first + cfg.eval_episodes - 1))
     assert all(last < first for (_, last), (first, _) in pairwise(spans))
     # between the seeds of the data's episodes and those of the reference returns and evaluations
-    assert spans[0][0] >= bundled._SEED_BLOCK * (1 + len(bundled._KINDS))
+    assert spans[0][0] >= bundled._SEED_BLOCK * (1 + len(names.KINDS))
     assert spans[-1][1] < bundled._REFERENCE_SEED < EVALUATION_SEED
 
 

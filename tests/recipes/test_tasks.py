@@ -13,8 +13,8 @@ from launcher.program import refusing_bad_input
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Bounded
 
-from rambo_trl.data import OfflineDataset, bundled, bundled_names
-from rambo_trl.data.d4rl_names import parse_d4rl_name
+from rambo_trl.data import OfflineDataset, bundled_names, names
+from rambo_trl.data.names import parse_d4rl_name
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "config"
 
@@ -140,7 +140,7 @@ def test_a_missing_file_of_d4rl_s_says_what_to_take_instead(
     env, kind = name.split("-", 1)
     (tmp_path / "Hopper-v5.safetensors").touch()
     (tmp_path / "HalfCheetah-v5.safetensors").touch()
-    monkeypatch.setattr(bundled, "POLICIES", tmp_path)
+    monkeypatch.setattr(names, "POLICIES", tmp_path)
     line = refused(f"d4rl-{name}", capsys)
     assert f"no data file d4rl/{name.replace('-', '_')}-v2.hdf5: " in line
     assert "dataset=PATH" in line and "docs/tasks.md" in line
@@ -160,7 +160,7 @@ def test_a_bundled_set_whose_policies_are_not_there_says_what_is(
     for env in ("Hopper", "HalfCheetah"):
         (tmp_path / f"policies/{env}-v5.safetensors").touch()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.setattr(bundled, "POLICIES", tmp_path / "policies")
+    monkeypatch.setattr(names, "POLICIES", tmp_path / "policies")
     line = refused("walker2d-medium-replay", capsys)
     assert "the package has no policies for walker2d yet" in line
     assert "bundled/walker2d/random-v0" in line and "the sets of halfcheetah, hopper;" in line
