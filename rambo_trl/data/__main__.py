@@ -34,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reading.add_argument(
         "--env-id", help="environment, where the data set names none; or none, to use none"
     )
-    for option, end in (("--action-low", "lowest"), ("--action-high", "highest")):
+    for end in ("low", "high"):
         reading.add_argument(
-            option,
+            f"--action-{end}",
             type=_numbers,
             metavar="X,Y,...",
-            help=f"{end} value of each action entry, as in {option}=-1,0",
+            help=f"{end}est value of each action entry, as in --action-{end}=-1,0",
         )
     reading.add_argument(
         "--observation-keys", nargs="+", help="entries of dictionary observations to join"
@@ -73,22 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 dataset.memmap(options.memmap)
             report += f"\n\nwritten to   {options.memmap}"
     except (ValueError, OSError) as error:
-        return _refused(str(error))
-    except (AttributeError, KeyError, TypeError) as error:
-        # Of a description that lacks something: they say little by themselves.
-        return _refused(
-            f"{options.name} cannot be used ({type(error).__name__}: {error}): its description is "
-            "damaged or of another version, so make it anew"
-        )
+        sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
+        return 2
     finally:
         torchrl_logger.setLevel(level)
     sys.stdout.write(report + "\n")
     return 0
-
-
-def _refused(reason: str) -> int:
-    sys.stderr.write("error: " + " ".join(reason.split()) + "\n")
-    return 2
 
 
 def _numbers(text: str) -> list[float]:

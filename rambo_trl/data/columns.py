@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +16,6 @@ __all__ = [
     "as_numbers",
     "constant_entries",
     "entry_names",
-    "file_names",
     "listed",
     "names_of",
     "told_apart",
@@ -93,39 +90,23 @@ def _numbers(value: Any, label: str, where: str) -> np.ndarray:
         array = np.where(missing, np.nan, array.data) if missing.any() else array.data
     if array.dtype.kind in "fiub":
         return array
-    if array.dtype.kind != "O":
-        cells = array.ravel().tolist()
-    else:
-        cells = [cell for cell in array.ravel().tolist() if not _is_number(cell)]
-        if not cells:
-            empty = [[np.nan if _is_missing(x) else x] for x in array.ravel().tolist()]
-            return np.array(empty, np.float64).reshape(array.shape)
+    cells = array.ravel().tolist()
+    if array.dtype.kind == "O":
+        # None, or pandas' NA and NaT
+        empty = [x is None or type(x).__name__ in ("NAType", "NaTType") for x in cells]
+        numeric = (bool, int, float, np.number, np.bool_)
+        wrong = [x for x, e in zip(cells, empty, strict=True) if not (e or isinstance(x, numeric))]
+        if not wrong:
+            values = [np.nan if e else x for x, e in zip(cells, empty, strict=True)]
+            return np.array(values, np.float64).reshape(array.shape)
+        cells = wrong
     some = ", ".join(repr(str(cell)) for cell in dict.fromkeys(cells[:1000]))
+    some = some if len(some) <= 60 else some[:57] + "..."
     raise ValueError(
-        f"{where}: {label} of type {array.dtype} are no real numbers but {_cut(some)}: "
-        f"{_instead(array, cells)}, or leave the column out"
+        f"{where}: {label} of type {array.dtype} are no real numbers but {some}: give numbers "
+        "(with a decimal point; dates as seconds since a start; 0 and 1 in a column for each "
+        "kind), or leave the column out"
     )
-
-
-def _instead(array: np.ndarray, cells: Sequence[Any]) -> str:
-    """What to give instead of cells that are no numbers."""
-    if array.dtype.kind in "Mm" or all(hasattr(x, "isoformat") for x in cells):
-        return "give seconds since a start, as a number"
-    try:
-        for cell in cells:
-            float(cell.replace(",", ".", 1))
-    except (AttributeError, ValueError):
-        return "write numbers for them (0 and 1, one column for each kind)"
-    return "they are numbers written as text, so read them as numbers (with their decimal sign)"
-
-
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, (bool, int, float, np.number, np.bool_)) or _is_missing(cell)
-
-
-def _is_missing(cell: Any) -> bool:
-    """Whether a cell is empty: None, or pandas' NA."""
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType")
 
 
 def told_apart(*values: float, digits: int = 6) -> list[str]:
@@ -163,19 +144,6 @@ def entry_names(names: Sequence[str] | None, size: int, kind: str, where: str) -
     return names
 
 
-def file_names(path: Path) -> dict[str, Any]:
-    """The names that a D4RL-format HDF5 file has as attributes ``names`` of its arrays."""
-
-    def read(stored: Any) -> tuple[str, ...] | None:
-        names = None if stored is None else stored.attrs.get("names")
-        if names is None:
-            return None
-        return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(names))
-
-    with h5py.File(path, "r") as file:
-        return {f"{k}_names": read(file.get(f"{k}s")) for k in ("observation", "action")}
-
-
 def listed(names: Sequence[str]) -> str:
     """Some names as text, the first few and how many more there are."""
     rest = len(names) - _SHOWN
@@ -183,19 +151,16 @@ def listed(names: Sequence[str]) -> str:
 
 
 def where_missing(bad: np.ndarray, names: Sequence[str]) -> str:
-    """Name the entries that are not finite, and those that never are, as the end of a sentence.
+    """Name the entries [N, size] that are not finite, as the end of a sentence.
 
-    Args:
-        bad: bool [N, size].
-        names: of the entries; nothing is said where they have none.
+    Those that never are may be text that was read as numbers; nothing is said without names.
     """
     if not names:
         return ""
-    text = f" of {listed([names[i] for i in bad.any(0).nonzero()[0].tolist()])}"
-    never = [names[i] for i in bad.all(0).nonzero()[0].tolist()]
-    if never:
-        text += f", where {listed(never)} has no number at all, as text read as numbers has none"
-    return text
+    some, every = (
+        listed([names[i] for i in test.nonzero()[0].tolist()]) for test in (bad.any(0), bad.all(0))
+    )
+    return f" of {some}" + (f", where {every} has no number at all (was it text?)" if every else "")
 
 
 def constant_entries(rows: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -260,8 +225,7 @@ class DataDescription:
 
     def as_header(self) -> dict[str, Any]:
         """What is written into a file, as JSON has it."""
-        found = vars(self)
-        return {key: list(value) for key, value in found.items() if value is not None}
+        return {key: list(value) for key, value in vars(self).items() if value is not None}
 
     def limits(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
         """Beyond which normalised observations are far outside the data, [obs] each.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from torchrl.data import Bounded
 from rambo_trl.data.checks import DataWarning, step_intervals
 from rambo_trl.data.columns import as_numbers, names_of
 from rambo_trl.data.environment import bounds_of, environment_id, environment_spaces
-from rambo_trl.data.episodes import LoggedEpisodes, find_whole, flat_columns
+from rambo_trl.data.episodes import LoggedEpisodes, flat_columns
 from rambo_trl.data.names import bundled_equivalent, nearest_files, parse_d4rl_name
 from rambo_trl.data.scaling import needs_double
 from rambo_trl.data.spaces import as_flags, as_rows, check_action_space
@@ -220,19 +220,11 @@ def flat_source(
 ) -> FlatSource:
     """Turn arrays in D4RL's layout into transitions.
 
-    With ``next_observations`` every row is a transition; a terminal row may have NaN there, as one
-    of which the next observation is unknown. Without them a row's next observation is the
-    following row's observation, except where an episode ends:
-
-    - the last row of a truncated or unfinished episode has no next observation and is left out
-      (the row before it is then the episode's last, and marked truncated);
-    - a terminal row's next observation is unknown, but neither its reward nor the end may be
-      lost (AntMaze has no other rewards): by default its own observation stands in. No value is
-      bootstrapped from it.
+    The rules are those of :meth:`rambo_trl.data.OfflineDataset.from_arrays`. Where the last row of
+    a truncated episode is left out, the row before it is marked truncated.
 
     Args:
-        arrays: ``observations`` [N, *], ``actions`` [N, *], ``rewards`` and ``terminals`` [N] or
-            [N, 1], and optionally ``timeouts``, ``next_observations`` and ``timestamps``.
+        arrays: by D4RL's names.
         name: how messages call the data set.
         max_episode_steps: see :func:`episode_ends`.
         unknown_terminal_states: what becomes of terminal rows without a next observation:
@@ -293,10 +285,10 @@ def flat_source(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
-    closed = terminals if timeouts is None else terminals | timeouts
     ends[-1] = True
     truncated = ends & ~terminals
-    both = np.zeros_like(terminals) if timeouts is None else terminals & timeouts
+    if timeouts is not None:
+        truncated |= terminals & timeouts  # both at once: reported later, and then terminal
     remarks: list[str] = []
     intervals: dict[str, float] = {}
     if "timestamps" in values:
@@ -317,18 +309,24 @@ def flat_source(
         )
     # The row before one that is left out becomes its episode's last.
     truncated[:-1] |= lost[1:] & ~ends[:-1]
-    keep = ~lost
-    if not keep.any():
+    rows = np.flatnonzero(~lost)
+    if len(rows) == 0:
         raise ValueError(
             f"{name} is empty without its episodes' last rows, of which no next observation is "
             "known: add next_observations"
         )
-    rows = np.flatnonzero(keep)
     if next_observations is None:  # a terminal row's own observation stands in
         next_observations = observations[rows + ~terminals[rows]]
-    columns = (observations, actions, next_observations, rewards, terminals, truncated | both)
+    columns = (observations, actions, next_observations, rewards, terminals, truncated)
     transitions = flat_columns(*(c if len(c) == len(rows) else c[rows] for c in columns))
-    episodes = _episodes(values["rewards"].reshape(-1), ends, closed, keep, max_episode_steps)
+    # returns in float64, rows left out included
+    stops = np.flatnonzero(ends) + 1
+    parts = np.split(values["rewards"].reshape(-1), stops[:-1])
+    returns = np.array([part.sum(dtype=np.float64) for part in parts])
+    closed = terminals if timeouts is None else terminals | timeouts
+    episodes = LoggedEpisodes.of(returns, stops, closed[stops - 1], max_episode_steps)
+    kept = np.concatenate([[0], np.cumsum(~lost)])[episodes.rows]
+    episodes = replace(episodes, rows=kept[kept[:, 0] < kept[:, 1]])
     return FlatSource(transitions, episodes, (*remarks, *episodes.remarks), intervals)
 
 
@@ -349,17 +347,16 @@ def _remarks_without_next(
             "terminals: if some were cut without a flag, give max_episode_steps= "
             "(--max-episode-steps)"
         )
-    if max_episode_steps is not None:
-        steps = np.diff(np.flatnonzero(ends), prepend=-1)
-        too_long = int((steps > max_episode_steps).sum())
-        if too_long:
-            remarks.append(
-                DataWarning(
-                    f"{too_long} episodes are longer than the {max_episode_steps} steps that the "
-                    "environment allows: if timeouts are missing, ends pass for steps; leave the "
-                    "timeouts out, and episodes are cut at the limit"
-                )
+    steps = np.diff(np.flatnonzero(ends), prepend=-1)
+    too_long = 0 if max_episode_steps is None else int((steps > max_episode_steps).sum())
+    if too_long:
+        remarks.append(
+            DataWarning(
+                f"{too_long} episodes are longer than the {max_episode_steps} steps that the "
+                "environment allows: if timeouts are missing, ends pass for steps; leave the "
+                "timeouts out, and episodes are cut at the limit"
             )
+        )
     cut = lost & ~terminals
     if cut.any():
         remarks.append(
@@ -373,19 +370,6 @@ def _remarks_without_next(
             "prefer a file with next_observations"
         )
     return remarks
-
-
-def _episodes(
-    rewards: np.ndarray, ends: np.ndarray, closed: np.ndarray, keep: np.ndarray, limit: int | None
-) -> LoggedEpisodes:
-    """Sum the rewards of whole episodes in float64, rows left out included."""
-    stops = np.flatnonzero(ends) + 1
-    starts = np.concatenate([[0], stops[:-1]])
-    whole = find_whole(stops, closed[stops - 1], limit)
-    bounds = np.stack([starts, stops], axis=1)[whole]
-    returns = np.array([rewards[start:stop].sum(dtype=np.float64) for start, stop in bounds])
-    rows = np.concatenate([[0], np.cumsum(keep)])[bounds]
-    return LoggedEpisodes(returns, rows[rows[:, 0] < rows[:, 1]], int((~whole).sum()))
 
 
 def default_bounds(

@@ -19,7 +19,6 @@ __all__ = [
     "Episode",
     "LoggedEpisodes",
     "episodes_of_transitions",
-    "find_whole",
     "flat_columns",
     "flatten_episodes",
     "hold_unknown_ends",
@@ -91,10 +90,9 @@ def flatten_episodes(
     )
     # column by column, so that no more than one is in memory twice
     transitions = flat_columns(*(np.concatenate(columns.pop(0)) for _ in range(6)))
-    stops = np.cumsum(lengths)
-    whole = find_whole(stops, np.array(closed), max_episode_steps)
-    bounds = np.stack([stops - lengths, stops], axis=1)[whole]
-    logged = LoggedEpisodes(np.array(returns)[whole], bounds, int((~whole).sum()))
+    logged = LoggedEpisodes.of(
+        np.array(returns), np.cumsum(lengths), np.array(closed), max_episode_steps
+    )
     return transitions, logged, (*remarks, *logged.remarks)
 
 
@@ -172,6 +170,32 @@ class LoggedEpisodes:
     rows: np.ndarray
     num_cut: int
 
+    @classmethod
+    def of(
+        cls,
+        returns: np.ndarray,
+        stops: np.ndarray,
+        closed: np.ndarray,
+        limit: int | None = None,
+        gaps: np.ndarray | None = None,
+    ) -> LoggedEpisodes:
+        """Tell whole episodes from pieces.
+
+        Args:
+            returns: [E], of each episode.
+            stops: [E], the row after each episode's last.
+            closed: [E], whether its end is flagged.
+            limit: steps after which every episode ends, if known.
+            gaps: numbers of episodes that are pieces anyway.
+        """
+        starts = np.concatenate([[0], stops[:-1]])
+        if limit is not None:
+            closed = closed | (stops - starts >= limit)
+        whole = closed & np.concatenate([[True], closed[:-1]])
+        if gaps is not None:
+            whole[gaps] = False
+        return cls(returns[whole], np.stack([starts, stops], axis=1)[whole], int((~whole).sum()))
+
     @property
     def remarks(self) -> tuple[str, ...]:
         """One sentence where there are pieces, else nothing."""
@@ -187,43 +211,24 @@ class LoggedEpisodes:
         )
 
 
-def find_whole(stops: np.ndarray, closed: np.ndarray, limit: int | None = None) -> np.ndarray:
-    """Tell whole episodes from pieces.
-
-    Args:
-        stops: [E], the row after each episode's last.
-        closed: [E], whether its end is flagged.
-        limit: steps after which every episode ends, if known.
-
-    Returns:
-        [E], bool.
-    """
-    if limit is not None:
-        closed = closed | (np.diff(stops, prepend=0) >= limit)
-    return closed & np.concatenate([[True], closed[:-1]])
-
-
 def episodes_of_transitions(transitions: TensorDict, limit: int | None = None) -> LoggedEpisodes:
     """Find the episodes between the ends of transitions, before they are scaled.
 
     Args:
         transitions: canonical transitions [N], rows of an episode following each other: one
             within which a row's next observation is not the next row's is a piece.
-        limit: see :func:`find_whole`.
+        limit: see :meth:`LoggedEpisodes.of`.
     """
     done = transitions["next", "done"].squeeze(-1).numpy()
     stops = np.flatnonzero(done) + 1
     if len(stops) == 0 or stops[-1] != len(done):
         stops = np.append(stops, len(done))
-    starts = np.concatenate([[0], stops[:-1]])
-    whole = find_whole(stops, done[stops - 1], limit)
     differs = transitions["next", "observation"][:-1] != transitions["observation"][1:]
     gaps = np.flatnonzero(differs.any(-1).numpy() & ~done[:-1])
-    whole[np.searchsorted(stops, gaps, side="right")] = False
     reward = transitions["next", "reward"].squeeze(-1).double().numpy()
-    returns = np.add.reduceat(reward, starts)[whole]
-    rows = np.stack([starts, stops], axis=1)[whole]
-    return LoggedEpisodes(returns, rows, int((~whole).sum()))
+    returns = np.add.reduceat(reward, np.concatenate([[0], stops[:-1]]))
+    pieces = np.searchsorted(stops, gaps, side="right")
+    return LoggedEpisodes.of(returns, stops, done[stops - 1], limit, pieces)
 
 
 def hold_unknown_ends(transitions: TensorDict) -> tuple[str, ...]:

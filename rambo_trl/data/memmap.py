@@ -111,30 +111,35 @@ def read_memmap(folder: Path) -> dict[str, Any]:
     """
     try:
         stored = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        version = stored["format"]
-        if version == _FORMAT:
-            for name, size in stored["files"].items():
-                actual = os.stat(folder / name).st_size
-                if actual != size:  # mapping a short one would fill it with zeros
-                    raise ValueError(f"{name} has {actual} bytes, not {size}")
-            with np.load(folder / "arrays.npz") as file:
-                arrays = {key: file[key] for key in (*_TENSORS, *_ARRAYS)}
-            transitions = TensorDict.load_memmap(folder / "transitions", allow_pickle=False)
-            if transitions.batch_size != (stored["transitions"],):
-                raise ValueError(f"it has {tuple(transitions.batch_size)} transitions")
+        current = stored["format"] == _FORMAT
+        attributes = _read_current(folder, stored) if current else {}
     except Exception as error:  # of many types: JSON, NumPy's, tensordict's
         why = why_unreadable(
             error, damaged="is incomplete or damaged", remedy="make it anew in another place"
         )
         raise ValueError(f"{folder} {why}") from error
-    if version != _FORMAT:
+    if not current:
         raise ValueError(
             f"{folder} was written by another version of rambo_trl: make it anew in another place"
         )
+    return attributes
+
+
+def _read_current(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+    for name, size in stored["files"].items():
+        actual = os.stat(folder / name).st_size
+        if actual != size:  # mapping a short one would fill it with zeros
+            raise ValueError(f"{name} has {actual} bytes, not {size}")
+    with np.load(folder / "arrays.npz") as file:
+        arrays = {key: file[key] for key in (*_TENSORS, *_ARRAYS)}
+    transitions = TensorDict.load_memmap(folder / "transitions", allow_pickle=False)
+    if transitions.batch_size != (stored["transitions"],):
+        raise ValueError(f"it has {tuple(transitions.batch_size)} transitions")
     plain = {key: stored[written] for key, written in _PLAIN.items()}
     layout, spec = stored["observation_layout"], stored["env_spec"]
     if layout is not None:
-        shapes, keys = (tuple(map(tuple, layout["shapes"])), layout["keys"])
+        keys = layout["keys"]
+        shapes = tuple(map(tuple, layout["shapes"]))
         layout = ObservationLayout(shapes, None if keys is None else tuple(keys))
     return {
         # JSON has lists for tuples
