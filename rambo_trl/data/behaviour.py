@@ -34,11 +34,11 @@ _ACTOR_PREFIX = "module.0.module."
 
 
 class PolicyBundle:
-    """Snapshots of one behaviour policy along its training, read from a safetensors file.
+    """Snapshots of one behaviour policy along its training.
 
     Args:
-        path: a file written by ``recipes/behaviour.py``: half-precision actor weights under
-            ``NN/<key>`` and a JSON header that names the environment, the widths, and each
+        path: a safetensors file written by ``recipes/behaviour.py``: half-precision actor weights
+            under ``NN/<key>`` and a JSON header with the environment, the widths, and each
             snapshot's step and mean return.
 
     Attributes:
@@ -78,16 +78,9 @@ class PolicyBundle:
         return len(self.snapshots)
 
     def act(self, index: int, observation_size: int, action_space: gymnasium.spaces.Box) -> Act:
-        """Build a snapshot's stochastic policy.
+        """Build a snapshot's stochastic policy, from observations [B, obs] to actions [B, act].
 
-        Args:
-            index: which snapshot.
-            observation_size: number of observation entries.
-            action_space: the environment's actions.
-
-        Returns:
-            A function from observations [B, observation_size] to sampled actions
-            [B, action_size]; its noise comes from torch's global generator.
+        Its noise comes from torch's global generator.
         """
         low, high = (torch.from_numpy(np.array(v)) for v in (action_space.low, action_space.high))
         network = nn.Sequential(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from tensordict.utils import NestedKey
 from torchrl.data import (
     ImmutableDatasetWriter,
@@ -115,25 +115,17 @@ class RealModelReplayBuffer:
         self.num_model = batch_size - self.num_real
 
     def sample(self) -> TensorDict:
-        """Draw one batch, a TensorDict [batch_size].
-
-        Raises:
-            RuntimeError: if model rows are due and the model buffer is empty.
-            KeyError: if a buffer lacks one of the keys.
-        """
+        """Draw one batch, a TensorDict [batch_size]; see :meth:`batches`."""
         return next(self.batches(1))
 
     def batches(self, num_batches: int, *, chunk_size: int = 50) -> Iterator[TensorDict]:
-        """Iterate over batches, drawing the rows of many batches at a time.
+        """Iterate over batches, TensorDicts [batch_size], drawing the rows of many batches at a time.
 
         What is written into the buffers while iterating is seen from the next chunk on.
 
         Args:
             num_batches: how many batches.
             chunk_size: how many are drawn together, which spreads the cost of a draw.
-
-        Yields:
-            TensorDicts [batch_size].
 
         Raises:
             RuntimeError: if model rows are due and the model buffer is empty.
@@ -179,11 +171,9 @@ class RealModelReplayBuffer:
                     f"(real_fraction={self.real_fraction}, batch_size={self.batch_size}): "
                     "fill it before sampling"
                 )
-            parts.append(self._draw(name, buffer, num_batches * rows).reshape(num_batches, rows))
+            try:
+                drawn = buffer.sample(num_batches * rows).select(*self.keys)
+            except KeyError as error:
+                raise KeyError(f"the {name} buffer lacks a key of {self.keys}: {error}") from None
+            parts.append(drawn.reshape(num_batches, rows))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _draw(self, name: str, buffer: TensorDictReplayBuffer, rows: int) -> TensorDictBase:
-        try:
-            return buffer.sample(rows).select(*self.keys)
-        except KeyError as error:
-            raise KeyError(f"the {name} buffer lacks a key of {self.keys}: {error}") from None

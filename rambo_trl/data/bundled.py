@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium
 import minari
@@ -35,7 +34,7 @@ from rambo_trl.data.environment import (
 )
 from rambo_trl.data.names import BUNDLED_ENVIRONMENTS, bundled_names, needs_policies, parse_bundled
 from rambo_trl.data.scores import reference_scores_for
-from rambo_trl.data.storage import check_space, minari_root
+from rambo_trl.data.storage import check_space, minari_root, move_into_place, staging
 from rambo_trl.runtime.progress import Bar
 
 __all__ = [
@@ -58,8 +57,7 @@ _PLAYING = 0.96
 _RECORDED_PACKAGES = ("gymnasium", "mujoco", "torch", "torchrl")
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A share of a set's steps, played by one policy."""
 
     label: str
@@ -67,8 +65,7 @@ class _Part:
     num_steps: int
 
 
-@dataclass(frozen=True)
-class BundledPlan:
+class BundledPlan(NamedTuple):
     """What is known of a bundled data set without its data.
 
     Attributes:
@@ -91,11 +88,7 @@ def bundled_plan(name: str) -> BundledPlan | None:
 
 
 def bundled_path(name: str) -> Path:
-    """Return the folder under Minari's root where a bundled data set is or will be.
-
-    Raises:
-        OSError: if the root does not exist and cannot be made.
-    """
+    """Return the folder under Minari's root where a bundled data set is or will be."""
     try:
         return get_dataset_path(name)
     except OSError as error:
@@ -106,15 +99,10 @@ def bundled_path(name: str) -> Path:
 
 
 def ensure_bundled(name: str, *, progress: bool = True, policies_dir: Path | None = None) -> None:
-    """Build a bundled data set unless Minari's root has it already.
-
-    Args:
-        name: one of :func:`bundled_names`.
-        progress: whether a build shows its progress bar.
-        policies_dir: folder of the policy bundles; those of the package where None.
+    """Build a bundled data set unless Minari's root has it already; see :func:`build_bundled`.
 
     Raises:
-        ValueError: if there is no bundled data set of that name.
+        ValueError: if there is no bundled data set of that name, or its policies are missing.
     """
     parse_bundled(name)
     if not (bundled_path(name) / "data").is_dir():
@@ -137,7 +125,7 @@ def build_bundled(
     moved to its place when it is complete, so that an interrupted build leaves nothing behind.
 
     Args:
-        name: one of :func:`bundled_names`.
+        name: one of :func:`~rambo_trl.data.bundled_names`.
         num_steps: least number of steps; the set's own size where None.
         weights: share of the steps for each policy of the set (one for each snapshot in
             medium-replay); equal where None.
@@ -148,8 +136,7 @@ def build_bundled(
     Raises:
         ValueError: if the name is unknown, the set exists and ``overwrite`` is False, the
             weights do not fit, or the environment's policies are missing.
-        OSError: if the disk is full or Minari's root cannot be written; nothing is left of the
-            build.
+        OSError: if the disk is full or Minari's root cannot be written.
     """
     env_name, kind = parse_bundled(name)
     env_id, default_steps, _ = BUNDLED_ENVIRONMENTS[env_name]
@@ -163,8 +150,11 @@ def build_bundled(
     num_steps = num_steps or default_steps
     root = bundled_path("")
     with (
-        _naming_the_root(name, root),
-        tempfile.TemporaryDirectory(prefix=".building-", dir=root) as scratch,
+        staging(
+            root,
+            f"{name} cannot be built in {root} ({{}}): free some space, or point "
+            "MINARI_DATASETS_PATH to a folder that can be written",
+        ) as scratch,
         torch.random.fork_rng(devices=[]),
         _one_thread(),
         mujoco_messages_logged(),
@@ -178,7 +168,7 @@ def build_bundled(
     ):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         parts = _parts(kind, bundle, env_id, num_steps, weights)
-        check_space(Path(scratch), _stored_bytes(env_id, num_steps))
+        check_space(scratch, _stored_bytes(env_id, num_steps))
         played = sum(part.num_steps for part in parts)
         share = num_steps / played  # what was rounded up is no more progress
         episodes: list[EpisodeBuffer] = []
@@ -195,7 +185,7 @@ def build_bundled(
         if reference is None:
             reference = _measured_reference(env_id, bundle)
         steps = sum(len(episode.rewards) for episode in episodes)
-        check_space(Path(scratch), _stored_bytes(env_id, steps, len(episodes)))
+        check_space(scratch, _stored_bytes(env_id, steps, len(episodes)))
         with minari_root(scratch), warnings.catch_warnings():
             # Minari asks for an e-mail address and a link to code, which there are not.
             warnings.simplefilter("ignore", UserWarning)
@@ -220,7 +210,7 @@ def build_bundled(
                     "versions": {p: importlib.metadata.version(p) for p in _RECORDED_PACKAGES},
                 }
             )
-        _move_into_place(name, Path(scratch) / name, overwrite)
+        _move_into_place(name, scratch / name, overwrite)
         bar.update(num_steps - bar.n)  # what rounding has left
 
 
@@ -262,9 +252,7 @@ def _parts(
     elif kind == "random" or bundle is None:
         policies = [(_SCRIPTED["random"], uniform_random_actions(_actions(env_id)))]
     else:
-        observation_space, action_space = environment_spaces(env_id)
-        assert isinstance(observation_space, gymnasium.spaces.Box)
-        assert isinstance(action_space, gymnasium.spaces.Box)
+        size = math.prod(environment_spaces(env_id)[0].shape or ())
         indices = {
             "medium": [bundle.medium],
             "medium-replay": list(range(len(bundle))),
@@ -274,7 +262,7 @@ def _parts(
         policies = [
             (
                 f"snapshot at step {bundle.snapshots[i]['step']:.0f}",
-                bundle.act(i, observation_space.shape[0], action_space),
+                bundle.act(i, size, _actions(env_id)),
             )
             for i in indices
         ]
@@ -317,18 +305,6 @@ def _stored_bytes(env_id: str, steps: int, episodes: int = 1) -> int:
     return 2 * (8 * numbers + 10) * (steps + episodes) + 20_000 * episodes + 1_000_000
 
 
-@contextmanager
-def _naming_the_root(name: str, root: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into one line that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{name} cannot be built in {root} ({error}): free some space, or point "
-            "MINARI_DATASETS_PATH to a folder that can be written"
-        ) from error
-
-
 def _move_into_place(name: str, built: Path, overwrite: bool) -> None:
     """Rename a complete set to its place; of two builds at once the first to finish stays."""
     target = bundled_path(name)
@@ -338,9 +314,5 @@ def _move_into_place(name: str, built: Path, overwrite: bool) -> None:
             create_namespace(namespace)
     if overwrite and target.exists():
         target.rename(built.with_name("replaced"))  # goes with the scratch folder
-    try:
-        built.rename(target)
-    except OSError:
-        if not (target / "data").is_dir():
-            raise
+    if not move_into_place(built, target):
         torchrl_logger.info(f"{name} was built by another process meanwhile: using that one")

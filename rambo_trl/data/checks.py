@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tensordict import TensorDict, TensorDictBase
 
-from rambo_trl.data.columns import constant_entries, listed
+from rambo_trl.data.columns import listed
 
 __all__ = [
     "DataWarning",
@@ -34,14 +34,10 @@ class DataWarning(str):
 
 
 def data_warnings(transitions: TensorDict) -> list[str]:
-    """Describe what a user would want to know before training, one sentence each.
+    """Warn of rewards that are all equal, episodes of one row only, and repeated episodes.
 
     Args:
         transitions: canonical transitions [N], rows of an episode following each other.
-
-    Returns:
-        Sentences about rewards that are all equal, episodes of one row only, and episodes that
-        repeat others; empty for usual data.
     """
     remarks = []
     reward = transitions["next", "reward"]
@@ -70,31 +66,27 @@ def data_warnings(transitions: TensorDict) -> list[str]:
 def constants(
     transitions: TensorDict, observation_names: Sequence[str], action_names: Sequence[str]
 ) -> list[str]:
-    """Tell of entries that never change; at most one sentence for each kind.
-
-    Args:
-        transitions: canonical transitions [N], in the data's own units.
-        observation_names: of the observation entries.
-        action_names: of the action entries.
-    """
+    """Remark on entries that never change; at most one sentence for each kind."""
     remarks = []
-    observations = constant_entries(transitions["observation"], observation_names)
-    if observations:
-        remarks.append(
-            f"{_valued(observations)} in all rows: what a change of it does is not in the data, so "
-            "leave an entry out that may change where the policy is used"
-        )
-    actions = constant_entries(transitions["action"], action_names)
-    if actions:
-        remarks.append(
-            f"{_valued(actions)} in all rows: what this action does is not in the data, so give it "
-            "a fixed value where the policy is used, and leave it out here"
-        )
+    for rows, names, told in (
+        (
+            transitions["observation"],
+            observation_names,
+            "what a change of it does is not in the data, so leave an entry out that may change "
+            "where the policy is used",
+        ),
+        (
+            transitions["action"],
+            action_names,
+            "what this action does is not in the data, so give it a fixed value where the policy "
+            "is used, and leave it out here",
+        ),
+    ):
+        low, high = rows.amin(0).tolist(), rows.amax(0).tolist()
+        still = [f"{n} is {a:g}" for n, a, b in zip(names, low, high, strict=True) if a == b]
+        if still and len(rows) > 1:
+            remarks.append(f"{listed(still)} in all rows: {told}")
     return remarks
-
-
-def _valued(constants: Mapping[str, float]) -> str:
-    return listed([f"{name} is {value:g}" for name, value in constants.items()])
 
 
 def ends_of_both_kinds(transitions: TensorDictBase) -> list[str]:
@@ -114,23 +106,20 @@ def ends_of_both_kinds(transitions: TensorDictBase) -> list[str]:
 def duplicate_episodes(transitions: TensorDict) -> list[int]:
     """Return the indices of episodes whose observations, actions and rewards occurred before."""
     stops = transitions["next", "done"].squeeze(-1).numpy().nonzero()[0] + 1
-    starts = np.concatenate([[0], stops])
-    stops = np.append(stops, len(transitions))
     columns = [
         np.ascontiguousarray(transitions[key].numpy())
         for key in ("observation", "action", ("next", "reward"))
     ]
     seen: set[bytes] = set()
     repeats: list[int] = []
-    for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+    bounds = zip([0, *stops], [*stops, len(transitions)], strict=True)
+    for index, (start, stop) in enumerate(bounds):
         if start == stop:
             continue  # nothing after the last end
-        digest = hashlib.blake2b(digest_size=16)
-        for column in columns:
-            digest.update(column[start:stop].data)
-        if digest.digest() in seen:
+        digest = hashlib.blake2b(b"".join(c[start:stop].data for c in columns)).digest()
+        if digest in seen:
             repeats.append(index)
-        seen.add(digest.digest())
+        seen.add(digest)
     return repeats
 
 
@@ -140,14 +129,13 @@ def step_intervals(
     """Measure the time from each row to the next one of the same episode.
 
     Args:
-        timestamps: [N] or [N, 1], numbers in any unit, or dates (as text in ISO 8601), which are
-            taken in seconds.
+        timestamps: [N] or [N, 1], numbers in any unit, or dates (as text in ISO 8601), in seconds.
         ends: [N], bool: rows after which an episode ends.
         where: the start of messages.
 
     Returns:
-        Mean, std, min, median and max of the intervals by these names (empty where no episode has
-        two rows), and sentences on what is wrong with them.
+        Mean, std, min, median and max of the intervals (empty where no episode has two rows), and
+        remarks on irregular ones.
 
     Raises:
         ValueError: if these are no times, or one is missing.
@@ -175,13 +163,9 @@ def step_intervals(
     if len(steps) == 0:
         return {}, []
     middle = float(np.median(steps))
-    measured = {
-        "mean": float(steps.mean()),
-        "std": float(steps.std()),
-        "min": float(steps.min()),
-        "median": middle,
-        "max": float(steps.max()),
-    }
+    numbers = (steps.mean(), steps.std(), steps.min(), middle, steps.max())
+    names = ("mean", "std", "min", "median", "max")
+    measured = dict(zip(names, map(float, numbers), strict=True))
     remarks: list[str] = []
     backwards = int((steps <= 0).sum())
     if backwards:

@@ -14,7 +14,6 @@ from torch import Tensor
 __all__ = [
     "DataDescription",
     "as_numbers",
-    "constant_entries",
     "entry_names",
     "listed",
     "names_of",
@@ -30,9 +29,8 @@ _FAR, _FAR_FROM_CONSTANT = 0.5, 1e-3
 def names_of(value: Any) -> tuple[str, ...] | None:
     """The column names of a table; None for anything else.
 
-    Args:
-        value: a mapping of columns, a data frame (pandas, polars), an Arrow table, or a structured
-            NumPy array such as ``numpy.genfromtxt`` with ``names=True`` gives.
+    A table is a mapping of columns, a data frame (pandas, polars), an Arrow table, or a structured
+    NumPy array such as ``numpy.genfromtxt`` with ``names=True`` gives.
     """
     keys = _keys(value)
     return None if keys is None else tuple(map(str, keys))
@@ -51,15 +49,12 @@ def _keys(value: Any) -> list[Any] | None:
 
 
 def as_numbers(value: Any, kind: str, where: str) -> np.ndarray:
-    """Read an array or a table as one array of numbers; what is missing becomes NaN.
+    """Read an array, or the columns of a table as [N, columns]; what is missing becomes NaN.
 
     Args:
-        value: anything that NumPy reads as one array, or what :func:`names_of` takes.
+        value: anything that NumPy reads as one array, or a table (:func:`names_of`).
         kind: what messages call the values.
         where: the start of messages.
-
-    Returns:
-        The array as it is, or of a table the columns beside each other, [N, columns].
 
     Raises:
         ValueError: if there is text, a date or anything else that is no number.
@@ -161,14 +156,6 @@ def where_missing(bad: np.ndarray, names: Sequence[str]) -> str:
         listed([names[i] for i in test.nonzero()[0].tolist()]) for test in (bad.any(0), bad.all(0))
     )
     return f" of {some}" + (f", where {every} has no number at all (was it text?)" if every else "")
-
-
-def constant_entries(rows: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
-    """The entries of rows [N, size] that have one value in all of several rows, with the value."""
-    if len(rows) < 2:
-        return {}
-    low, high = rows.amin(0).tolist(), rows.amax(0).tolist()
-    return {n: a for n, a, b in zip(names, low, high, strict=True) if a == b}
 
 
 @dataclass(frozen=True)

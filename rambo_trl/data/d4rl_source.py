@@ -75,16 +75,10 @@ def is_d4rl_file(path: Path) -> bool:
 def read_d4rl_file(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...] | None]]:
-    """Read the arrays of a D4RL-format HDF5 file.
+    """Read the arrays of a D4RL-format HDF5 file, and the names of their entries.
 
-    Args:
-        path: the file.
-
-    Returns:
-        ``observations``, ``actions``, ``rewards``, ``terminals`` and, where the file has them,
-        ``timeouts``, ``next_observations`` and ``timestamps``; rows in double precision become
-        float32 at once, to save memory, unless that would lose what matters. And
-        ``observation_names`` and ``action_names``, from the attribute ``names`` of the arrays.
+    Rows in double precision become float32 at once, to save memory, unless that would lose what
+    matters. Names come from the attribute ``names`` of the arrays.
 
     Raises:
         ValueError: if there is no such file, it cannot be read, or arrays are missing.
@@ -162,16 +156,13 @@ def episode_ends(
     next_observations: np.ndarray | None = None,
     max_episode_steps: int | None = None,
 ) -> np.ndarray:
-    """Find the rows after which an episode ends.
+    """Find the rows [N] after which an episode ends; the last may be False: an unfinished episode.
 
-    A terminal or a timeout ends an episode. Where ``next_observations`` are there, so does every
-    row whose next observation is not the following row's observation: no flag is needed. Else,
-    where no timeout is set, no episode can be longer than ``max_episode_steps``: a longer one is
-    cut after so many rows, as D4RL itself does for files without timeouts.
-
-    Where no timeout is set, nothing else is there and no limit is known, terminals alone are
-    believed if the last row is one: every row then belongs to an episode of which the end is
-    flagged. A last row without a flag is an end that the flags leave out, and there may be more.
+    A terminal or a timeout ends an episode. So does, with ``next_observations``, every row whose
+    next observation is not the next row's observation. Without them, where no timeout is set, an
+    episode is cut after ``max_episode_steps``, as D4RL itself does for files without timeouts. If
+    no limit is known either, terminals alone are believed if the last row is one: a last row
+    without a flag is an end that the flags leave out, and there may be more.
 
     Args:
         terminals: [N], bool.
@@ -180,13 +171,9 @@ def episode_ends(
         next_observations: [N, size] or None.
         max_episode_steps: time limit of the environment, if known.
 
-    Returns:
-        [N], bool. The last row may be False: an unfinished episode.
-
     Raises:
-        ValueError: if timeouts, next observations and time limit are all missing, or no timeout
-            is set and terminals do not account for all rows, so that the start of an episode
-            could pass for the end of another.
+        ValueError: if nothing tells where episodes end, so that the start of an episode could pass
+            for the end of another.
     """
     ends = terminals.copy() if timeouts is None else terminals | timeouts
     if next_observations is not None:
@@ -218,17 +205,9 @@ def flat_source(
     max_episode_steps: int | None = None,
     unknown_terminal_states: UnknownTerminalStates = "hold",
 ) -> FlatSource:
-    """Turn arrays in D4RL's layout into transitions.
+    """Turn arrays in D4RL's layout into transitions, as for ``OfflineDataset.from_arrays``.
 
-    The rules are those of :meth:`rambo_trl.data.OfflineDataset.from_arrays`. Where the last row of
-    a truncated episode is left out, the row before it is marked truncated.
-
-    Args:
-        arrays: by D4RL's names.
-        name: how messages call the data set.
-        max_episode_steps: see :func:`episode_ends`.
-        unknown_terminal_states: what becomes of terminal rows without a next observation:
-            ``"hold"`` repeats their own, ``"drop"`` leaves them out.
+    Where the last row of a truncated episode is left out, the row before it is marked truncated.
 
     Raises:
         ValueError: if arrays are missing, differ in length, are empty or no real numbers.
@@ -377,14 +356,9 @@ def default_bounds(
 ) -> tuple[Bounded, str, bool]:
     """The environment's action bounds where it is installed and fits, else D4RL's [-1, 1].
 
-    Args:
-        environment: its Gymnasium id or specification, if any.
-        size: number of action entries in the data.
-        name: how messages call the data set.
-
     Returns:
-        The bounds; what to do where actions leave them: where they come from, for one; and
-        whether they are assumed.
+        The bounds; where they come from and what to do if actions leave them; and whether they are
+        assumed.
 
     Raises:
         ValueError: if the environment's actions are no real numbers.
@@ -418,15 +392,12 @@ def default_bounds(
 def one_sided_actions(
     actions: np.ndarray, remedy: str, names: Sequence[str] | None = None
 ) -> list[DataWarning]:
-    """Tell of actions that hardly mean the assumed bounds [-1, 1], such as a valve's.
+    """Warn of an action entry of one sign under assumed bounds [-1, 1], such as a valve's.
 
     Args:
         actions: the data's, [N, act].
         remedy: why the bounds are assumed, and what to give instead.
         names: of the entries, if any.
-
-    Returns:
-        A warning where an entry that changes is never negative, or never positive; else nothing.
     """
     low, high = actions.min(axis=0), actions.max(axis=0)
     one_sided = np.flatnonzero((low < high) & ((low >= 0) | (high <= 0)))

@@ -175,11 +175,7 @@ def specification_text(spec: EnvSpec) -> str:
 def keep_specification(
     env_id: str | None, recorded: EnvSpec | None
 ) -> tuple[EnvSpec | None, list[str]]:
-    """Keep a recorded specification where the given id names the same environment.
-
-    Args:
-        env_id: the id that the user gave, if any.
-        recorded: the data's own.
+    """Keep a recorded specification where the given id, if any, names the same environment.
 
     Returns:
         The specification, None where the id is of another environment; and remarks on what is
@@ -211,8 +207,7 @@ def _of_gymnasium(wrapper: Any) -> bool:
 def of_registered_class(recorded: EnvSpec) -> EnvSpec:
     """A data set's specification with the class that is registered under its id here.
 
-    Without a time limit it has the registered one. Whatever only draws it or records videos is left
-    out.
+    Its time limit too, without one. Whatever only draws it or records videos is left out.
 
     Raises:
         gymnasium.error.NameNotFound: if there is none.
@@ -341,11 +336,9 @@ def time_limit(environment: str | EnvSpec | None) -> int | None:
 
 
 def with_time_limit(environment: str | EnvSpec | None, steps: int | None) -> EnvSpec | None:
-    """Return an environment's specification with a time limit; None if it is not installed.
+    """Return an environment's specification with a time limit, or with the registered one.
 
-    Args:
-        environment: an id or a specification.
-        steps: the limit; the registered one where None.
+    None if it is not installed.
     """
     if environment is None:
         return None

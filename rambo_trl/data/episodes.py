@@ -36,11 +36,12 @@ def flatten_episodes(
 ) -> tuple[TensorDict, LoggedEpisodes, tuple[str, ...]]:
     """Join episodes in Minari's layout.
 
+    An episode whose last row has no end flag was cut there: the row is truncated, and the episode
+    is a piece unless it lasted as long as the time limit. One without a step is passed over.
+
     Args:
-        episodes: mappings, or Minari's objects, with ``observations`` [T + 1, *], ``actions``
-            [T, *], ``rewards``, ``terminations`` and ``truncations`` [T]. An episode whose last
-            row has no end flag was cut there: the row is truncated, and the episode is a piece
-            unless it lasted as long as the time limit; one without a step is passed over.
+        episodes: mappings, or Minari's objects, with ``observations`` [T + 1, *], ``actions`` [T,
+            *], ``rewards``, ``terminations`` and ``truncations`` [T].
         name: how messages call the data set.
         max_episode_steps: the time limit, if known.
 
@@ -108,28 +109,19 @@ def _fields(episode: Episode, where: str) -> Mapping[str, Any]:
     return episode
 
 
-def flat_columns(
-    observation: np.ndarray,
-    action: np.ndarray,
-    next_observation: np.ndarray,
-    reward: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
-) -> TensorDict:
+#: the columns of transitions, in the order of :func:`flat_columns`
+_KEYS = (
+    "observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"),
+    ("next", "truncated"),
+)  # fmt: skip
+
+
+def flat_columns(*columns: np.ndarray) -> TensorDict:
     """Lay out columns of N rows as transitions, without copying."""
-    return TensorDict(
-        {
-            "observation": torch.from_numpy(observation),
-            "action": torch.from_numpy(action),
-            "next": {
-                "observation": torch.from_numpy(next_observation),
-                "reward": torch.from_numpy(reward),
-                "terminated": torch.from_numpy(terminated),
-                "truncated": torch.from_numpy(truncated),
-            },
-        },
-        batch_size=[len(reward)],
-    )
+    transitions = TensorDict(batch_size=[len(columns[0])])
+    for key, column in zip(_KEYS, columns, strict=True):
+        transitions[key] = torch.from_numpy(column)
+    return transitions
 
 
 def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray, ...]:
@@ -212,12 +204,9 @@ class LoggedEpisodes:
 
 
 def episodes_of_transitions(transitions: TensorDict, limit: int | None = None) -> LoggedEpisodes:
-    """Find the episodes between the ends of transitions, before they are scaled.
+    """Find the episodes between the ends of transitions [N], before they are scaled.
 
-    Args:
-        transitions: canonical transitions [N], rows of an episode following each other: one
-            within which a row's next observation is not the next row's is a piece.
-        limit: see :meth:`LoggedEpisodes.of`.
+    One within which a row's next observation is not the next row's observation is a piece.
     """
     done = transitions["next", "done"].squeeze(-1).numpy()
     stops = np.flatnonzero(done) + 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from torchrl.data import Bounded
 from rambo_trl.data.environment import registered_id, specification_text
 from rambo_trl.data.scaling import flat_bounds
 from rambo_trl.data.spaces import ObservationLayout
-from rambo_trl.data.storage import check_space, why_unreadable
+from rambo_trl.data.storage import check_space, staging, why_unreadable
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 
@@ -72,26 +70,17 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         "observation_layout": None if layout is None else vars(layout),
     }
     arrays = {key: np.asarray(attributes[key]) for key in (*_TENSORS, *_ARRAYS)}
-    scratch = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    failure = f"{folder} cannot be written ({{}}): free some space, or choose another place"
+    with staging(folder.parent, failure) as scratch:
         size = transitions.bytes() + sum(array.nbytes for array in arrays.values())
         check_space(scratch, size + _MARGIN)
-        transitions.memmap(scratch / "transitions", copy_existing=True)
-        np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        description["files"] = _file_sizes(scratch)
-        (scratch / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
-        scratch.chmod(0o755)
-        scratch.rename(folder)
-    except BaseException as error:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OSError(
-                f"{folder} cannot be written ({error}): free some space, or choose another place"
-            ) from error
-        raise
+        built = scratch / folder.name
+        built.mkdir()
+        transitions.memmap(built / "transitions", copy_existing=True)
+        np.savez(built / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        description["files"] = _file_sizes(built)
+        (built / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        built.rename(folder)
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
@@ -101,10 +90,7 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def read_memmap(folder: Path) -> dict[str, Any]:
-    """Open what :func:`write_memmap` wrote; the transitions stay on the disk.
-
-    Returns:
-        A data set's attributes by name.
+    """Read what :func:`write_memmap` wrote, by attribute; the transitions stay on the disk.
 
     Raises:
         ValueError: if the folder is incomplete or of another version.
@@ -154,12 +140,7 @@ def _read_current(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuse options for reading that a folder was not made with.
-
-    Args:
-        folder: what messages name.
-        attributes: of the data set in it.
-        options: by name; None where there is no wish.
+    """Refuse options for reading that a folder was not made with; None where there is no wish.
 
     Raises:
         ValueError: naming the first that differs.

@@ -37,7 +37,7 @@ from rambo_trl.data.names import (
     nearest_files,
 )
 from rambo_trl.data.spaces import ObservationLayout, check_action_space
-from rambo_trl.data.storage import minari_root, why_unreadable
+from rambo_trl.data.storage import minari_root, move_into_place, why_unreadable
 from rambo_trl.runtime.places import expand_home
 from rambo_trl.runtime.progress import Bar
 
@@ -45,8 +45,8 @@ __all__ = ["MinariSource", "describe", "open_minari"]
 
 #: the first part of all names on Minari's server, in lower case
 _REMOTE_NAMESPACES = ("atari", "d4rl", "metaworld", "minigrid", "mujoco")
-#: how long the remote may take to tell what it has; for names of other namespaces
-_SECONDS, _SECONDS_IF_UNLIKELY = 10, 5
+#: how long the remote may take to tell what it has
+_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,6 @@ def open_minari(
         observation_keys: entries of Dict observations to join; see
             :meth:`~rambo_trl.data.ObservationLayout.of`.
         progress: whether a build and the reading show their progress.
-
-    Returns:
-        The data set's description and its episodes, not read yet.
 
     Raises:
         ValueError: if there is no such data set or its spaces are not supported.
@@ -273,8 +270,7 @@ def _local_or_download(name: str) -> minari.MinariDataset:
             f"{root / name} is no whole Minari set, it has no metadata.json: if it is being "
             "recorded or copied, wait for that; else move it elsewhere and get the set again"
         )
-    local = _local_names()
-    known = {*bundled_names(), *local, *(() if name in REMOTE_NAMES else REMOTE_NAMES)}
+    known = {*bundled_names(), *_local_names(), *(() if name in REMOTE_NAMES else REMOTE_NAMES)}
     near = [*nearest(name, known), *nearest_files(expand_home(name))]
     if not valid:
         reason = "it is no valid Minari id, whose form is namespace/name-v0, nor a file or folder"
@@ -287,17 +283,16 @@ def _local_or_download(name: str) -> minari.MinariDataset:
             reason = f"downloading it failed ({_first_line(error)})"
         else:
             return _read(name, root / name / "data")
-    some = dict.fromkeys(["bundled/hopper/medium-replay-v0", *local[:3]])
-    suggestion = f"Known names are {', '.join(some)} and others"
-    if near:
-        suggestion = f"Nearest known names: {', '.join(near)}"
+    near = near or ["bundled/hopper/medium-replay-v0"]
+    by_hand = ""
     if valid:
-        suggestion += (
+        by_hand = (
             f"; or fetch it where there is a network with `minari download {name}` and copy it "
             f"to {root / name}"
         )
     raise ValueError(
-        f"no data set {name!r}: it is not in Minari's root {root} and {reason}. {suggestion}"
+        f"no data set {name!r}: it is not in Minari's root {root} and {reason}. Nearest known "
+        f"names: {', '.join(near)}{by_hand}"
     )
 
 
@@ -319,14 +314,9 @@ def _ask_remote(name: str) -> None:
     """Ask the remote for a name, with a time limit: its own tries take over half a minute.
 
     They cannot be ended, but write nothing to Minari's root.
-
-    Raises:
-        TimeoutError: if there is no answer in time.
-        Exception: what the remote has raised.
     """
-    seconds = _SECONDS if _may_be_remote(name) else _SECONDS_IF_UNLIKELY
     torchrl_logger.warning(
-        f"{name} is not on this machine: asking Minari's remote for it, {seconds} s at most"
+        f"{name} is not on this machine: asking Minari's remote for it, {_SECONDS} s at most"
     )
     answer: Future[object] = Future()
 
@@ -338,11 +328,11 @@ def _ask_remote(name: str) -> None:
 
     threading.Thread(target=ask, daemon=True, name="minari-remote").start()
     try:
-        answer.result(seconds)
+        answer.result(_SECONDS)
     except FutureTimeoutError as error:
         if answer.done():  # a time-out of the remote's own
             raise
-        raise TimeoutError(f"no answer from the remote within {seconds} s") from error
+        raise TimeoutError(f"no answer from the remote within {_SECONDS} s") from error
 
 
 def _download(name: str, root: Path) -> None:
@@ -350,9 +340,6 @@ def _download(name: str, root: Path) -> None:
 
     A broken download leaves nothing that passes for the set, and jobs that download the same set at
     once do not touch each other's.
-
-    Raises:
-        Exception: what the downloader raises, from a missing package to a broken connection.
     """
     _ask_remote(name)
     root.mkdir(parents=True, exist_ok=True)
@@ -364,12 +351,5 @@ def _download(name: str, root: Path) -> None:
         spaces = sorted(Path(scratch).rglob("namespace_metadata.json"))
         own = Path(scratch) / name
         for source in (*spaces, *sorted(sets - {own}), own):
-            target = root / source.relative_to(scratch)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                if not target.exists():
-                    source.rename(target)
-            except OSError:  # another process was faster: a folder that is not empty
-                if not (target / "data/metadata.json").is_file():
-                    raise
+            move_into_place(source, root / source.relative_to(scratch))
     torchrl_logger.info(f"{name} is in {root / name}")

@@ -100,27 +100,21 @@ class OfflineDataset(TransitionData):
 
         Args:
             name_or_path: a folder written by :meth:`memmap`, a bundled name such as
-                ``"bundled/hopper/medium-replay-v0"`` (built on
-                first use, found in Minari's root from then on), the id of a Minari data set
-                (local, else Minari's own downloader is tried) or the folder of one, or a
+                ``"bundled/hopper/medium-replay-v0"`` (built on first use), the id of a Minari data
+                set (local, else Minari's own downloader is tried) or the folder of one, or a
                 D4RL-format HDF5 file (see :meth:`from_arrays` for its rules).
             action_spec: bounds of the actions, instead of the data set's. A D4RL file has none:
                 where None, the environment's if it is installed, else [-1, 1] as in D4RL.
             observation_keys: entries of a goal environment's observations to join; see
                 :meth:`rambo_trl.data.ObservationLayout.of`.
-            max_episode_steps: time limit of a D4RL file's environment, in which policies are
-                evaluated as well; the registered one where None.
-            unknown_terminal_states: for D4RL files without ``next_observations``; see
-                :meth:`from_arrays`.
+            max_episode_steps: for D4RL files; see :meth:`from_arrays`.
+            unknown_terminal_states: likewise.
             progress: whether a build and the reading show their progress.
             **options: the constructor's ``env_id``, ``reference_scores``, ``normalize``,
-                ``reward_shift`` and ``reward_scale``. ``env_id`` and ``reference_scores`` replace
-                what the data set says of itself or a D4RL file's name means
-                (``hopper_medium_replay-v2.hdf5``: Hopper-v5); the recorded arguments, time limit
-                and wrappers stay where ``env_id`` is the recorded id, with or without ``MODULE:``.
-
-        Returns:
-            The checked data set.
+                ``reward_shift`` and ``reward_scale``. The first two replace what the data set says
+                of itself or a D4RL file's name means (``hopper_medium_replay-v2.hdf5``: Hopper-v5);
+                the recorded arguments, time limit and wrappers stay where ``env_id`` is the
+                recorded id, with or without ``MODULE:``.
 
         Raises:
             ValueError: if there is no such data set, or it cannot be used; the message says
@@ -198,8 +192,8 @@ class OfflineDataset(TransitionData):
         and its end may not be lost: its own observation stands in, as it does for a terminal row
         with NaN in ``next_observations``.
 
-        An episode is whole if its end has a flag or lies at the time limit, and so has the one
-        before it; returns are those of whole episodes.
+        An episode is whole, and has a return, if its end and that of the one before it have a flag
+        or lie at the time limit.
 
         Args:
             arrays: ``observations`` [N, *], ``actions`` [N, *], ``rewards`` and ``terminals``
@@ -216,9 +210,6 @@ class OfflineDataset(TransitionData):
             **options: the constructor's ``name`` (``"arrays"`` where None), ``env_id``,
                 ``env_spec``, ``reference_scores``, ``observation_names``, ``action_names``,
                 ``normalize``, ``reward_shift`` and ``reward_scale``.
-
-        Returns:
-            The checked data set.
 
         Raises:
             ValueError: as the constructor, and if arrays are missing, differ in length, or do
@@ -288,9 +279,6 @@ class OfflineDataset(TransitionData):
             observation_layout: how the environment's observations became these.
             **options: as for :meth:`from_arrays`; the name is ``"episodes"`` where None.
 
-        Returns:
-            The checked data set.
-
         Raises:
             ValueError: as the constructor, and if arrays of an episode are missing or differ in
                 length.
@@ -336,10 +324,9 @@ class OfflineDataset(TransitionData):
     def memmap(self, folder: str | os.PathLike[str]) -> OfflineDataset:
         """Write the data set to a folder of memory-mapped files and open it from there.
 
-        :meth:`load` opens the folder at once, however large it is: the transitions, checked and
-        normalised, are read from the disk as batches are drawn. They are the files: what is
-        written into ``transitions`` in place is written to the disk, for every later reader.
-        Nothing in the library does so.
+        :meth:`load` opens the folder at once, however large it is: rows are read from the disk as
+        batches are drawn. What is written into ``transitions`` in place is written to the files,
+        for every later reader; nothing in the library does so.
 
         Args:
             folder: a place where there is nothing yet; it appears when it is complete.

@@ -53,10 +53,7 @@ def flattening(env: gymnasium.Env) -> Flatten:
 
 
 def play_start(env: gymnasium.Env, flatten: Flatten, *, seed: int) -> np.ndarray:
-    """Reset an environment.
-
-    Returns:
-        The observation [size], in float32 or float64.
+    """Reset an environment and return the observation [size], in float32 or float64.
 
     Raises:
         ValueError: if it does not follow Gymnasium's interface or its own observation space.
@@ -70,12 +67,7 @@ def play_start(env: gymnasium.Env, flatten: Flatten, *, seed: int) -> np.ndarray
 def play_step(
     env: gymnasium.Env, action: np.ndarray, flatten: Flatten
 ) -> tuple[np.ndarray, float, bool, bool]:
-    """Take a step.
-
-    Args:
-        env: the environment.
-        action: [action_size] of any type of real numbers.
-        flatten: makes a vector of an observation.
+    """Take a step with an action [action_size] of any type of real numbers.
 
     Returns:
         The observation [size] in float32 or float64, the reward, terminated and truncated.
@@ -177,9 +169,8 @@ def try_environment(
         action: a policy's action [action_size], float32; zeros or the nearest where None.
 
     Raises:
-        ValueError: if it does not follow Gymnasium's interface, fails, gives observations that are
-            not those of its observation space, numbers that are not finite or rewards that are no
-            numbers, or if nothing limits its episodes.
+        ValueError: if it does not follow Gymnasium's interface, fails, leaves its observation
+            space, gives numbers that are not finite, or if nothing limits its episodes.
     """
     env_id = type(env.unwrapped).__name__ if env.spec is None else env.spec.id
     if action is None:

@@ -134,12 +134,12 @@ def check_action_space(space: spaces.Space, name: str) -> None:
 
 
 def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
-    """Read an array [T, *] of numbers as rows [T, size] in float32, or float64 if it is as wide.
+    """Read an array or table [T, *] as rows [T, size] in float32, or float64 if it is as wide.
 
     Args:
         value: anything that NumPy reads as one array, or a table of columns.
-        kind: ``"observations"`` (no images), ``"actions"`` (no whole numbers) or
-            ``"rewards"`` ([T, 1] is accepted for [T]; the result is [T]).
+        kind: ``"observations"`` (no images), ``"actions"`` (no whole numbers) or ``"rewards"`` ([T]
+            or [T, 1]; the result is [T]).
         where: the start of messages: data set and episode.
 
     Raises:
@@ -169,11 +169,6 @@ def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
 
 def as_flags(value: Any, key: str, where: str) -> np.ndarray:
     """Read end flags [T] or [T, 1] of any number type as booleans [T].
-
-    Args:
-        value: anything that NumPy reads as one array.
-        key: what messages call the flags.
-        where: the start of messages: data set and episode.
 
     Raises:
         ValueError: if there is not one flag per step, or one is neither 0 nor 1.

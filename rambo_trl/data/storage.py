@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_space", "minari_root", "why_unreadable"]
+__all__ = ["check_space", "minari_root", "move_into_place", "staging", "why_unreadable"]
 
 _LOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EBUSY}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -108,3 +108,36 @@ def minari_root(root: str | os.PathLike[str]) -> Iterator[None]:
                 del os.environ[_ROOT_VARIABLE]
             else:
                 os.environ[_ROOT_VARIABLE] = before
+
+
+@contextmanager
+def staging(parent: Path, failure: str) -> Iterator[Path]:
+    """Yield a hidden folder to build something in, which is gone afterwards.
+
+    Args:
+        parent: where it is, on the disk of the final place; made if need be.
+        failure: a sentence for errors of the disk, with ``{}`` for the reason.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=parent) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise OSError(failure.format(error)) from error
+
+
+def move_into_place(source: Path, target: Path) -> bool:
+    """Rename a complete Minari set or file; of two processes at once the first to finish stays.
+
+    Returns:
+        Whether it was moved.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not target.exists():
+            source.rename(target)
+            return True
+    except OSError:  # a folder that is not empty
+        if not (target / "data/metadata.json").is_file():
+            raise
+    return False

@@ -102,7 +102,7 @@ class TransitionData:
         action_names: likewise of the action entries.
         step_intervals: mean, std, min, median and max of the time that a step takes, by these
             names, where it is known.
-        remarks: what is to be told about where the transitions come from; those of the type
+        remarks: on where the transitions come from; those of the type
             :class:`~rambo_trl.data.checks.DataWarning` are data warnings.
         normalize: False keeps raw observations (mean 0 and standard deviation 1).
         reward_shift: added to every reward of the transitions (-1 for AntMaze in the paper's
@@ -117,28 +117,23 @@ class TransitionData:
             ``("next", "observation")`` normalised, ``"action"`` in [-1, 1],
             ``("next", "reward")`` [N, 1] and the boolean flags
             ``("next", "terminated" | "truncated" | "done")`` [N, 1].
-        observation_mean: [obs], float32; float64 where float32 would lose what changes in the
-            data beside their offset, as in time stamps.
-        observation_std: [obs], of the same dtype, positive.
-        action_low: [act], what -1 stands for in the environment's units; float32, or float64 as
-            above.
-        action_high: [act], what 1 stands for.
+        observation_mean, observation_std: [obs], float32; float64 where float32 would lose what
+            changes in the data beside their offset, as in time stamps. The latter is positive.
+        action_low, action_high: [act], what -1 and 1 stand for in the environment's units;
+            likewise.
         action_spec: ``Bounded`` between -1 and 1, of shape [act], float32: the learner's.
         has_simulator: set it to False where :attr:`environment` cannot be played in.
-        behaviour_returns: float64 array with the undiscounted return of each whole episode;
+        behaviour_returns: float64 [W], the undiscounted return of each whole episode;
             without the pieces that were cut at gaps or have no end flag, of which it is unknown.
         whole_episodes: int64 [W, 2], the first row of each whole episode in ``transitions`` and
             the one after its last.
         num_cut_episodes: number of pieces.
-        observation_names, action_names: tuples of as many names as entries.
-        step_intervals: as given; empty where the data have no time stamps.
-        env_id, env_spec, name, reference_scores, observation_layout: as given or looked up.
-        reward_shift, reward_scale: likewise.
-        data_warnings: what may be a mistake in the data (rewards all equal, episodes that repeat
-            others or continue after an end, shuffled rows, ends of both kinds at once, episodes
-            beyond the time limit, actions of one sign under assumed bounds), one sentence each.
-            Recipes refuse such data unless told to accept it.
+        data_warnings: what may be a mistake in the data, one sentence each, such as rewards that
+            are all equal, repeated episodes or shuffled rows. Recipes refuse such data unless told
+            to accept it.
         remarks: these, and what was left out or filled in; logged as warnings too.
+
+        All other arguments are attributes too, as given or looked up.
 
     Raises:
         ValueError: if the data is empty, lengths or shapes disagree, values are not finite or
@@ -334,14 +329,12 @@ class TransitionData:
     @property
     def behaviour_return_mean(self) -> float | None:
         """Mean return of the whole episodes; None where there are none."""
-        returns = self.behaviour_returns
-        return float(returns.mean()) if len(returns) else None
+        return float(self.behaviour_returns.mean()) if len(self.behaviour_returns) else None
 
     @property
     def behaviour_return_best(self) -> float | None:
         """Highest return of the whole episodes; None where there are none."""
-        returns = self.behaviour_returns
-        return float(returns.max()) if len(returns) else None
+        return float(self.behaviour_returns.max()) if len(self.behaviour_returns) else None
 
     @property
     def behaviour_score(self) -> float | None:

@@ -33,12 +33,8 @@ _COINCIDE, _STEPS = 0.2, 100
 class ActionsOutsideError(ValueError):
     """Actions leave their bounds.
 
-    Args:
-        finding: how many, which bounds and where.
-        remedy: what to do, which depends on where the bounds come from.
-
     Attributes:
-        finding: as given.
+        finding: how many, which bounds and where; the remedy depends on where the bounds come from.
     """
 
     def __init__(
@@ -204,7 +200,7 @@ def observation_statistics(observation: torch.Tensor) -> tuple[torch.Tensor, tor
 def coarse_entries(
     rows: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor, names: Sequence[str]
 ) -> list[str]:
-    """Tell of entries of which distinct values become one, or have become; a sentence each.
+    """Tell of entries of which distinct values coincide in float32, in a sentence each.
 
     Args:
         rows: [N, size], before ``(rows - offset) / scale`` is taken and made float32.
