@@ -119,7 +119,7 @@ class RealModelReplayBuffer:
         return next(self.batches(1))
 
     def batches(self, num_batches: int, *, chunk_size: int = 50) -> Iterator[TensorDict]:
-        """Iterate over batches, TensorDicts [batch_size], drawing the rows of many batches at a time.
+        """Iterate over batches, TensorDicts [batch_size], drawing the rows of many at a time.
 
         What is written into the buffers while iterating is seen from the next chunk on.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDict
 from torchrl.data import Bounded
@@ -27,13 +26,11 @@ from rambo_trl.data.spaces import as_flags, as_rows, check_action_space
 from rambo_trl.data.storage import why_unreadable
 
 __all__ = [
-    "FlatSource",
     "UnknownTerminalStates",
     "default_bounds",
     "episode_ends",
     "flat_source",
     "is_d4rl_file",
-    "one_sided_actions",
     "read_d4rl_file",
 ]
 
@@ -47,24 +44,6 @@ _SUFFIXES = (".hdf5", ".h5")
 _GIVE_SPEC = (
     "action_spec (--action-low and --action-high of python -m rambo_trl.data, with --memmap)"
 )
-
-
-@dataclass(frozen=True)
-class FlatSource:
-    """Transitions read from flat arrays.
-
-    Attributes:
-        transitions: TensorDict [N].
-        episodes: which are whole, with their returns, rows left out included.
-        remarks: what was left out or filled in, one sentence each; a :class:`DataWarning` where it
-            may be a mistake.
-        intervals: the time between rows; see :func:`rambo_trl.data.checks.step_intervals`.
-    """
-
-    transitions: TensorDict
-    episodes: LoggedEpisodes
-    remarks: tuple[str, ...]
-    intervals: dict[str, float] = field(default_factory=dict)
 
 
 def is_d4rl_file(path: Path) -> bool:
@@ -204,7 +183,7 @@ def flat_source(
     *,
     max_episode_steps: int | None = None,
     unknown_terminal_states: UnknownTerminalStates = "hold",
-) -> FlatSource:
+) -> tuple[TensorDict, dict[str, Any]]:
     """Turn arrays in D4RL's layout into transitions, as for ``OfflineDataset.from_arrays``.
 
     Where the last row of a truncated episode is left out, the row before it is marked truncated.
@@ -306,7 +285,8 @@ def flat_source(
     episodes = LoggedEpisodes.of(returns, stops, closed[stops - 1], max_episode_steps)
     kept = np.concatenate([[0], np.cumsum(~lost)])[episodes.rows]
     episodes = replace(episodes, rows=kept[kept[:, 0] < kept[:, 1]])
-    return FlatSource(transitions, episodes, (*remarks, *episodes.remarks), intervals)
+    remarks += episodes.remarks
+    return transitions, {"episodes": episodes, "remarks": remarks, "step_intervals": intervals}
 
 
 def _remarks_without_next(
@@ -352,64 +332,55 @@ def _remarks_without_next(
 
 
 def default_bounds(
-    environment: str | EnvSpec | None, size: int, name: str
-) -> tuple[Bounded, str, bool]:
+    environment: str | EnvSpec | None,
+    actions: np.ndarray,
+    name: str,
+    action_names: Sequence[str] | None = None,
+) -> tuple[Bounded, str, list[str]]:
     """The environment's action bounds where it is installed and fits, else D4RL's [-1, 1].
 
+    Args:
+        environment: id or specification, if any.
+        actions: the data's, [N, act].
+        name: how messages call the data set.
+        action_names: of the entries, if any.
+
     Returns:
-        The bounds; where they come from and what to do if actions leave them; and whether they are
-        assumed.
+        The bounds; where they come from and what to do if actions leave them; and, where they are
+        assumed, a warning of an entry that is never negative or never positive, such as a valve's.
 
     Raises:
         ValueError: if the environment's actions are no real numbers.
     """
-    if environment is None:
-        remedy = (
-            "the bounds are assumed, because no environment is named; give env_id (recipes: "
-            f"env_id=...), or {_GIVE_SPEC}"
-        )
-        return bounds_of(None, size), remedy, True
-    env_id = environment_id(environment)
-    try:
-        space = environment_spaces(environment)[1]
-    except ValueError as error:  # not registered, or what it needs is not installed
-        remedy = f"the bounds are assumed, because {error}; or give {_GIVE_SPEC}"
-        return bounds_of(None, size), remedy, True
-    check_action_space(space, f"{name}: environment {env_id}")
-    assert isinstance(space, spaces.Box)
-    in_env = math.prod(space.shape)
+    size = actions.shape[1]
     remedy = f"give the env_id that the data come from, or {_GIVE_SPEC}"
-    if in_env == size:
-        remedy = f"the bounds are those of {env_id}; {remedy}, or clip the actions"
-        return bounds_of(space, size), remedy, False
-    remedy = (
-        f"the bounds are assumed, because {env_id} has actions of another size ({in_env}, not "
-        f"{size}); {remedy}"
-    )
-    return bounds_of(None, size), remedy, True
-
-
-def one_sided_actions(
-    actions: np.ndarray, remedy: str, names: Sequence[str] | None = None
-) -> list[DataWarning]:
-    """Warn of an action entry of one sign under assumed bounds [-1, 1], such as a valve's.
-
-    Args:
-        actions: the data's, [N, act].
-        remedy: why the bounds are assumed, and what to give instead.
-        names: of the entries, if any.
-    """
+    if environment is None:
+        reason = "no environment is named"
+        remedy = f"give env_id (recipes: env_id=...), or {_GIVE_SPEC}"
+    else:
+        env_id = environment_id(environment)
+        try:
+            space = environment_spaces(environment)[1]
+        except ValueError as error:  # not registered, or what it needs is not installed
+            reason, remedy = str(error), f"or give {_GIVE_SPEC}"
+        else:
+            check_action_space(space, f"{name}: environment {env_id}")
+            in_env = math.prod(space.shape or ())
+            if in_env == size:
+                remedy = f"the bounds are those of {env_id}; {remedy}, or clip the actions"
+                return bounds_of(space, size), remedy, []
+            reason = f"{env_id} has actions of another size ({in_env}, not {size})"
+    remedy = f"the bounds are assumed, because {reason}; {remedy}"
     low, high = actions.min(axis=0), actions.max(axis=0)
-    one_sided = np.flatnonzero((low < high) & ((low >= 0) | (high <= 0)))
-    if len(one_sided) == 0:
-        return []
-    entry = int(one_sided[0])
-    label = f"action entry {entry}"
-    if names is not None and len(names) == len(low):  # others are refused later
-        label = names[entry]
-    return [
+    one_sided = np.flatnonzero((low < high) & ((low >= 0) | (high <= 0)))[:1]
+    labels = [f"action entry {i}" for i in range(size)]
+    if action_names is not None and len(action_names) == size:  # others are refused later
+        labels = list(action_names)
+    warned = [
         DataWarning(
-            f"{label} lies between {low[entry]:g} and {high[entry]:g} in the data, "
-            f"but is taken to have the bounds -1 and 1, all of which a policy may use: {remedy}"
+            f"{labels[i]} lies between {low[i]:g} and {high[i]:g} in the data, but is taken to "
+            f"have the bounds -1 and 1, all of which a policy may use: {remedy}"
         )
+        for i in one_sided.tolist()
     ]
+    return bounds_of(None, size), remedy, list(warned)

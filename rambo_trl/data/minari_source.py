@@ -8,12 +8,11 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import minari
@@ -31,7 +30,6 @@ from rambo_trl.data.environment import (
 )
 from rambo_trl.data.names import (
     BUNDLED_PREFIX,
-    REMOTE_NAMES,
     bundled_names,
     nearest,
     nearest_files,
@@ -41,7 +39,7 @@ from rambo_trl.data.storage import minari_root, move_into_place, why_unreadable
 from rambo_trl.runtime.places import expand_home
 from rambo_trl.runtime.progress import Bar
 
-__all__ = ["MinariSource", "describe", "open_minari"]
+__all__ = ["describe", "open_minari"]
 
 #: the first part of all names on Minari's server, in lower case
 _REMOTE_NAMESPACES = ("atari", "d4rl", "metaworld", "minigrid", "mujoco")
@@ -49,19 +47,7 @@ _REMOTE_NAMESPACES = ("atari", "d4rl", "metaworld", "minigrid", "mujoco")
 _SECONDS = 10
 
 
-@dataclass(frozen=True)
-class MinariSource:
-    """What :class:`~rambo_trl.data.OfflineDataset` needs of a Minari data set."""
-
-    name: str
-    env_id: str | None
-    env_spec: EnvSpec | None
-    action_spec: Bounded
-    reference_scores: tuple[float, float] | None
-    observation_layout: ObservationLayout
-    observation_names: tuple[str, ...] | None
-    action_names: tuple[str, ...] | None
-    episodes: Iterable[Mapping[str, Any]]
+Source: TypeAlias = tuple[Iterator[dict[str, Any]], dict[str, Any]]
 
 
 def open_minari(
@@ -70,7 +56,7 @@ def open_minari(
     env_id: str | None = None,
     observation_keys: Sequence[str] | None = None,
     progress: bool = True,
-) -> MinariSource:
+) -> Source:
     """Open a Minari data set, building or downloading it where it is not local.
 
     Args:
@@ -79,6 +65,9 @@ def open_minari(
         observation_keys: entries of Dict observations to join; see
             :meth:`~rambo_trl.data.ObservationLayout.of`.
         progress: whether a build and the reading show their progress.
+
+    Returns:
+        As :func:`describe`.
 
     Raises:
         ValueError: if there is no such data set or its spaces are not supported.
@@ -106,8 +95,11 @@ def describe(
     env_id: str | None = None,
     observation_keys: Sequence[str] | None = None,
     progress: bool = False,
-) -> MinariSource:
+) -> Source:
     """Check an open set's spaces and gather its metadata; see :func:`open_minari`.
+
+    Returns:
+        Its episodes, not read yet, and keyword arguments of ``OfflineDataset.from_episodes``.
 
     Raises:
         ValueError: if its spaces are not supported.
@@ -128,23 +120,18 @@ def describe(
     if is_scored_by_success(keep_specification(env_id, env_spec)[0] or env_id):
         scores = None, None  # a Minari set's own count the steps at the goal
     low, high = (torch.as_tensor(bound) for bound in (action_space.low, action_space.high))
-    names = {k: metadata.get(f"{k}_names") for k in ("observation", "action")}
-    if layout.keys is not None:  # metadata name no entries of a joined dictionary
-        names["observation"] = None
-    observation_names, action_names = (
-        None if given is None else tuple(map(str, given)) for given in names.values()
-    )
-    return MinariSource(
-        name=name,
-        env_id=env_id,
-        env_spec=env_spec,
-        action_spec=Bounded(low, high, shape=low.shape, dtype=low.dtype),
-        reference_scores=None if None in scores else (float(scores[0]), float(scores[1])),
-        observation_layout=layout,
-        observation_names=observation_names,
-        action_names=action_names,
-        episodes=_episodes(name, dataset, layout, progress),
-    )
+    described: dict[str, Any] = {
+        "name": name,
+        "env_spec": env_spec,
+        "action_spec": Bounded(low, high, shape=low.shape, dtype=low.dtype),
+        "reference_scores": None if None in scores else (float(scores[0]), float(scores[1])),
+        "observation_layout": layout,
+    }
+    for key in ("observation_names", "action_names"):
+        # metadata name no entries of a joined dictionary
+        if key in metadata and (key == "action_names" or layout.keys is None):
+            described[key] = tuple(map(str, metadata[key]))
+    return _episodes(name, dataset, layout, progress), described
 
 
 def _episodes(
@@ -270,8 +257,7 @@ def _local_or_download(name: str) -> minari.MinariDataset:
             f"{root / name} is no whole Minari set, it has no metadata.json: if it is being "
             "recorded or copied, wait for that; else move it elsewhere and get the set again"
         )
-    known = {*bundled_names(), *_local_names(), *(() if name in REMOTE_NAMES else REMOTE_NAMES)}
-    near = [*nearest(name, known), *nearest_files(expand_home(name))]
+    near = [*nearest(name, [*bundled_names(), *_local_names()]), *nearest_files(expand_home(name))]
     if not valid:
         reason = "it is no valid Minari id, whose form is namespace/name-v0, nor a file or folder"
     elif near and not _may_be_remote(name):

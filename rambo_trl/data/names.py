@@ -12,7 +12,6 @@ __all__ = [
     "BUNDLED_ENVIRONMENTS",
     "BUNDLED_PREFIX",
     "POLICIES",
-    "REMOTE_NAMES",
     "D4RLName",
     "bundled_equivalent",
     "bundled_names",
@@ -37,23 +36,6 @@ BUNDLED_ENVIRONMENTS: dict[str, tuple[str, int, Sequence[str]]] = {
 }
 #: the package's behaviour policies, a file for each environment
 POLICIES = Path(__file__).parent.parent / "policies"
-
-#: ids on Minari's server that a misspelt name may mean
-REMOTE_NAMES = (
-    *(
-        f"mujoco/{env}/{kind}-v0"
-        for env in ("ant", "halfcheetah", "hopper", "walker2d")
-        for kind in ("simple", "medium", "expert")
-    ),
-    *(
-        f"D4RL/antmaze/{maze}-v1"
-        for maze in (
-            "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
-            "large-diverse",
-        )
-    ),
-    *(f"D4RL/pointmaze/{maze}-v2" for maze in ("open", "umaze", "medium", "large")),
-)  # fmt: skip
 
 # D4RL recorded the "-v2" generation of these; policies are played in Gymnasium's v5.
 _MUJOCO = {"ant": "Ant", "halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d"}

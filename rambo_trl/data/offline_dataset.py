@@ -19,7 +19,6 @@ from rambo_trl.data.d4rl_source import (
     default_bounds,
     flat_source,
     is_d4rl_file,
-    one_sided_actions,
     read_d4rl_file,
 )
 from rambo_trl.data.environment import keep_specification, time_limit, with_time_limit
@@ -155,20 +154,18 @@ class OfflineDataset(TransitionData):
             raise ValueError(
                 f"{name} is a Minari set, whose episodes are marked: leave out max_episode_steps"
             )
+        env_id = options.get("env_id")
         source = minari_source.open_minari(
-            name,
-            env_id=options.get("env_id"),
-            observation_keys=observation_keys,
-            progress=progress,
+            name, env_id=env_id, observation_keys=observation_keys, progress=progress
         )
         return cls._from_minari(source, action_spec=action_spec, **options)
 
     @classmethod
-    def _from_minari(cls, source: minari_source.MinariSource, **given: Any) -> OfflineDataset:
+    def _from_minari(cls, source: minari_source.Source, **given: Any) -> OfflineDataset:
         """Build the data set from an open Minari set; what is given replaces what it says."""
-        described = {k: v for k, v in vars(source).items() if k not in ("episodes", "env_id")}
+        episodes, described = source
         given = {key: value for key, value in given.items() if value is not None}
-        return cls.from_episodes(source.episodes, **(described | given))
+        return cls.from_episodes(episodes, **(described | given))
 
     @classmethod
     def from_arrays(
@@ -227,31 +224,22 @@ class OfflineDataset(TransitionData):
         columns = {key: names_of(arrays.get(key)) for key in ("observations", "actions")}
         options["observation_names"] = options.get("observation_names") or columns["observations"]
         options["action_names"] = options.get("action_names") or columns["actions"]
-        source = flat_source(
+        transitions, described = flat_source(
             arrays,
             name,
             max_episode_steps=max_episode_steps,
             unknown_terminal_states=unknown_terminal_states,
         )
-        remarks, remedy = (*source.remarks, *dropped), None
+        described["remarks"] += dropped
+        remedy = None
         if action_spec is None:
-            actions = source.transitions["action"].numpy()
-            action_spec, remedy, assumed = default_bounds(
-                env_spec or env_id, actions.shape[-1], name
+            actions = transitions["action"].numpy()
+            action_spec, remedy, warned = default_bounds(
+                env_spec or env_id, actions, name, options["action_names"]
             )
-            if assumed:
-                warned = one_sided_actions(actions, remedy, options["action_names"])
-                remarks = (*remarks, *warned)
+            described["remarks"] += warned
         try:
-            return cls(
-                source.transitions,
-                action_spec=action_spec,
-                episodes=source.episodes,
-                step_intervals=source.intervals,
-                remarks=remarks,
-                copy=copy,
-                **options,
-            )
+            return cls(transitions, action_spec=action_spec, copy=copy, **described, **options)
         except ActionsOutsideError as error:
             if remedy is None:
                 raise

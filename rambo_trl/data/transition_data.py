@@ -50,14 +50,7 @@ __all__ = ["Statistics", "TransitionData", "warn_of_other_simulator"]
 
 
 class Statistics(TypedDict):
-    """What normalised observations and actions stand for, as keyword arguments.
-
-    Attributes:
-        observation_mean: [obs].
-        observation_std: [obs], positive.
-        action_low: [act], what -1 stands for.
-        action_high: [act], what 1 stands for.
-    """
+    """The statistics of :class:`TransitionData`, as keyword arguments."""
 
     observation_mean: Tensor
     observation_std: Tensor

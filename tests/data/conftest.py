@@ -1,13 +1,21 @@
-"""A Minari root of its own and a tiny policy bundle for each test that asks."""
+"""A Minari root, a tiny policy bundle, stored sets and heard warnings for tests that ask."""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import minari
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
 from safetensors.torch import save_file
+from torchrl._utils import logger
 from torchrl.data import Bounded
 
 from rambo_trl.modules.actor_critic import make_actor
@@ -19,6 +27,36 @@ def minari_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "minari"
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     return root
+
+
+@pytest.fixture
+def store(minari_root: Path) -> Callable[..., Path]:
+    """A function that stores episodes as a Minari set and returns the folder of its files."""
+
+    def store(name: str, *episodes: dict[str, Any], **settings: Any) -> Path:
+        first = episodes[0]
+        spaces = {
+            "observation_space": Box(-np.inf, np.inf, np.shape(first["observations"])[1:], float)
+            if not isinstance(first["observations"], dict)
+            else None,
+            "action_space": Box(-1.0, 1.0, first["actions"].shape[1:], np.float32),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Minari asks for an author and the like
+            minari.create_dataset_from_buffers(
+                name, buffer=[EpisodeBuffer(**each) for each in episodes], **(spaces | settings)
+            )
+        return minari_root / name / "data"
+
+    return store
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What TorchRL's logger says, which does not propagate."""
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,29 +115,6 @@ def test_shares_of_the_snapshots(policies_dir: Path) -> None:
 
 
 @pytest.mark.usefixtures("minari_root")
-def test_found_the_second_time(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = build("medium", policies_dir)
-
-    def never(*args: object, **kwargs: object) -> None:
-        raise AssertionError("built again")
-
-    monkeypatch.setattr(bundled, "build_bundled", never)
-    ensure_bundled(NAME.format("medium"))
-    again = OfflineDataset.load(NAME.format("medium"))
-    assert (again.transitions == first.transitions).all()
-
-
-@pytest.mark.usefixtures("minari_root")
-def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "POLICIES", policies_dir)
-    monkeypatch.setitem(
-        names.BUNDLED_ENVIRONMENTS, "inverteddoublependulum", (ENV, 200, ("expert",))
-    )
-    data = OfflineDataset.load(NAME.format("expert"), progress=False)
-    assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()
-
-
-@pytest.mark.usefixtures("minari_root")
 def test_same_seed_same_data_and_the_callers_generator_untouched(policies_dir: Path) -> None:
     torch.manual_seed(3)
     first = build("medium", policies_dir)
@@ -153,52 +132,6 @@ def test_existing_set_is_not_written_over(minari_root: Path, policies_dir: Path)
     longer = build("medium", policies_dir, num_steps=600, overwrite=True)
     assert len(longer) >= 600
     assert len(found_sets(minari_root)) == 1
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
-@pytest.mark.parametrize("stage", ["collect_episodes", "create_dataset_from_buffers", "move"])
-def test_interrupted_build_leaves_nothing(
-    stage: str,
-    error: BaseException | type[BaseException],
-    minari_root: Path,
-    policies_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    owner, attribute = {
-        "collect_episodes": (bundled, "collect_episodes"),
-        "create_dataset_from_buffers": (minari, "create_dataset_from_buffers"),
-        "move": (bundled, "_move_into_place"),
-    }[stage]
-    real: Callable[..., object] = getattr(owner, attribute)
-
-    def fails_after(*args: object, **kwargs: object) -> None:
-        if stage != "move":
-            real(*args, **kwargs)  # everything is written when it breaks
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, attribute, fails_after)
-        with pytest.raises((KeyboardInterrupt, OSError)):
-            build("medium", policies_dir)
-    assert found_sets(minari_root) == []
-    assert not list(minari_root.glob(".building-*"))
-    assert not bundled_path(NAME.format("medium")).exists()
-    assert len(build("medium", policies_dir)) >= 300  # and a later build works
-
-
-def test_unreadable_half_of_a_write_is_never_in_place(
-    minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # While Minari writes, the set's final folder must not exist: a killed process leaves it so.
-    real = minari.create_dataset_from_buffers
-
-    def watch(*args: object, **kwargs: object) -> object:
-        made = real(*args, **kwargs)
-        assert not (minari_root / NAME.format("medium")).exists()
-        return made
-
-    monkeypatch.setattr(minari, "create_dataset_from_buffers", watch)
-    build("medium", policies_dir)
 
 
 def test_two_builds_at_once_keep_the_first(
@@ -254,13 +187,6 @@ def test_the_packages_policies_play_as_well_as_they_say(env_id: str) -> None:
     assert expert > 0.7 * said[policies.expert]
     assert 0.5 * said[policies.medium] < medium < 0.9 * expert
     assert random < 0.1 * medium
-
-
-def test_names() -> None:
-    names = bundled_names()
-    assert len(names) == len(set(names)) == 23
-    assert "bundled/hopper/medium-replay-v0" in names
-    assert "bundled/pointmaze-umaze/waypoint-v0" in names
 
 
 class Walk(gymnasium.Env):
@@ -381,3 +307,95 @@ def test_each_kind_is_played_by_its_own_snapshots(
             torch.manual_seed(0)
             actions.append(act(observation))
         np.testing.assert_array_equal(*actions)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize("stage", ["collect_episodes", "create_dataset_from_buffers", "move"])
+def test_a_build_that_cannot_be_written_leaves_nothing(
+    stage: str,
+    error: BaseException,
+    minari_root: Path,
+    policies_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner, attribute = {
+        "collect_episodes": (bundled, "collect_episodes"),
+        "create_dataset_from_buffers": (minari, "create_dataset_from_buffers"),
+        "move": (bundled, "_move_into_place"),
+    }[stage]
+    real: Callable[..., object] = getattr(owner, attribute)
+
+    def fails_after(*args: object, **kwargs: object) -> None:
+        if stage != "move":
+            real(*args, **kwargs)  # everything is written when it breaks
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, fails_after)
+        with pytest.raises(type(error)) as caught:
+            build("medium", policies_dir)
+    if isinstance(error, OSError):
+        assert f"in {minari_root} ([Errno 28] No space left)" in str(caught.value)
+        assert "MINARI_DATASETS_PATH" in str(caught.value)
+    assert found_sets(minari_root) == []
+    assert not list(minari_root.glob(".building-*"))
+    assert not bundled_path(NAME.format("medium")).exists()
+    assert len(build("medium", policies_dir)) >= 300  # and a later build works
+
+
+def test_a_full_disk_is_told_before_anything_is_played(
+    minari_root: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # HDF5 crashes on a full disk: there is no error to be caught while it writes.
+    monkeypatch.setattr(bundled, "collect_episodes", lambda *args, **kwargs: pytest.fail("played"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot be built in .*MINARI_DATASETS_PATH"):
+            build_bundled(
+                "bundled/inverteddoublependulum/random-v0",
+                policies_dir=policies_dir,
+                progress=False,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(minari_root.iterdir())
+
+
+def test_a_root_that_cannot_be_made(
+    tmp_path: Path, policies_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "minari"))
+    with pytest.raises(OSError, match="root cannot be made.*MINARI_DATASETS_PATH"):
+        OfflineDataset.load("bundled/inverteddoublependulum/random-v0")
+    with pytest.raises(OSError, match="root cannot be made"):
+        OfflineDataset.load("toy/set-v0")
+    assert bundled.bundled_names()
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 60), (400, 4)])
+def test_the_room_asked_for_is_enough(length: int, count: int, store: Callable[..., Path]) -> None:
+    episode = {
+        "observations": np.zeros((length + 1, 9)),
+        "actions": np.zeros((length, 2), np.float32),
+        "rewards": np.zeros(length),
+        "terminations": np.zeros(length, bool),
+        "truncations": np.arange(length) == length - 1,
+    }
+    folder = store("toy/size-v0", *[episode] * count)
+    written = sum(path.stat().st_size for path in folder.parent.rglob("*"))
+    asked = bundled._stored_bytes("InvertedDoublePendulum-v5", length * count, count)
+    assert written < asked - 1_000_000  # without what is always added
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "POLICIES", policies_dir)
+    small = (ENV, 200, ("expert",))
+    monkeypatch.setitem(names.BUNDLED_ENVIRONMENTS, "inverteddoublependulum", small)
+    data = OfflineDataset.load(NAME.format("expert"), progress=False)
+    assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()
+    monkeypatch.setattr(bundled, "build_bundled", lambda *args, **kwargs: pytest.fail("again"))
+    ensure_bundled(NAME.format("expert"))
+    assert (OfflineDataset.load(NAME.format("expert")).transitions == data.transitions).all()

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import h5py
-import minari
 import numpy as np
 import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minari.data_collector import EpisodeBuffer
-from torchrl._utils import logger
 from torchrl.data import Bounded
 from torchrl.data.datasets import d4rl
 
 from rambo_trl.data import OfflineDataset, environment
 from rambo_trl.data.d4rl_source import episode_ends
+from rambo_trl.data.names import parse_d4rl_name
 
 # An episode's end as D4RL flags it; the last one may be unfinished.
 ENDS = st.sampled_from(["terminal", "timeout", "both"])
@@ -232,12 +230,6 @@ def test_one_long_log_and_episodes_that_all_end_in_terminals() -> None:
     assert "no time limit" not in " ".join(OfflineDataset.from_arrays(steps).remarks)
 
 
-def test_reliable_timeouts_win_over_the_time_limit() -> None:
-    arrays = without(make_arrays([(12, "timeout"), (7, "timeout")]), "next_observations")
-    data = OfflineDataset.from_arrays(arrays, max_episode_steps=5)
-    assert len(data) == 11 + 6 and data.num_episodes == 2
-
-
 def test_timeouts_that_seem_to_be_missing_are_told() -> None:
     arrays = make_arrays([(12, "timeout"), (5, "timeout"), (4, "terminal")])
     some = without(arrays, "next_observations")
@@ -262,18 +254,6 @@ def test_actions_of_one_sign_under_assumed_bounds_are_told() -> None:
     assert OfflineDataset.from_arrays(valve, action_spec=spec).data_warnings == ()
     still = arrays | {"actions": arrays["actions"] * [0, 1]}
     assert OfflineDataset.from_arrays(still).data_warnings == ()
-
-
-def test_a_mazes_time_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Their package registers them when it is imported, which nothing else may have done yet.
-    spec = EnvSpec("PointMaze_UMaze-v3", max_episode_steps=300)
-    monkeypatch.delitem(gymnasium.registry, spec.id, raising=False)
-
-    def register() -> None:
-        monkeypatch.setitem(gymnasium.registry, spec.id, spec)
-
-    monkeypatch.setattr(environment, "register_mazes", register)
-    assert environment.time_limit(spec.id) == 300
 
 
 def test_one_array_for_both_observations_is_normalised_once() -> None:
@@ -302,7 +282,9 @@ def test_medium_replay_file_without_timeouts(tmp_path: Path) -> None:
     assert len(OfflineDataset.load(other, env_id="Hopper-v5")) == len(data)
 
 
-def test_three_formats_give_the_same_transitions(tmp_path: Path) -> None:
+def test_three_formats_give_the_same_transitions(
+    tmp_path: Path, store: Callable[..., Path]
+) -> None:
     arrays = make_arrays([(5, "terminal"), (7, "timeout"), (1, "terminal"), (4, "unfinished")])
     episodes, start = [], 0
     for steps in (5, 7, 1, 4):
@@ -310,22 +292,17 @@ def test_three_formats_give_the_same_transitions(tmp_path: Path) -> None:
         states = np.concatenate(
             [arrays["observations"][rows], arrays["next_observations"][rows][-1:]]
         )
-        episode = EpisodeBuffer(
-            observations=states.astype(np.float64),  # as MuJoCo's environments give them
-            actions=arrays["actions"][rows],
-            rewards=arrays["rewards"][rows],
-            terminations=arrays["terminals"][rows],
-            truncations=arrays["timeouts"][rows],
+        episodes.append(
+            {
+                "observations": states.astype(np.float64),  # as MuJoCo's environments give them
+                "actions": arrays["actions"][rows],
+                "rewards": arrays["rewards"][rows],
+                "terminations": arrays["terminals"][rows],
+                "truncations": arrays["timeouts"][rows],
+            }
         )
-        episodes.append(episode)
         start += steps
-    with pytest.warns(UserWarning):  # Minari asks for an author and the like
-        minari.create_dataset_from_buffers(
-            "three/formats-v0",
-            buffer=episodes,
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
-            action_space=gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
-        )
+    store("three/formats-v0", *episodes)
     path = write(tmp_path / "own.hdf5", arrays)
     wide = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
     columns = {k: v[:, None] if v.ndim == 1 else v for k, v in arrays.items()}  # [N, 1]
@@ -416,14 +393,6 @@ def test_what_is_left_out_is_told() -> None:
     assert OfflineDataset.from_arrays(make_arrays([(3, "terminal"), (4, "timeout")])).remarks == ()
 
 
-def test_flags_of_any_number_type(tmp_path: Path) -> None:
-    arrays = make_arrays([(3, "terminal"), (4, "timeout")])
-    want = OfflineDataset.from_arrays(arrays).transitions
-    for dtype in (np.uint8, np.float32, np.int64):
-        flags = {key: arrays[key].astype(dtype) for key in ("terminals", "timeouts")}
-        assert (OfflineDataset.from_arrays(arrays | flags).transitions == want).all()
-
-
 def test_arrays_of_any_memory_layout_stay_as_they_are() -> None:
     arrays = make_arrays([(3, "terminal"), (4, "timeout")])
     want = OfflineDataset.from_arrays(arrays)
@@ -432,7 +401,11 @@ def test_arrays_of_any_memory_layout_stay_as_they_are() -> None:
     plain = {key: value.copy() for key, value in arrays.items()}
     for value in arrays.values():
         value.flags.writeable = False
-    for layout in (plain, arrays, strided, other_endian):
+    flags = [
+        arrays | {key: arrays[key].astype(dtype) for key in ("terminals", "timeouts")}
+        for dtype in (np.uint8, np.float32, np.int64)
+    ]
+    for layout in (plain, arrays, strided, other_endian, *flags):
         before = {key: value.copy() for key, value in layout.items()}
         assert (OfflineDataset.from_arrays(layout).transitions == want.transitions).all()
         assert all((layout[key] == before[key]).all() for key in layout)
@@ -551,11 +524,45 @@ def test_torchrls_own_reader_loses_the_states_that_episodes_end_in(
     assert torch.equal(theirs["next", "reward"], ours["next", "reward"])
 
 
-def test_walkers_other_simulator_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write(tmp_path / "walker2d_medium-v2.hdf5", make_arrays([(3, "terminal")]))
-    logger.addHandler(caplog.handler)
-    try:
-        OfflineDataset.load(path)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert "recorded in Walker2d-v2" in caplog.text and "foot" in caplog.text
+def test_walkers_other_simulator_is_told(tmp_path: Path, heard: pytest.LogCaptureFixture) -> None:
+    arrays = make_arrays([(3, "terminal")])
+    OfflineDataset.from_arrays(arrays, env_id="Walker2d-v5")
+    assert "foot" not in heard.text
+    OfflineDataset.from_arrays(arrays, env_id="Walker2d-v2")
+    OfflineDataset.load(write(tmp_path / "walker2d_medium-v2.hdf5", arrays))
+    assert heard.text.count("recorded in Walker2d-v2, whose right foot") == 2
+
+
+def test_a_mazes_time_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Their package registers them when it is imported, which nothing else may have done yet.
+    spec = EnvSpec("PointMaze_UMaze-v3", max_episode_steps=300)
+    monkeypatch.delitem(gymnasium.registry, spec.id, raising=False)
+    register = monkeypatch.setitem
+    monkeypatch.setattr(
+        environment, "register_mazes", lambda: register(gymnasium.registry, spec.id, spec)
+    )
+    assert environment.time_limit(spec.id) == 300
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id", "limit"),
+    [
+        ("hopper_medium_replay-v2", "Hopper-v5", 1000),
+        ("hopper-medium-replay-v2", "Hopper-v5", 1000),
+        ("halfcheetah_medium_expert-v0", "HalfCheetah-v5", 1000),
+        ("walker2d_full_replay-v2", "Walker2d-v5", 1000),
+        ("ant_random", "Ant-v5", 1000),
+        ("antmaze-umaze-diverse-v2", "AntMaze_UMaze-v4", 700),
+        (
+            "Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse",
+            "AntMaze_Large-v4",
+            1000,
+        ),
+        ("hopper_of_ours", None, None),
+        ("antelope_medium-v2", None, None),
+        ("my_hopper_medium-v2", None, None),
+    ],
+)
+def test_what_a_file_is_called(name: str, env_id: str | None, limit: int | None) -> None:
+    parsed = parse_d4rl_name(Path(f"/somewhere/{name}.hdf5"))
+    assert (parsed and parsed.env_id, parsed and parsed.max_episode_steps) == (env_id, limit)

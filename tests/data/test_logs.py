@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from minari.data_collector import EpisodeBuffer
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
@@ -200,7 +200,7 @@ def test_next_observations_in_another_order_are_refused() -> None:
         OfflineDataset.from_arrays(arrays, action_spec=SPEC)
 
 
-def test_names_come_with_files(minari_root: Path, tmp_path: Path) -> None:
+def test_names_come_with_files(store: Callable[..., Path], tmp_path: Path) -> None:
     arrays = log()
     with h5py.File(tmp_path / "tank.hdf5", "w") as file:
         for key, value in arrays.items():
@@ -208,24 +208,20 @@ def test_names_come_with_files(minari_root: Path, tmp_path: Path) -> None:
         file["observations"].attrs["names"] = OBSERVATIONS
         file["actions"].attrs["names"] = ACTIONS
     from_file = OfflineDataset.load(tmp_path / "tank.hdf5", action_spec=SPEC)
-    with pytest.warns(UserWarning):  # Minari asks for an author and the like
-        stored = minari.create_dataset_from_buffers(
-            "tank/log-v0",
-            buffer=[
-                EpisodeBuffer(
-                    observations=np.append(
-                        arrays["observations"][:STEPS], arrays["next_observations"][9:10], axis=0
-                    ),
-                    actions=arrays["actions"][:STEPS],
-                    rewards=arrays["rewards"][:STEPS],
-                    terminations=arrays["terminals"][:STEPS],
-                    truncations=arrays["timeouts"][:STEPS],
-                )
-            ],
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
-            action_space=gymnasium.spaces.Box(np.zeros(2), np.array([5e4, 1.2]), dtype=np.float64),
-        )
-    stored.storage.update_metadata({"observation_names": OBSERVATIONS, "action_names": ACTIONS})
+    first = slice(STEPS)
+    episode = {
+        "observations": np.append(
+            arrays["observations"][first], arrays["next_observations"][9:10], axis=0
+        ),
+        "actions": arrays["actions"][first],
+        "rewards": arrays["rewards"][first],
+        "terminations": arrays["terminals"][first],
+        "truncations": arrays["timeouts"][first],
+    }
+    bounds = gymnasium.spaces.Box(np.zeros(2), np.array([5e4, 1.2]), dtype=np.float64)
+    store("tank/log-v0", episode, action_space=bounds)
+    names = {"observation_names": OBSERVATIONS, "action_names": ACTIONS}
+    minari.load_dataset("tank/log-v0").storage.update_metadata(names)
     for data in (from_file, OfflineDataset.load("tank/log-v0")):
         assert data.observation_names == OBSERVATIONS and data.action_names == ACTIONS
 
@@ -264,11 +260,14 @@ def test_names_that_do_not_fit_are_refused(names: Any) -> None:
 @pytest.mark.parametrize(
     ("column", "words"),
     [
-        (np.array(["open", "closed"] * 20), r"column 'valve' .* but 'open', 'closed': write"),
-        (np.array([1.0, "n/a"] * 20, object), r"column 'valve' .* but 'n/a': write"),
-        (np.array(["2024-01-01"] * 40, "M8[D]"), r"column 'valve' .* no real num.*: give seconds"),
-        (np.array(["20,5", "21,0"] * 20), r"'20,5', '21,0': they are numbers written as text"),
-        (np.full(40, np.nan), r"of valve, where valve has no number at all, as text read as"),
+        (np.array(["open", "closed"] * 20), r"column 'valve' .* but 'open', 'closed': give"),
+        (np.array([1.0, "n/a"] * 20, object), r"column 'valve' .* but 'n/a': give num"),
+        (
+            np.array(["2024-01-01"] * 40, "M8[D]"),
+            r"column 'valve' .* dates as seconds",
+        ),
+        (np.array(["20,5", "21,0"] * 20), r"'20,5', '21,0': give .* decimal point"),
+        (np.full(40, np.nan), r"of valve, where valve has no number at all"),
         (np.array([1.0, None] * 20, object), r"18 in observation .* of valve[ ;.]"),
         (
             np.ma.masked_greater(np.arange(40.0), 30),

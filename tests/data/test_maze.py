@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset, check_environment, make_environment
 from rambo_trl.data.behaviour import PointMazeWaypoints, _next_cells
@@ -53,13 +54,7 @@ def test_success_counts_not_the_steps_at_the_goal() -> None:
         }
         for i, row in enumerate(rewards)
     ]
-    spec = OfflineDataset.from_arrays(
-        {
-            "observations": np.zeros((2, 1)), "actions": np.zeros((2, 2)), "rewards": np.zeros(2),
-            "terminals": np.ones(2),
-        },
-        max_episode_steps=5,
-    ).action_spec  # fmt: skip
+    spec = Bounded(-1, 1, shape=(2,))
     data = OfflineDataset.from_episodes(
         episodes, action_spec=spec, env_id="PointMaze_UMaze-v3", reward_shift=-1.0
     )

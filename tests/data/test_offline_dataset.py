@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
-from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset, offline_dataset, reference_scores_for
@@ -98,14 +99,6 @@ def test_layout() -> None:
     assert "toy" in repr(data)
 
 
-def test_terminated_wins_over_truncated() -> None:
-    episode = make_episode(3, "terminated")
-    episode["truncations"][-1] = True
-    td = load([episode]).transitions
-    assert td["next", "terminated"].squeeze(-1).tolist() == [False, False, True]
-    assert not td["next", "truncated"].any()
-
-
 def test_normalise_and_back() -> None:
     episodes = [make_episode(40, seed=1), make_episode(25, "terminated", seed=2)]
     raw, data = load(episodes, normalize=False), load(episodes)
@@ -151,28 +144,6 @@ def test_the_callers_tensors_stay_as_they_are() -> None:
     assert (raw == before).all()
 
 
-def test_flat_transitions_give_the_same_data() -> None:
-    episodes = [make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")]
-    want = load(episodes)
-    flat = load(episodes, normalize=False).transitions
-    flat["next", "reward"] = flat["next", "reward"].squeeze(-1)  # [N] is accepted too
-    got = OfflineDataset(flat.exclude(("next", "done")), action_spec=ACTION_SPEC)
-    assert (got.transitions == want.transitions).all()
-    assert want.num_cut_episodes == 1 and got.num_cut_episodes == 0  # the flag is there by then
-    np.testing.assert_allclose(got.behaviour_returns[:2], want.behaviour_returns, rtol=1e-6)
-
-
-def test_done_alone_tells_of_truncations() -> None:
-    # TorchRL's own data may hold "done" and "terminated" only.
-    want = load([make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")])
-    flat = load(
-        [make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")],
-        normalize=False,
-    ).transitions.exclude(("next", "truncated"))
-    got = OfflineDataset(flat, action_spec=ACTION_SPEC)
-    assert (got.transitions == want.transitions).all() and got.num_episodes == 3
-
-
 def test_a_last_episode_without_an_end_has_no_return() -> None:
     flat = load([make_episode(4, "terminated"), make_episode(3)], normalize=False).transitions
     flat["next", "truncated"][-1] = flat["next", "done"][-1] = False
@@ -213,41 +184,6 @@ def test_reference_scores(env_id: str | None, want: tuple[float, float] | None) 
         assert data.normalized_score(sum(want) / 2) == pytest.approx(50)
         mean = data.behaviour_returns.mean()
         assert data.behaviour_score == pytest.approx(data.normalized_score(mean))
-
-
-def test_own_reference_scores_win() -> None:
-    data = load([make_episode(3)], env_id="Hopper-v5", reference_scores=(0.0, 10.0))
-    assert data.normalized_score(5.0) == pytest.approx(50)
-
-
-def test_old_walker_simulator_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
-    with offline_dataset_log(caplog):
-        load([make_episode(3)], env_id="Walker2d-v5")
-        assert not caplog.records
-        load([make_episode(3)], env_id="Walker2d-v2")
-    assert "foot" in caplog.text
-
-
-def offline_dataset_log(caplog: pytest.LogCaptureFixture) -> Any:
-    """Let pytest hear TorchRL's logger, which does not propagate."""
-    logger = offline_dataset.torchrl_logger
-
-    class _Heard:
-        def __enter__(self) -> None:
-            logger.addHandler(caplog.handler)
-
-        def __exit__(self, *args: object) -> None:
-            logger.removeHandler(caplog.handler)
-
-    return _Heard()
-
-
-def test_empty_is_refused() -> None:
-    with pytest.raises(ValueError, match="toy is empty"):
-        load([], name="toy")
-    empty = load([make_episode(2)], normalize=False).transitions[:0]
-    with pytest.raises(ValueError, match="empty"):
-        OfflineDataset(empty, action_spec=ACTION_SPEC)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e60])
@@ -298,26 +234,6 @@ def test_flags_that_are_neither_0_nor_1_are_refused(bad: float) -> None:
             OfflineDataset(other, action_spec=ACTION_SPEC)
 
 
-def test_missing_arrays_are_refused() -> None:
-    episode = make_episode(4)
-    del episode["truncations"]
-    with pytest.raises(ValueError, match="episode 0 lacks truncations"):
-        load([episode])
-
-
-def test_episodes_of_other_sizes_are_refused() -> None:
-    other = make_episode(4)
-    other["observations"] = other["observations"][:, :2]
-    with pytest.raises(ValueError, match="episode 1's arrays differ in shape"):
-        load([make_episode(4), other])
-
-
-def test_missing_keys_are_refused() -> None:
-    td = TensorDict({"observation": torch.zeros(3, 2)}, batch_size=[3])
-    with pytest.raises(ValueError, match="lack the keys"):
-        OfflineDataset(td, action_spec=ACTION_SPEC)
-
-
 def test_actions_must_fit_their_spec() -> None:
     with pytest.raises(ValueError, match="do not fit the action_spec"):
         OfflineDataset.from_episodes([make_episode(3)], action_spec=Bounded(-1, 1, shape=(3,)))
@@ -333,194 +249,151 @@ def test_actions_must_fit_their_spec() -> None:
         load([episode])
 
 
-def store(name: str, **kwargs: Any) -> None:
-    """Write a small Minari set."""
-    episode = make_episode(6, "terminated")
-    arguments = {
-        "observation_space": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
-        "action_space": gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32),
-        "buffer": [EpisodeBuffer(**episode), EpisodeBuffer(**make_episode(4, seed=5))],
-    }
-    with pytest.warns(UserWarning):  # Minari asks for an author and the like
-        minari.create_dataset_from_buffers(name, **(arguments | kwargs))
-
-
-@pytest.mark.usefixtures("minari_root")
-def test_local_minari_set_by_id_and_by_folder(minari_root: Any) -> None:
-    store("toy/set-v0")
-    data = OfflineDataset.load("toy/set-v0")
-    want = load(
-        [make_episode(6, "terminated"), make_episode(4, seed=5)],
-        action_spec=Bounded(-2, 2, shape=(2,)),
-    )
-    assert (data.transitions == want.transitions).all()
-    assert data.env_id is None and data.reference_scores is None and data.name == "toy/set-v0"
-    assert data.action_high.tolist() == [2.0, 2.0]
-    for folder in (minari_root / "toy/set-v0", minari_root / "toy/set-v0/data"):
-        assert (OfflineDataset.load(folder).transitions == want.transitions).all()
-
-
-@pytest.mark.usefixtures("minari_root")
-def test_minari_metadata_scores_win_over_constants() -> None:
-    spec = gymnasium.spec("Hopper-v5")
-    store("toy/hopper-v0", env=spec)
-    assert OfflineDataset.load("toy/hopper-v0").reference_scores == (-20.272305, 3234.3)
-    store("toy/hopper-v1", env=spec, ref_min_score=1.0, ref_max_score=3.0)
-    data = OfflineDataset.load("toy/hopper-v1")
-    assert data.reference_scores == (1.0, 3.0) and data.env_id == "Hopper-v5"
-
-
-@pytest.mark.usefixtures("minari_root")
-@pytest.mark.parametrize(
-    ("kind", "space", "match"),
-    [
-        ("action", gymnasium.spaces.Discrete(3), "Discrete actions"),
-        ("action", gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
-        (
-            "observation",
-            gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8),
-            "are images.*extract a state",
-        ),
-        ("observation", gymnasium.spaces.Dict(), "Dict observations"),
-    ],
-)
-def test_spaces_that_do_not_fit_are_refused(kind: str, space: gymnasium.Space, match: str) -> None:
-    if match == "Dict observations":
-        episodes = [EpisodeBuffer(**(make_episode(6) | {"observations": {}}))]
-        store("toy/set-v0", observation_space=space, buffer=episodes)
-    else:
-        store("toy/set-v0", **{f"{kind}_space": space})
-    with pytest.raises(ValueError, match=match):
-        OfflineDataset.load("toy/set-v0")
-
-
-def test_damaged_files_are_named(minari_root: Any) -> None:
-    store("toy/set-v0")
-    (minari_root / "toy/set-v0/data/main_data.hdf5").unlink()
-    with pytest.raises(ValueError, match="cannot be read"):
-        OfflineDataset.load("toy/set-v0")
-
-
-def test_no_such_set_says_what_to_do(minari_root: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise ConnectionError("no route to host\nand more lines")
-
-    monkeypatch.setattr(minari, "list_remote_datasets", no_network)
-    with pytest.raises(ValueError) as caught:
-        OfflineDataset.load("mujoco/hopper/medium-v0")
-    message = str(caught.value)
-    assert "ConnectionError: no route to host" in message and "\n" not in message
-    assert "bundled/hopper/medium-v0" in message  # the nearest known name
-    assert "minari download mujoco/hopper/medium-v0" in message
-    with pytest.raises(ValueError, match="no valid Minari id.*bundled/hopper/medium-replay-v0"):
-        OfflineDataset.load("hopper medium replay")
-    with pytest.raises(ValueError, match="no valid Minari id") as caught:
-        OfflineDataset.load("hopper-medium")
-    assert "minari download" not in str(caught.value)  # there is no such command for it
-    with pytest.raises(ValueError, match="Nearest known names: D4RL/antmaze/umaze-v1"):
-        OfflineDataset.load("D4RL/antmaze/umase-v1")
-    damaged = minari_root / "mine/robot-v0/data"
-    damaged.mkdir(parents=True)
-    (damaged / "metadata.json").write_text("{")  # another set's trouble is not told here
-    with pytest.raises(ValueError, match="Known names are bundled/hopper/medium-replay-v0 and"):
-        OfflineDataset.load("zzz/qqq-v0")
-    store("mine/walker-v0")
-    words = "Known names are bundled/hopper/medium-replay-v0, mine/walker-v0 and others"
-    with pytest.raises(ValueError, match=words):
-        OfflineDataset.load("zzz/qqq-v0")
-    store("bundled/hopper/medium-replay-v0")  # named once
-    with pytest.raises(ValueError, match=words):
-        OfflineDataset.load("zzz/qqq-v0")
-
-
 def test_examples_in_the_docstring() -> None:
     assert doctest.testmod(offline_dataset).failed == 0
 
 
-def test_returns_stay_in_the_environment_s_units() -> None:
-    def made(shift: float) -> OfflineDataset:
-        rows = TensorDict(
-            observation=torch.arange(4.0).unsqueeze(-1),
-            action=torch.zeros(4, 2),
-            next=TensorDict(
-                observation=torch.arange(1.0, 5.0).unsqueeze(-1),
-                reward=torch.tensor([1.0, 2.0, 4.0, 8.0]),
-                terminated=torch.tensor([False, True, False, True]),
-                batch_size=[4],
-            ),
-            batch_size=[4],
-        )
-        spec = Bounded(-1.0, 1.0, shape=(2,))
-        return OfflineDataset(rows, action_spec=spec, env_id="Hopper-v5", reward_shift=shift)
+def test_empty_is_refused() -> None:
+    with pytest.raises(ValueError, match="toy is empty"):
+        load([], name="toy")
+    raw = load([make_episode(2)], normalize=False).transitions
+    with pytest.raises(ValueError, match="empty"):
+        OfflineDataset(raw[:0], action_spec=ACTION_SPEC)
+    with pytest.raises(ValueError, match="lack the keys"):
+        OfflineDataset(raw.select("observation"), action_spec=ACTION_SPEC)
 
-    plain, shifted = made(0.0), made(-1.0)
+
+def test_missing_arrays_are_refused() -> None:
+    episode = make_episode(4)
+    del episode["truncations"]
+    with pytest.raises(ValueError, match="episode 0 lacks truncations"):
+        load([episode])
+    other = make_episode(4)
+    other["observations"] = other["observations"][:, :2]
+    with pytest.raises(ValueError, match="episode 1's arrays differ in shape"):
+        load([make_episode(4), other])
+
+
+@pytest.mark.parametrize("without", ["done", "truncated"])  # TorchRL's may hold only one of them
+def test_flat_transitions_give_the_same_data(without: str) -> None:
+    episodes = [make_episode(5, "terminated"), make_episode(7, seed=3), make_episode(2, "cut")]
+    want = load(episodes)
+    flat = load(episodes, normalize=False).transitions
+    flat["next", "reward"] = flat["next", "reward"].squeeze(-1)  # [N] is accepted too
+    got = OfflineDataset(flat.exclude(("next", without)), action_spec=ACTION_SPEC)
+    assert (got.transitions == want.transitions).all() and got.num_episodes == 3
+    assert want.num_cut_episodes == 1 and got.num_cut_episodes == 0  # the flag is there by then
+    np.testing.assert_allclose(got.behaviour_returns[:2], want.behaviour_returns, rtol=1e-6)
+
+
+def counted(rewards: list[float], ends: list[bool], **options: Any) -> OfflineDataset:
+    states = np.arange(5.0)[:, None]
+    arrays = {
+        "observations": states[:-1],
+        "next_observations": states[1:],
+        "actions": np.zeros((4, 2)),
+        "rewards": np.float32(rewards),
+        "terminals": ends,
+    }
+    return OfflineDataset.from_arrays(arrays, **options)
+
+
+def test_returns_stay_in_the_environment_s_units() -> None:
+    given_ = [1, 2, 4, 8], [False, True, False, True]
+    plain, shifted = (counted(*given_, env_id="Nowhere-v0", reward_shift=s) for s in (0, -1))
     assert shifted.transitions["next", "reward"].flatten().tolist() == [0, 1, 3, 7]
     assert shifted.behaviour_returns.tolist() == plain.behaviour_returns.tolist() == [3, 12]
-    assert shifted.behaviour_score == plain.behaviour_score
 
 
 def test_returns_are_summed_in_double_precision() -> None:
     # in float32 a small reward is lost beside the sum of those before it
-    rewards = np.array([2.0**24, 1.0, 1.0, 1.0], dtype=np.float32)
-    rows = TensorDict(
-        observation=torch.arange(4.0).unsqueeze(-1),
-        action=torch.zeros(4, 2),
-        next=TensorDict(
-            observation=torch.arange(1.0, 5.0).unsqueeze(-1),
-            reward=torch.from_numpy(rewards),
-            terminated=torch.tensor([False, False, False, True]),
-            batch_size=[4],
-        ),
-        batch_size=[4],
-    )
-    flat = OfflineDataset(rows, action_spec=Bounded(-1.0, 1.0, shape=(2,)))
-    arrays = {
-        "observations": np.arange(4.0)[:, None],
-        "next_observations": np.arange(1.0, 5.0)[:, None],
-        "actions": np.zeros((4, 2)),
-        "rewards": rewards,
-        "terminals": np.array([False, False, False, True]),
-    }
-    assert flat.behaviour_returns.tolist() == [2.0**24 + 3]
-    assert OfflineDataset.from_arrays(arrays).behaviour_returns.tolist() == [2.0**24 + 3]
+    data = counted([2.0**24, 1, 1, 1], [False, False, False, True], normalize=False)
+    flat = OfflineDataset(data.transitions, action_spec=ACTION_SPEC)
+    assert flat.behaviour_returns.tolist() == data.behaviour_returns.tolist() == [2.0**24 + 3]
 
 
-@pytest.mark.usefixtures("minari_root")
-def test_policies_are_evaluated_in_what_the_set_names_for_it() -> None:
-    played, evaluated = (gymnasium.make("Hopper-v5", max_episode_steps=n) for n in (9, 7))
-    store("toy/evaluated-v0", env=played, eval_env=evaluated)
-    data = OfflineDataset.load("toy/evaluated-v0")
-    assert data.environment.max_episode_steps == 7
-    store("toy/evaluated-v1", env=played)
-    assert OfflineDataset.load("toy/evaluated-v1").environment.max_episode_steps == 9
+def stored_episodes() -> list[dict[str, Any]]:
+    return [make_episode(6, "terminated"), make_episode(4, seed=5)]
 
 
-@pytest.mark.usefixtures("minari_root")
-def test_minari_s_own_objects_are_taken() -> None:
-    store("toy/set-v0")
-    want, opened = OfflineDataset.load("toy/set-v0"), minari.load_dataset("toy/set-v0")
-    data = OfflineDataset.from_episodes(opened)
-    assert (data.transitions == want.transitions).all() and data.name == "toy/set-v0"
-    assert data.action_high.tolist() == [2.0, 2.0]
+def test_minari_sets_and_objects(minari_root: Path, store: Callable[..., Path]) -> None:
     spec = Bounded(-2, 2, shape=(2,))
-    buffers = [
-        EpisodeBuffer(**make_episode(6, "terminated")),
-        EpisodeBuffer(**make_episode(4, seed=5)),
-    ]
-    for episodes in (opened.iterate_episodes(), buffers):
-        data = OfflineDataset.from_episodes(episodes, action_spec=spec)
+    store("toy/set-v0", *stored_episodes(), action_space=gymnasium.spaces.Box(-2, 2, (2,)))
+    want = load(stored_episodes(), action_spec=spec)
+    opened = minari.load_dataset("toy/set-v0")
+    buffers = [EpisodeBuffer(**episode) for episode in stored_episodes()]
+    for data in (
+        OfflineDataset.load("toy/set-v0"),
+        OfflineDataset.load(minari_root / "toy/set-v0"),
+        OfflineDataset.load(minari_root / "toy/set-v0/data"),
+        OfflineDataset.from_episodes(opened),
+        OfflineDataset.from_episodes(opened.iterate_episodes(), action_spec=spec),
+        OfflineDataset.from_episodes(buffers, action_spec=spec),
+    ):
         assert (data.transitions == want.transitions).all()
+        assert data.env_id is None and data.reference_scores is None
+        assert data.action_high.tolist() == [2.0, 2.0]
+    assert OfflineDataset.from_episodes(opened).name == "toy/set-v0"
     with pytest.raises(ValueError, match="give action_spec="):
         OfflineDataset.from_episodes(buffers)
     with pytest.raises(TypeError, match="episode 0 is of type str: give mappings"):
         OfflineDataset.from_episodes(["toy/set-v0"], action_spec=spec)  # type: ignore[list-item]
 
 
+def test_minari_metadata_win_over_constants(store: Callable[..., Path]) -> None:
+    played, evaluated = (gymnasium.make("Hopper-v5", max_episode_steps=n) for n in (9, 7))
+    store("toy/hopper-v0", *stored_episodes(), env=gymnasium.spec("Hopper-v5"))
+    assert OfflineDataset.load("toy/hopper-v0").reference_scores == (-20.272305, 3234.3)
+    scores = {"ref_min_score": 1.0, "ref_max_score": 3.0}
+    store("toy/hopper-v1", *stored_episodes(), env=played, eval_env=evaluated, **scores)
+    data = OfflineDataset.load("toy/hopper-v1")
+    assert data.reference_scores == (1.0, 3.0) and data.env_id == "Hopper-v5"
+    assert data.environment.max_episode_steps == 7  # what the set names for it
+
+
+@pytest.mark.parametrize(
+    ("kind", "space", "match"),
+    [
+        ("action", gymnasium.spaces.Discrete(3), "Discrete actions"),
+        ("action", gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
+        ("observation", gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), "are images.*extract a"),
+        ("observation", gymnasium.spaces.Dict(), "Dict observations"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_refused(
+    kind: str, space: gymnasium.Space, match: str, store: Callable[..., Path]
+) -> None:
+    given_ = make_episode(6) | ({"observations": {}} if match == "Dict observations" else {})
+    store("toy/set-v0", given_, **{f"{kind}_space": space})
+    with pytest.raises(ValueError, match=match):
+        OfflineDataset.load("toy/set-v0")
+
+
+def test_no_such_set_says_what_to_do(minari_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to host\nand more lines")
+
+    monkeypatch.setattr(minari, "list_remote_datasets", no_network)
+    damaged = minari_root / "mine/robot-v0/data"
+    damaged.mkdir(parents=True)
+    (damaged / "metadata.json").write_text("{")  # another set's trouble is not told here
+    with pytest.raises(ValueError) as caught:
+        OfflineDataset.load("mujoco/hopper/medium-v0")
+    message = str(caught.value)
+    assert "ConnectionError: no route to host" in message and "\n" not in message
+    assert "bundled/hopper/medium-v0" in message  # the nearest known name
+    assert "minari download mujoco/hopper/medium-v0" in message
+    for name in ("hopper medium replay", "hopper-medium", "zzz"):
+        with pytest.raises(ValueError, match="no valid Minari id.*names: bundled/hop") as caught:
+            OfflineDataset.load(name)
+        assert "minari download" not in str(caught.value)  # there is no such command for it
+
+
 def test_the_home_folder_is_where_a_path_begins(
-    minari_root: Any, monkeypatch: pytest.MonkeyPatch
+    minari_root: Path, store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(minari_root))
-    store("toy/set-v0")
+    store("toy/set-v0", *stored_episodes())
     assert len(OfflineDataset.load("~/toy/set-v0")) == 10
     OfflineDataset.load("toy/set-v0").memmap("~/mapped")
     assert len(OfflineDataset.load("~/mapped")) == 10

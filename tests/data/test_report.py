@@ -6,16 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
+from tensordict import TensorDict
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.__main__ import main
-from rambo_trl.data.report import describe_dataset, episode_lengths, plot_dataset
+from rambo_trl.data.report import (
+    describe_dataset,
+    episode_lengths,
+    measure_coverage,
+    plot_dataset,
+)
 
 PNG = b"\x89PNG"
 
@@ -98,11 +106,6 @@ def test_episode_lengths_with_an_unfinished_one() -> None:
     assert episode_lengths(data).sum() == len(data)
 
 
-def test_figure(path: Path, tmp_path: Path) -> None:
-    plot_dataset(OfflineDataset.load(path), tmp_path / "set.png")
-    assert (tmp_path / "set.png").read_bytes().startswith(PNG)
-
-
 def test_command(path: Path, tmp_path: Path) -> None:
     figure = tmp_path / "set.png"
     done = subprocess.run(
@@ -163,30 +166,76 @@ def test_an_environment_that_does_not_take_its_arguments_is_told(
     assert "(TypeError: " in words and "env_id=none to go without" in words
 
 
-def test_scores_are_on_the_scale_of_the_reference_scores() -> None:
-    three = {
-        "observations": np.arange(3.0)[:, None],
-        "next_observations": np.arange(3.0)[:, None] + 0.5,
-        "actions": np.zeros((3, 1)),
-        "rewards": np.float32([3, 6, 10]),
-        "terminals": np.ones(3),
-    }
-    text = describe_dataset(OfflineDataset.from_arrays(three, reference_scores=(2.0, 10.0)))
-    (line,) = [line for line in text.splitlines() if line.startswith("score")]
-    assert line.split()[1:] == ["54.17", "35.84", "12.50", "50.00", "100.00"]
+ROWS = 20_000
+
+
+def dataset(observation: np.ndarray, action: np.ndarray, **options: Any) -> OfflineDataset:
+    rows = len(observation)
+    following = TensorDict(
+        observation=torch.from_numpy(observation.astype(np.float32)),
+        reward=torch.arange(rows, dtype=torch.float32),
+        terminated=torch.zeros(rows, dtype=torch.bool),
+        batch_size=[rows],
+    )
+    transitions = TensorDict(
+        observation=following["observation"].clone(),
+        action=torch.from_numpy(action.astype(np.float32)),
+        next=following,
+        batch_size=[rows],
+    )
+    low, high = torch.tensor([-1.0, 0.0, 5.0]), torch.tensor([1.0, 10.0, 6.0])
+    return OfflineDataset(
+        transitions,
+        action_spec=Bounded(low, high, shape=(3,)),
+        **options,
+    )
+
+
+def made() -> tuple[np.ndarray, np.ndarray]:
+    """Four free entries, the first three times more, one constant; uniform, half, one value."""
+    rng = np.random.default_rng(0)
+    free = rng.normal(size=(ROWS, 4)) * [1, 1e-2, 100, 1] + 50
+    first = free[:, :1]
+    still = np.full((ROWS, 1), 7.0)
+    observation = np.column_stack([free, 3 * first, -first, first, still])
+    action = np.column_stack(
+        [rng.uniform(-1, 1, ROWS), rng.uniform(0, 5, ROWS), np.full(ROWS, 5.5)]
+    )
+    return observation, action
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_known_spreads(normalize: bool) -> None:
+    found = measure_coverage(dataset(*made(), normalize=normalize))
+    np.testing.assert_allclose(found.actions, [1.0, 0.5, 1 / 20], atol=0.01)
+    # eigenvalues 4, 1, 1, 1 and zeros: (4 + 3)^2 / (16 + 3)
+    assert found.directions == pytest.approx(49 / 19, abs=0.03)
+    assert found.variance == pytest.approx(5 / 7, abs=0.01)
+    assert found.plane.shape == (ROWS, 2)
+    # the entries that move together, whatever the sign
+    together = np.corrcoef(found.plane[:, 0], made()[0][:, 0])[0, 1]
+    assert abs(together) == pytest.approx(1, abs=1e-3)
+
+
+def test_more_data_of_the_same_kind_cover_no_more() -> None:
+    once, twice = (measure_coverage(dataset(*(np.tile(x, (n, 1)) for x in made()))) for n in (1, 2))
+    np.testing.assert_allclose(once.actions, twice.actions)
+    assert once.directions == pytest.approx(twice.directions, abs=1e-3)
+
+
+def test_states_that_never_change() -> None:
+    found = measure_coverage(dataset(np.full((50, 1), 3.0), made()[1][:50]))
+    assert found.directions == 0 and found.variance == 0 and found.plane.shape == (50, 1)
+
+
+def test_the_report_tells_it() -> None:
+    text = describe_dataset(dataset(*made()))
+    assert "actions as if spread evenly over 52 % of their bounds, action 2 over 5 %" in text
+    assert "states as if spread evenly over 2.6 of their 8 directions" in text
 
 
 def test_names_with_dollars_are_drawn_as_they_stand(tmp_path: Path) -> None:
-    data = OfflineDataset.from_arrays(
-        {
-            "observations": np.random.default_rng(0).normal(size=(60, 2)),
-            "actions": np.linspace(-1, 1, 60)[:, None],
-            "rewards": np.arange(60.0),
-            "terminals": np.arange(60) % 20 == 19,
-            "timeouts": np.zeros(60),
-        },
-        name="logs_$^_$.hdf5",
-        observation_names=["$_^", "cost_$^_$"],
-    )
+    names = ["$_^", "cost_$^_$", *map(str, range(9))]
+    data = OfflineDataset.from_arrays(arrays(), name="logs_$^_$.hdf5", observation_names=names)
     plot_dataset(data, tmp_path / "data.png")
-    assert (tmp_path / "data.png").is_file()
+    assert (tmp_path / "data.png").read_bytes().startswith(PNG)

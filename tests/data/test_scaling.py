@@ -38,6 +38,13 @@ def load(low: Any = -1.0, high: Any = 1.0, **changes: Any) -> OfflineDataset:
     return OfflineDataset.from_arrays({**arrays(), **changes}, action_spec=spec, **options)
 
 
+def from_file(folder: Path, **changes: np.ndarray) -> OfflineDataset:
+    with h5py.File(folder / "log.hdf5", "w") as file:
+        for key, value in {**arrays(), **changes}.items():
+            file[key] = value
+    return OfflineDataset.load(folder / "log.hdf5")
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 50_000.0), ([-1e-6, 3.0], [2e-6, 3.5]), (1e9, 1e9 + 1)]
 )
@@ -127,12 +134,8 @@ class TestOffsets:
 
     def test_from_files_too(self, tmp_path: Path) -> None:
         column = self.COLUMNS["utm"]
-        content = {**arrays(), "observations": np.stack([column, column], -1)[:-1],
-                   "next_observations": np.stack([column, column], -1)[1:]}  # fmt: skip
-        with h5py.File(tmp_path / "log.hdf5", "w") as file:
-            for key, value in content.items():
-                file[key] = value
-        data = OfflineDataset.load(tmp_path / "log.hdf5")
+        states = np.stack([column, column], -1)
+        data = from_file(tmp_path, observations=states[:-1], next_observations=states[1:])
         assert len(data.transitions["observation"][:, 0].unique()) == ROWS
         opened = data.memmap(tmp_path / "set")
         assert opened.observation_mean.dtype == torch.float64
@@ -140,13 +143,11 @@ class TestOffsets:
 
     def test_a_file_with_next_observations_missing(self, tmp_path: Path) -> None:
         column = np.stack([self.COLUMNS["unix"], np.arange(ROWS + 1.0)], -1)
-        content = {**arrays(), "observations": column[:-1], "next_observations": column[1:].copy()}
-        content["terminals"] = np.arange(ROWS) == ROWS - 1
-        content["next_observations"][-1] = np.nan
-        with h5py.File(tmp_path / "log.hdf5", "w") as file:
-            for key, value in content.items():
-                file[key] = value
-        data = OfflineDataset.load(tmp_path / "log.hdf5")
+        states, ended = column[1:].copy(), np.arange(ROWS) == ROWS - 1
+        states[-1] = np.nan
+        data = from_file(
+            tmp_path, observations=column[:-1], next_observations=states, terminals=ended
+        )
         rows = data.transitions
         assert int(rows["next", "done"].sum()) == int(load().transitions["next", "done"].sum())
         torch.testing.assert_close(rows["next", "observation"][0], rows["observation"][1])

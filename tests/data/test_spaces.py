@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
-import minari
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from minari.data_collector import EpisodeBuffer
 from tensordict import TensorDict
 from torchrl._utils import logger
 from torchrl.data import Bounded
@@ -19,7 +19,6 @@ from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment
 from rambo_trl.data.report import describe_dataset
 
 ANY = {"low": -np.inf, "high": np.inf, "dtype": np.float64}
-ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 GOAL_SPACE = spaces.Dict(
     {
         "achieved_goal": spaces.Box(shape=(2,), **ANY),
@@ -29,40 +28,31 @@ GOAL_SPACE = spaces.Dict(
 )
 
 
-def episode(observations: Any, actions: Any = None, steps: int = 4) -> EpisodeBuffer:
-    ends = np.zeros((2, steps), dtype=bool)
-    ends[1, -1] = True
+def episode(observations: Any, actions: Any = None, steps: int = 4) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    return EpisodeBuffer(
-        observations=observations,
-        actions=rng.uniform(-1, 1, (steps, 2)).astype(np.float32) if actions is None else actions,
-        rewards=rng.normal(size=steps),
-        terminations=ends[0],
-        truncations=ends[1],
-    )
+    return {
+        "observations": observations,
+        "actions": np.float32(rng.uniform(-1, 1, (steps, 2))) if actions is None else actions,
+        "rewards": rng.normal(size=steps),
+        "terminations": np.zeros(steps, bool),
+        "truncations": np.arange(steps) == steps - 1,
+    }
 
 
-def store(name: str, observation_space: spaces.Space, buffer: list[EpisodeBuffer], **kw: Any):
-    with pytest.warns(UserWarning):  # Minari asks for an author and the like
-        return minari.create_dataset_from_buffers(
-            name,
-            buffer=buffer,
-            observation_space=observation_space,
-            **({"action_space": ACTIONS} | kw),
-        )
+def rows(observation: torch.Tensor, action: torch.Tensor) -> TensorDict:
+    following = {"observation": observation, "reward": torch.zeros(4),
+                 "terminated": torch.zeros(4, dtype=torch.bool)}  # fmt: skip
+    return TensorDict(observation=observation, action=action, next=following, batch_size=[4])
 
 
 def goal_observations(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {key: rng.normal(size=(5, *space.shape)) for key, space in GOAL_SPACE.items()}
 
 
-@pytest.mark.usefixtures("minari_root")
-def test_boxes_of_any_shape_are_flattened() -> None:
+def test_boxes_of_any_shape_are_flattened(store: Callable[..., Path]) -> None:
     values = np.random.default_rng(0).normal(size=(5, 2, 3))
     actions = np.random.default_rng(1).uniform(-1, 1, size=(4, 1, 2)).astype(np.float32)
-    space = spaces.Box(shape=(2, 3), **ANY)
-    bounds = spaces.Box(-1.0, 1.0, (1, 2), np.float32)
-    store("toy/matrix-v0", space, [episode(values, actions)], action_space=bounds)
+    store("toy/matrix-v0", episode(values, actions))
     data = OfflineDataset.load("toy/matrix-v0", normalize=False)
     want = values.astype(np.float32).reshape(5, 6)
     np.testing.assert_array_equal(data.transitions["observation"].numpy(), want[:-1])
@@ -72,27 +62,16 @@ def test_boxes_of_any_shape_are_flattened() -> None:
     assert data.observation_layout is not None
     np.testing.assert_array_equal(data.observation_layout.flatten(values[0]), values[0].ravel())
 
-    td = TensorDict(
-        {
-            "observation": torch.from_numpy(values[:-1]),
-            "action": torch.from_numpy(actions),
-            "next": {
-                "observation": torch.from_numpy(values[1:]),
-                "reward": data.transitions["next", "reward"],
-                "terminated": data.transitions["next", "terminated"],
-                "truncated": data.transitions["next", "truncated"],
-            },
-        },
-        batch_size=[4],
-    )
+    td = rows(torch.from_numpy(values[:-1]), torch.from_numpy(actions))
+    td["next"] = data.transitions["next"].clone()
+    td["next", "observation"] = torch.from_numpy(values[1:])
     flat = OfflineDataset(td, action_spec=Bounded(-1, 1, shape=(1, 2)), normalize=False)
     assert (flat.transitions == data.transitions).all()
 
 
-@pytest.mark.usefixtures("minari_root")
-def test_goal_is_joined_to_the_observation() -> None:
+def test_goal_is_joined_to_the_observation(store: Callable[..., Path]) -> None:
     observations = goal_observations(np.random.default_rng(0))
-    store("toy/goal-v0", GOAL_SPACE, [episode(observations)])
+    store("toy/goal-v0", episode(observations), observation_space=GOAL_SPACE)
     data = OfflineDataset.load("toy/goal-v0", normalize=False)
     want = np.concatenate([observations["observation"], observations["desired_goal"]], axis=1)
     np.testing.assert_array_equal(data.transitions["observation"].numpy(), np.float32(want)[:-1])
@@ -135,7 +114,6 @@ def test_observations_that_are_no_real_vectors(space: spaces.Space, match: str) 
         ObservationLayout.of(spaces.Box(-1, 1), name="toy", keys=["observation"])
 
 
-@pytest.mark.usefixtures("minari_root")
 @pytest.mark.parametrize(
     ("space", "actions"),
     [
@@ -144,33 +122,21 @@ def test_observations_that_are_no_real_vectors(space: spaces.Space, match: str) 
         (spaces.Box(0, 5, (2,), np.int64), np.zeros((4, 2), np.int64)),
     ],
 )
-def test_discrete_actions_are_refused(space: spaces.Space, actions: np.ndarray) -> None:
-    observations = np.random.default_rng(0).normal(size=(5, 3))
-    box = spaces.Box(shape=(3,), **ANY)
-    store("toy/discrete-v0", box, [episode(observations, actions)], action_space=space)
+def test_discrete_actions_are_refused(
+    space: spaces.Space, actions: np.ndarray, store: Callable[..., Path]
+) -> None:
+    given = episode(np.random.default_rng(0).normal(size=(5, 3)), actions)
+    store("toy/discrete-v0", given, action_space=space)
     with pytest.raises(ValueError, match="toy/discrete-v0 has .*actions.* needs a"):
         OfflineDataset.load("toy/discrete-v0")
-    td = TensorDict(
-        {
-            "observation": torch.zeros(4, 3),
-            "action": torch.from_numpy(actions),
-            "next": {
-                "observation": torch.zeros(4, 3),
-                "reward": torch.zeros(4),
-                "terminated": torch.zeros(4, dtype=torch.bool),
-            },
-        },
-        batch_size=[4],
-    )
+    spec = Bounded(-1, 1, shape=(2,))
     with pytest.raises(ValueError, match="discrete actions"):
-        OfflineDataset(td, action_spec=Bounded(-1, 1, shape=(2,)))
-    td["observation"] = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+        OfflineDataset(rows(torch.zeros(4, 3), torch.from_numpy(actions)), action_spec=spec)
+    with pytest.raises(ValueError, match="discrete actions"):
+        OfflineDataset.from_episodes([given], action_spec=spec)
+    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="are images"):
-        OfflineDataset(td, action_spec=Bounded(-1, 1, shape=(2,)))
-    with pytest.raises(ValueError, match="discrete actions"):
-        OfflineDataset.from_episodes(
-            [vars(episode(observations, actions))], action_spec=Bounded(-1, 1, shape=(2,))
-        )
+        OfflineDataset(rows(images, torch.zeros(4, 2)), action_spec=spec)
 
 
 def test_flatten_refuses_other_shapes() -> None:
@@ -188,7 +154,7 @@ def data() -> OfflineDataset:
     observations = np.random.default_rng(0).normal(size=(5, 11))
     actions = np.random.default_rng(1).uniform(-1, 1, size=(4, 3))
     return OfflineDataset.from_episodes(
-        [vars(episode(observations, actions))], action_spec=Bounded(-1, 1, shape=(3,))
+        [episode(observations, actions)], action_spec=Bounded(-1, 1, shape=(3,))
     )
 
 
@@ -235,15 +201,9 @@ def test_actions_are_compared_as_they_are_in_the_data_flattened(
     spec = gymnasium.envs.registration.EnvSpec("Arms-v0", Arms, kwargs={"choice": choice})
     monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     rng = np.random.default_rng(0)
-    episode = {
-        "observations": rng.normal(size=(6, 3)),
-        "actions": rng.uniform(-1, 1, size=(5, 1, size)),
-        "rewards": rng.normal(size=5),
-        "terminations": np.zeros(5, bool),
-        "truncations": np.arange(5) == 4,
-    }
+    given = episode(rng.normal(size=(5, 3)), rng.uniform(-1, 1, size=(4, 1, size)))
     bounds = Bounded(-1, 1, shape=(1, size))
-    data = OfflineDataset.from_episodes([episode], action_spec=bounds, env_id="Arms-v0")
+    data = OfflineDataset.from_episodes([given], action_spec=bounds, env_id="Arms-v0")
     if size == 2 and not choice:
         check_environment(data)
         return

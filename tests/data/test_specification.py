@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
-from minari.data_collector import EpisodeBuffer
 from torchrl.data import Bounded
 
 from rambo_trl.data import (
@@ -79,30 +77,29 @@ def episode(size: int = 2) -> dict[str, np.ndarray]:
     }
 
 
-def store(name: str, spec: EnvSpec) -> None:
-    """Store one episode as a Minari set that was recorded with a specification."""
-    box = gymnasium.spaces.Box
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no e-mail address, no link to code
-        minari.create_dataset_from_buffers(
-            name,
-            [EpisodeBuffer(**episode())],
-            env=spec,
-            eval_env=spec,
-            observation_space=box(-9, 9, (2,)),
-            action_space=box(-1, 1, (1,), np.float32),
-        )
+def arrays(action: float = 0.0) -> dict[str, np.ndarray]:
+    return {
+        "observations": np.random.default_rng(0).normal(size=(6, 2)),
+        "actions": np.full((6, 1), action, np.float32),
+        "rewards": np.arange(6.0),
+        "terminals": np.zeros(6),
+    }
 
 
 def track(**changes: Any) -> EnvSpec:
     return EnvSpec("Track-v0", entry_point="my_tracks:Track", **changes)
 
 
-@pytest.mark.usefixtures("minari_root")
+def recorded_with(spec: EnvSpec) -> dict[str, Any]:
+    space = gymnasium.spaces.Box(-9, 9, (2,))
+    return {"env": spec, "eval_env": spec, "observation_space": space}
+
+
 class TestRecorded:
     @pytest.fixture(autouse=True)
-    def recorded(self, minari_root: Path, module: str) -> None:
-        store("me/track-v0", track(kwargs={"force": 5.0}, max_episode_steps=3))
+    def recorded(self, store: Callable[..., Path], module: str) -> None:
+        spec = track(kwargs={"force": 5.0}, max_episode_steps=3)
+        store("me/track-v0", episode(), **recorded_with(spec))
         forget()  # where it is loaded nothing has registered it yet
 
     @pytest.mark.parametrize("env_id", ["Track-v0", "my_tracks:Track-v0"])
@@ -173,13 +170,7 @@ def test_a_specification_alone_names_the_environment(module: str) -> None:
     spec = track(kwargs={"force": 5.0}, max_episode_steps=3)
     data = OfflineDataset.from_episodes([episode()], action_spec=BOUNDS, env_spec=spec)
     assert data.env_id == "Track-v0" and data.environment is spec
-    arrays = {
-        "observations": np.random.default_rng(0).normal(size=(6, 2)),
-        "actions": np.full((6, 1), 4.0, np.float32),
-        "rewards": np.arange(6.0),
-        "terminals": np.zeros(6),
-    }
-    flat = OfflineDataset.from_arrays(arrays, env_spec=spec)  # its bounds and time limit
+    flat = OfflineDataset.from_arrays(arrays(4.0), env_spec=spec)  # its bounds and time limit
     assert flat.num_episodes == 2 and flat.environment == spec
     # one without a limit of its own is played to the registered one
     assert make_environment(track()).spec.max_episode_steps == 7  # type: ignore[union-attr]
@@ -197,10 +188,8 @@ def test_no_module_is_imported_because_a_specification_names_it(module: str) -> 
     assert module not in sys.modules
 
 
-@pytest.mark.usefixtures("minari_root")
-def test_nor_because_a_minari_set_does(module: str) -> None:
-    spec = EnvSpec("Track-v0", entry_point="my_tracks:Track")
-    store("me/track-v0", spec)
+def test_nor_because_a_minari_set_does(module: str, store: Callable[..., Path]) -> None:
+    store("me/track-v0", episode(), **recorded_with(track()))
     forget()
     dataset = minari.load_dataset("me/track-v0")
     vars(dataset)["_env_spec"] = vars(dataset)["_eval_env_spec"] = EnvSpec("my_tracks:Track-v0")
@@ -212,16 +201,10 @@ def test_nor_because_a_minari_set_does(module: str) -> None:
 
 
 def test_a_given_time_limit_is_the_environment_s(module: str) -> None:
-    arrays = {
-        "observations": np.random.default_rng(0).normal(size=(6, 2)),
-        "actions": np.zeros((6, 1), np.float32),
-        "rewards": np.arange(6.0),
-        "terminals": np.zeros(6),
-    }
     env_id = f"{module}:Track-v0"
     assert time_limit(env_id) == 7
     for steps, episodes in ((None, 1), (2, 3), (7, 1)):
-        data = OfflineDataset.from_arrays(arrays, env_id=env_id, max_episode_steps=steps)
+        data = OfflineDataset.from_arrays(arrays(), env_id=env_id, max_episode_steps=steps)
         assert data.num_episodes == episodes and data.environment is not None
         spec = make_environment(data.environment).spec
         assert spec is not None and spec.max_episode_steps == (steps or 7)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -30,74 +32,24 @@ class Plain(gymnasium.Env):
         return self.observation_space.sample(), 1.0, False, False, {}
 
 
-class OldReset(Plain):
-    def reset(self) -> Any:  # type: ignore[override]
-        return self.observation_space.sample()
+def returning(*changes: tuple[int, Any], **attributes: Any) -> type[Plain]:
+    """An environment of which a step returns other values at some places."""
+
+    def step(self: Plain, action: Any) -> Any:
+        result = list(Plain.step(self, action))
+        for place, value in changes:
+            result[place] = value
+        return tuple(result)
+
+    return type("Changed", (Plain,), {"step": step, **attributes})
 
 
-class BareReset(Plain):
-    observation_space = Box(-9, 9, (2,))  # two numbers pass for an observation and an info
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        return self.observation_space.sample()
+def bare_reset(self: Plain, *, seed: int | None = None, options: Any = None) -> Any:
+    return self.observation_space.sample()
 
 
-class OldStep(Plain):
-    def step(self, action: Any) -> Any:
-        observation, reward, *_ = super().step(action)
-        return observation, reward, False, {}
-
-
-class ArrayReward(Plain):
-    def step(self, action: Any) -> Any:
-        return (self.observation_space.sample(), np.array([1.0]), *super().step(action)[2:])
-
-
-class TwoRewards(Plain):
-    def step(self, action: Any) -> Any:
-        return (self.observation_space.sample(), np.ones(2), *super().step(action)[2:])
-
-
-class NoReward(Plain):
-    def step(self, action: Any) -> Any:
-        return (self.observation_space.sample(), float("nan"), *super().step(action)[2:])
-
-
-class Column(Plain):
-    observation_space = Box(-9, 9, (3, 1))
-
-
-class Goal(Plain):
-    part = Box(-9, 9, (1,))
-    observation_space = Dict(observation=Box(-9, 9, (2,)), desired_goal=part, achieved_goal=part)
-
-
-class Short(Plain):
-    """Gives another size than it says."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        return np.zeros(2), {}
-
-
-class NotFinite(Plain):
-    def step(self, action: Any) -> Any:
-        return (np.full(3, np.nan), *super().step(action)[1:])
-
-
-class Fails(Plain):
-    def step(self, action: Any) -> Any:
-        raise RuntimeError("the bus\nis down")
-
-
-class Endless(Plain):
-    pass
-
-
-class Falls(Plain):
-    """An end of its own is no limit: a better policy may never meet it."""
-
-    def step(self, action: Any) -> Any:
-        return (*super().step(action)[:2], True, False, {})
+def fails(self: Plain, action: Any) -> Any:
+    raise RuntimeError("the bus\nis down")
 
 
 class Counts(Plain):
@@ -122,28 +74,41 @@ class Rows(Plain):
         return super().step(action)
 
 
-class Whole(Plain):
-    """Begins with whole numbers."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        return np.array([0, 0, 0]), {}
-
-    def step(self, action: Any) -> Any:
-        return (np.full(3, 0.5), *super().step(action)[1:])
+PART = Box(-9, 9, (1,))
+GOAL = Dict(observation=Box(-9, 9, (2,)), desired_goal=PART, achieved_goal=PART)
+ENVIRONMENTS: dict[str, type[Plain]] = {
+    "OldReset": returning(reset=lambda self: self.observation_space.sample()),
+    # two numbers pass for an observation and an info
+    "BareReset": returning(observation_space=Box(-9, 9, (2,)), reset=bare_reset),
+    "OldStep": returning(step=lambda self, action: Plain.step(self, action)[:4]),
+    "ArrayReward": returning((1, np.array([1.0]))),
+    "TwoRewards": returning((1, np.ones(2))),
+    "NoReward": returning((1, float("nan"))),
+    "Column": returning(observation_space=Box(-9, 9, (3, 1))),
+    "Goal": returning(observation_space=GOAL),
+    "Short": returning(reset=lambda self, **_: (np.zeros(2), {})),  # than it says
+    "NotFinite": returning((0, np.full(3, np.nan))),
+    "Fails": returning(step=fails),
+    "Endless": returning(),
+    "Falls": returning((2, True)),  # no limit: a better policy may never meet its end
+    "Counts": Counts,
+    "Rows": Rows,
+    # begins with whole numbers
+    "Whole": returning((0, np.full(3, 0.5)), reset=lambda self, **_: (np.array([0, 0, 0]), {})),
+}
 
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    classes = set(Plain.__subclasses__())
-    for one in classes:
-        limit = None if one in (Endless, Falls, Counts) else 5
-        gymnasium.register(f"{one.__name__}-v0", one, max_episode_steps=limit)
+    for name, one in ENVIRONMENTS.items():
+        limit = None if name in ("Endless", "Falls", "Counts") else 5
+        gymnasium.register(f"{name}-v0", one, max_episode_steps=limit)
     yield
-    for one in classes:
-        del gymnasium.registry[f"{one.__name__}-v0"]
+    for name in ENVIRONMENTS:
+        del gymnasium.registry[f"{name}-v0"]
 
 
-def data(name: str) -> OfflineDataset:
+def data(name: str, **options: Any) -> OfflineDataset:
     rng = np.random.default_rng(0)
     size = 2 if name == "BareReset" else 3
     states = rng.normal(size=(21, size))
@@ -156,6 +121,7 @@ def data(name: str) -> OfflineDataset:
             "terminals": np.zeros(20),
         },
         env_id=f"{name}-v0",
+        **options,
     )
 
 
@@ -206,13 +172,7 @@ def test_what_passes_is_evaluated(name: str) -> None:
 
 @pytest.mark.usefixtures("registered")
 def test_a_limit_that_is_given_with_the_data_is_enough() -> None:
-    arrays = {
-        "observations": np.random.default_rng(0).normal(size=(6, 3)),
-        "actions": np.zeros((6, 2), np.float32),
-        "rewards": np.arange(6.0),
-        "terminals": np.zeros(6),
-    }
-    check_environment(OfflineDataset.from_arrays(arrays, env_id="Endless-v0", max_episode_steps=3))
+    check_environment(data("Endless", max_episode_steps=3))
 
 
 @pytest.mark.usefixtures("registered")
@@ -226,3 +186,41 @@ def test_no_number_is_drawn_and_the_first_observation_is_no_pattern() -> None:
     assert play_start(env, flatten, seed=0).dtype.kind == "f"
     following, *_ = play_step(env, np.zeros(2, np.float32), flatten)
     assert following.tolist() == [0.5] * 3
+
+
+MODULE = """
+import gymnasium
+
+class Still(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+gymnasium.register("Still-v0", Still, max_episode_steps=7)
+"""
+
+
+def test_the_module_that_registers_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_still_envs.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    try:
+        env = make_environment("my_still_envs:Still-v0")
+        assert env.observation_space.shape == (2,)
+        assert env.spec is not None and env.spec.max_episode_steps == 7
+        with pytest.raises(ValueError, match="my_still_envs:Other-v0 is not installed"):
+            make_environment("my_still_envs:Other-v0")
+    finally:
+        gymnasium.registry.pop("Still-v0", None)
+        sys.modules.pop("my_still_envs", None)
+    assert sys.path == path
+
+
+def test_a_module_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_broken_envs.py").write_text("1 / 0")
+    for module, words in (("my_broken_envs", "division"), ("my_missing_envs", "No module named")):
+        with pytest.raises(ValueError, match=f"{module} cannot be imported .*{words}") as caught:
+            make_environment(f"{module}:Still-v0")
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
