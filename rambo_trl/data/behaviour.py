@@ -82,7 +82,7 @@ class PolicyBundle:
 
         Its noise comes from torch's global generator.
         """
-        low, high = (torch.from_numpy(np.array(v)) for v in (action_space.low, action_space.high))
+        low, high = _bounds(action_space)
         network = nn.Sequential(
             MLP(
                 in_features=observation_size,
@@ -108,9 +108,13 @@ class PolicyBundle:
         return act
 
 
+def _bounds(space: gymnasium.spaces.Box) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.array(bound)) for bound in (space.low, space.high)]
+
+
 def uniform_random_actions(action_space: gymnasium.spaces.Box) -> Act:
     """Build the uniform random policy; its noise comes from torch's global generator."""
-    low, high = (torch.from_numpy(np.array(v)) for v in (action_space.low, action_space.high))
+    low, high = _bounds(action_space)
 
     def act(observation: np.ndarray) -> np.ndarray:
         return (low + (high - low) * torch.rand(len(observation), *low.shape)).numpy()
@@ -122,17 +126,14 @@ class PointMazeWaypoints:
     """Drives the point along the shortest path of free cells to the goal, with noisy forces.
 
     The force is a proportional-derivative controller's towards the centre of the next cell, or
-    towards the goal itself once the point is in its cell, plus Gaussian noise. Noise comes from
-    torch's global generator.
+    towards the goal itself once the point is in its cell, plus Gaussian noise from torch's global
+    generator.
 
     Args:
         env_id: a PointMaze environment.
         gain: force per distance.
         damping: force per velocity, against it.
         noise: standard deviation of the noise on each force.
-
-    Raises:
-        ValueError: if the environment is not installed.
     """
 
     def __init__(
@@ -193,20 +194,18 @@ class _Recording:
     truncated: bool = False
 
     def buffer(self) -> EpisodeBuffer:
-        steps = len(self.rewards)
-        ends = np.zeros((2, steps), dtype=bool)
-        ends[:, -1] = self.terminated, self.truncated
+        rows: Any = self.observations
+        by_key = isinstance(rows[0], Mapping)
+        last = np.arange(len(self.rewards)) == len(self.rewards) - 1
         return EpisodeBuffer(
             seed=self.seed,
-            observations=(
-                {k: np.stack([o[k] for o in self.observations]) for k in self.observations[0]}
-                if isinstance(self.observations[0], Mapping)
-                else np.stack(self.observations)
-            ),
+            observations={k: np.stack([row[k] for row in rows]) for k in rows[0]}
+            if by_key
+            else np.stack(rows),
             actions=np.stack(self.actions),
             rewards=np.array(self.rewards),
-            terminations=ends[0],
-            truncations=ends[1],
+            terminations=last & self.terminated,
+            truncations=last & self.truncated,
         )
 
 
@@ -221,22 +220,18 @@ def collect_episodes(
 ) -> list[EpisodeBuffer]:
     """Play whole episodes until they hold ``num_steps`` steps, in several copies at once.
 
-    Which episodes are kept depends on the order in which they started, never on which ended
-    first: the result is the shortest run of consecutively started episodes with enough steps,
-    as if one copy had played them in turn. Keeping the first to end would favour short ones.
+    Kept is the shortest run of consecutively started episodes with enough steps, as if one copy had
+    played them in turn: keeping the first to end would favour short ones.
 
     Args:
         act: maps observations [B, obs] to actions [B, act]; a goal environment's dictionaries are
             joined for it (:meth:`~rambo_trl.data.ObservationLayout.of`) and recorded as they are.
         env_id: a registered Gymnasium id; its time limit truncates.
         num_steps: least number of steps, exceeded by less than one episode.
-        seed: seed of the first episode; the following episodes take the following seeds.
+        seed: seed of the first episode; each further one takes the next seed.
         num_copies: at most so many environments play together.
         on_steps: called with the number of steps made since its last call, until ``num_steps`` are
             made; the last episodes are then played to their ends.
-
-    Returns:
-        The episodes in the order of their seeds.
     """
     started: list[_Recording] = []
     total = 0

@@ -165,8 +165,8 @@ class DataDescription:
     Args:
         observation_names: of the observation entries.
         action_names: of the action entries.
-        observation_low: the data's least value of each observation entry, in its own unit; None
-            where it is not known.
+        observation_low: the data's least value of each observation entry, in its own unit, if
+            known.
         observation_high: the largest.
 
     Raises:
@@ -215,12 +215,7 @@ class DataDescription:
         return {key: list(value) for key, value in vars(self).items() if value is not None}
 
     def limits(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Beyond which normalised observations are far outside the data, [obs] each.
-
-        Args:
-            mean: the data's, [obs].
-            std: likewise.
-        """
+        """Bounds [obs] beyond which observations normalised by mean and std are far outside."""
         if self.observation_low is None or self.observation_high is None:
             return None
         low, high = (
@@ -233,12 +228,7 @@ class DataDescription:
         return ((low - room - mean) / std).float(), ((high + room - mean) / std).float()
 
     def tell_far(self, observation: Tensor, far: Tensor) -> str:
-        """Name the entries that lie far outside, with a value and the data's range.
-
-        Args:
-            observation: raw, [*, obs].
-            far: bool of the same shape.
-        """
+        """Name the entries [*, obs] that lie ``far`` outside, with values and the data's range."""
         size = len(self.observation_names)
         values, far = observation.reshape(-1, size), far.reshape(-1, size)
         low, high = self.observation_low or (), self.observation_high or ()

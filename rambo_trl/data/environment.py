@@ -277,9 +277,8 @@ def make_environment(
 ) -> gymnasium.Env:
     """Make the environment in which policies for a data set are played.
 
-    AntMaze and PointMaze with sparse rewards end where the goal is reached, so that the return
-    of an episode is 1 for success and else 0 (D4RL's score); by themselves they would continue and
-    count the steps at the goal.
+    AntMaze and PointMaze with sparse rewards end where the goal is reached, so that the return of
+    an episode is 1 for success and else 0 (D4RL's score).
 
     Args:
         environment: a Gymnasium id, ``MODULE:ID`` to import the module that registers it, or a
@@ -287,9 +286,9 @@ def make_environment(
         render_mode: how it is drawn, such as ``"rgb_array"``; by default nothing is drawn.
 
     Raises:
-        ValueError: if it is not installed (the message says what to install); if the module
-            cannot be imported; if the specification asks for another wrapper than Gymnasium's; or
-            if it cannot be made.
+        ValueError: if it is not installed (the message says what to install), its module cannot be
+            imported, the specification asks for another wrapper than Gymnasium's, or it cannot be
+            made.
     """
     env_id = environment_id(environment)
     try:

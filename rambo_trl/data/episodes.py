@@ -147,9 +147,10 @@ def _episode_arrays(episode: Mapping[str, Any], where: str) -> tuple[np.ndarray,
 class LoggedEpisodes:
     """The episodes of which the return is known.
 
-    An episode is whole if it ends in a terminal, a truncation that is flagged, or at the time
-    limit, and the one before it does too. Anything else is a piece, cut at a gap in the rows or
-    where a recording stopped: what it would have returned is unknown.
+    An episode is whole if its end and that of the one before it are a terminal, a flagged
+    truncation or at the time limit. Anything else is a piece, cut at a gap in the rows or where a
+    recording
+    stopped: what it would have returned is unknown.
 
     Attributes:
         returns: undiscounted return of each whole episode, float64.

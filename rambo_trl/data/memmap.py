@@ -18,6 +18,7 @@ from rambo_trl.data.environment import registered_id, specification_text
 from rambo_trl.data.scaling import flat_bounds
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.storage import check_space, staging, why_unreadable
+from rambo_trl.data.transition_data import Statistics
 
 __all__ = ["check_options", "is_memmap_folder", "read_memmap", "write_memmap"]
 
@@ -32,7 +33,7 @@ _PLAIN = {
         "normalized", "observation_names", "action_names", "num_cut_episodes", "step_intervals",
     )
 }  # fmt: skip
-_TENSORS = ("observation_mean", "observation_std", "action_low", "action_high")
+_TENSORS = tuple(Statistics.__annotations__)
 _ARRAYS = ("behaviour_returns", "whole_episodes")
 _ENDS = ("low", "high")
 

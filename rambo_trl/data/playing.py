@@ -121,39 +121,30 @@ def check_environment(dataset: OfflineDataset) -> None:
         layout = dataset.observation_layout or ObservationLayout.of(
             env.observation_space, name=env_id, env_id=env_id
         )
-        _check_sizes(dataset, env, env_id, layout)
+        actions: object = env.action_space  # of another kind: it differs
+        if isinstance(env.action_space, spaces.Box):
+            actions = math.prod(env.action_space.shape)  # the data's are flattened as well
+        misfit = f"data set {dataset.name} does not fit {env_id}"
+        other = "env_id=none to go without"
+        try:
+            observations = layout.flatten(env.observation_space.sample()).shape[-1]
+        except ValueError as error:
+            raise ValueError(f"{misfit}: {error}; give another env_id, or {other} one") from None
+        for kind, in_env, in_data in (
+            ("observations", observations, dataset.observation_size),
+            ("actions", actions, dataset.action_size),
+        ):
+            if in_env != in_data:
+                raise ValueError(
+                    f"{misfit}: {kind} of size {in_data} in the data and {in_env} in the "
+                    f"environment; give the env_id they come from, or {other} one"
+                )
         middle = dataset.denormalize_action(torch.zeros(dataset.action_size))
         try_environment(env, flatten=layout.flatten, action=middle.numpy())
     finally:
         env.close()
     for remark in bounds_that_differ(dataset):
         torchrl_logger.warning(f"{dataset.name}: {remark}")
-
-
-def _check_sizes(
-    dataset: OfflineDataset, env: gymnasium.Env, env_id: str, layout: ObservationLayout
-) -> None:
-    """Compare the sizes of observations and actions."""
-    try:
-        size = layout.flatten(env.observation_space.sample()).shape[-1]
-    except ValueError as error:
-        raise ValueError(
-            f"data set {dataset.name} does not fit {env_id}: {error}; give another env_id, or "
-            "env_id=none to go without one"
-        ) from None
-    actions: object = env.action_space  # of another kind: it differs
-    if isinstance(env.action_space, spaces.Box):
-        actions = math.prod(env.action_space.shape)  # the data's are flattened as well
-    for kind, in_env, in_data in (
-        ("observations", size, dataset.observation_size),
-        ("actions", actions, dataset.action_size),
-    ):
-        if in_env != in_data:
-            raise ValueError(
-                f"data set {dataset.name} does not fit {env_id}: {kind} of size {in_data} "
-                f"in the data and {in_env} in the environment; give the env_id they come from, or "
-                "env_id=none to go without one"
-            )
 
 
 def try_environment(
@@ -181,7 +172,8 @@ def try_environment(
     try:
         flatten = flatten or flattening(env)
         observation, reward, truncated = play_start(env, flatten, seed=_TRIAL_SEED), 0.0, False
-        limited, steps = _has_time_limit(env), 0
+        limited = env.spec is not None and env.spec.max_episode_steps is not None
+        steps = 0
         while steps == 0 or not (limited or truncated or steps == _MOST_STEPS):
             _check_finite(observation, reward)
             call = f"step() with {action.dtype} actions"
@@ -207,14 +199,6 @@ def try_environment(
             "max_episode_steps=, give max_episode_steps= when arrays are loaded "
             "(--max-episode-steps with --memmap), or env_id=none to go without"
         )
-
-
-def _has_time_limit(env: gymnasium.Env) -> bool:
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
-            return True
-        env = env.env
-    return False
 
 
 def _check_finite(observation: np.ndarray, reward: float) -> None:

@@ -67,15 +67,11 @@ def why_unreadable(
 
 
 def check_space(folder: Path, size: int) -> None:
-    """Refuse a write for which a disk has no space, before it begins.
+    """Refuse a write of so many bytes to a folder whose disk has no space for it.
 
     A full disk kills a process that writes to mapped memory (SIGBUS), and crashes HDF5, so there is
     no error to catch later. The space is allocated and released at once, so that quotas and limits
     count like a full disk.
-
-    Args:
-        folder: a writable folder on that disk.
-        size: bytes to be written.
 
     Raises:
         OSError: if they do not fit, or the folder cannot be written to.

@@ -233,9 +233,8 @@ def coarse_entries(
 def draw_rows(num_rows: int, max_rows: int, *, seed: int = 0) -> torch.Tensor:
     """Draw row numbers without replacement: the same ones every time, and in ascending order.
 
-    Every n-th row would not do: where the data have a period, as episodes of one length do, all of
-    them may be first steps. No global generator is used, so that a measurement leaves a run's
-    random numbers alone, and a resumed run measures on the same rows.
+    Every n-th row would not do: where the data have a period, all of them may be first steps. No
+    global generator is used, so that a measurement leaves a run's random numbers alone.
 
     Args:
         num_rows: rows to choose from.

@@ -77,17 +77,6 @@ def test_empty_model_buffer() -> None:
         RealModelReplayBuffer(buffer(0, 0, capacity=5), buffer(0, 5)).sample()
 
 
-@pytest.mark.parametrize("real_fraction", [-0.1, 1.1, float("nan")])
-def test_fraction_out_of_range(real_fraction: float) -> None:
-    with pytest.raises(ValueError, match="real_fraction"):
-        RealModelReplayBuffer(buffer(0, 5), buffer(0, 5), real_fraction=real_fraction)
-
-
-def test_batch_size_out_of_range() -> None:
-    with pytest.raises(ValueError, match="batch_size"):
-        RealModelReplayBuffer(buffer(0, 5), buffer(0, 5), batch_size=0)
-
-
 def test_missing_key_is_named() -> None:
     made = make_replay_buffer(5)
     made.extend(rows(0, 5).exclude("action"))
@@ -157,3 +146,11 @@ def test_real_buffer_holds_the_data_set_and_takes_no_more() -> None:
 
 def test_examples_in_the_docstring() -> None:
     assert doctest.testmod(buffers).failed == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"real_fraction": -0.1}, {"real_fraction": float("nan")}, {"batch_size": 0}]
+)
+def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RealModelReplayBuffer(buffer(0, 5), buffer(0, 5), **wrong)

@@ -111,36 +111,21 @@ def test_without_a_whole_episode_returns_are_unknown(tmp_path: Path) -> None:
     plot_dataset(data, tmp_path / "set.png")
 
 
-@pytest.mark.parametrize("layout", ["arrays", "episodes", "transitions"])
-def test_a_terminal_row_without_a_next_observation_stays(layout: str) -> None:
+def test_a_terminal_row_without_a_next_observation_stays() -> None:
     arrays = log()
     arrays["next_observations"][29, 1] = np.nan
-    if layout == "arrays":
-        data = load(arrays, normalize=False)
-    elif layout == "transitions":
-        raw = load(log(), normalize=False).transitions
-        raw["next", "observation"][29, 1] = torch.nan
-        data = OfflineDataset(raw, action_spec=Bounded(-1e5, 1e5, shape=(2,)), normalize=False)
-    else:
-        states = np.concatenate([arrays["observations"], arrays["next_observations"][-1:]])
-        episodes = [
-            {
-                "observations": np.append(
-                    states[part], arrays["next_observations"][part][-1:], axis=0
-                ),
-                "actions": arrays["actions"][part],
-                "rewards": arrays["rewards"][part],
-                "terminations": arrays["terminals"][part],
-                "truncations": arrays["timeouts"][part],
-            }
-            for part in (slice(STEPS * i, STEPS * (i + 1)) for i in range(EPISODES))
-        ]
-        data = OfflineDataset.from_episodes(episodes, action_spec=SPEC, normalize=False)
-    assert len(data) == 40 and int(data.transitions["next", "terminated"].sum()) == 2
-    row = data.transitions[29]
-    assert torch.equal(row["next", "observation"], row["observation"])
-    assert told(data, "stands in").startswith("1 terminal rows have no next observation")
-    assert data.num_cut_episodes == 0
+    raw = load(log(), normalize=False).transitions
+    raw["next", "observation"][29, 1] = torch.nan
+    spec = Bounded(-1e5, 1e5, shape=(2,))
+    for data in (
+        load(arrays, normalize=False),
+        OfflineDataset(raw, action_spec=spec, normalize=False),
+    ):
+        assert len(data) == 40 and int(data.transitions["next", "terminated"].sum()) == 2
+        row = data.transitions[29]
+        assert torch.equal(row["next", "observation"], row["observation"])
+        assert told(data, "stands in").startswith("1 terminal rows have no next observation")
+        assert data.num_cut_episodes == 0
 
 
 def test_a_terminal_row_that_is_left_out_is_counted() -> None:

@@ -130,13 +130,6 @@ def test_constant_dimension_keeps_its_unit(value: float) -> None:
     assert data.normalize(off)[0, 1].item() == pytest.approx(0.5, abs=1e-2)
 
 
-def test_small_entries_are_normalised_like_large_ones() -> None:
-    episode = make_episode(50)
-    want = load([make_episode(50)]).transitions["observation"]
-    episode["observations"][:, 1] *= 1e-5
-    torch.testing.assert_close(load([episode]).transitions["observation"], want)
-
-
 def test_the_callers_tensors_stay_as_they_are() -> None:
     raw = load([make_episode(20)], normalize=False).transitions
     before = raw.clone()
