@@ -82,7 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _numbers(text: str) -> list[float]:
-    """Read numbers with commas between them; argparse tells of a ValueError."""
     return [float(word) for word in text.split(",")]
 
 

@@ -35,7 +35,6 @@ _PLAIN = {
 }  # fmt: skip
 _TENSORS = tuple(Statistics.__annotations__)
 _ARRAYS = ("behaviour_returns", "whole_episodes")
-_ENDS = ("low", "high")
 
 
 def is_memmap_folder(path: Path) -> bool:
@@ -151,21 +150,25 @@ def check_options(folder: Path, attributes: Mapping[str, Any], options: Mapping[
         **attributes,
         "observation_keys": None if layout is None else layout.keys,
         "max_episode_steps": None if spec is None else spec.max_episode_steps,
-        "action_spec": " to ".join(str(attributes[f"action_{end}"].tolist()) for end in _ENDS),
+        "action_spec": _bounds(attributes["action_low"], attributes["action_high"]),
     }
     for key, wanted in options.items():
         if wanted is None or (key == "reward_shift" and not wanted):
             continue
-        if key == "observation_keys":
-            wanted = tuple(wanted)
         if key == "action_spec":
-            bounds = flat_bounds(wanted.space.low, wanted.space.high)
-            wanted = " to ".join(str(bound.tolist()) for bound in bounds)
-        if key == "env_id" and registered_id(wanted) == registered_id(stored[key] or ""):
-            continue
-        if wanted != stored[key]:
+            wanted = _bounds(*flat_bounds(wanted.space.low, wanted.space.high))
+        elif key == "observation_keys":
+            wanted = tuple(wanted)
+        same = wanted == stored[key]
+        if key == "env_id":
+            same = registered_id(wanted) == registered_id(stored[key] or "")
+        if not same:
             option = key.replace("normalized", "normalize")
             raise ValueError(
                 f"{folder} was made with {option}={stored[key]}: leave out {option}={wanted}, or "
                 "make another folder with it"
             )
+
+
+def _bounds(low: torch.Tensor, high: torch.Tensor) -> str:
+    return f"{low.tolist()} to {high.tolist()}"

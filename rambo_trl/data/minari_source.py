@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -168,11 +168,7 @@ def _read(name: str, folder: Path) -> minari.MinariDataset:
     path = folder / "metadata.json"
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-        version, env_spec = metadata.get("minari_version"), metadata.get("env_spec")
-        # Minari asks the environment for spaces that the set does not hold, and would import
-        # whatever class the file names.
-        asked = not {"observation_space", "action_space"} <= metadata.keys()
-        recorded = _recorded_spec(env_spec) if asked and env_spec is not None else None
+        version = metadata.get("minari_version")
     except Exception as error:
         raise ValueError(f"{name} cannot be read: {path} {_why(error)}") from error
     if isinstance(version, str) and version not in minari.supported_dataset_versions:
@@ -184,43 +180,40 @@ def _read(name: str, folder: Path) -> minari.MinariDataset:
             + ("pip install -U minari" if _numbers(version) > newest else older)
         )
     try:
-        if recorded is not None:
-            _check_class(name, recorded)
+        if metadata.get("env_spec") and not {"observation_space", "action_space"} <= set(metadata):
+            # Minari asks the environment, and would import whatever class the file names.
+            _check_class(name, json.loads(metadata["env_spec"]))
         return minari.MinariDataset(folder)
     except (ImportError, gymnasium.error.Error) as error:
         # Of a storage format's package, or of the environment that is asked for its spaces.
         raise ValueError(
             f"{name} needs a package that is not installed: {_first_line(error)}"
         ) from error
-    except _ForeignClass as error:
+    except _ForeignClassError as error:
         raise ValueError(str(error)) from None
     except Exception as error:
         raise ValueError(f"{name} cannot be read: {folder} {_why(error)}") from error
 
 
-class _ForeignClass(ValueError):
+class _ForeignClassError(Exception):
     """A file asks for a class that is not imported because a file says so."""
 
 
-def _recorded_spec(text: str) -> EnvSpec:
-    """Read the specification of an environment, as any version of Gymnasium has stored it."""
-    fields = json.loads(text)
+def _check_class(name: str, recorded: Mapping[str, Any]) -> None:
+    """Refuse another class than the one that is registered under an environment's id."""
     wrappers = (
         WrapperSpec(wrapper["name"], wrapper["entry_point"], wrapper.get("kwargs"))
-        for wrapper in fields.get("additional_wrappers") or ()
+        for wrapper in recorded.get("additional_wrappers") or ()
     )
-    return EnvSpec(fields["id"], fields.get("entry_point"), additional_wrappers=tuple(wrappers))
-
-
-def _check_class(name: str, spec: EnvSpec) -> None:
-    """Refuse another class than the one that is registered under an environment's id."""
+    # older versions of Gymnasium stored more of it
+    spec = EnvSpec(recorded["id"], recorded.get("entry_point"), additional_wrappers=tuple(wrappers))
     store = "store it anew with its observation_space and action_space, which it does not hold"
     try:
         registered = of_registered_class(spec)
     except ValueError as error:
-        raise _ForeignClass(f"{name}: {error}; or {store}") from None
+        raise _ForeignClassError(f"{name}: {error}; or {store}") from None
     if registered.entry_point != spec.entry_point:
-        raise _ForeignClass(
+        raise _ForeignClassError(
             f"{name}: it names {spec.entry_point} as the class of {spec.id}, which is "
             f"{registered.entry_point} here; no other class is imported: {store}"
         )

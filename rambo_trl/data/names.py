@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = [
     "BUNDLED_ENVIRONMENTS",
@@ -75,8 +75,7 @@ def needs_policies(name: str) -> bool:
     return not name.removesuffix("-v0").endswith(("/random", "/waypoint"))
 
 
-@dataclass(frozen=True)
-class D4RLName:
+class D4RLName(NamedTuple):
     """What a D4RL file name says.
 
     Attributes:

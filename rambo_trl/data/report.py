@@ -258,16 +258,13 @@ def _plot_entries(dataset: OfflineDataset, axes: matplotlib.axes.Axes) -> None:
     """Draw a box of quantiles for each entry, all on one scale."""
     observation = dataset.transitions["observation"].numpy()
     scaled = (observation - observation.mean(0)) / np.maximum(observation.std(0), 1e-6)
-    columns = (*scaled.T, *dataset.transitions["action"].numpy().T)
     labels: list[str] = []
     for kind in ("observation", "action"):
         names = getattr(dataset, f"{kind}_names")
         plain = names == entry_names(None, len(names), kind, "")
         labels += [f"{kind[0]}{i}" if plain else _short(n, _TICK) for i, n in enumerate(names)]
-    quantiles = np.array([np.quantile(column, (0.01, 0.25, 0.5, 0.75, 0.99)) for column in columns])
-    keys = ("whislo", "q1", "med", "q3", "whishi")
-    boxes = [dict(zip(keys, row, strict=True)) for row in quantiles]
-    axes.bxp(boxes, showfliers=False)
+    columns = [*scaled.T, *dataset.transitions["action"].numpy().T]
+    axes.boxplot(columns, whis=(1, 99), showfliers=False)
     axes.set_xticks(range(1, len(labels) + 1), [literal(label) for label in labels])
     axes.set(
         xlabel="observation entries, standardised; then action entries, their bounds at -1 and 1",

@@ -85,9 +85,6 @@ class TransitionData:
             a remark.
         reference_scores: (minimum, maximum) returns of the score; D4RL's constants for the
             environment where None.
-        behaviour_returns: undiscounted return of each episode; summed up between ends where
-            None. For AntMaze and PointMaze with sparse rewards any positive return becomes 1:
-            the goal was reached, which is all that the score counts.
         episodes: which episodes are whole, with their returns; looked for between ends where None.
         observation_layout: how the environment's observations became these vectors.
         observation_names: what reports and messages call the observation entries, such as
@@ -118,6 +115,7 @@ class TransitionData:
         has_simulator: set it to False where :attr:`environment` cannot be played in.
         behaviour_returns: float64 [W], the undiscounted return of each whole episode;
             without the pieces that were cut at gaps or have no end flag, of which it is unknown.
+            For AntMaze and PointMaze with sparse rewards 1 where the goal was reached, else 0.
         whole_episodes: int64 [W, 2], the first row of each whole episode in ``transitions`` and
             the one after its last.
         num_cut_episodes: number of pieces.
@@ -142,7 +140,6 @@ class TransitionData:
         env_id: str | None = None,
         env_spec: EnvSpec | None = None,
         reference_scores: tuple[float, float] | None = None,
-        behaviour_returns: np.ndarray | None = None,
         episodes: LoggedEpisodes | None = None,
         observation_layout: ObservationLayout | None = None,
         observation_names: Sequence[str] | None = None,
@@ -183,11 +180,9 @@ class TransitionData:
             episodes = episodes_of_transitions(rows, time_limit(self._named))
             held = (*held, *episodes.remarks)
         self.whole_episodes, self.num_cut_episodes = episodes.rows, episodes.num_cut
-        if behaviour_returns is None:
-            behaviour_returns = episodes.returns
-        self.behaviour_returns = np.asarray(behaviour_returns, dtype=np.float64)
+        self.behaviour_returns = episodes.returns
         if is_scored_by_success(self._named) and reference_scores is None:
-            self.behaviour_returns = (self.behaviour_returns > 0).astype(np.float64)
+            self.behaviour_returns = (episodes.returns > 0).astype(np.float64)
 
         self.data_warnings = (
             *(str(remark) for remark in remarks if isinstance(remark, DataWarning)),
