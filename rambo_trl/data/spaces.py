@@ -113,8 +113,7 @@ def _box_shape(space: spaces.Space, what: str, name: str) -> tuple[int, ...]:
             f"{name} has {type(space).__name__} {what}: only Box spaces of real numbers and Dicts "
             "of them are supported, so convert the data set or choose another"
         )
-    if _is_image(space.dtype, len(space.shape)):
-        raise ValueError(_image_message(f"{name}: {what}", space.shape, space.dtype))
+    _refuse_images(f"{name}: {what}", space.shape, space.dtype)
     return tuple(space.shape)
 
 
@@ -129,8 +128,7 @@ def check_action_space(space: spaces.Space, name: str) -> None:
             f"{name} has {type(space).__name__} actions: RAMBO's policy needs a Box of real "
             "numbers, so choose a data set with continuous actions"
         )
-    if space.dtype is None or np.dtype(space.dtype).kind != "f":
-        raise ValueError(_discrete_message(name, space.dtype))
+    _refuse_discrete(name, space.dtype)
 
 
 def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
@@ -150,15 +148,14 @@ def as_rows(value: Any, kind: str, where: str) -> np.ndarray:
     array = as_numbers(value, kind, where)
     if array.ndim == 0:
         raise ValueError(f"{where}: {kind} must be an array with one row per step, got one number")
-    if kind == "observations" and _is_image(array.dtype, array.ndim - 1):
-        raise ValueError(_image_message(f"{where}: {kind}", array.shape[1:], array.dtype))
-    if kind == "actions" and array.dtype.kind != "f" and array.size:
-        raise ValueError(_discrete_message(where, array.dtype))
+    if kind == "observations":
+        _refuse_images(f"{where}: {kind}", array.shape[1:], array.dtype)
+    if kind == "actions" and array.size:
+        _refuse_discrete(where, array.dtype)
     wide = array.dtype.itemsize > 4 or array.dtype in (np.int32, np.uint32)
-    with np.errstate(over="ignore"):  # what becomes infinite is found and located later
-        array = np.ascontiguousarray(array, dtype=np.float64 if wide else np.float32)
-    if not array.flags.writeable:  # torch cannot share such memory
-        array = array.copy()
+    with np.errstate(over="ignore"):  # infinite values are located later
+        # writeable, because torch cannot share other memory
+        array = np.require(array, np.float64 if wide else np.float32, ["C", "W"])
     size = math.prod(array.shape[1:])
     if kind != "rewards":
         return array.reshape(len(array), size)
@@ -186,19 +183,17 @@ def as_flags(value: Any, key: str, where: str) -> np.ndarray:
     return array.astype(bool)
 
 
-def _is_image(dtype: Any, ndim: int) -> bool:
-    return np.dtype(dtype) == np.uint8 and ndim >= 2
+def _refuse_images(what: str, shape: tuple[int, ...], dtype: Any) -> None:
+    if np.dtype(dtype) == np.uint8 and len(shape) >= 2:
+        raise ValueError(
+            f"{what} of shape {tuple(shape)} and type {dtype} are images, which the world model "
+            "cannot predict: extract a state vector first"
+        )
 
 
-def _image_message(what: str, shape: tuple[int, ...], dtype: Any) -> str:
-    return (
-        f"{what} of shape {tuple(shape)} and type {dtype} are images, which the world model cannot "
-        "predict: extract a state vector first"
-    )
-
-
-def _discrete_message(name: str, dtype: Any) -> str:
-    return (
-        f"{name} has discrete actions (type {dtype}): RAMBO's policy needs actions of real "
-        "numbers, so choose a continuous data set or store them as float32"
-    )
+def _refuse_discrete(name: str, dtype: Any) -> None:
+    if dtype is None or np.dtype(dtype).kind != "f":
+        raise ValueError(
+            f"{name} has discrete actions (type {dtype}): RAMBO's policy needs actions of real "
+            "numbers, so choose a continuous data set or store them as float32"
+        )
