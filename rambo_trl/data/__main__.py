@@ -34,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reading.add_argument(
         "--env-id", help="environment, where the data set names none; or none, to use none"
     )
-    for end in ("low", "high"):
+    for option, end in (("--action-low", "lowest"), ("--action-high", "highest")):
         reading.add_argument(
-            f"--action-{end}",
+            option,
             type=_numbers,
             metavar="X,Y,...",
-            help=f"{end}est value of each action entry, as in --action-{end}=-1,0",
+            help=f"{end} value of each action entry, as in {option}=-1,0",
         )
     reading.add_argument(
         "--observation-keys", nargs="+", help="entries of dictionary observations to join"
