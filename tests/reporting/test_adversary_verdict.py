@@ -13,7 +13,7 @@ from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.mixing import make_real_buffer
+from rambo_trl.data.buffers import make_real_buffer
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.checkpoint import load_optimizer
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
