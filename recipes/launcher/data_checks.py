@@ -240,10 +240,7 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
     ended, others = check_rule(
         rule,
         dataset.transitions,
-        observation_mean=dataset.observation_mean,
-        observation_std=dataset.observation_std,
-        action_low=dataset.action_low,
-        action_high=dataset.action_high,
+        **dataset.statistics,
         device=cfg.device,
     )
     false = others or 0.0

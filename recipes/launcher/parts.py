@@ -188,10 +188,7 @@ def make_termination(cfg: DictConfig, data: OfflineDataset) -> TerminationRule:
     with Bar(desc="fit the termination rule", total=MAX_UPDATES) as bar:
         learnt, fit = fit_termination(
             data.transitions,
-            observation_mean=data.observation_mean,
-            observation_std=data.observation_std,
-            action_low=data.action_low,
-            action_high=data.action_high,
+            **data.statistics,
             seed=cfg.seed,
             device=cfg.device,
             bar=bar,
@@ -220,10 +217,7 @@ def make_env(
         action_spec=data.action_spec,
         starts=starts,
         termination=termination,
-        observation_mean=data.observation_mean,
-        observation_std=data.observation_std,
-        action_low=data.action_low,
-        action_high=data.action_high,
+        **data.statistics,
         **settings,
     )
 
