@@ -125,16 +125,6 @@ def scaling(content: dict[str, Any]) -> str:
     )
 
 
-def seeds(content: dict[str, Any]) -> str:
-    """What several seeds take, by the way they are run."""
-    one, memory = content["seconds"]["one seed"], content.get("gpu_memory_reserved_mb")
-    rows = [[name, f"{s:.2f} s", f"{s / one:.1f} x"] for name, s in content["seconds"].items()]
-    text = f"{measured_on(content['machine'])}\n\n" + table(["", "an iteration", ""], rows)
-    if memory is not None:
-        text += f"\n\nMemory of the card reserved for all of one process: {memory / 1000:.1f} GB."
-    return text
-
-
 def data_loading(content: dict[str, Any]) -> str:
     """Seconds and memory by format, and training from the disk."""
     rows = [
@@ -174,7 +164,6 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "update_throughput": (update_throughput, "Milliseconds of each update"),
     "iteration": (iteration, "Where the time of an iteration goes"),
     "scaling": (scaling, "Cost against size, and memory over iterations"),
-    "seeds": (seeds, "An iteration of several seeds"),
     "data_loading": (data_loading, ""),
 }
 

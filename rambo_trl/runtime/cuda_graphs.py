@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-__all__ = ["capture_on_gpu", "is_capturing", "side_by_side"]
+__all__ = ["capture_on_gpu", "is_capturing"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,49 +147,6 @@ def capture_on_gpu(
             return on_gpu(args, leaves)
 
     return cast("Callable[P, R]", call)
-
-
-def side_by_side(functions: Sequence[Callable[..., R]]) -> Callable[..., list[R]]:
-    """Make one function of several that have nothing to do with each other.
-
-    Captured (:func:`capture_on_gpu`), each is a branch of the graph: where one of them leaves a
-    part of the GPU idle, the others' kernels run at the same time. Elsewhere they run in turn.
-
-    Args:
-        functions: functions of equally many tensors and TensorDicts.
-
-    Returns:
-        A function of the first one's arguments, then the second one's and so on, which returns
-        their results as a list.
-
-    Raises:
-        ValueError: if there are no functions; when called, if they cannot share the arguments out.
-    """
-    if not functions:
-        raise ValueError("side_by_side needs at least one function")
-
-    def run(*args: Any) -> list[R]:
-        each, rest = divmod(len(args), len(functions))
-        if rest or not each:
-            raise ValueError(
-                f"{len(functions)} functions side by side need equally many arguments, got "
-                f"{len(args)} in all"
-            )
-        groups = [args[i : i + each] for i in range(0, len(args), each)]
-        if not is_capturing():
-            return [f(*group) for f, group in zip(functions, groups, strict=True)]
-        main = torch.cuda.current_stream()
-        begin = main.record_event()  # all wait for this, were a branch's stream main's own
-        out, streams = [], [torch.cuda.Stream() for _ in functions]
-        for stream, function, group in zip(streams, functions, groups, strict=True):
-            stream.wait_event(begin)
-            with torch.cuda.stream(stream):
-                out.append(function(*group))
-        for stream in streams:
-            main.wait_stream(stream)
-        return out
-
-    return run
 
 
 def is_capturing() -> bool:

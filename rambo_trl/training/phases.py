@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating, in_mode, training_modules
 from rambo_trl.modules.world_models import next_key
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-from rambo_trl.runtime.cuda_graphs import capture_on_gpu, side_by_side
+from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import (
     FusedSoftUpdate,
     GradientStep,
@@ -32,7 +31,7 @@ from rambo_trl.training.gradient_step import (
 )
 from rambo_trl.training.phase_checks import check_model_loss, check_players, check_real_rows
 
-__all__ = ["AgentPhase", "AgentPhases", "ModelPhase", "ModelPhases"]
+__all__ = ["AgentPhase", "ModelPhase"]
 
 
 class AgentPhase:
@@ -262,13 +261,25 @@ class ModelPhase:
 
     def run(self, num_updates: int, bar: ProgressBar | None = None) -> dict[str, float]:
         """Take ``num_updates`` updates; returns the mean metrics."""
-        means, moves, observation = MetricMeans(), self._moves(num_updates), None
+        means = MetricMeans()
         with self._playing():
-            for _ in range(num_updates):
-                observation, metrics = self._update(*moves.send(observation))
-                self._note(means, metrics)
-                if bar is not None:
-                    bar.update(1)
+            for done in range(0, num_updates, self.horizon):
+                steps = min(self.horizon, num_updates - done)
+                # starts, restarts and real rows of all steps are drawn at once: two draws, not 2 k
+                starts = self.env.sample_starts(steps * self.batch_size).unflatten(0, (steps, -1))
+                shape = (steps, *self._batches, self.batch_size)
+                real = self.real_buffer.sample(math.prod(shape))
+                real = real.select(*self.model_loss.in_keys).reshape(*shape)
+                observation = starts[0]
+                for step in range(steps):
+                    # the last step's trajectories end, whatever follows
+                    restarts = starts[(step + 1) % steps]
+                    observation, metrics = self._update(observation, restarts, real[step])
+                    means.add(metrics)
+                    if self.after_update is not None:
+                        self.after_update(metrics)
+                    if bar is not None:
+                        bar.update(1)
         return means.read()
 
     @contextmanager
@@ -286,106 +297,6 @@ class ModelPhase:
             model.elites_apart() if self._apart else nullcontext(),
         ):
             yield
-
-    def _note(self, means: MetricMeans, metrics: dict[str, Tensor]) -> None:
-        means.add(metrics)
-        if self.after_update is not None:
-            self.after_update(metrics)
-
-    def _moves(
-        self, num_updates: int
-    ) -> Generator[tuple[Tensor, Tensor, TensorDictBase], Tensor | None, None]:
-        """What each update is given, in turn; it is sent where the trajectories go on from."""
-        for done in range(0, num_updates, self.horizon):
-            steps = min(self.horizon, num_updates - done)
-            # starts, restarts and real rows of all steps are drawn at once: two draws, not 2 k
-            starts = self.env.sample_starts(steps * self.batch_size).unflatten(0, (steps, -1))
-            shape = (steps, *self._batches, self.batch_size)
-            real = self.real_buffer.sample(math.prod(shape))
-            real = real.select(*self.model_loss.in_keys).reshape(*shape)
-            observation: Tensor | None = starts[0]
-            for step in range(steps):
-                # the last step's trajectories end, whatever follows
-                restarts = starts[(step + 1) % steps]
-                assert observation is not None
-                observation = yield observation, restarts, real[step]
-
-
-class AgentPhases:
-    """Several agents, of as many seeds say, that are updated side by side.
-
-    On a GPU that a single agent's kernels leave mostly idle, the updates are branches of one CUDA
-    graph; elsewhere they are taken in turn. Random numbers come from one stream, so that an agent's
-    depend on how many there are.
-
-    Args:
-        phases: agents with losses, optimisers and target networks of their own.
-
-    Keyword Args:
-        compile: capture on a GPU; the losses are compiled where the phases were built so.
-    """
-
-    def __init__(self, phases: Sequence[AgentPhase], *, compile: bool = False) -> None:
-        self.phases = list(phases)
-        steps = [phase._step_and_follow for phase in phases]
-        self._update = capture_on_gpu(side_by_side(steps), compile, name="the agents' updates")
-
-    def run(
-        self, batches: Sequence[Iterable[TensorDictBase]], bar: ProgressBar | None = None
-    ) -> list[dict[str, float]]:
-        """Take one SAC update of every agent per batch of its own; returns the mean metrics.
-
-        Raises:
-            ValueError: if there are not as many iterables as agents; or, once the shortest has
-                ended, if one has more batches than another.
-        """
-        if len(batches) != len(self.phases):
-            raise ValueError(
-                f"{len(self.phases)} agents need as many iterables of batches, got {len(batches)}"
-            )
-        means = [MetricMeans() for _ in self.phases]
-        for batch in zip(*batches, strict=True):
-            for mean, metrics in zip(means, self._update(*batch), strict=True):
-                mean.add(metrics)
-            if bar is not None:
-                bar.update(1)
-        return [mean.read() for mean in means]
-
-
-class ModelPhases:
-    """Several models, each against an agent of its own, that are updated side by side.
-
-    See :class:`AgentPhases`.
-
-    Args:
-        phases: models with envs, losses and optimisers of their own.
-
-    Keyword Args:
-        compile: capture on a GPU; the losses are compiled where the phases were built so.
-    """
-
-    def __init__(self, phases: Sequence[ModelPhase], *, compile: bool = False) -> None:
-        self.phases = list(phases)
-        steps = [phase._step_and_go_on for phase in phases]
-        self._update = capture_on_gpu(side_by_side(steps), compile, name="the adversarial updates")
-
-    def run(self, num_updates: int, bar: ProgressBar | None = None) -> list[dict[str, float]]:
-        """Take ``num_updates`` updates of every model; returns the mean metrics."""
-        means = [MetricMeans() for _ in self.phases]
-        moves = [phase._moves(num_updates) for phase in self.phases]
-        observations: list[Tensor | None] = [None] * len(moves)
-        with ExitStack() as stack:
-            for phase in self.phases:
-                stack.enter_context(phase._playing())
-            for _ in range(num_updates):
-                given = [m.send(x) for m, x in zip(moves, observations, strict=True)]
-                done = self._update(*itertools.chain.from_iterable(given))
-                observations = [observation for observation, _ in done]
-                for phase, mean, (_, metrics) in zip(self.phases, means, done, strict=True):
-                    phase._note(mean, metrics)
-                if bar is not None:
-                    bar.update(1)
-        return [mean.read() for mean in means]
 
 
 def _known(prediction: Sequence[Tensor], batch_size: torch.Size) -> TensorDict:

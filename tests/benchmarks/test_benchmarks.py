@@ -129,7 +129,6 @@ def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> No
         ("update_throughput.py", []),
         ("iteration.py", ["--eager"]),
         ("scaling.py", ["--eager"]),
-        ("seeds.py", ["--eager", "--seeds", "2", "--repeats", "1"]),
     ],
 )
 def test_scripts_run_and_write_what_they_measured(
