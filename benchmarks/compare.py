@@ -17,8 +17,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -26,21 +26,22 @@ from unittest.mock import MagicMock
 import numpy as np
 import torch
 from measuring import (
-    COLORS,
     arguments,
-    finish_figure,
+    at_least,
+    draw_bars,
     machine,
-    make_figure,
+    markdown_table,
     measure_in_turns,
+    measured_on,
     model_dtype,
-    save_figure,
+    save,
     set_up,
-    write_json,
 )
 from workload import Workload, hopper_like
 
 from rambo_trl.runtime.places import expand_home
 
+CAPTION = "Times faster than OfflineRL-Kit"
 NAMES = {
     "rollouts": "imagined rollouts",
     "sac": "SAC update",
@@ -181,38 +182,30 @@ def make_peer(args: argparse.Namespace) -> Peer:
     return Peer(args.peer, 100_000)
 
 
-def serve(
-    connection: Connection, make: Callable[[argparse.Namespace], Any], args: argparse.Namespace
-) -> None:
-    """A side's process: does the work that it is told to, until there is no more."""
+#: a side's works by name, in its process
+_works: dict[str, Callable[[int], Any]] = {}
+
+
+def begin(make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Set a side up in its process."""
     torch.manual_seed(0)
     np.random.seed(0)
     side: Any = make(args)
-    take_step = side.likelihood_step() if isinstance(side, Workload) else None
+    if isinstance(side, Workload):
+        step = side.likelihood_step()
+        _works["likelihood"] = lambda num: [step() for _ in range(num)]
+    else:
+        _works["likelihood"] = side.likelihood_steps
+    _works["rollouts"] = lambda _: side.rollouts()
+    _works["sac"], _works["adversarial"] = side.agent_updates, side.model_updates
+    _works["iteration"] = lambda num: [
+        _works[name](num) for name in ("rollouts", "sac", "adversarial")
+    ]
 
-    def likelihood(num: int) -> None:
-        if take_step is None:
-            side.likelihood_steps(num)
-        else:
-            for _ in range(num):
-                take_step()
 
-    def iteration(num: int) -> None:
-        side.rollouts()
-        side.agent_updates(num)
-        side.model_updates(num)
-
-    works: dict[str, Callable[[int], Any]] = {
-        "rollouts": lambda _: side.rollouts(),
-        "sac": side.agent_updates,
-        "adversarial": side.model_updates,
-        "likelihood": likelihood,
-        "iteration": iteration,
-    }
-    while (order := connection.recv()) is not None:
-        name, num = order
-        works[name](num)
-        connection.send(None)
+def work(name: str, num: int) -> None:
+    """Do some work in a side's process."""
+    _works[name](num)
 
 
 class Side:
@@ -220,47 +213,36 @@ class Side:
 
     def __init__(self, make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, make, args), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pool = ProcessPoolExecutor(1, context, begin, (make, args))
 
     def do(self, name: str, num: int) -> None:
         """Have it done; returns when it is."""
-        try:
-            self._connection.send((name, num))
-            self._connection.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            raise SystemExit(f"{name}: the process ended, see above") from None
+        self._pool.submit(work, name, num).result()
 
-    def close(self) -> None:
-        """End the process."""
-        self._connection.send(None)
-        self._process.join()
-
-
-def awake(side: Side, name: str) -> None:
-    """Do a little of a work before its turn: the others have lasted for up to a minute."""
-    if name in ("rollouts", "iteration"):
-        side.do("rollouts", 0)
-    if name != "rollouts":
-        for update in ("sac", "adversarial", "likelihood") if name == "iteration" else (name,):
-            side.do(update, 5)
+    def wake(self, name: str) -> None:
+        """Do a little of a work before its turn: the others have lasted for up to a minute."""
+        if name in ("rollouts", "iteration"):
+            self.do("rollouts", 0)
+        if name != "rollouts":
+            for update in ("sac", "adversarial", "likelihood") if name == "iteration" else (name,):
+                self.do(update, 5)
 
 
 def main() -> None:
     """Compare, print, write the JSON file and the figure."""
-    parser = arguments("Measure against a checkout of OfflineRL-Kit.")
+    parser = arguments(__doc__)
     parser.add_argument("--peer", type=expand_home, required=True, help="the checkout's folder")
     parser.add_argument(
-        "--rounds", type=int, default=9, help="turns of each, 3 of the iteration (default: 9)"
+        "--rounds",
+        type=at_least(1),
+        default=9,
+        help="turns of each, 3 of the iteration (default: 9)",
     )
     args = parser.parse_args()
     if args.device != "cpu":
-        raise SystemExit("the comparison is made on the CPU")
+        parser.error("the comparison is made on the CPU")
     if not (args.peer / "offlinerlkit").is_dir():
-        raise SystemExit(
+        parser.error(
             f"--peer {args.peer} holds no folder offlinerlkit: clone "
             "https://github.com/yihaosun1124/OfflineRL-Kit and give its path"
         )
@@ -288,31 +270,28 @@ def main() -> None:
             rounds=min(rounds, 3) if once else rounds,
             warmups=0 if once else 1,
             least=0 if once or args.quick else 1.0,
-            wake=[partial(awake, side, name) for side in sides.values()],
+            wake=[partial(side.wake, name) for side in sides.values()],
         )
         results[name] = summarise(dict(zip(sides, seconds, strict=True)), units[name])
         print(line(name, results[name]), flush=True)
-    for side in sides.values():
-        side.close()
     content = {
         "machine": machine(plain),
         "peer_commit": commit(args.peer),
         "rounds": rounds,
         "results": results,
     }
-    write_json(args.out / "compare.json", content)
-    draw(results, args.out / "compare.png")
+    save(args.out, "compare", content, draw)
 
 
 def summarise(seconds: Mapping[str, Sequence[float]], units: int) -> dict[str, Any]:
     """A work's seconds by side and round, and how many times the peer's ours are within a round."""
-    found: dict[str, Any] = {"units": units}
+    result: dict[str, Any] = {"units": units}
     for key, values in seconds.items():
-        found[f"{key}_seconds"] = [x / units for x in values]
+        result[f"{key}_seconds"] = [x / units for x in values]
         if key in RATIOS:
             ratios = [p / x for x, p in zip(values, seconds["peer"], strict=True)]
-            found |= {RATIOS[key]: statistics.median(ratios), f"{RATIOS[key]}s": ratios}
-    return found
+            result |= {RATIOS[key]: statistics.median(ratios), f"{RATIOS[key]}s": ratios}
+    return result
 
 
 def time_text(name: str, seconds: float) -> str:
@@ -330,32 +309,35 @@ def line(name: str, result: Mapping[str, Any]) -> str:
     return f"{NAMES[name]:20}" + "".join(f"{cell:>17}" for cell in cells) + f"    {ratios}"
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def report(content: dict[str, Any]) -> str:
+    """Ours beside the peer."""
+    results = content["results"]
+    peer = "OfflineRL-Kit"
+    if content["peer_commit"]:
+        peer += f" ({content['peer_commit']})"
+    head = ["work"]
+    rows = [[title] for title in NAMES.values()]
+    for key, title in (("peer", peer), ("ours", "rambo_trl"), ("bfloat16", "with bfloat16")):
+        if not all(f"{key}_seconds" in result for result in results.values()):
+            continue
+        head += [title, "faster"] if key in RATIOS else [title]
+        for row, name in zip(rows, NAMES, strict=True):
+            row.append(time_text(name, statistics.median(results[name][f"{key}_seconds"])))
+            if key in RATIOS:
+                row.append(f"{results[name][RATIOS[key]]:.1f} x")
+    return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
     """How many times faster, a bar for each kind of work and each of our turns."""
-    ours = {
-        key: [results[name][ratio] for name in NAMES]
-        for key, ratio in RATIOS.items()
-        if ratio in results["rollouts"]
+    labels = {"ratio": "float32", "bfloat16_ratio": "the model's hidden products in bfloat16"}
+    series = {
+        label: [content["results"][name][ratio] for name in NAMES]
+        for ratio, label in labels.items()
+        if ratio in content["results"]["rollouts"]
     }
-    figure, (ax,) = make_figure(height=2.2 + 0.8 * len(ours))
-    height = 0.6 if len(ours) == 1 else 0.38
-    for i, (key, ratios) in enumerate(ours.items()):
-        at = [j + height * (i - (len(ours) - 1) / 2) for j in range(len(NAMES))]
-        label = "float32" if key == "ours" else "the model's hidden products in bfloat16"
-        bars = ax.barh(at, ratios, color=COLORS[i], height=0.95 * height, label=label)
-        ax.bar_label(bars, fmt=" %.1f x", fontsize=9)
-    ax.axvline(1, color="#666666", lw=1)
-    ax.set_xscale("log")
-    ax.set_xlim(0.9, 1.5 * max(map(max, ours.values())))
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    ax.xaxis.set_minor_formatter(lambda x, _: "")
-    ax.set_yticks(range(len(NAMES)), list(NAMES.values()))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    if len(ours) > 1:
-        ax.legend(frameon=False, loc="lower right")
-    finish_figure(ax, "Times faster than OfflineRL-Kit, same work, same run", "ratio (log)", "")
-    save_figure(figure, path)
+    title = "Times faster than OfflineRL-Kit, same work, same run"
+    draw_bars(path, title, "ratio (log)", list(NAMES.values()), series, unit=" x", log=True)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,27 @@ time of the whole run adds 50,000 steps of the fit and 40,000 of cloning, withou
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import (
-    COLORS,
     arguments,
-    finish_figure,
+    at_least,
+    draw_bars,
     machine,
-    make_figure,
+    markdown_table,
     measure,
+    measured_on,
     model_dtype,
     peak_memory,
-    save_figure,
+    save,
     set_up,
     synchronize,
-    write_json,
 )
 from workload import WARM_UP, Workload
 
+CAPTION = "Where the time of an iteration goes"
 UPDATES = 1000
 ITERATIONS = 2000
 FIT_STEPS, CLONING_STEPS = 50_000, 40_000
@@ -32,9 +35,9 @@ FIT_STEPS, CLONING_STEPS = 50_000, 40_000
 
 def main() -> None:
     """Measure an iteration, print, write the JSON file and the figure."""
-    parser = arguments((__doc__ or "").partition(":")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--repeats", type=int, default=3, help="iterations (default: 3)")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="iterations (default: 3)")
     args = parser.parse_args()
     set_up(args)
     updates = 20 if args.quick else UPDATES
@@ -91,25 +94,29 @@ def main() -> None:
         "peak_memory_mb": peak_memory(),
     }
     if args.device.startswith("cuda"):
-        import torch
-
         content["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
-    write_json(args.out / "iteration.json", content)
-    draw(content, args.out / "iteration.png")
+    save(args.out, "iteration", content, draw)
 
 
-def draw(content: dict[str, Any], path: Any) -> None:
-    """One bar: where the time of an iteration goes."""
-    figure, (ax,) = make_figure(height=1.9)
-    left = 0.0
-    for color, (name, value) in zip(COLORS, content["seconds"].items(), strict=False):
-        ax.barh([0], [value], left=left, color=color, label=f"{name} {value:.1f} s")
-        left += value
-    ax.set_yticks([])
-    ax.set_xlim(0, left)
-    ax.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35))
-    finish_figure(ax, f"An iteration of the paper's schedule: {left:.1f} s", "seconds", "")
-    save_figure(figure, path)
+def report(content: dict[str, Any]) -> str:
+    """Seconds by phase."""
+    whole = content["iteration_seconds"]
+    rows = [[name, f"{s:.1f} s", f"{s / whole:.0%}"] for name, s in content["seconds"].items()]
+    rows.append(["**an iteration**", f"**{whole:.1f} s**", ""])
+    return (
+        f"{measured_on(content['machine'])}\n\n{markdown_table(['phase', 'time', 'share'], rows)}"
+        f"\n\nThe paper's whole run of 2,000 iterations, projected: "
+        f"{content['whole_run_hours']:.0f} hours without evaluations. First calls, compiling "
+        f"included: {content['first_calls_seconds']:.0f} s. Peak memory: "
+        f"{content['peak_memory_mb'] / 1000:.1f} GB."
+    )
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """A bar for each phase."""
+    title = f"An iteration of the paper's schedule: {content['iteration_seconds']:.1f} s"
+    seconds = content["seconds"]
+    draw_bars(path, title, "seconds", list(seconds), {"": list(seconds.values())}, unit=" s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, the machine's own rate, files and the look of figures."""
+"""What the benchmarks share: options, clocks, the machine's own rate, files, tables and figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import platform
 import resource
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,30 +28,62 @@ __all__ = [
     "COLORS",
     "add_out",
     "arguments",
+    "at_least",
+    "draw_bars",
     "finish_figure",
     "machine",
     "make_figure",
+    "markdown_table",
     "matmul_rate",
     "measure",
     "measure_in_turns",
+    "measured_on",
     "model_dtype",
     "peak_memory",
-    "resident_memory",
+    "process_memory",
+    "save",
     "save_figure",
     "set_up",
     "synchronize",
-    "write_json",
 ]
 
 #: Okabe and Ito's palette, told apart with every common colour blindness
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    parser = argparse.ArgumentParser(description=description)
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers for ``argparse``."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
+def writable_folder(text: str) -> Path:
+    """A folder for results, made here: a benchmark takes minutes before it writes."""
+    folder = expand_home(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text} can't be used as a folder: {error.strerror}"
+        ) from None
+    return folder
+
+
+def arguments(module_doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has.
+
+    Args:
+        module_doc: the benchmark's docstring; its first words, up to a colon, describe it.
+    """
+    parser = argparse.ArgumentParser(description=(module_doc or "").partition(":")[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: all cores)")
     parser.add_argument(
         "--float32-matmul-precision",
         choices=("highest", "high", "medium"),
@@ -73,8 +106,8 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     """The option that says where results go."""
     parser.add_argument(
         "--out",
-        type=expand_home,
-        default=Path("runs/benchmarks"),
+        type=writable_folder,
+        default="runs/benchmarks",
         help="folder of the JSON file and the figure (default: runs/benchmarks)",
     )
 
@@ -84,8 +117,6 @@ def set_up(args: argparse.Namespace) -> None:
     torchrl_logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", ".*inline_inbuilt_nn_modules", FutureWarning)
     if args.threads is not None:
-        if args.threads < 1:
-            raise SystemExit(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.float32_matmul_precision)
     keep_freed_memory()
@@ -200,12 +231,16 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def resident_memory() -> float:
-    """Megabytes that this process holds now."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    return peak_memory()
+def process_memory(process: int | str = "self") -> dict[str, float]:
+    """Megabytes of a process: ``resident``, of it ``anonymous`` (its own) and ``mapped`` files.
+
+    ``peak`` is the most that was resident; ``threads`` is their number. From Linux's /proc.
+    """
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    status = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {"resident": "VmRSS", "anonymous": "RssAnon", "mapped": "RssFile", "peak": "VmHWM"}
+    found = {name: int(status[field].split()[0]) * 1024 / 1e6 for name, field in fields.items()}
+    return {**found, "threads": int(status["Threads"])}
 
 
 def peak_memory() -> float:
@@ -214,13 +249,35 @@ def peak_memory() -> float:
     return peak / 1e6 if platform.system() == "Darwin" else peak / 1e3
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the results, whole or not at all, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+def save(
+    out: Path, name: str, content: dict[str, Any], draw: Callable[[Any, Path], None] | None = None
+) -> None:
+    """Write ``name.json``, whole or not at all, and the figure ``name.png``; say where."""
+    path = out / f"{name}.json"
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
     print(f"written: {path}")
+    if draw is not None:
+        draw(content, path.with_suffix(".png"))
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured_on(machine: dict[str, Any]) -> str:
+    """The line above a table."""
+    where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    precision = machine.get("float32_matmul_precision", "highest")
+    digits = "" if precision == "highest" else f", matrix products at `{precision}`"
+    if machine.get("model_matmul_dtype"):
+        digits += f", the model's hidden products in {machine['model_matmul_dtype']}"
+    date = f", {machine['date']}" if "date" in machine else ""
+    return f"{where}, {threads}, PyTorch {machine['torch']}{digits}{date}."
 
 
 def make_figure(columns: int = 1, width: float = 8, height: float = 4) -> tuple[Figure, list[Any]]:
@@ -247,6 +304,37 @@ def finish_figure(ax: Any, title: str, x_label: str, y_label: str) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"written: {path}")
+
+
+def draw_bars(
+    path: Path,
+    title: str,
+    x_label: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    unit: str = "",
+    log: bool = False,
+) -> None:
+    """A figure of a group of horizontal bars for each name, one of each series."""
+    figure, (ax,) = make_figure(height=1.2 + 0.3 * len(names) * (len(series) + 0.5))
+    height = 0.76 / len(series)
+    for i, (label, values) in enumerate(series.items()):
+        at = [j + height * (i - (len(series) - 1) / 2) for j in range(len(names))]
+        bars = ax.barh(at, values, height=0.95 * height, color=COLORS[i], label=label)
+        ax.bar_label(bars, fmt=f" %.1f{unit}", fontsize=8)
+    if log:
+        ax.set_xscale("log")
+        ax.axvline(1, color="#666666", lw=1)
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        ax.xaxis.set_minor_formatter(lambda x, _: "")
+    ax.margins(x=0.1)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    if len(series) > 1:
+        ax.legend(frameon=False)
+    finish_figure(ax, title, x_label, "")
+    save_figure(figure, path)

@@ -7,25 +7,31 @@ rates stands the share of the machine's own matrix-product rate that they reach.
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import (
     COLORS,
     arguments,
+    at_least,
     finish_figure,
     machine,
     make_figure,
+    markdown_table,
     matmul_rate,
     measure,
+    measured_on,
     model_dtype,
+    save,
     save_figure,
     set_up,
-    write_json,
 )
 from workload import Workload
 
 from rambo_trl.collectors import ModelRolloutCollector
+
+CAPTION = "Imagined transitions per second"
 
 
 def products_of_a_transition(work: Workload) -> int:
@@ -36,32 +42,20 @@ def products_of_a_transition(work: Workload) -> int:
     return 2 * sum(m * n for sizes in (model, policy) for m, n in itertools.pairwise(sizes))
 
 
-def run(
-    work: Workload, *, rows: int, horizon: int, compile: bool, repeats: int, least: float
-) -> float:
-    """Transitions per second."""
-    collector = ModelRolloutCollector(
-        work.env, work.actor, num_starts=rows, horizon=horizon, compile=compile
-    )
-    seconds = measure(collector.collect, device=work.device, repeats=repeats, least=least)
-    return rows * horizon / seconds
-
-
 def main() -> None:
     """Measure, print, write the JSON file and the figure."""
-    parser = arguments((__doc__ or "").partition(":")[0])
+    parser = arguments(__doc__)
     for name, what in (
         ("rows", "rollouts at once"),
         ("horizons", "steps of a rollout"),
         ("elites", "members of the model that rows are dealt to, at the largest rollouts"),
     ):
-        parser.add_argument(f"--{name}", type=int, nargs="+", help=f"{what} (default: several)")
+        parser.add_argument(
+            f"--{name}", type=at_least(1), nargs="+", help=f"{what} (default: several)"
+        )
     args = parser.parse_args()
-    for name in ("rows", "horizons", "elites"):
-        if any(value < 1 for value in getattr(args, name) or ()):
-            raise SystemExit(f"--{name} must be at least 1, got {min(getattr(args, name))}")
     if max(args.elites or [1]) > Workload.num_members:
-        raise SystemExit(f"--elites must be at most {Workload.num_members}, got {max(args.elites)}")
+        parser.error(f"--elites must be at most {Workload.num_members}, got {max(args.elites)}")
     set_up(args)
     torch.manual_seed(0)
     row_counts = args.rows or (
@@ -82,7 +76,10 @@ def main() -> None:
     for compile in (True, False):
         for rows, k, elites in jobs:
             work = Workload(device=args.device, num_elites=elites, matmul_dtype=model_dtype(args))
-            per_second = run(work, rows=rows, horizon=k, compile=compile, **settings)
+            collector = ModelRolloutCollector(
+                work.env, work.actor, num_starts=rows, horizon=k, compile=compile
+            )
+            per_second = rows * k / measure(collector.collect, device=work.device, **settings)
             share = per_second * products_of_a_transition(work) / rate
             results.append(
                 {
@@ -99,15 +96,33 @@ def main() -> None:
                 f"{per_second:14,.0f}  {share:.0%}",
                 flush=True,
             )
-    write_json(
-        args.out / "rollout_throughput.json",
-        {"machine": machine(args), "matmul_flop_per_second": rate, "results": results},
+    content = {"machine": machine(args), "matmul_flop_per_second": rate, "results": results}
+    save(args.out, "rollout_throughput", content, draw)
+
+
+def report(content: dict[str, Any]) -> str:
+    """Rates by rows and horizon, compiled and eager."""
+    rows = [
+        [
+            f"{r['rows']:,} x {r['horizon']}, {r['elites']} elites",
+            "compiled" if r["compiled"] else "eager",
+            f"{r['transitions_per_second']:,.0f}",
+            f"{r['share_of_matmul_rate']:.0%}",
+        ]
+        for r in content["results"]
+        if r["rows"] in (1000, 10_000, 50_000) and r["horizon"] in (1, 5)
+    ]
+    rate = content["matmul_flop_per_second"] / 1e9
+    head = ["rollouts", "", "transitions/s", "share of the products' rate"]
+    return (
+        f"{measured_on(content['machine'])} Large matrix products reach {rate:.0f} GFLOP/s.\n\n"
+        + markdown_table(head, rows)
     )
-    draw(results, args.out / "rollout_throughput.png")
 
 
-def draw(results: list[dict[str, Any]], path: Any) -> None:
+def draw(content: dict[str, Any], path: Path) -> None:
     """Rate against rows, a line for each horizon, compiled drawn whole and eager broken."""
+    results = content["results"]
     figure, (ax,) = make_figure()
     horizons = sorted({r["horizon"] for r in results})
     for color, k in zip(COLORS, horizons, strict=False):

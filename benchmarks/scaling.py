@@ -7,7 +7,9 @@ over iterations of rollouts and updates.
 
 from __future__ import annotations
 
-import math
+import statistics
+from math import log
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,37 +19,25 @@ from measuring import (
     finish_figure,
     machine,
     make_figure,
+    markdown_table,
     measure,
+    measured_on,
     model_dtype,
-    resident_memory,
+    process_memory,
+    save,
     save_figure,
     set_up,
-    write_json,
 )
 from workload import Workload
 
 from rambo_trl.collectors import ModelRolloutCollector
 
-
-def seconds_of(work: Workload, rows: int, horizon: int, repeats: int, least: float) -> float:
-    """Median seconds of a collection."""
-    collector = ModelRolloutCollector(
-        work.env, work.actor, num_starts=rows, horizon=horizon, compile=work.compile
-    )
-    return measure(collector.collect, device=work.device, repeats=repeats, least=least)
-
-
-def slope(sizes: list[float], seconds: list[float]) -> float:
-    """Least-squares slope in logarithms."""
-    x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return above / sum((a - mean_x) ** 2 for a in x)
+CAPTION = "Cost against size, and memory over iterations"
 
 
 def main() -> None:
     """Measure, print, write the JSON file and the figure."""
-    parser = arguments((__doc__ or "").partition(":")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     args = parser.parse_args()
     set_up(args)
@@ -76,29 +66,25 @@ def main() -> None:
     for name, values in sizes.items():
         seconds = []
         for value in values:
-            if name == "elites":
-                work = Workload(num_members=value, num_elites=value, **base)
-            elif name == "observation size":
-                work = Workload(observation_size=value, **base)
-            else:
-                work = Workload(**base)
-            seconds.append(
-                seconds_of(
-                    work,
-                    value if name == "rows" else rows,
-                    value if name == "horizon" else horizon,
-                    **timing,
-                )
+            settings: dict[str, dict[str, Any]] = {
+                "elites": {"num_members": value, "num_elites": value},
+                "observation size": {"observation_size": value},
+            }
+            work = Workload(**settings.get(name, {}), **base)
+            collector = ModelRolloutCollector(
+                work.env,
+                work.actor,
+                num_starts=value if name == "rows" else rows,
+                horizon=value if name == "horizon" else horizon,
+                compile=work.compile,
             )
+            seconds.append(measure(collector.collect, device=work.device, **timing))
             print(f"{name:16} {value:7,}  {seconds[-1]:8.4f} s", flush=True)
-        results[name] = {
-            "sizes": values,
-            "seconds": seconds,
-            "slope": slope([float(v) for v in values], seconds),
-        }
-        print(f"{name:16} slope {results[name]['slope']:.2f}", flush=True)
-        write_json(args.out / "scaling.json", content)
-    draw(content, args.out / "scaling.png")
+        line = statistics.linear_regression([log(v) for v in values], [log(s) for s in seconds])
+        results[name] = {"sizes": values, "seconds": seconds, "slope": line.slope}
+        print(f"{name:16} slope {line.slope:.2f}", flush=True)
+        save(args.out, "scaling", content)
+    save(args.out, "scaling", content, draw)
 
 
 def memory_over(work: Workload, iterations: int) -> list[float]:
@@ -108,11 +94,26 @@ def memory_over(work: Workload, iterations: int) -> list[float]:
         work.rollouts()
         work.agent_updates(20)
         work.model_updates(20)
-        held.append(resident_memory())
+        held.append(process_memory()["resident"])
     return held
 
 
-def draw(content: dict[str, Any], path: Any) -> None:
+def report(content: dict[str, Any]) -> str:
+    """Slopes, and the growth of memory."""
+    rows = [
+        [name, f"{r['sizes'][0]:,} to {r['sizes'][-1]:,}", f"{r['slope']:.2f}"]
+        for name, r in content["results"].items()
+    ]
+    memory = content["memory_mb"]
+    tenth = memory[min(len(memory) - 1, 9)]
+    return (
+        f"{measured_on(content['machine'])}\n\n{markdown_table(['size', 'range', 'slope'], rows)}"
+        f"\n\nMemory after {len(memory)} iterations: {memory[-1]:,.0f} MB, "
+        f"{memory[-1] - tenth:+.0f} MB since the tenth."
+    )
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
     """Cost on logarithmic axes on the left, memory on the right."""
     figure, (left, right) = make_figure(2, width=10)
     for color, (name, result) in zip(COLORS, content["results"].items(), strict=False):

@@ -4,15 +4,11 @@
 200 epochs, and notes at every line of its ``metrics.csv`` the time, the memory, the open files and
 the threads of the process. Every other epoch is evaluated; the others are timed, because episodes
 last as long as the policy stands. It exits with 1 where memory or time grows beyond the limits
-below. ``--page docs/benchmarks.md`` puts the figures between that page's
-``<!-- benchmark:soak -->`` markers; with ``--read`` they are those of the earlier JSON file. What
-follows the options is handed to the recipe.
+below. What follows the options is handed to the recipe.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,33 +23,32 @@ from typing import Any
 from measuring import (
     COLORS,
     arguments,
+    at_least,
     finish_figure,
     machine,
     make_figure,
+    process_memory,
+    save,
     save_figure,
     set_up,
-    write_json,
 )
 
-from rambo_trl.runtime.places import expand_home
-
+CAPTION = ""  # the page has the figures as text
 RECIPE = Path(__file__).parents[1] / "recipes" / "rambo.py"
 SETTINGS = ("task=inverteddoublependulum-medium-replay", "schedule=smoke", "evaluation.every=2")
 #: how much more memory and time than in the beginning is called flat
 MOST_MEMORY, MOST_TIME = 1.02, 1.10
-START, END = "<!-- benchmark:soak -->", "<!-- end of benchmark:soak -->"
 
 Sample = dict[str, Any]
 
 
 def look_at(process: int) -> dict[str, float]:
     """Memory in megabytes, open files and threads of a process, as Linux tells them."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    memory = process_memory(process)
     return {
-        "memory_mb": int(status["VmRSS"].split()[0]) / 1e3,
-        "peak_memory_mb": int(status["VmHWM"].split()[0]) / 1e3,
-        "threads": int(status["Threads"]),
+        "memory_mb": memory["resident"],
+        "peak_memory_mb": memory["peak"],
+        "threads": memory["threads"],
         "open_files": len(os.listdir(f"/proc/{process}/fd")),
     }
 
@@ -70,21 +65,16 @@ def read_rows(metrics: Path) -> list[bool]:
     return [line.split(",")[column] != "" for line in lines]
 
 
-def watch(words: Sequence[str], threads: int | None, work: Path) -> list[Sample]:
+def watch(words: Sequence[str], work: Path) -> list[Sample]:
     """Run the recipe and note what its process is like at the end of every epoch."""
     if not Path("/proc/self/status").is_file():
         raise SystemExit("the soak reads /proc, which this system does not have")
-    if threads is not None:
-        words = [*words, f"threads={threads}"]
     samples: list[Sample] = []
+    command = [sys.executable, str(RECIPE), *words, "run_dir=run"]
+    metrics, size = work / "run" / "metrics.csv", 0
     with (work / "output.txt").open("wb") as output:
-        run = subprocess.Popen(
-            [sys.executable, str(RECIPE), *words, "run_dir=run"],
-            cwd=work, stdout=output, stderr=output,
-        )  # fmt: skip
+        run = subprocess.Popen(command, cwd=work, stdout=output, stderr=output)
         try:
-            size = 0
-            metrics = work / "run" / "metrics.csv"
             while run.poll() is None:
                 grown = metrics.stat().st_size if metrics.is_file() else 0
                 if grown == size:
@@ -94,17 +84,15 @@ def watch(words: Sequence[str], threads: int | None, work: Path) -> list[Sample]
                 rows = read_rows(metrics)
                 if len(rows) > (samples[-1]["epoch"] if samples else 0):
                     try:
-                        found = look_at(run.pid)
+                        state = look_at(run.pid)
                     except (FileNotFoundError, KeyError):  # it has just ended
                         break
-                    samples.append({"epoch": len(rows), "at": now, "evaluated": rows[-1], **found})
+                    samples.append({"epoch": len(rows), "at": now, "evaluated": rows[-1], **state})
                     if len(rows) % 20 == 0:
-                        print(f"epoch {len(rows):5d}  {found['memory_mb']:7.1f} MB", flush=True)
+                        print(f"epoch {len(rows):5d}  {state['memory_mb']:7.1f} MB", flush=True)
             code = run.wait()
         finally:
-            if run.poll() is None:
-                run.kill()
-                run.wait()
+            run.kill()
     if code:
         tail = (work / "output.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise SystemExit(f"the run ended with {code}:\n{tail}")
@@ -165,7 +153,7 @@ def complaints(results: dict[str, Any]) -> list[str]:
     return found
 
 
-def paragraph(content: dict[str, Any]) -> str:
+def report(content: dict[str, Any]) -> str:
     """The figures as sentences."""
     on, results = content["machine"], content["results"]
     early, late = results["early"], results["late"]
@@ -182,18 +170,6 @@ def paragraph(content: dict[str, Any]) -> str:
     )
 
 
-def put_in(text: str, content: dict[str, Any]) -> str:
-    """A page's text with the figures between its markers.
-
-    Raises:
-        ValueError: if it has no markers.
-    """
-    if START not in text or END not in text:
-        raise ValueError(f"the page has no {START} and {END}")
-    head, rest = text.split(START, 1)
-    return f"{head}{START}\n{paragraph(content)}\n{END}{rest.split(END, 1)[1]}"
-
-
 def draw(content: dict[str, Any], path: Path) -> None:
     """Memory on the left, seconds of an epoch on the right."""
     results = content["results"]
@@ -208,52 +184,35 @@ def draw(content: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = arguments("A long run, watched from outside.")
-    parser.add_argument("--epochs", type=int, default=200, help="how many (default: 200)")
-    parser.add_argument("--page", type=expand_home, help="the page to put the figures into")
-    parser.add_argument(
-        "--read", action="store_true", help="run nothing, take the figures of the JSON file"
-    )
-    return parser
-
-
 def main() -> None:
-    """Measure or read, say what was found, write it down."""
-    args, words = options().parse_known_args()
-    path = args.out / "soak.json"
-    if args.read:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        set_up(args)
-        epochs = 20 if args.quick else args.epochs
-        if epochs < 10:
-            raise SystemExit(f"--epochs must be at least 10, got {epochs}")
-        precision = f"float32_matmul_precision={args.float32_matmul_precision}"
-        settings = [*SETTINGS, f"device={args.device}", precision, f"epochs={epochs}"]
-        if args.bfloat16:
-            settings.append("model_matmul_dtype=bfloat16")
-        settings += words
-        with tempfile.TemporaryDirectory() as work:
-            samples = watch(settings, args.threads, Path(work))
-        content = {
-            # the schedule has one thread unless it is told otherwise
-            "machine": {**machine(args), "threads": args.threads or 1},
-            "settings": settings,
-            "results": summarise(samples),
-        }
-        write_json(path, content)
-        draw(content, path.with_suffix(".png"))
-    print(paragraph(content))
-    if args.page is not None:
-        text = put_in(args.page.read_text(encoding="utf-8"), content)
-        args.page.write_text(text, encoding="utf-8")
-        print(f"written: {args.page}")
-    found = complaints(content["results"])
-    for line in found:
+    """Measure, say what was found, write it down."""
+    parser = arguments(__doc__)
+    parser.add_argument("--epochs", type=at_least(10), default=200, help="how many (default: 200)")
+    args, words = parser.parse_known_args()
+    set_up(args)
+    settings = [
+        *SETTINGS,
+        f"device={args.device}",
+        f"float32_matmul_precision={args.float32_matmul_precision}",
+        f"epochs={20 if args.quick else args.epochs}",
+        *(["model_matmul_dtype=bfloat16"] if args.bfloat16 else []),
+        *words,
+    ]
+    threads = [] if args.threads is None else [f"threads={args.threads}"]
+    with tempfile.TemporaryDirectory() as work:
+        samples = watch([*settings, *threads], Path(work))
+    content: dict[str, Any] = {
+        # the schedule has one thread unless it is told otherwise
+        "machine": {**machine(args), "threads": args.threads or 1},
+        "settings": settings,
+        "results": summarise(samples),
+    }
+    save(args.out, "soak", content, draw)
+    print(report(content))
+    growth = complaints(content["results"])
+    for line in growth:
         print(f"not flat: {line}")
-    if found and not args.quick:
+    if growth and not args.quick:
         raise SystemExit(1)
 
 

@@ -7,24 +7,25 @@ the published sizes on Hopper's 11 + 3 entries and batches of 256.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import (
-    COLORS,
     arguments,
-    finish_figure,
+    draw_bars,
     machine,
-    make_figure,
+    markdown_table,
     matmul_rate,
     measure,
+    measured_on,
     model_dtype,
-    save_figure,
+    save,
     set_up,
-    write_json,
 )
 from workload import Workload
 
+CAPTION = "Milliseconds of each update"
 NAMES = {
     "sac": "SAC update",
     "adversarial": "adversarial model update",
@@ -47,8 +48,7 @@ def updates(work: Workload, num: int) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     """Measure, print, write the JSON file and the figure."""
-    parser = arguments((__doc__ or "").partition(":")[0])
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     set_up(args)
     torch.manual_seed(0)
     # on a GPU more between two reads of the metrics, which wait for it
@@ -73,33 +73,39 @@ def main() -> None:
                 f"{NAMES[name]:28} {how:8} {num / seconds:7.1f} / s  {1e3 * seconds / num:6.2f} ms",
                 flush=True,
             )
-    write_json(
-        args.out / "update_throughput.json",
-        {
-            "machine": machine(args),
-            "matmul_flop_per_second": matmul_rate(args.device),
-            "results": results,
-        },
-    )
-    draw(results, args.out / "update_throughput.png")
+    content = {
+        "machine": machine(args),
+        "matmul_flop_per_second": matmul_rate(args.device),
+        "results": results,
+    }
+    save(args.out, "update_throughput", content, draw)
 
 
-def draw(results: list[dict[str, Any]], path: Any) -> None:
+def rates(content: dict[str, Any], *, compiled: bool) -> list[float]:
+    """Updates a second, in the order of NAMES."""
+    found = {r["update"]: r for r in content["results"] if r["compiled"] == compiled}
+    return [found[name]["updates_per_second"] for name in NAMES]
+
+
+def report(content: dict[str, Any]) -> str:
+    """Updates a second."""
+    columns = rates(content, compiled=False), rates(content, compiled=True)
+    rows = [
+        [title, f"{eager:.0f}", f"{compiled:.0f}", f"{compiled / eager:.1f} x"]
+        for title, eager, compiled in zip(NAMES.values(), *columns, strict=True)
+    ]
+    head = ["update", "eager, per s", "compiled, per s", "faster"]
+    return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
     """Milliseconds of each update, compiled beside eager."""
-    figure, (ax,) = make_figure(height=3.2)
-    for i, (compiled, label) in enumerate(((True, "compiled"), (False, "eager"))):
-        times = {
-            r["update"]: 1e3 / r["updates_per_second"] for r in results if r["compiled"] == compiled
-        }
-        at = [j + 0.38 * (i - 0.5) for j in range(len(NAMES))]
-        bars = ax.barh(at, [times[n] for n in NAMES], height=0.36, color=COLORS[i], label=label)
-        ax.bar_label(bars, fmt=" %.1f", fontsize=8)
-    ax.set_yticks(range(len(NAMES)), list(NAMES.values()))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.legend(frameon=False)
-    finish_figure(ax, "What an update of 256 rows takes", "milliseconds", "")
-    save_figure(figure, path)
+    series = {
+        label: [1e3 / rate for rate in rates(content, compiled=label == "compiled")]
+        for label in ("compiled", "eager")
+    }
+    names = list(NAMES.values())
+    draw_bars(path, "What an update of 256 rows takes", "milliseconds", names, series)
 
 
 if __name__ == "__main__":

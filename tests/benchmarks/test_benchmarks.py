@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import compare
-import data_loading
 import pytest
+import run_all
 from measuring import measure, measure_in_turns
-from page import put_in
+from page import PAGES, put_in
 from rollout_throughput import products_of_a_transition
-from scaling import slope
 from workload import Workload, hopper_like
 
 ROOT = Path(__file__).parents[2]
@@ -30,11 +32,6 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
-
-
-def test_slope_of_a_power_is_its_exponent() -> None:
-    sizes = [1.0, 3.0, 10.0, 40.0]
-    assert slope(sizes, [2 * s**1.5 for s in sizes]) == pytest.approx(1.5)
 
 
 def test_measured_seconds_are_those_of_a_call() -> None:
@@ -94,6 +91,14 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
     )
 
 
+def test_the_pages_show_what_their_files_say() -> None:
+    pages = [ROOT / page for page in PAGES]
+    assert any("<!-- benchmark:soak -->" in page.read_text() for page in pages)
+    for page in pages:
+        text = page.read_text()
+        assert put_in(text, ROOT / "docs/benchmarks", page.parent) == text
+
+
 @pytest.mark.parametrize("rounded", [True, False])
 def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> None:
     seconds = {"ours": [1.0, 2.0, 4.0], "bfloat16": [1.0, 1.0, 1.0], "peer": [2.0, 8.0, 12.0]}
@@ -117,7 +122,7 @@ def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> No
     row = "| one iteration | 4.0 s | 1.0 s | 3.0 x |"
     assert head + (" with bfloat16 | faster |" if rounded else "") in filled
     assert row + (" 0.5 s | 8.0 x |" if rounded else "") in filled
-    compare.draw(results, tmp_path / "compare.png")
+    compare.draw(content, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 5000
 
 
@@ -125,7 +130,7 @@ def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("rollout_throughput.py", []),
+        ("rollout_throughput.py", ["--rows", "1000", "2000", "--horizons", "1", "--elites", "2"]),
         ("update_throughput.py", []),
         ("iteration.py", ["--eager"]),
         ("scaling.py", ["--eager"]),
@@ -145,27 +150,14 @@ def test_scripts_run_and_write_what_they_measured(
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
     text = f"<!-- benchmark:{name} -->\n<!-- end of benchmark:{name} -->"
     assert "| --- |" in put_in(text, tmp_path, tmp_path)
-
-
-def test_rollouts_of_chosen_sizes_alone_are_measured(tmp_path: Path) -> None:
-    options = ["--rows", "60", "90", "--horizons", "1", "--elites", "2", "--quick"]
-    result = run("rollout_throughput.py", *options, "--threads", "1", "--out", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "rollout_throughput.json").read_text())["results"]
-    sizes = [(r["rows"], r["horizon"], r["elites"]) for r in found if r["compiled"]]
-    assert sizes == [(60, 1, 5), (90, 1, 5), (90, 1, 2)]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rows", "5", "0"], "--rows must be at least 1, got 0"),
-        (["--elites", "8"], "--elites must be at most 7, got 8"),
-    ],
-)
-def test_impossible_rollouts_are_refused(options: list[str], message: str) -> None:
-    result = run("rollout_throughput.py", *options)
-    assert result.returncode == 1 and result.stderr.strip() == message
+    if name == "rollout_throughput":
+        rows = [r for r in content["results"] if r["compiled"]]
+        sizes = [(r["rows"], r["horizon"], r["elites"]) for r in rows]
+        assert sizes == [(1000, 1, 5), (2000, 1, 5), (2000, 1, 2)]
+    if name == "scaling":  # a straight line through two points
+        (small, large), (fast, slow) = (content["results"]["rows"][k] for k in ("sizes", "seconds"))
+        slope = math.log(slow / fast) / math.log(large / small)
+        assert content["results"]["rows"]["slope"] == pytest.approx(slope)
 
 
 def test_data_loading_writes_what_it_measured(tmp_path: Path) -> None:
@@ -177,42 +169,52 @@ def test_data_loading_writes_what_it_measured(tmp_path: Path) -> None:
     content = json.loads((out / "data_loading.json").read_text())
     assert list(content["load"]) == ["d4rl", "memmap"]
     assert content["load"]["d4rl"]["transitions"] == 1000
-    assert (out / "data_loading.png").stat().st_size > 5000
     text = "<!-- benchmark:data_loading -->\n<!-- end of benchmark:data_loading -->"
     assert "| memory-mapped files | 1,000 |" in put_in(text, out, out)
-
-
-def test_every_option_of_data_loading_is_explained() -> None:
-    for action in data_loading.options_parser()._actions:
-        assert action.help, action.option_strings
-    assert data_loading.options_parser().parse_args([]).out == Path("runs/benchmarks")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--folder", "/nowhere"], "--folder /nowhere is no folder"),
-        (["--rows", "0"], "--rows must be at least 1, got 0"),
-        (["--train-rows", "-1"], "--train-rows must be at least 0, got -1"),
+        ("compare --peer /nowhere", "--peer /nowhere holds no folder offlinerlkit"),
+        ("iteration --threads 0", "--threads: must be at least 1, got 0"),
+        ("iteration --device tpu9", "--device tpu9 can't be used"),
+        ("rollout_throughput --rows 5 0", "--rows: must be at least 1, got 0"),
+        ("rollout_throughput --elites 8", "--elites must be at most 7, got 8"),
+        ("data_loading --folder /nowhere", "--folder /nowhere is no folder"),
+        ("data_loading --train-rows -1", "--train-rows: must be at least 0, got -1"),
+        (f"data_loading --out {__file__}", f"--out: {__file__} can't be used as a folder"),
     ],
 )
-def test_data_loading_checks_its_options_before_it_measures(
-    options: list[str], message: str
+def test_bad_options_are_named(
+    options: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit, match=message):
-        data_loading.check(data_loading.options_parser().parse_args(options))
+    name, *words = options.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as refusal:
+        importlib.import_module(name).main()
+    assert message in f"{capsys.readouterr().err}{refusal.value}"
 
 
-@pytest.mark.parametrize(
-    ("script", "options", "message"),
-    [
-        ("compare.py", ["--peer", "/nowhere"], "--peer /nowhere holds no folder offlinerlkit"),
-        ("iteration.py", ["--threads", "0"], "--threads must be at least 1, got 0"),
-        ("iteration.py", ["--device", "tpu9"], "--device tpu9 can't be used"),
-        ("data_loading.py", ["--out", __file__], f"--out {__file__} can't be used as a folder"),
-    ],
-)
-def test_bad_options_are_named(script: str, options: list[str], message: str) -> None:
-    result = run(script, *options)
-    assert result.returncode != 0
-    assert message in result.stderr and "Traceback" not in result.stderr
+def test_one_command_runs_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: dict[str, list[str]] = {}
+
+    def note(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        script = Path(command[1])
+        assert script.is_file()
+        commands[script.stem] = command[2:]
+        return subprocess.CompletedProcess(command, int(script.stem == "soak"))
+
+    monkeypatch.setattr(subprocess, "run", note)
+    monkeypatch.setattr(sys, "argv", ["run_all.py", "--threads", "1", "--out", "x", "--peer", "y"])
+    with pytest.raises(SystemExit, match="failed: soak"):
+        run_all.main()
+    scripts = (ROOT / "benchmarks").glob("*.py")
+    assert commands.keys() == {path.stem for path in scripts if "def report" in path.read_text()}
+    assert commands["compare"] == ["--out", "x", "--threads", "1", "--peer", "y"]
+    assert commands["data_loading"] == ["--out", "x"]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-import soak
-from soak import END, START, complaints, look_at, paragraph, put_in, read_rows, summarise
-
-ROOT = Path(__file__).parents[2]
+from soak import complaints, look_at, read_rows, report, summarise
 
 
 def samples(
@@ -73,16 +69,8 @@ def test_a_process_is_looked_at_from_outside() -> None:
     assert 0 < during["memory_mb"] <= during["peak_memory_mb"] and during["threads"] >= 1
 
 
-def test_the_page_has_the_figures_of_the_file() -> None:
-    content = {
-        "machine": {"cpu": "a CPU", "threads": 1, "torch": "9.9"}, "results": summarise(samples())
-    }  # fmt: skip
-    page = put_in(f"before\n{START}\nold\n{END}\nafter\n", content)
-    assert page == f"before\n{START}\n{paragraph(content)}\n{END}\nafter\n"
-    assert "100 epochs" in page and "505" not in page and "memory 500 MB, then 500 MB" in page
-    with pytest.raises(ValueError, match="has no"):
-        put_in("nothing", content)
-    shown, file = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks" / "soak.json"
-    assert soak.START in shown.read_text()
-    if file.is_file():
-        assert paragraph(json.loads(file.read_text())) in shown.read_text()
+def test_the_report_has_the_figures() -> None:
+    machine = {"cpu": "a CPU", "threads": 1, "torch": "9.9"}
+    text = report({"machine": machine, "results": summarise(samples())})
+    assert text.startswith("100 epochs of the smoke schedule (a CPU, 1 thread, PyTorch 9.9)")
+    assert "memory 500 MB, then 500 MB (+0.0 %); an epoch 0.500 s" in text
