@@ -1,4 +1,4 @@
-"""Importing what a user names on the command line."""
+"""Import modules that a user names on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _imported: dict[str, None] = {}  # in order
 
 
 def import_user_module(name: str) -> ModuleType:
-    """Import a module; the working folder is looked in first.
+    """Import a module, looking in the working folder first.
 
     Raises:
         Exception: whatever importing it raises: a user's module may fail in any way.
@@ -29,5 +29,5 @@ def import_user_module(name: str) -> ModuleType:
 
 
 def imported_user_modules() -> tuple[str, ...]:
-    """The modules that the user has named so far: another process imports them too."""
+    """The modules that the user has named so far, for other processes to import too."""
     return tuple(_imported)

@@ -1,4 +1,4 @@
-"""Where things lie: the home folder, also where a machine knows none."""
+"""The home and the cache folder, also on machines without a home."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
 
 
 def ensure_home() -> None:
-    """Give a process of an unknown user without ``HOME``, as in a container, both.
+    """Set ``HOME`` and ``LOGNAME`` for an unknown user without a home, as in a container.
 
-    Matplotlib cannot be imported without a home folder, others make a folder called ``~`` and ask
-    for the user's name. The home is then a folder among the temporary files.
+    Without a home folder Matplotlib cannot be imported and other packages make a folder called
+    ``~``; some ask for the user's name. The home is then a folder among the temporary files.
     """
     try:
         Path.home()
@@ -27,12 +27,12 @@ def ensure_home() -> None:
         os.environ["HOME"] = str(_temporary())
     try:
         getpass.getuser()
-    except (KeyError, OSError, ImportError):  # which one differs by the version of Python
+    except (KeyError, OSError, ImportError):  # depending on the version of Python
         os.environ["LOGNAME"] = _user()
 
 
 def cache_folder() -> Path:
-    """Where the library's files that can be made again are kept; not made here."""
+    """The folder of the library's files that can be made again; it may not exist yet."""
     home = Path.home()
     if os.access(home, os.W_OK | os.X_OK):
         return home / ".cache" / "rambo_trl"

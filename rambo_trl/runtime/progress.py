@@ -1,4 +1,4 @@
-"""Progress bars of work that waits for compilers, in terminals and in log files."""
+"""Progress bars for work that waits for compilers, in terminals and in log files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Bar", "ProgressBar", "busy", "open_bars"]
 
 #: seconds between a bar's lines in a file
 LINES_EVERY = 30.0
-#: seconds of work from one look at the speed to the next, and the newest look's weight
+#: seconds of work between two measurements of the speed, and the newest one's weight
 LOOK_EVERY, LOOK_WEIGHT = 0.5, 0.1
-#: seconds after which a terminal's bar is drawn again though nothing was counted
+#: seconds after which a terminal's bar is redrawn without progress
 _TICK = 1.0
 _WAITING = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<?, WHAT]"
 
@@ -34,23 +34,22 @@ def is_terminal(file: Any) -> bool:
 
 
 class Bar(tqdm):
-    """tqdm's bar, for work of which some is waiting.
+    """tqdm's bar, for work that includes waiting.
 
-    The speed, and the remaining time with it, is that of recent steps; time that is spent on
-    something else in between (:meth:`wait_for`) does not count, and both are ``?`` as long as
-    nothing is known of them. The clock moves on while nothing is counted. Where the output is no
-    terminal, a line is written at most every half minute, and the last state once at the end.
+    Speed and remaining time are those of recent steps, without the time spent waiting
+    (:meth:`wait_for`), and ``?`` until they are known. The clock keeps running between steps.
+    Outside of terminals, a line is written at most every half minute, and the final state once.
 
     Args:
         *args: as tqdm's.
 
     Keyword Args:
-        laps: the steps differ among each other, but one lap is like the next: the speed is that of
-            whole laps, whose ends :meth:`lap` tells.
+        laps: measure the speed over whole laps, whose ends :meth:`lap` marks: for steps that differ
+            among each other while one lap is like the next.
         **settings: as tqdm's.
 
     Attributes:
-        waited: seconds for which something else was waited for.
+        waited: seconds spent waiting.
     """
 
     last_print_t: float
@@ -72,7 +71,7 @@ class Bar(tqdm):
         threading.Thread(target=self._tick, daemon=True).start()
 
     def _tick(self) -> None:
-        """Draw the bar again while nothing else does."""
+        """Redraw the bar while nothing else does."""
         while not self._closed.wait(_TICK):
             now = self._time()
             if now >= max(self.start_t + self.delay, self.last_print_t + _TICK):
@@ -80,7 +79,7 @@ class Bar(tqdm):
                 self.refresh()
 
     def _look(self, least: float) -> None:
-        """Note the speed since the last look, where that is ``least`` seconds of work ago."""
+        """Measure the speed if more than ``least`` seconds of work have passed since the last."""
         worked, (before, done) = self._time() - self.waited, self._looked
         if worked - before > least:
             self._looked = (worked, self.n)
@@ -99,7 +98,7 @@ class Bar(tqdm):
             self._look(0.0)
 
     def wait_for(self, what: str | None) -> None:
-        """Say what is waited for from now on, such as ``"compiling the update"``; None ends it."""
+        """Show what the work waits for, such as ``"compiling the update"``; None ends it."""
         if self.disable:
             return
         if self._waiting is not None:
@@ -110,23 +109,23 @@ class Bar(tqdm):
     @property
     def format_dict(self) -> Any:
         """What is shown."""
-        found = super().format_dict
-        found["rate"] = self._speed
-        if self._closed.is_set():  # of all that was done
-            worked = found["elapsed"] - self.waited
-            found["rate"] = (self.n - self.initial) / worked if worked > 0 else 0.0
+        shown = super().format_dict
+        shown["rate"] = self._speed
+        if self._closed.is_set():  # the mean of all steps
+            worked = shown["elapsed"] - self.waited
+            shown["rate"] = (self.n - self.initial) / worked if worked > 0 else 0.0
         elif self._waiting is not None:
             what = self._waiting[0].replace("{", "{{").replace("}", "}}")
-            found["bar_format"] = _WAITING.replace("WHAT", what)
-        return found
+            shown["bar_format"] = _WAITING.replace("WHAT", what)
+        return shown
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Draw the bar, or write its line where it is time for one."""
+        """Draw the bar, or write a line when one is due."""
         if self._live:
             return super().display(msg, pos)
         now, ends = self._time(), self._closed.is_set()
         early = self._written is not None and now - self._written < LINES_EVERY
-        # what is complete is the last state, written at the end
+        # a complete bar is written at the end, as the final state
         if msg is not None or (not ends and (early or self.n == self.total)):
             return False
         self._written = now
@@ -139,15 +138,15 @@ class Bar(tqdm):
             super().clear(nolock)
 
     def close(self) -> None:
-        """Draw the last state."""
+        """Draw the final state."""
         self._closed.set()
         super().close()
 
 
 def busy(what: str, **settings: Any) -> Bar:
-    """A sign that something goes on which cannot be counted, where it takes more than a moment.
+    """Show that uncountable work is going on, once it takes more than a moment.
 
-    Used with ``with``; a terminal shows nothing of it afterwards. A file has a line of what takes
+    Used with ``with``; a terminal shows nothing of it afterwards. A file gets a line about work of
     five seconds or more.
 
     Args:

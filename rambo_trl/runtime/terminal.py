@@ -1,4 +1,4 @@
-"""Where messages go, and how they look where no terminal shows them."""
+"""Messages on stderr, without colour codes in files and pipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class _Plain(logging.Formatter):
-    """A formatter's lines, their colours left out where the stream is no terminal."""
+    """A formatter's lines, without colours where the stream is no terminal."""
 
     def __init__(self, formatter: logging.Formatter, stream: TextIO) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class _Plain(logging.Formatter):
 def set_up_messages() -> None:
     """Send TorchRL's log to stderr; keep it and warnings free of colour codes in files and pipes.
 
-    By itself it goes to stdout, among a program's results, and neither looks where it writes to.
-    ``NO_COLOR`` holds for terminals too.
+    By default the log goes to stdout, among a program's results, and both are coloured everywhere.
+    ``NO_COLOR`` turns colours off in terminals too.
     """
     for handler in torchrl_logger.handlers:
         formatter = handler.formatter
