@@ -1,4 +1,4 @@
-"""How a hot path on a GPU is replayed as one CUDA graph, without the host's launches between."""
+"""Replay a hot path on a GPU as one CUDA graph, launched at once."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 def _leaves(args: tuple[Any, ...]) -> list[Tensor]:
     """All tensors of positional arguments, in a fixed order."""
-    found: list[Tensor] = []
+    leaves: list[Tensor] = []
     for arg in args:
         if isinstance(arg, Tensor):
-            found.append(arg)
+            leaves.append(arg)
         elif isinstance(arg, TensorDictBase):
             keys = sorted(arg.keys(include_nested=True, leaves_only=True), key=str)
-            found += [arg.get(key) for key in keys]
+            leaves += [arg.get(key) for key in keys]
         else:
             raise TypeError(f"expected tensors and TensorDicts, got {type(arg).__name__}")
-    return found
+    return leaves
 
 
 def _on_gpu(leaves: list[Tensor]) -> bool:
@@ -52,11 +52,12 @@ def capture_on_gpu(
     The first calls run as usual, on a stream of their own: compilation and the optimisers'
     state happen there. The next call is captured: from then on the host launches one graph.
     What the function reads besides its arguments (parameters, buffers, optimiser states) must
-    stay in the same memory, and numbers of the host, such as a learning rate, are those of the
-    capture. Random numbers go on along the device's generator. Arguments of other shapes than the
-    captured ones run uncaptured; so does everything on a CPU.
+    stay in the same memory, so load a checkpoint before the first call; numbers on the host, such
+    as a learning rate, keep the value of the capture. Random numbers continue along the device's
+    generator. Arguments of other shapes than the captured ones run uncaptured, as does everything
+    on a CPU.
 
-    TensorDict's ``CudaGraphModule`` does the same, but waits for the device at every call.
+    TensorDict's ``CudaGraphModule`` does the same, but waits for the device at every call (0.14).
 
     Args:
         function: takes tensors and TensorDicts [...] by position, and returns tensors.
@@ -64,15 +65,15 @@ def capture_on_gpu(
 
     Keyword Args:
         warmups: calls before the capture.
-        name: what to call it in an error.
+        name: what errors call it.
 
     Returns:
         A function with the same results. Those of a replay are overwritten by the next call.
 
     Raises:
         RuntimeError: when called, if the function can't be captured: it waits for the device,
-            say, or memory runs out. PyTorch's random numbers and memory are not to be relied on
-            in that process afterwards, hence nothing goes on uncaptured.
+            say, or memory runs out. PyTorch's random numbers and memory are unreliable in that
+            process afterwards, hence nothing continues uncaptured.
     """
     if not enabled:
         return function
@@ -82,12 +83,12 @@ def capture_on_gpu(
     graph: Any = None
     kind: tuple[Any, ...] = ()
     inputs: list[Tensor] = []
-    alike: list[list[int]] = []  # of which dtype
+    by_dtype: list[list[int]] = []  # positions of the inputs of each dtype
     output: Any = None
 
     def warm_up(args: tuple[Any, ...]) -> Any:
         nonlocal side
-        if side is None:  # one for all calls: cuBLAS keeps working memory for each
+        if side is None:  # one stream for all calls: cuBLAS keeps working memory for each
             side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -96,12 +97,12 @@ def capture_on_gpu(
         return out
 
     def capture(args: tuple[Any, ...]) -> None:
-        nonlocal graph, kind, inputs, alike, output
+        nonlocal graph, kind, inputs, by_dtype, output
         fixed = tuple(arg.clone() for arg in args)
         torch.cuda.synchronize()
         new = torch.cuda.CUDAGraph()
-        # A stream of this device: the default one is that of the first capture's. What other
-        # threads do with the device meanwhile is no part of it, and no mistake.
+        # A stream of this device: the default one belongs to the first capture's device. What
+        # other threads do with the device meanwhile is neither captured nor an error.
         recording = torch.cuda.graph(
             new, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
         )
@@ -116,7 +117,7 @@ def capture_on_gpu(
             ) from error
         inputs = _leaves(fixed)
         dtypes = {leaf.dtype for leaf in inputs}
-        alike = [[i for i, leaf in enumerate(inputs) if leaf.dtype == d] for d in dtypes]
+        by_dtype = [[i for i, leaf in enumerate(inputs) if leaf.dtype == d] for d in dtypes]
         graph, kind = new, _kind(inputs)
         log.debug("captured %s", name)
 
@@ -129,8 +130,8 @@ def capture_on_gpu(
             capture(args)
         if _kind(leaves) != kind:
             return function(*args)  # type: ignore[call-arg]
-        for rows in alike:  # the copies of one dtype are one kernel
-            torch._foreach_copy_([inputs[i] for i in rows], [leaves[i] for i in rows])
+        for same in by_dtype:  # the copies of one dtype are one kernel
+            torch._foreach_copy_([inputs[i] for i in same], [leaves[i] for i in same])
         graph.replay()
         return output
 
@@ -141,7 +142,7 @@ def capture_on_gpu(
             return function(*args)  # type: ignore[call-arg]
         leaves = _leaves(args)
         if not calls and not _on_gpu(leaves):
-            elsewhere = True  # for good: a function's arguments stay where they are
+            elsewhere = True  # for good: a function's arguments stay on their device
             return function(*args)  # type: ignore[call-arg]
         with torch.cuda.device(leaves[0].device):
             return on_gpu(args, leaves)
@@ -150,7 +151,7 @@ def capture_on_gpu(
 
 
 def is_capturing() -> bool:
-    """Whether what is done now becomes part of a CUDA graph."""
+    """Whether operations are being captured into a CUDA graph."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
@@ -161,7 +162,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """No garbage collection within: one that frees an older CUDA graph would spoil the capture."""
+    """Suspend garbage collection: freeing an older CUDA graph would spoil the capture."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

@@ -23,7 +23,7 @@ from rambo_trl.modules.world_models import next_key
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import (
-    FusedSoftUpdate,
+    FlatSoftUpdate,
     GradientStep,
     MetricMeans,
     ProgressBar,
@@ -59,7 +59,7 @@ class AgentPhase:
         compile: bool = False,
     ) -> None:
         self.loss = loss
-        self.target_update = FusedSoftUpdate(loss, tau=tau)
+        self.target_update = FlatSoftUpdate(loss, tau=tau)
         self.optimizer = adam(
             (loss.qvalue_network_params.parameters(), critic_lr),
             (loss.actor_network_params.parameters(), actor_lr),

@@ -14,7 +14,6 @@ from workload import ODD_SIZES, Workload
 
 from rambo_trl.runtime import cuda_graphs as capturing
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
-from rambo_trl.training import gradient_step as updates
 from rambo_trl.training.gradient_step import MetricMeans
 
 
@@ -148,11 +147,8 @@ SIZES: dict[str, Any] = {**ODD_SIZES, "num_rows": 500, "num_starts": 50, "device
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_captured_epochs_equal_eager_ones(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_captured_epochs_equal_eager_ones(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", capturing.log.name)
-    monkeypatch.setattr(updates, "_PIECE", 64)  # so that parameters are cut
     states = []
     for compile in (False, True):
         work = Workload(compile=compile, **SIZES)

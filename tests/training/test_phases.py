@@ -20,11 +20,8 @@ from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, MORELHalting, Pessimis
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
-from rambo_trl.runtime.cuda_graphs import capture_on_gpu
-from rambo_trl.training import gradient_step as updates
 from rambo_trl.training.gradient_step import (
-    FusedAdam,
-    FusedSoftUpdate,
+    FlatSoftUpdate,
     GradientStep,
     MetricMeans,
     adam,
@@ -84,168 +81,6 @@ def test_gradient_step_takes_gradients_of_any_layout(compile: bool) -> None:
         theirs.step()
     torch.testing.assert_close(list(layers.parameters()), list(twin.parameters()))
     torch.testing.assert_close(scale, twin_scale)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"weight_decay": 0.1},
-        {"weight_decay": 0.1, "decoupled_weight_decay": True},
-        {"amsgrad": True},
-    ],
-)
-@pytest.mark.parametrize("piece", [None, 3, 8, 12])
-def test_fused_adam_is_adam_through_all_that_can_happen_to_it(
-    options: dict, piece: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    if piece is not None:  # in pieces, as on a GPU
-        monkeypatch.setattr(updates, "_CUT_ON", ("cpu",))
-        monkeypatch.setattr(updates, "_PIECE", piece)
-    ours = [nn.Parameter(torch.randn(n, 4)) for n in (3, 5, 2)]
-    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-
-    def groups(parameters: list[nn.Parameter]) -> list[dict]:
-        first, *others = parameters
-        return [{"params": [first], "lr": 0.1}, {"params": [], "lr": 1.0}, {"params": others}]
-
-    a = FusedAdam(groups(ours), lr=0.01, fused=True, **options)
-    b = torch.optim.Adam(groups(theirs), lr=0.01, fused=False, **options)
-
-    def step(*absent: int, plain: bool = False) -> None:
-        grads = [None if i in absent else torch.randn_like(p) for i, p in enumerate(ours)]
-        for parameter, grad in zip(theirs, grads, strict=True):
-            parameter.grad = grad
-        b.step()
-        if plain:
-            for parameter, grad in zip(ours, grads, strict=True):
-                parameter.grad = grad
-            a.step()
-            a.zero_grad()
-        else:
-            a.step_with(grads)
-        torch.testing.assert_close(ours, theirs)
-        assert all(p.grad is None for p in ours)
-        counts = [[float(o.state[p]["step"]) if p in o.state else 0 for p in ps] for o, ps in both]
-        assert counts[0] == counts[1]
-
-    both = ((a, ours), (b, theirs))
-    step(1)  # the second parameter has no gradient yet, hence no state
-    for _ in range(3):
-        step()
-    step(0, 2)
-    step()
-    step(plain=True)
-    step()
-    for moved in ours:  # in memory
-        moved.data = moved.data.clone()
-        step()
-    for optimizer in (a, b):  # a schedule
-        optimizer.param_groups[0]["lr"] = 0.02
-    step()
-    saved_a, saved_b = deepcopy(a.state_dict()), deepcopy(b.state_dict())
-    step()
-    a.load_state_dict(saved_a)
-    b.load_state_dict(saved_b)
-    step()
-    step()
-    for optimizer in (a, b):  # started anew
-        optimizer.state.clear()
-    step()
-    step()
-    extra = torch.randn(2)
-    for optimizer, parameters in both:
-        parameters.append(nn.Parameter(extra.clone()))
-        optimizer.add_param_group({"params": [parameters[-1]]})
-    step()
-    step()
-
-
-def test_fused_adam_keeps_its_counts_where_a_gradient_is_missing() -> None:
-    # a CUDA graph goes on counting in the tensors that it was captured with
-    some, other, never = (nn.Parameter(torch.randn(3)) for _ in range(3))
-    optimizer = FusedAdam([{"params": [some]}, {"params": [other]}], fused=True)
-    grads = [torch.ones(3), torch.ones(3)]
-    optimizer.step_with(grads)
-    step = optimizer.state[some]["step"]
-    optimizer.step_with([torch.ones(3), None])
-    optimizer.step_with(grads)
-    assert optimizer.state[some]["step"] is step and step == 3
-    assert optimizer.state[other]["step"] == 2
-    optimizer.add_param_group({"params": [never]})
-    optimizer.step_with([*grads, None])
-    optimizer.step_with([*grads, None])
-    assert optimizer.state[some]["step"] is step and step == 5
-
-
-def test_fused_adam_loads_into_the_memory_that_a_graph_knows() -> None:
-    torch.manual_seed(0)
-    ours, theirs = ([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))] for _ in range(2))
-    optimizer, twin = FusedAdam(ours, lr=0.1, fused=True), torch.optim.Adam(theirs, lr=0.1)
-
-    def step() -> None:
-        grads = [torch.randn_like(p) for p in ours]
-        optimizer.step_with(grads)
-        for parameter, grad in zip(theirs, grads, strict=True):
-            parameter.grad = grad.clone()
-        twin.step()
-
-    def addresses() -> list[int]:
-        return [v.data_ptr() for p in ours for v in optimizer.state[p].values()]
-
-    for _ in range(3):
-        step()
-    saved, saved_twin = deepcopy(optimizer.state_dict()), deepcopy(twin.state_dict())
-    for _ in range(3):
-        step()
-    before = addresses()
-    saved["param_groups"][0]["lr"] = saved_twin["param_groups"][0]["lr"] = 0.02
-    optimizer.load_state_dict(saved)
-    twin.load_state_dict(saved_twin)
-    assert addresses() == before
-    for _ in range(3):
-        step()
-    assert addresses() == before
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other)
-        for name in ("exp_avg", "exp_avg_sq", "step"):
-            torch.testing.assert_close(optimizer.state[mine][name], twin.state[other][name])
-    # a state of another kind takes its place
-    amsgrad = torch.optim.Adam(theirs, lr=0.1, amsgrad=True)
-    twin = amsgrad
-    step()
-    optimizer.load_state_dict(amsgrad.state_dict() | {"param_groups": saved["param_groups"]})
-    assert addresses() != before
-
-
-def test_fused_adam_without_its_kernel_is_torchs() -> None:
-    parameter, twin = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    ours, theirs = FusedAdam([parameter]), torch.optim.Adam([twin])
-    for _ in range(3):
-        twin.grad = torch.randn(3)
-        ours.step_with([twin.grad.clone()])
-        theirs.step()
-    assert torch.equal(parameter, twin)
-    assert ours._gathered is None
-
-
-@pytest.mark.gpu
-def test_fused_adam_is_adam_in_a_graph_too() -> None:
-    torch.manual_seed(0)
-    ours = [nn.Parameter(torch.randn(*shape, device="cuda")) for shape in ((2, 256, 256), (7,))]
-    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    optimizer = adam((ours, 0.01))
-    reference = torch.optim.Adam(theirs, lr=0.01)
-    step = capture_on_gpu(lambda *grads: optimizer.step_with(grads))
-    for _ in range(10):
-        grads = [torch.randn_like(p) for p in ours]
-        for parameter, grad in zip(theirs, grads, strict=True):
-            parameter.grad = grad.clone()
-        step(*grads)
-        reference.step()
-        torch.testing.assert_close(ours, theirs)
-    assert optimizer.state[ours[0]]["step"] == 10
 
 
 def test_metric_means_take_metrics_as_they_come() -> None:
@@ -338,7 +173,7 @@ def test_a_fixed_temperature_stays() -> None:
 
 def test_targets_follow_as_with_torchrls_own_update() -> None:
     found = []
-    for update in (SoftUpdate, FusedSoftUpdate):
+    for update in (SoftUpdate, FlatSoftUpdate):
         torch.manual_seed(3)
         agent = make_agent()
         follow = update(agent, tau=0.3)
