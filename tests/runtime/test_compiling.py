@@ -34,6 +34,7 @@ def test_random_numbers_and_gradients_are_eagers() -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="may draw in another order")
 def test_random_numbers_are_drawn_in_eagers_order() -> None:
     def draws(x: Tensor) -> Tensor:
         first = torch.rand(4, 3)  # used last: nothing but the order of the lines puts it first
