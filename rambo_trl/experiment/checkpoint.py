@@ -1,9 +1,8 @@
 """Checkpoints: everything that decides a run's future, written in one step.
 
-TorchRL's ``Checkpoint`` (0.14) is not used here. It replaces an earlier checkpoint by moving that
-one away before the new one is moved in, and flushes nothing to the disk: a kill between the two
-moves, or a power cut, leaves no checkpoint under its name. Its directories of tensors are read by
-tensordict, which unpickles what is not a tensor. It knows no random states.
+Of TorchRL's ``Checkpoint`` only ``GlobalRNGState`` is used. The rest, as of 0.14.1, flushes nothing
+to the disk and prunes or moves away the earlier checkpoint all the same, so that a power cut leaves
+none; and it restores part by part, so that one that does not fit leaves the others changed.
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ import copy
 import io
 import os
 import random
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torchrl.checkpoint import GlobalRNGState
 from torchrl.data import ReplayBuffer
 
 from rambo_trl.data import RealModelReplayBuffer
@@ -40,7 +39,7 @@ __all__ = [
     "set_random_state",
 ]
 
-#: read back as they are, unlike values of classes derived from them
+#: types that are read back as they are, unlike classes derived from them
 _PLAIN = (type(None), bool, int, float, complex, str)
 _BUFFERS = (ReplayBuffer, RealModelReplayBuffer)
 
@@ -87,39 +86,27 @@ def make_deterministic() -> None:
 def random_state() -> dict[str, Any]:
     """The states of torch's, NumPy's and Python's global generators, as tensors and numbers.
 
-    A run's own randomness is drawn from torch; the others are kept for the environments and
-    policies that a user brings along.
+    A run draws from torch's; the others are kept for environments and policies of the user's.
     """
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    version, numbers, gauss = random.getstate()
-    state["python"] = {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss}
-    numpy = np.random.get_state(legacy=False)
-    assert isinstance(numpy, dict)
-    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
-    state["numpy"] = {
-        "key": key,
-        "pos": int(numpy["state"]["pos"]),
-        "has_gauss": int(numpy["has_gauss"]),
-        "gauss": float(numpy["gauss"]),
-    }
-    return state
+    return GlobalRNGState().state_dict()
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what :func:`random_state` returned; generators that it lacks stay as they are."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if torch.cuda.is_available():  # perhaps fewer GPUs than where it was saved
-        for i, own in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(own.cpu(), i)
-    if "python" in state:
-        python = state["python"]
-        random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
-    if "numpy" in state:
-        numpy = state["numpy"]
-        key = numpy["key"].cpu().numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", key, numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
+    """Restore what :func:`random_state` returned.
+
+    Generators that it lacks, or that this machine lacks, are left alone.
+    """
+    names = {"cpu": "torch_cpu", "cuda": "torch_cuda"}  # as older checkpoints have them
+    saved = {names.get(key, key): value for key, value in state.items()}
+    if isinstance(python := saved.get("python"), Mapping):
+        numbers = tuple(python["numbers"].tolist())
+        saved["python"] = (python["version"], numbers, python["gauss"])
+    if isinstance(numpy := saved.get("numpy"), Mapping):
+        saved["numpy"] = ("MT19937", *(numpy[k] for k in ("key", "pos", "has_gauss", "gauss")))
+    state = {key: saved.get(key, now) for key, now in random_state().items()}
+    if "torch_cuda" in state:  # perhaps of a machine with more GPUs
+        state["torch_cuda"] = state["torch_cuda"][: torch.cuda.device_count()]
+    GlobalRNGState().load_state_dict(state)
 
 
 def save_checkpoint(
@@ -127,8 +114,7 @@ def save_checkpoint(
 ) -> int:
     """Write the parts' states, the run's progress and the random state to one file.
 
-    The file is written beside and moved into place, so an earlier one is kept until the new
-    one is whole. NumPy scalars become Python's: a checkpoint is read without NumPy's.
+    An earlier file is kept until the new one is whole. NumPy scalars become Python's.
 
     Args:
         path: the file to write or replace.
@@ -147,7 +133,7 @@ def save_checkpoint(
     path = expand_home(path)
     state = {
         "progress": _plain(dict(progress), "progress"),
-        "parts": {name: _own_numbers(part.state_dict()) for name, part in parts.items()},
+        "parts": {name: _plain(part.state_dict(), None) for name, part in parts.items()},
         "random": random_state(),
     }
     data = io.BytesIO()
@@ -162,36 +148,31 @@ def save_checkpoint(
     return data.tell()
 
 
-def _plain(value: Any, name: str) -> Any:
-    """The value in Python's own types and tensors.
+def _plain(value: Any, name: str | None) -> Any:
+    """The value with Python's numbers in place of NumPy's, in dicts, lists and tuples too.
+
+    Args:
+        value: a part's state or a run's progress.
+        name: the progress's, to refuse what would not come back; None for a part's state, of
+            which anything else stays as it is (a module's has a class and attributes of its own).
 
     Raises:
         TypeError: if it has no such form; the message names it.
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, dict):
+    inner = "" if name is None else name
+    if type(value) is dict or (name is not None and isinstance(value, dict)):
         return {
-            _plain(key, f"a key of {name}"): _plain(item, f"{name}.{key}")
+            _plain(key, name and f"a key of {inner}"): _plain(item, name and f"{inner}.{key}")
             for key, item in value.items()
         }
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if type(value) in (list, tuple) or (name is not None and isinstance(value, (list, tuple))):
+        items = [_plain(item, name and f"{inner}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
-    if type(value) in _PLAIN or isinstance(value, torch.Tensor):
+    if name is None or type(value) in _PLAIN or isinstance(value, torch.Tensor):
         return value
     raise TypeError(f"{name} cannot be kept in a checkpoint: {type(value).__name__}")
-
-
-def _own_numbers(value: Any) -> Any:
-    """A part's state with Python's numbers for NumPy's, which a schedule's learning rate may be."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is dict:  # a network's state is of another class, and has attributes
-        return {_own_numbers(key): _own_numbers(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_own_numbers, value))
-    return value
 
 
 def load_checkpoint(
@@ -203,9 +184,9 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore the parts and the random state; nothing is unpickled but tensors and numbers.
 
-    Where one of the parts does not fit, they are left as they were, and so is the random state.
-    Only a replay buffer that itself refuses its rows may have lost its own: buffers are too large
-    to be copied first, and are loaded last.
+    If one of the parts does not fit, all are left as they were, and so is the random state. Only a
+    replay buffer that itself refuses its rows may have lost its own: buffers are too large to be
+    copied first, and are loaded last.
 
     Args:
         path: what :func:`save_checkpoint` wrote.
@@ -220,7 +201,11 @@ def load_checkpoint(
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read, or holds other parts.
     """
-    state = read_checkpoint(path, parts, device=device)
+    state = read_checkpoint(path, device=device)
+    if set(state["parts"]) != set(parts):
+        raise ValueError(
+            f"{path} holds the parts {sorted(state['parts'])}, this run has {sorted(parts)}"
+        )
     restore_parts(path, parts, state["parts"])
     if restore_random:
         set_random_state(state["random"])
@@ -228,52 +213,31 @@ def load_checkpoint(
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, device: torch.device | str
-) -> dict[str, Any]:
-    """What :func:`save_checkpoint` wrote, with nothing restored from it yet.
-
-    Args:
-        path: the file.
-        parts: the same names as were saved.
-        device: where tensors are put.
-
-    Returns:
-        The states of the ``"parts"``, the ``"progress"`` and the ``"random"`` state.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, or holds other parts.
-    """
+    path: str | os.PathLike[str], *, device: torch.device | str
+) -> dict[str, dict[str, Any]]:
+    """Read the ``"parts"``, ``"progress"`` and ``"random"`` of a checkpoint and restore nothing."""
     path = expand_home(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: the run ended before its first one")
+    damaged = "is not a readable checkpoint"
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        why = why_unreadable(
-            error,
-            damaged="is not a readable checkpoint",
-            remedy="copy it again from where it came from, or start a new run",
-        )
+        remedy = "copy it again from where it came from, or start a new run"
+        why = why_unreadable(error, damaged=damaged, remedy=remedy)
         raise ValueError(f"{path} {why}") from error
-    if not isinstance(state, dict) or set(state.get("parts", ())) != set(parts):
-        found = sorted(state.get("parts", ())) if isinstance(state, dict) else "none"
-        raise ValueError(f"{path} holds the parts {found}, this run has {sorted(parts)}")
+    if not isinstance(state, dict) or not {"parts", "progress", "random"} <= state.keys():
+        raise ValueError(f"{path} {damaged}: it holds something else")
     return state
 
 
 def restore_parts(
     path: str | os.PathLike[str], parts: Mapping[str, Stateful], states: Mapping[str, Any]
 ) -> None:
-    """Restore the parts of a checkpoint that was read, as :func:`load_checkpoint` does.
-
-    Args:
-        path: where it was read, for messages.
-        parts: networks, optimisers and buffers by name.
-        states: theirs, by the same names.
+    """Restore parts from their states, read from ``path``: all of them or, on an error, none.
 
     Raises:
-        ValueError: if one of them does not fit.
+        ValueError: naming the path and the part that does not fit.
     """
     with unchanged_on_failure(parts.values()):
         for name in sorted(parts, key=lambda name: isinstance(parts[name], _BUFFERS)):
@@ -288,11 +252,7 @@ def restore_parts(
 
 @contextmanager
 def unchanged_on_failure(parts: Iterable[Stateful]) -> Iterator[None]:
-    """A block that restores the parts to what they were before it if it raises.
-
-    Args:
-        parts: networks, optimisers and the like; replay buffers among them are left alone.
-    """
+    """On an error inside, restore the parts to what they were; replay buffers are left alone."""
     kept = [part for part in parts if not isinstance(part, _BUFFERS)]
     states = [copy.deepcopy(part.state_dict()) for part in kept]
     try:
@@ -311,7 +271,7 @@ def _load(part: Stateful, state: Any) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Restore an optimiser's state, but not in what way the device it was saved on computes.
+    """Restore an optimiser's state, but keep the kernels of the device that it is on now.
 
     Args:
         optimizer: on any device.
@@ -320,14 +280,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
     Raises:
         ValueError: if its parameter groups are others.
     """
-    ways, own = ("fused", "foreach", "capturable"), optimizer.param_groups
-    groups = list(state_dict["param_groups"])
-    if len(groups) == len(own):  # torch refuses others
-        groups = [
-            {**saved, **{way: group[way] for way in ways if way in group}}
-            for saved, group in zip(groups, own, strict=True)
+    kernels = ("fused", "foreach", "capturable")
+    saved, now = state_dict["param_groups"], optimizer.param_groups
+    if len(saved) == len(now):  # torch refuses others
+        saved = [
+            {**group, **{key: own[key] for key in kernels if key in own}}
+            for group, own in zip(saved, now, strict=True)
         ]
-    optimizer.load_state_dict({**state_dict, "param_groups": groups})
+    optimizer.load_state_dict({**state_dict, "param_groups": saved})
 
 
 class Checkpoints:
@@ -337,8 +297,7 @@ class Checkpoints:
     ``epoch-NNNNNN.pt``; the one kept by :meth:`keep_last_good` is ``last_good.pt``. No two of
     them share their bytes: what damages one leaves the others whole.
 
-    One process writes, any number may read. What a killed writer left half written is never read;
-    :func:`~rambo_trl.experiment.folder.remove_unfinished` removes it, once no other is writing.
+    One process writes, any number may read. What a killed writer left half written is never read.
 
     Args:
         folder: where they lie.
@@ -350,6 +309,11 @@ class Checkpoints:
             epochs only.
         keep: how many are kept, the newest among them.
         device: where tensors are put when one is read.
+
+    Attributes:
+        last: the newest checkpoint's file.
+        last_good: the file of the checkpoint kept from before a divergence.
+        size: bytes of the checkpoint written or read last.
     """
 
     def __init__(
@@ -364,19 +328,10 @@ class Checkpoints:
     ) -> None:
         self.folder, self.parts, self.device = expand_home(folder), parts, device
         self.every, self.minutes, self.keep = every, minutes, keep
+        self.last, self.last_good = self.folder / "last.pt", self.folder / "last_good.pt"
         self.size = 0
         self._epoch: int | None = None  # of last.pt
         self._saved_at = time.monotonic()
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint's file."""
-        return self.folder / "last.pt"
-
-    @property
-    def last_good(self) -> Path:
-        """The file of the checkpoint kept from before a divergence."""
-        return self.folder / "last_good.pt"
 
     def due(self, epoch: int) -> bool:
         """Whether one is to be written after this epoch."""
@@ -391,19 +346,23 @@ class Checkpoints:
         """
         epoch = progress["epoch"]
         if self.keep > 1 and self.last.is_file() and self._epoch not in (None, epoch):
-            # this name keeps its content when last.pt gets another one
-            _link(self.last, self.folder / f"epoch-{self._epoch:06d}.pt")
+            earlier = self.folder / f"epoch-{self._epoch:06d}.pt"
+            earlier.unlink(missing_ok=True)
+            try:  # a second name, which keeps the content when last.pt is replaced
+                os.link(self.last, earlier)
+            except OSError:  # a file system without links
+                write_atomically(earlier, self.last.read_bytes())
         self.size = save_checkpoint(self.last, self.parts, progress)
         self._epoch, self._saved_at = epoch, time.monotonic()
         if self.keep > 1:
-            earlier = []
+            kept = []
             for path in sorted(self.folder.glob("epoch-*.pt")):
                 number = path.stem.removeprefix("epoch-")
                 if number.isdigit() and int(number) >= epoch:  # of a future that was given up
                     path.unlink()
                 else:
-                    earlier.append(path)
-            for path in earlier[: len(earlier) - (self.keep - 1)]:
+                    kept.append(path)
+            for path in kept[: len(kept) - (self.keep - 1)]:
                 path.unlink()
 
     def load(self, path: Path | None = None) -> dict[str, Any] | None:
@@ -425,29 +384,5 @@ class Checkpoints:
         return progress
 
     def keep_last_good(self) -> None:
-        """Keep the newest checkpoint as ``last_good.pt`` whatever follows."""
-        _copy(self.last, self.last_good)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name in one step; a copy where the file system has no links."""
-    _copy(source, target, how=_link_or_copy)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _copy(
-    source: Path, target: Path, how: Callable[[Path, Path], object] = shutil.copyfile
-) -> None:
-    """Copy a file so that the target is there as a whole or not at all."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        how(source, beside)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+        """Keep a copy of the newest checkpoint as ``last_good.pt`` whatever follows."""
+        write_atomically(self.last_good, self.last.read_bytes())

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torchrl._utils import logger as torchrl_logger
-from torchrl.record.loggers import Logger, MLFlowLogger, TensorboardLogger, WandbLogger
-from torchrl.record.loggers.trackio import TrackioLogger
+from torchrl.record.loggers import Logger, MLFlowLogger, TensorboardLogger, get_logger
 
 from rambo_trl.experiment.folder import write_atomically
 
 __all__ = ["TrackerName", "Tracker", "check_tracker"]
 
+#: all but ``csv`` are also the module that is needed and the extra that brings it
 TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
-
-#: the module that each tracker needs, and the extra that brings it
-_NEEDS = {
-    "csv": None,
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-}
 _STATE = "tracking.json"
 
 
@@ -41,11 +34,10 @@ def check_tracker(name: str) -> None:
         ValueError: for an unknown name.
         ImportError: saying what to install.
     """
-    if name not in _NEEDS:
-        raise ValueError(f"logger must be one of {', '.join(_NEEDS)}, got {name}")
-    module = _NEEDS[name]
-    if module is not None and importlib.util.find_spec(module) is None:
-        raise ImportError(f"logger={name} needs {module}: pip install 'rambo_trl[{name}]'")
+    if name not in get_args(TrackerName):
+        raise ValueError(f"logger must be one of {', '.join(get_args(TrackerName))}, got {name}")
+    if name != "csv" and importlib.util.find_spec(name) is None:
+        raise ImportError(f"logger={name} needs {name}: pip install 'rambo_trl[{name}]'")
 
 
 class Tracker:
@@ -83,26 +75,19 @@ class Tracker:
         project: str = "rambo_trl",
     ) -> None:
         check_tracker(name)
-        self.name = name
-        self.folder = Path(folder)
+        self.name, self.folder = name, Path(folder)
         self.logger: Logger | None = None
         if name == "csv":
             return
-        state = self._read_state()
-        resumed = state.get("logger") == name
-
-        def begin() -> None:
-            make = getattr(self, f"_make_{name}")
-            self.logger = make(project, state.get("id") if resumed else None)
-            write_atomically(
-                self.folder / _STATE, json.dumps({"logger": name, "id": self._run_id()}).encode()
-            )
+        with self._off_on_error():
+            file = self.folder / _STATE
+            state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            resumed = state.get("logger") == name
+            self.logger, run_id = self._open(project, state.get("id") if resumed else None)
+            write_atomically(file, json.dumps({"logger": name, "id": run_id}).encode())
             # a resumed run keeps the settings that it began with, which trackers do not replace
             if settings and not resumed:
-                assert self.logger is not None
                 self.logger.log_hparams(_flat(settings))
-
-        self._carefully(begin)
 
     def log_metrics(self, row: Mapping[str, float | int | None]) -> None:
         """Send one epoch.
@@ -112,49 +97,49 @@ class Tracker:
         """
         metrics = {k: v for k, v in row.items() if v is not None and k != "epoch"}
         step = row["epoch"]
-
-        def send() -> None:
-            assert self.logger is not None
-            self.logger.log_metrics(metrics, step=None if step is None else int(step))
-
-        self._carefully(send)
+        if self.logger is not None:
+            with self._off_on_error():
+                self.logger.log_metrics(metrics, step=None if step is None else int(step))
 
     def log_file(self, path: str | os.PathLike[str]) -> None:
         """Send a figure (``.png``) or a video (``.gif``, ``.mp4``), named as its file.
 
-        TensorBoard shows no mp4; it is left out there.
+        TensorBoard shows no mp4; it is left out there. TorchRL's ``log_video`` takes frames, which
+        would be decoded and encoded again, with packages that nothing else here needs.
 
         Args:
             path: the file.
         """
         path = Path(path)
-        if self.logger is not None:
-            send = getattr(self, f"_send_to_{self.name}")
-            self._carefully(lambda: send(path))
+        if self.logger is None:
+            return
+        with self._off_on_error():
+            if isinstance(self.logger, TensorboardLogger):
+                _add_image(self.logger, path)
+                return
+            module = importlib.import_module(self.name)
+            if self.name == "mlflow":
+                module.log_artifact(str(path))
+            elif path.suffix in (".gif", ".mp4"):
+                video = module.Video(str(path), format=path.suffix[1:])
+                self.logger.experiment.log({path.stem: video})
+            else:
+                self.logger.experiment.log({path.stem: module.Image(str(path))})
 
     def close(self) -> None:
         """End the tracker's run; what was sent is then on disk or on its server."""
-
-        def end() -> None:
-            if isinstance(self.logger, TensorboardLogger):
-                self.logger.experiment.close()
-            elif isinstance(self.logger, MLFlowLogger):
-                import mlflow
-
-                mlflow.end_run()
-            else:
-                assert self.logger is not None
-                self.logger.experiment.finish()
-
-        self._carefully(end)
+        if self.logger is not None:
+            with self._off_on_error():
+                self.logger.close()
+                if self.name == "mlflow":  # which TorchRL's logger leaves open
+                    importlib.import_module("mlflow").end_run()
         self.logger = None
 
-    def _carefully(self, act: Callable[[], None]) -> None:
-        """Do something with the tracker; at the first error it is given up with a word."""
-        if self.logger is None and act.__name__ != "begin":
-            return
+    @contextmanager
+    def _off_on_error(self) -> Iterator[None]:
+        """A block in whose first error the tracker is given up with one warning."""
         try:
-            act()
+            yield
         except Exception as error:
             self.logger = None
             torchrl_logger.warning(
@@ -162,93 +147,60 @@ class Tracker:
                 f"{' '.join(str(error).split()) or type(error).__name__}"
             )
 
-    def _read_state(self) -> dict[str, Any]:
-        path = self.folder / _STATE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def _run_id(self) -> str | None:
-        """What the tracker knows the run by."""
-        if isinstance(self.logger, WandbLogger):
-            return self.logger.experiment.id
-        if isinstance(self.logger, MLFlowLogger):
-            return self.logger.experiment.info.run_id
-        if isinstance(self.logger, TrackioLogger):
-            return self.logger.experiment.name
-        return None
-
-    def _make_tensorboard(self, project: str, run_id: str | None) -> Logger:
-        return TensorboardLogger(exp_name="tensorboard", log_dir=str(self.folder))
-
-    def _make_wandb(self, project: str, run_id: str | None) -> Logger:
-        return WandbLogger(
-            exp_name=self.folder.name,
-            project=project,
-            save_dir=self.folder,
-            id=run_id,
-            offline=os.environ.get("WANDB_MODE", "offline") != "online",
+    def _open(self, project: str, run_id: str | None) -> tuple[Logger, str]:
+        """Begin a run in the tracker, or continue one; with what the tracker knows it by."""
+        if self.name == "mlflow":
+            return self._open_mlflow(project, run_id)
+        run_id = run_id or uuid.uuid4().hex[:8]
+        # Trackio knows runs by their names alone, and folders elsewhere may be called the same
+        if self.name == "trackio" and not run_id.startswith(self.folder.name):
+            run_id = f"{self.folder.name}-{run_id}"
+        names = {"tensorboard": "tensorboard", "wandb": self.folder.name, "trackio": run_id}
+        offline = os.environ.get("WANDB_MODE", "offline") != "online"
+        logger = get_logger(
+            self.name,
+            str(self.folder),
+            names[self.name],
+            wandb_kwargs={"project": project, "id": run_id, "offline": offline},
+            trackio_kwargs={"project": project},
         )
+        assert logger is not None
+        return logger, run_id
 
-    def _make_mlflow(self, project: str, run_id: str | None) -> Logger:
-        # MLflow's start_run, which TorchRL calls without a run, goes on with the one named here
-        if run_id is not None:
-            os.environ["MLFLOW_RUN_ID"] = run_id
-        store = os.environ.get("MLFLOW_TRACKING_URI")
-        artifacts = None
+    def _open_mlflow(self, project: str, run_id: str | None) -> tuple[Logger, str]:
+        # get_logger's store is a folder of files, which MLflow no longer takes
+        import mlflow
+
+        store, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
         if store is None:
             place = (self.folder / "mlflow").absolute()
             place.mkdir(exist_ok=True)
             store, artifacts = f"sqlite:///{place / 'mlflow.db'}", (place / "artifacts").as_uri()
+        # start_run, which TorchRL calls without a run, continues the one named here
+        if run_id is not None:
+            os.environ["MLFLOW_RUN_ID"] = run_id
         try:
-            made = MLFlowLogger(project, store, artifact_location=artifacts)
+            logger = MLFlowLogger(project, store, artifact_location=artifacts)
         finally:
             os.environ.pop("MLFLOW_RUN_ID", None)
-        import mlflow
-
         mlflow.set_tag("mlflow.runName", self.folder.name)
-        return made
+        return logger, logger.experiment.info.run_id
 
-    def _make_trackio(self, project: str, run_id: str | None) -> Logger:
-        # Trackio knows runs by their names alone, and folders elsewhere may be called the same
-        name = run_id or f"{self.folder.name}-{uuid.uuid4().hex[:8]}"
-        return TrackioLogger(exp_name=name, project=project)
 
-    def _send_to_tensorboard(self, path: Path) -> None:
-        from PIL import Image
-        from tensorboard.compat.proto.summary_pb2 import Summary
+def _add_image(logger: TensorboardLogger, path: Path) -> None:
+    """TensorBoard's image is an encoded file, and a GIF moves: nothing is decoded."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
-        if path.suffix == ".mp4":
-            return
-        # TensorBoard's image is an encoded file, and a GIF moves: nothing is decoded
-        with Image.open(path) as image:
-            width, height = image.size
-        assert isinstance(self.logger, TensorboardLogger)
-        content = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
-        )
-        writer = self.logger.experiment._get_file_writer()
-        writer.add_summary(Summary(value=[Summary.Value(tag=path.stem, image=content)]), 0)
-
-    def _send_to_wandb(self, path: Path) -> None:
-        import wandb
-
-        if path.suffix in (".gif", ".mp4"):
-            content = wandb.Video(str(path), format=path.suffix[1:])
-        else:
-            content = wandb.Image(str(path))
-        assert isinstance(self.logger, WandbLogger)
-        self.logger.experiment.log({path.stem: content})
-
-    def _send_to_mlflow(self, path: Path) -> None:
-        import mlflow
-
-        mlflow.log_artifact(str(path))
-
-    def _send_to_trackio(self, path: Path) -> None:
-        import trackio
-
-        kind = trackio.Video if path.suffix in (".gif", ".mp4") else trackio.Image
-        assert isinstance(self.logger, TrackioLogger)
-        self.logger.experiment.log({path.stem: kind(str(path))})
+    if path.suffix == ".mp4":
+        return
+    with Image.open(path) as image:
+        width, height = image.size
+    content = Summary.Image(
+        height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
+    )
+    summary = Summary(value=[Summary.Value(tag=path.stem, image=content)])
+    logger.experiment._get_file_writer().add_summary(summary, 0)
 
 
 def _flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

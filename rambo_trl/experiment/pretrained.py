@@ -1,4 +1,4 @@
-"""A cache of pretrained models and cloned policies, keyed by data and settings."""
+"""Pretrained parts, from the store that runs share or from another run's folder."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock
 from safetensors.torch import save
 from tensordict import TensorDictBase
+from torch import nn
 from torchrl._utils import logger as torchrl_logger
+from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.environment import particulars
-from rambo_trl.data.storage import why_unreadable
 from rambo_trl.experiment.checkpoint import (
     Stateful,
     read_checkpoint,
@@ -29,22 +30,23 @@ from rambo_trl.experiment.checkpoint import (
     unchanged_on_failure,
 )
 from rambo_trl.experiment.folder import remove_unfinished, write_atomically
+from rambo_trl.experiment.policy import POLICY_FILE, load_into_actor, read_safetensors
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.runtime.places import expand_home
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = [
+    "PART_FILES",
     "Pretrained",
     "dataset_digest",
     "file_digest",
     "load_fitted_model",
+    "load_parts",
+    "part_file",
     "save_fitted_model",
 ]
 
+#: what each part's file is called in a run folder
+PART_FILES = {"world_model": "pretrained_model.safetensors", "actor": POLICY_FILE}
 #: raised when pretraining computes something else than before from the same settings
 _FORMAT = 2
 _MODEL_KEY, _MODEL_FORMAT = "rambo_trl_fitted_model", 1
@@ -62,8 +64,8 @@ def dataset_digest(dataset: OfflineDataset) -> str:
     for tensor in (*bounds, dataset.observation_mean, dataset.observation_std):
         digest.update(_buffer(tensor))
     digest.update(str(dataset.env_id).encode())
-    if dataset.has_simulator and (own := particulars(dataset.env_spec)):
-        digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+    if dataset.has_simulator and (details := particulars(dataset.env_spec)):
+        digest.update(json.dumps(details, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -75,6 +77,73 @@ def _buffer(tensor: torch.Tensor) -> memoryview:
 def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, as hex digits."""
     return hashlib.sha256(expand_home(path).read_bytes()).hexdigest()
+
+
+def part_file(path: str | os.PathLike[str], part: str) -> Path:
+    """The file that holds a part: the path itself, or the part's file in a run folder."""
+    path = expand_home(path)
+    return path / PART_FILES[part] if path.is_dir() else path
+
+
+def load_parts(
+    path: str | os.PathLike[str],
+    parts: Mapping[str, nn.Module],
+    data: OfflineDataset,
+    *,
+    digest: str,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Take parts from whatever holds them. Nothing is unpickled, no random number is drawn.
+
+    Args:
+        path: a file of the store (:class:`Pretrained`); a run's ``pretrained_model.safetensors``
+            (its ``world_model`` as it was fitted) or ``policy.safetensors`` (its ``actor``); or a
+            run folder with these.
+        parts: ``world_model``, ``actor`` or both, as they are to be used; changed in place, or,
+            where one is refused, none of them.
+        data: what they are to be used with. It must be what they were pretrained on.
+
+    Keyword Args:
+        digest: the data's, of :func:`dataset_digest`.
+        device: where the tensors of a file of the store are read to.
+
+    Returns:
+        What pretraining measured, such as ``holdout_mse``; of a policy's file nothing.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, lacks a part, or its part is of other data or sizes.
+    """
+    measured: dict[str, Any] = {}
+    with unchanged_on_failure(parts.values()):
+        for name, part in parts.items():
+            file = part_file(path, name)
+            if file.suffix == ".pt":
+                entry = _read_entry(file, digest, device)
+                restore_parts(file, {name: part}, entry["parts"])
+                measured |= entry["progress"]["measured"]
+            elif isinstance(part, EnsembleWorldModel):
+                measured |= load_fitted_model(file, part, digest=digest)
+            else:
+                low, high = data.action_low, data.action_high
+                load_into_actor(
+                    file,
+                    part,
+                    observation_mean=data.observation_mean,
+                    observation_std=data.observation_std,
+                    action_spec=Bounded(low, high, dtype=low.dtype),
+                )
+    return measured
+
+
+def _read_entry(path: Path, digest: str, device: torch.device | str) -> dict[str, dict[str, Any]]:
+    """Read a file of the store, checking that it is one and of which data."""
+    state = read_checkpoint(path, device=device)
+    if not isinstance(settings := state["progress"].get("settings"), dict):
+        raise ValueError(f"{path} is a run's checkpoint, not a file of pretrained parts")
+    if settings.get("dataset_digest") != digest:
+        raise ValueError(f"{path} was pretrained on other data")
+    return state
 
 
 def save_fitted_model(
@@ -92,7 +161,7 @@ def save_fitted_model(
 
     Keyword Args:
         digest: the data's, of :func:`dataset_digest`.
-        measured: JSON-like values that the fit has given, such as its holdout errors.
+        measured: JSON-like results of the fit, such as its holdout errors.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in world_model.state_dict().items()}
     header = {"format": _MODEL_FORMAT, "dataset_digest": digest, "measured": dict(measured)}
@@ -106,14 +175,14 @@ def load_fitted_model(
 
     Args:
         path: the file.
-        world_model: of the same sizes as the one saved; changed in place, or, where the file is
-            refused, not at all.
+        world_model: of the same sizes as the one saved; changed in place unless the file is
+            refused.
 
     Keyword Args:
         digest: of the data that the model is to be used with.
 
     Returns:
-        What the fit has measured.
+        The ``measured`` results of the fit.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -122,20 +191,9 @@ def load_fitted_model(
     path = expand_home(path)
     if not path.is_file():
         raise FileNotFoundError(f"no fitted model at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_MODEL_KEY)
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        header = None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError) as error:
-        why = why_unreadable(error, damaged="is not a readable model file")
-        raise ValueError(f"{path} {why}") from error
-    wanted = {"format", "dataset_digest", "measured"}
-    if (
-        not isinstance(header, dict)
-        or header.get("format") != _MODEL_FORMAT
-        or not wanted <= header.keys()
-    ):
+    header, state = read_safetensors(path, _MODEL_KEY, "readable model file")
+    known = {"format", "dataset_digest", "measured"}
+    if header is None or header.get("format") != _MODEL_FORMAT or not known <= header.keys():
         raise ValueError(
             f"{path} does not say, as this version reads it, what its model was fitted to: it "
             "must be a pretrained_model.safetensors of a run of this version"
@@ -152,17 +210,16 @@ def load_fitted_model(
 
 
 class Pretrained:
-    """Pretrained parts that runs with the same data and settings share.
+    """A file of the store: pretrained parts that runs with the same data and settings share.
 
-    A file holds the parts as pretraining left them, what it measured and the random state
-    after it, so that a run goes on from the file as if it had pretrained itself. Files are
-    moved into place whole, and of several runs that need the same one the first makes it
-    while the others wait; on a file system without locks each makes it for itself, with one
-    warning, and the last one's stays. What a killed run left of a file is removed by the next run
-    that looks for any.
+    It holds the parts as pretraining left them, what it measured and the random state after it,
+    so that a run continues from the file as if it had pretrained itself. Of several runs that need
+    the same file the first makes it while the others wait; on a file system without locks each
+    makes it for itself, with one warning, and the last one's stays. What a killed run left of a
+    file is removed by the next run that looks for any.
 
     Args:
-        where: ``None`` (pretrain always), ``"auto"`` (a file under ``folder`` named after the
+        choice: ``None`` (pretrain always), ``"auto"`` (a file under ``folder`` named after the
             settings) or the path of such a file. A file named by its path may come from other
             settings (another seed, say) as long as its parts fit and the data is the same; the
             run then keeps its own random state.
@@ -173,11 +230,14 @@ class Pretrained:
             ``"dataset_digest"`` among them.
         folder: of the files found by ``"auto"``.
         device: where tensors are put.
+
+    Attributes:
+        path: the file; None without a store.
     """
 
     def __init__(
         self,
-        where: str | None,
+        choice: str | None,
         parts: Mapping[str, Stateful],
         *,
         settings: Mapping[str, Any],
@@ -185,12 +245,12 @@ class Pretrained:
         device: torch.device | str = "cpu",
     ) -> None:
         self.parts, self.settings, self.device = parts, dict(settings), device
-        self.named = where not in (None, "auto")
         self.path: Path | None = None
-        if where == "auto":
+        self._shared = choice == "auto"
+        if self._shared:
             self.path = expand_home(folder) / f"{self.key}.pt"
-        elif where is not None:
-            self.path = expand_home(where)
+        elif choice is not None:
+            self.path = expand_home(choice)
 
     @property
     def key(self) -> str:
@@ -201,33 +261,33 @@ class Pretrained:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """A block in which no other run makes the same file; waits for one that does."""
-        if self.path is None or self.named or fcntl is None:
+        if self.path is None or not self._shared:
             yield
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # the lock dies with its process, and its file stays: removing it would open a race
-        with self.path.with_suffix(".lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError as error:  # a file system without locks
-                torchrl_logger.warning(
-                    f"the file system of {self.path.parent} has no locks ({error.strerror}): runs "
-                    "that begin at once pretrain each for itself"
-                )
-            else:
-                self._remove_unfinished()
+        lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            lock.acquire()
+        except OSError as error:  # a file system without locks
+            torchrl_logger.warning(
+                f"the file system of {self.path.parent} has no locks ({error.strerror}): runs "
+                "that begin at once pretrain each for itself"
+            )
+        else:
+            self._remove_unfinished(Path(lock.lock_file))
+        try:
             yield
+        finally:
+            lock.release()
 
-    def _remove_unfinished(self) -> None:
-        """Remove what killed runs left half written, of files that nobody else is making."""
-        assert self.path is not None and fcntl is not None
-        folder, own = self.path.parent, self.path.with_suffix(".lock")
-        for lock_file in folder.glob("*.lock"):
-            # refused where a writer lives; and nobody's run ends for another one's remains
-            with suppress(OSError), lock_file.open("ab") as lock:
-                if lock_file != own:  # which is held
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_unfinished(folder, lock_file.with_suffix(".pt").name)
+    def _remove_unfinished(self, own: Path) -> None:
+        """Remove the remains of killed runs, of files that nobody is making now."""
+        for path in own.parent.glob("*.lock"):
+            with (
+                suppress(OSError),  # another run holds it, or its remains cannot be removed
+                nullcontext() if path == own else FileLock(path, timeout=0),
+            ):
+                remove_unfinished(own.parent, path.with_suffix(".pt").name)
 
     def load(self) -> dict[str, Any] | None:
         """Restore the parts and, where the settings are the file's, the random state.
@@ -242,21 +302,18 @@ class Pretrained:
             ValueError: if the file cannot be read, its parts do not fit, or it was made from
                 other data.
         """
-        if self.path is None or not (self.named or self.path.is_file()):
+        if self.path is None or (self._shared and not self.path.is_file()):
             return None
         if not self.path.is_file():
             raise FileNotFoundError(f"pretrained={self.path}: there is no such file")
-        state = read_checkpoint(self.path, self.parts, device=self.device)
-        saved = state["progress"]
-        if saved.get("settings", {}).get("dataset_digest") != self.settings["dataset_digest"]:
-            raise ValueError(f"{self.path} was pretrained on other data")
+        state = _read_entry(self.path, self.settings["dataset_digest"], self.device)
         restore_parts(self.path, self.parts, state["parts"])
-        if saved["key"] == self.key:  # else the random state is not this run's
+        if state["progress"]["key"] == self.key:  # else the random state is not this run's
             set_random_state(state["random"])
-        return saved["measured"]
+        return state["progress"]["measured"]
 
     def save(self, measured: Mapping[str, Any]) -> None:
         """Write the file of these settings, where one is asked for by ``"auto"``."""
-        if self.path is not None and not self.named:
+        if self.path is not None and self._shared:
             progress = {"key": self.key, "settings": self.settings, "measured": dict(measured)}
             save_checkpoint(self.path, self.parts, progress)

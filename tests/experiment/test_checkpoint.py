@@ -24,7 +24,6 @@ from rambo_trl.experiment.checkpoint import (
     load_checkpoint,
     load_optimizer,
     make_deterministic,
-    random_state,
     save_checkpoint,
     seed_everything,
     set_random_state,
@@ -133,12 +132,30 @@ def test_pythons_and_numpys_random_states_come_back_too(tmp_path: Path) -> None:
     assert draws() == first
 
 
-def test_a_random_state_of_torch_alone_leaves_the_others() -> None:
-    state = random_state()
-    following = (random.random(), np.random.rand())
-    set_random_state(state)
-    set_random_state({"cpu": state["cpu"]})
-    assert (random.random(), np.random.rand()) == following
+def test_the_random_state_of_older_checkpoints_is_restored(tmp_path: Path) -> None:
+    # as they held it before TorchRL's GlobalRNGState, and of a machine with a GPU
+    seed_everything(4)
+    draws()
+    version, numbers, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=False)
+    state = {
+        "cpu": torch.get_rng_state(),
+        "cuda": [torch.zeros(16, dtype=torch.uint8)],
+        "python": {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss},
+        "numpy": {
+            "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "pos": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "gauss": float(numpy["gauss"]),
+        },
+    }
+    torch.save({"parts": {}, "progress": {"epoch": 1}, "random": state}, tmp_path / "last.pt")
+    following = draws()
+    seed_everything(5)
+    assert load_checkpoint(tmp_path / "last.pt", {}) == {"epoch": 1}
+    assert draws() == following
+    set_random_state({"cpu": state["cpu"]})  # what is not named is left alone
+    assert draws()[-1] == following[-1] and draws()[:-1] != following[:-1]
 
 
 def test_an_optimisers_way_is_that_of_the_device_it_is_loaded_on(tmp_path: Path) -> None:

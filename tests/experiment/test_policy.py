@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,18 +113,6 @@ class TestRoundTrip:
             torch.set_default_dtype(torch.float32)
         assert {p.dtype for p in policy.actor.parameters()} == {torch.float32}
         torch.testing.assert_close(got, want, rtol=0, atol=0)
-
-    def test_loads_in_a_process_that_knows_only_the_file(self, saved):
-        code = (
-            "import sys, numpy\n"
-            "from rambo_trl.experiment.policy import load_policy\n"
-            "print(load_policy(sys.argv[1])(numpy.zeros(11)).tolist())\n"
-        )
-        output = subprocess.run(
-            [sys.executable, "-c", code, str(saved[0])], check=True, capture_output=True, text=True
-        ).stdout
-        here = load_policy(saved[0])(np.zeros(OBSERVATION_SIZE))
-        np.testing.assert_allclose(json.loads(output), here, rtol=1e-6)
 
     def test_saving_replaces_and_leaves_nothing_beside(self, saved):
         path, arguments = saved
@@ -277,15 +263,11 @@ class TestBadFiles:
         self.assert_refused(path, "is not a policy file")
         assert not (tmp_path / "sprung").exists()
 
-    def test_another_safetensors_file(self, tmp_path):
-        path = tmp_path / "other.safetensors"
-        save_file({"weight": torch.zeros(3)}, path)
-        self.assert_refused(path, "not one written by save_policy")
-
-    @pytest.mark.parametrize("text", ["{", "[1]", "null"])
-    def test_header_that_is_no_object(self, saved, text):
-        save_file(load_file(saved[0]), saved[0], metadata={"rambo_trl_policy": text})
-        self.assert_refused(saved[0], "not a JSON object")
+    @pytest.mark.parametrize("metadata", [None, {"rambo_trl_policy": "{"},
+                                          {"rambo_trl_policy": "[1]"}])  # fmt: skip
+    def test_another_safetensors_file(self, saved, metadata):
+        save_file(load_file(saved[0]), saved[0], metadata=metadata)
+        self.assert_refused(saved[0], "not one written by save_policy")
 
     @pytest.mark.parametrize(
         ("header", "match"),
@@ -295,10 +277,10 @@ class TestBadFiles:
             ({"hidden_sizes": [16, 0]}, "hidden_sizes must be positive"),
             ({"hidden_sizes": [16, 10**12]}, "should have the shape"),
             ({"hidden_sizes": [16]}, "should have the shape"),
-            ({"action_low": [-1.0, float("-inf"), 0.0]}, "action_low must be finite"),
-            ({"action_high": []}, "action_high must be finite"),
-            ({"action_high": [1.0, 2.0]}, "action_low must be below"),
-            ({"action_low": [1.0, 2.0, 3.0]}, "action_low must be below"),
+            ({"action_low": [-1.0, float("-inf"), 0.0]}, "action_low and action_high must be"),
+            ({"action_high": []}, "action_low and action_high must be"),
+            ({"action_high": [1.0, 2.0]}, "the first below the second"),
+            ({"action_low": [1.0, 2.0, 3.0]}, "the first below the second"),
         ],
     )
     def test_header_that_does_not_fit(self, saved, header, match):
@@ -350,19 +332,19 @@ def with_noise() -> ProbabilisticActor:
 
 class TestAnotherPolicyThanTheActor:
     @pytest.mark.parametrize(
-        ("actor", "match"),
+        "actor",
         [
-            (with_activation(nn.Tanh()), "it has Tanh where the file means ReLU"),
-            (with_activation(nn.LeakyReLU()), "it has LeakyReLU where the file means ReLU"),
-            (make_actor(OBSERVATION_SIZE, Bounded(-2, 2, shape=(3,)), hidden_sizes=(16, 8)),
-             r"it has TanhNormal\(low=\[-2.0.* where the file means TanhNormal\(low=\[-1.0, -0.5"),
-            (with_noise(), "it is not one of make_actor's"),
+            with_activation(nn.Tanh()),
+            with_activation(nn.LeakyReLU()),
+            make_actor(OBSERVATION_SIZE, Bounded(-2, 2, shape=(3,)), hidden_sizes=(16, 8)),
+            with_noise(),
         ],
-    )  # fmt: skip
-    def test_it_is_refused_and_nothing_written(self, tmp_path, actor, match):
+        ids=["Tanh", "LeakyReLU", "bounds", "noise"],
+    )
+    def test_it_is_refused_and_nothing_written(self, tmp_path, actor):
         arguments = make_arguments()
         path, state = tmp_path / "policy.safetensors", torch.get_rng_state()
-        match = f"cannot save the policy: the file's actions would differ by up to .*: {match}"
+        match = "cannot save the policy: .* would differ by up to .*: it is not one of make_actor's"
         with pytest.raises(ValueError, match=match):
             save_policy(path, **arguments | {"actor": actor})
         assert torch.equal(torch.get_rng_state(), state)

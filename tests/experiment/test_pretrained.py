@@ -183,7 +183,7 @@ def test_without_locks_each_run_makes_its_own_and_is_told(
     def no_locks(file: object, how: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("rambo_trl.experiment.pretrained.fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     folder = tmp_path / "cache"
     first, second = (pretrained("auto", folder, nn.Linear(3, 2)) for _ in range(2))
     assert first.path is not None
@@ -256,8 +256,7 @@ class TestFittedModel:
         path, model = tmp_path / "model.safetensors", world_model()
         metadata = None if header is None else {"rambo_trl_fitted_model": header}
         save_file(dict(model.state_dict()), path, metadata=metadata)
-        words = "not a readable model file" if header == "" else "does not say"
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match="does not say"):
             load_fitted_model(path, model, digest="d")
 
 
