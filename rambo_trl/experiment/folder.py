@@ -31,8 +31,8 @@ __all__ = [
     "remove_unfinished", "write_atomically",
 ]  # fmt: skip
 
-#: settings that name a file with one part that pretraining would make
-GIVEN_PARTS = ("fitted_model", "cloned_policy")
+#: settings that name where one part that pretraining would make is taken from, and that part
+GIVEN_PARTS = {"fitted_model": "world_model", "cloned_policy": "actor"}
 #: settings that older runs do not name, and what those had
 LATER_SETTINGS = {
     **dict.fromkeys(GIVEN_PARTS),

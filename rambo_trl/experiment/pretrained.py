@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def load_parts(
         for name, part in parts.items():
             file = part_file(path, name)
             if file.suffix == ".pt":
-                entry = _read_entry(file, digest, device)
+                entry = _read_entry(file, [name], digest, device)
                 restore_parts(file, {name: part}, entry["parts"])
                 measured |= entry["progress"]["measured"]
             elif isinstance(part, EnsembleWorldModel):
@@ -136,13 +136,18 @@ def load_parts(
     return measured
 
 
-def _read_entry(path: Path, digest: str, device: torch.device | str) -> dict[str, dict[str, Any]]:
-    """Read a file of the store, checking that it is one and of which data."""
+def _read_entry(
+    path: Path, names: Iterable[str], digest: str, device: torch.device | str
+) -> dict[str, dict[str, Any]]:
+    """Read a file of the store, checking that it is one, of which data, and for lacking parts."""
     state = read_checkpoint(path, device=device)
     if not isinstance(settings := state["progress"].get("settings"), dict):
         raise ValueError(f"{path} is a run's checkpoint, not a file of pretrained parts")
     if settings.get("dataset_digest") != digest:
         raise ValueError(f"{path} was pretrained on other data")
+    for name in names:
+        if name not in state["parts"]:
+            raise ValueError(f"{path} holds the parts {sorted(state['parts'])}, not {name}")
     return state
 
 
@@ -306,7 +311,7 @@ class Pretrained:
             return None
         if not self.path.is_file():
             raise FileNotFoundError(f"pretrained={self.path}: there is no such file")
-        state = _read_entry(self.path, self.settings["dataset_digest"], self.device)
+        state = _read_entry(self.path, self.parts, self.settings["dataset_digest"], self.device)
         restore_parts(self.path, self.parts, state["parts"])
         if state["progress"]["key"] == self.key:  # else the random state is not this run's
             set_random_state(state["random"])

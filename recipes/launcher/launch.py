@@ -20,11 +20,11 @@ from tqdm import tqdm
 from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.checkpoint import seed_everything
 from rambo_trl.experiment.folder import GIVEN_PARTS, RunFolder
+from rambo_trl.experiment.pretrained import part_file
 from rambo_trl.experiment.results import last_screen
 from rambo_trl.experiment.run import Run, RunOptions
 from rambo_trl.experiment.signals import Interruption
 from rambo_trl.runtime.malloc import keep_freed_memory
-from rambo_trl.runtime.places import expand_home
 
 Train = Callable[[Run, DictConfig, OfflineDataset], dict[str, Any]]
 
@@ -54,7 +54,7 @@ def make_run(
         video=cfg.video,
         settings={str(key): value for key, value in settings.items()},
         config_text=OmegaConf.to_yaml(cfg, resolve=True),
-        given={key: expand_home(cfg[key]) for key in GIVEN_PARTS if cfg.get(key) is not None},
+        given={k: part_file(cfg[k], p) for k, p in GIVEN_PARTS.items() if cfg.get(k) is not None},
     )
     return Run(data, folder, signals, options, say=partial(tqdm.write, file=sys.stdout))
 

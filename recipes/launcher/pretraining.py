@@ -10,7 +10,6 @@ from launcher.parts import Actor
 from launcher.program import refusing_bad_input
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.data import Bounded
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
@@ -18,11 +17,12 @@ from rambo_trl.experiment.checkpoint import Stateful
 from rambo_trl.experiment.evaluation import score_text
 from rambo_trl.experiment.folder import GIVEN_PARTS, package_versions
 from rambo_trl.experiment.learning_curve import format_value
-from rambo_trl.experiment.policy import load_into_actor
 from rambo_trl.experiment.pretrained import (
+    PART_FILES,
     Pretrained,
     file_digest,
-    load_fitted_model,
+    load_parts,
+    part_file,
     save_fitted_model,
 )
 from rambo_trl.experiment.run import Run
@@ -31,7 +31,7 @@ from rambo_trl.runtime.progress import Bar, busy
 from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
 
 #: the model as it was fitted, in the run folder
-FITTED_MODEL = "pretrained_model.safetensors"
+FITTED_MODEL = PART_FILES["world_model"]
 #: what pretraining adds to a run's progress
 PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
 
@@ -96,21 +96,16 @@ def pretrain(
 def _load_given_parts(
     run: Run, cfg: DictConfig, data: OfflineDataset, world_model: EnsembleWorldModel, actor: Actor
 ) -> None:
-    """Take the model, the policy or both from the files that the settings name."""
-    if cfg.cloned_policy is not None:
-        load_into_actor(
-            cfg.cloned_policy,
-            actor,
-            observation_mean=data.observation_mean,
-            observation_std=data.observation_std,
-            action_spec=Bounded(data.action_low, data.action_high, dtype=data.action_low.dtype),
-        )
-        tqdm.write(f"cloned policy: {cfg.cloned_policy}")
-    if cfg.fitted_model is not None:
+    """Take the model, the policy or both from where the settings name them."""
+    parts = {"world_model": world_model, "actor": actor}
+    for key, name in GIVEN_PARTS.items():
+        if (path := cfg[key]) is None:
+            continue
         digest = run.progress["dataset_digest"]
-        fit = load_fitted_model(cfg.fitted_model, world_model, digest=digest)
-        run.progress.update({key: fit[key] for key in ("holdout_mse", "model_passes")})
-        tqdm.write(f"fitted model: {cfg.fitted_model}")
+        measured = load_parts(path, {name: parts[name]}, data, digest=digest, device=cfg.device)
+        if name == "world_model":
+            run.progress.update({k: measured[k] for k in ("holdout_mse", "model_passes")})
+        tqdm.write(f"{key.replace('_', ' ')}: {path}")
 
 
 def _pretrain(
@@ -210,7 +205,7 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
     """
     model = OmegaConf.to_container(cfg.model, resolve=True)
     assert isinstance(model, dict)
-    model.pop("adversarial_lr", None)  # of the game
+    model.pop("adversarial_lr", None)  # of adversarial training
     cloning = OmegaConf.to_container(cfg.cloning, resolve=True)
     assert isinstance(cloning, dict)
     for group, name in ((model, "max_updates"), (model, "holdout_every"), (cloning, "updates")):
@@ -229,7 +224,7 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "evaluation.episodes": cfg.evaluation.episodes,
         "versions": package_versions(),
     }
-    # named only where they are not the usual, so that older files are still found
+    # named only where they differ from the usual, so that older files are still found
     usual = {
         "deterministic": False,
         "float32_matmul_precision": "highest",
@@ -238,15 +233,15 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "reward_scale": 1.0,
     }
     for key, value in usual.items():
-        if (own := cfg.get(key, value)) != value:
-            settings[key] = own
+        if (chosen := cfg.get(key, value)) != value:
+            settings[key] = chosen
     if cfg.get("rollout_direction", "forward") != "forward":
         settings["reverse_rollouts"] = cfg.rollout_policy
     if torch.device(cfg.device).type == "cuda":
         settings["card"] = torch.cuda.get_device_name(cfg.device)
-    for key in GIVEN_PARTS:
+    for key, part in GIVEN_PARTS.items():
         if (path := cfg.get(key)) is not None:
-            settings[key] = file_digest(path)
+            settings[key] = file_digest(part_file(path, part))
     return Pretrained(
         cfg.pretrained, parts, settings=settings, folder=cfg.cache_dir, device=cfg.device
     )

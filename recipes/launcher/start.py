@@ -28,6 +28,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.checkpoint import make_deterministic
 from rambo_trl.experiment.folder import GIVEN_PARTS, RunFolder, new_folder
 from rambo_trl.experiment.loggers import check_tracker
+from rambo_trl.experiment.pretrained import part_file
 from rambo_trl.experiment.video import check_video
 from rambo_trl.runtime.places import expand_home
 
@@ -172,8 +173,12 @@ def check_places(cfg: DictConfig, path: Path) -> None:
         RunFolder.create(path)  # refuses a folder that holds a run
     for key in ("pretrained", *GIVEN_PARTS):
         value = cfg.get(key)
-        if value not in (None, "auto") and not expand_home(value).is_file():
-            raise FileNotFoundError(f"{key}={value}: there is no such file")
+        if value in (None, "auto"):
+            continue
+        file = part_file(value, GIVEN_PARTS[key]) if key in GIVEN_PARTS else expand_home(value)
+        if not file.is_file():
+            what = f"no {file.name} in it" if expand_home(value).is_dir() else "no such file"
+            raise FileNotFoundError(f"{key}={value}: there is {what}")
 
 
 def prepare(

@@ -20,14 +20,18 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import save_checkpoint
+from rambo_trl.experiment.evaluation import write_policy
 from rambo_trl.experiment.pretrained import (
+    PART_FILES,
     Pretrained,
     dataset_digest,
     file_digest,
     load_fitted_model,
+    load_parts,
     save_fitted_model,
 )
-from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules import EnsembleWorldModel, make_actor
 
 
 def dataset(reward: float = 1.0, *, env_id: str | None = None, bound: float = 1) -> OfflineDataset:
@@ -258,6 +262,106 @@ class TestFittedModel:
         save_file(dict(model.state_dict()), path, metadata=metadata)
         with pytest.raises(ValueError, match="does not say"):
             load_fitted_model(path, model, digest="d")
+
+
+class TestPartsOfAnyFile:
+    measured = {"holdout_mse": [0.5], "model_passes": 4}
+
+    def parts(self, seed: int, **sizes: int) -> dict[str, nn.Module]:
+        torch.manual_seed(seed)
+        return {"world_model": world_model(**sizes), "actor": self.actor()}
+
+    def actor(self) -> nn.Module:
+        return make_actor(2, dataset().action_spec, hidden_sizes=[4])
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> dict[str, nn.Module]:
+        """A run folder with both parts' files, and a file of the store."""
+        parts, digest = self.parts(0), dataset_digest(dataset())
+        model, policy = (tmp_path / name for name in PART_FILES.values())
+        save_fitted_model(model, parts["world_model"], digest=digest, measured=self.measured)
+        write_policy(policy, parts["actor"], dataset(), [4], 0)
+        settings = {"dataset_digest": digest}
+        store = Pretrained("auto", parts, settings=settings, folder=tmp_path / "cache")
+        store.save(self.measured)
+        store.path.rename(tmp_path / "both.pt")
+        return parts
+
+    @pytest.mark.parametrize(
+        ("path", "names"),
+        [
+            ("both.pt", ["world_model", "actor"]),
+            ("both.pt", ["world_model"]),
+            ("both.pt", ["actor"]),
+            ("pretrained_model.safetensors", ["world_model"]),
+            ("policy.safetensors", ["actor"]),
+            (".", ["actor", "world_model"]),
+        ],
+    )
+    def test_those_asked_for_are_taken(
+        self, run: dict[str, nn.Module], path: str, names: list[str], tmp_path: Path
+    ) -> None:
+        parts = self.parts(1)
+        wanted, drawn = {name: parts[name] for name in names}, torch.get_rng_state()
+        data = dataset()
+        measured = load_parts(tmp_path / path, wanted, data, digest=dataset_digest(data))
+        assert measured == (
+            {} if (path, names) == ("policy.safetensors", ["actor"]) else self.measured
+        )
+        assert torch.equal(torch.get_rng_state(), drawn)
+        for name, part in parts.items():
+            mine, theirs = part.state_dict(), run[name].state_dict()
+            same = all(
+                torch.equal(mine[key], value)
+                for key, value in theirs.items()
+                if "_extra" not in key
+            )
+            assert same is (name in names), name
+
+    def test_all_or_none(self, run: dict[str, nn.Module], tmp_path: Path) -> None:
+        parts = self.parts(1, hidden=5)
+        before = copy.deepcopy(parts["actor"].state_dict())
+        named = {name: parts[name] for name in ("actor", "world_model")}
+        for path, words in ((".", "of other sizes"), ("both.pt", "its world_model does not fit")):
+            with pytest.raises(ValueError, match=words):
+                load_parts(tmp_path / path, named, dataset(), digest=dataset_digest(dataset()))
+            for name, value in parts["actor"].state_dict().items():
+                assert torch.equal(value, before[name])
+
+    def test_what_is_something_else_is_refused(
+        self, run: dict[str, nn.Module], tmp_path: Path
+    ) -> None:
+        digest = dataset_digest(dataset())
+        save_checkpoint(tmp_path / "last.pt", {"world_model": nn.Linear(1, 1)}, {"epoch": 1})
+        for path, name, words in (
+            ("both.pt", "reverse_model", r"holds the parts \['actor', 'world_model'\], not rev"),
+            ("last.pt", "world_model", "is a run's checkpoint, not a file of pretrained parts"),
+            ("policy.safetensors", "world_model", "does not say"),
+            ("pretrained_model.safetensors", "actor", "not one written by save_policy"),
+        ):
+            part = self.parts(1).get(name, world_model())
+            with pytest.raises(ValueError, match=words):
+                load_parts(tmp_path / path, {name: part}, dataset(), digest=digest)
+        for path in ("both.pt", "pretrained_model.safetensors"):
+            with pytest.raises(ValueError, match="other data"):
+                load_parts(tmp_path / path, {"world_model": world_model()}, dataset(), digest="e")
+        with pytest.raises(FileNotFoundError, match=r"cache.policy\.safetensors"):
+            load_parts(tmp_path / "cache", {"actor": self.actor()}, dataset(), digest=digest)
+
+    def test_a_policy_of_bounds_in_double_precision(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        bounds = (torch.tensor([x], dtype=torch.float64) for x in (1e9, 1e9 + 1))
+        rows = {"observations": rng.normal(size=(9, 2)), "actions": 1e9 + rng.random((9, 1)),
+                "rewards": rng.random(9), "terminals": np.arange(9) % 3 == 2}  # fmt: skip
+        data = OfflineDataset.from_arrays(
+            {**rows, "next_observations": rows["observations"] + 1},
+            action_spec=Bounded(*bounds, shape=(1,), dtype=torch.float64),
+        )
+        actors = [make_actor(2, data.action_spec, hidden_sizes=[4]) for _ in range(2)]
+        write_policy(tmp_path / "policy.safetensors", actors[0], data, [4], 0)
+        load_parts(tmp_path, {"actor": actors[1]}, data, digest=dataset_digest(data))
+        for one, other in zip(actors[0].parameters(), actors[1].parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_file_s_digest_is_that_of_its_content(tmp_path: Path) -> None:

@@ -6,34 +6,29 @@ import importlib
 import re
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import bc
-import model_based
-import numpy as np
+import launcher.pretraining
 import pytest
 import torch
 from launcher.command_line import compose_jobs
-from launcher.start import PRETRAINING, find_pretrained
-from model_free import train_model_free
+from launcher.launch import make_run
+from launcher.pretraining import PRETRAINING, find_pretrained, pretrain
 from omegaconf import DictConfig, OmegaConf
-from run_evaluation import write_policy
 from tensordict import TensorDict
 from torchrl.data import Bounded
-from training_run import Run
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.checkpoint import seed_everything
+from rambo_trl.experiment.evaluation import write_policy
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.policy import load_policy
 from rambo_trl.experiment.pretrained import dataset_digest
 from rambo_trl.experiment.signals import Interruption
-from rambo_trl.modules import make_actor
 
 #: a task whose behaviour is cloned
 BASE = ("schedule=smoke", "task=hopper-medium-replay", "pretrained=auto")
-CLASSES = {"rambo": "Rambo", "mopo": "MOPO", "morel": "MOReL", "combo": "COMBO"}
 
 
 @cache
@@ -59,7 +54,7 @@ def key_of(cfg: DictConfig, digest: str = "data") -> str:
     return find_pretrained(cfg, {"dataset_digest": digest}, net=torch.nn.Identity()).key
 
 
-#: of the game and of what comes after pretraining
+#: of adversarial training and of what comes after pretraining
 SHARED = [
     "adversarial_weight=0", "adversarial_weight=0.01", "model.adversarial_lr=1", "epochs=7",
     "model_updates=3", "agent_updates=3", "rollout_length=9", "rollout_starts=7",
@@ -79,7 +74,7 @@ OWN = [
 
 
 @pytest.mark.parametrize("word", SHARED)
-def test_runs_that_differ_in_the_game_only_share_a_file(word: str) -> None:
+def test_runs_that_pretrain_alike_share_a_file(word: str) -> None:
     cfg = compose("rambo", word)
     assert cfg != compose("rambo") and key_of(cfg) == key_of(compose("rambo"))
 
@@ -162,21 +157,46 @@ def data(shift: float = 0.0) -> OfflineDataset:
     return OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)))
 
 
-def begun(folder: Path, name: str, *words: str) -> Any:
-    """A method right before its pretraining."""
+class Begun(BaseException):
+    """What a recipe hands to its pretraining, and nothing of what follows."""
+
+    def __init__(
+        self, run: Any, cfg: DictConfig, rows: OfflineDataset, model: Any, actor: Any, *more: Any
+    ) -> None:
+        self.run, self.cfg, self.model, self.actor = run, cfg, model, actor
+        self.parts = (run, cfg, rows, model, actor, *more)
+
+    def pretrain(self) -> None:
+        pretrain(*self.parts)
+
+    @property
+    def file(self) -> Path:
+        """Its model as it was fitted."""
+        return self.run.folder.path / "pretrained_model.safetensors"
+
+
+def begun(folder: Path, name: str, *words: str) -> Begun:
+    """A run right before its pretraining."""
     small = ("model.batch_size=64", "cloning.batch_size=64", "termination=none", "threads=1")
     cfg = compose(name, *small, "clone_behaviour=true", *words, f"cache_dir={folder}/cache")
     path = RunFolder.create(folder / f"run{len(list(folder.iterdir()))}")
-    run = Run(cfg, data(), path, Interruption())
+    run = make_run(cfg, data(), path, Interruption())
     seed_everything(cfg.seed)
-    method = getattr(importlib.import_module(name), CLASSES[name])(run)
-    run.begin(method)
-    return method
+    recipe = importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "pretrain", lambda *parts: raise_(Begun(*parts)))
+        with pytest.raises(Begun) as caught:
+            recipe.train(run, cfg, run.dataset)
+    return caught.value
 
 
-def state(method: Any) -> dict[str, torch.Tensor]:
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+def state(method: Begun) -> dict[str, torch.Tensor]:
     """All that pretraining starts from, or leaves behind."""
-    parts = {"model": method.world_model, "actor": method.actor}
+    parts = {"model": method.model, "actor": method.actor}
     found = {f"{name}.{k}": v for name, m in parts.items() for k, v in m.state_dict().items()}
     found["random"] = torch.get_rng_state()
     return {k: v.detach().clone() for k, v in found.items() if isinstance(v, torch.Tensor)}
@@ -203,15 +223,15 @@ def test_runs_that_share_a_key_begin_in_the_same_state(
     name: str, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     one = begun(tmp_path, "rambo")
-    wanted, key = state(one), key_of(one.run.cfg)
+    wanted, key = state(one), key_of(one.cfg)
     other = begun(tmp_path, name, *words)
-    assert key_of(other.run.cfg) == key
+    assert key_of(other.cfg) == key
     assert differences(state(other), wanted) == []
     assert differences(state(begun(tmp_path, name, *words, "seed=1")), wanted)
 
 
-def test_a_run_with_another_adversary_goes_on_from_the_file_as_if_it_had_pretrained(
-    tmp_path: Path,
+def test_a_run_with_another_adversary_continues_from_the_file_as_if_it_had_pretrained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = begun(tmp_path, "rambo", "adversarial_weight=0.1")
     before = state(one)
@@ -219,11 +239,13 @@ def test_a_run_with_another_adversary_goes_on_from_the_file_as_if_it_had_pretrai
     wanted = state(one)
     assert differences(before, wanted)
     (file,) = (tmp_path / "cache").glob("*.pt")
-    assert file.stem == key_of(one.run.cfg, dataset_digest(data()))
+    assert file.stem == key_of(one.cfg, dataset_digest(data()))
 
     other = begun(tmp_path, "rambo", "adversarial_weight=0")
-    other._pretrain = None  # it is not needed
+    monkeypatch.setattr(launcher.pretraining, "fit_world_model", refuse)
+    monkeypatch.setattr(launcher.pretraining, "clone_behaviour", refuse)
     other.pretrain()
+    monkeypatch.undo()
     assert differences(state(other), wanted) == []
     assert {"holdout_mse", "model_passes", "cloned"} <= one.run.progress.keys()
     for measured in PRETRAINING:
@@ -242,7 +264,7 @@ def test_other_data_is_another_digest() -> None:
 
 
 @pytest.fixture(scope="module")
-def pretrained_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pretrained_run(tmp_path_factory: pytest.TempPathFactory) -> Begun:
     """A run of RAMBO that has pretrained, with its model in its folder."""
     method = begun(tmp_path_factory.mktemp("first"), "rambo", "pretrained=null")
     method.pretrain()
@@ -254,15 +276,15 @@ def refuse(*args: object, **kwargs: object) -> None:
 
 
 def test_a_fitted_model_alone(
-    pretrained_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrained_run: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_based, "fit_world_model", refuse)
-    file = pretrained_run.run.folder.path / "pretrained_model.safetensors"
-    # the last of RAMBO's takes MOPO's, without the game
+    monkeypatch.setattr(launcher.pretraining, "fit_world_model", refuse)
+    file = pretrained_run.file
+    # the last of RAMBO's takes MOPO's
     for name, words in (("rambo", ()), ("mopo", ()), ("rambo", ("adversarial_weight=0",))):
         words = (*words, f"fitted_model={file}", "pretrained=null", "seed=1")
         method = begun(tmp_path, name, *words)
-        file = method.run.folder.path / "pretrained_model.safetensors"
+        file = method.file
         before = state(method)
         method.pretrain()
         after, wanted = state(method), state(pretrained_run)
@@ -275,14 +297,14 @@ def test_a_fitted_model_alone(
 
 
 def test_the_policy_of_a_bc_run_alone(
-    pretrained_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrained_run: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = compose("bc", "agent.batch_size=64", "epochs=1")
-    run = Run(cfg, data(), RunFolder.create(tmp_path / "bc"), Interruption())
-    train_model_free(run, bc.BC)
+    run = make_run(cfg, data(), RunFolder.create(tmp_path / "bc"), Interruption())
+    bc.train(run, cfg, run.dataset)
     file = tmp_path / "bc/policy.safetensors"
 
-    monkeypatch.setattr(model_based, "clone_behaviour", refuse)
+    monkeypatch.setattr(launcher.pretraining, "clone_behaviour", refuse)
     # also in a task that does not clone
     words = (f"cloned_policy={file}", "clone_behaviour=false")
     one = begun(tmp_path, "rambo", *words)
@@ -294,26 +316,27 @@ def test_the_policy_of_a_bc_run_alone(
     assert one.run.progress["cloned"]  # and is evaluated, as a cloned policy is
 
     # a sweep over lambda: the second run finds both in the cache
+    words = (f"cloned_policy={tmp_path / 'bc'}", "clone_behaviour=false")  # the folder is the same
     other = begun(tmp_path, "rambo", *words, "adversarial_weight=0.1")
-    other._pretrain = None
+    monkeypatch.setattr(launcher.pretraining, "fit_world_model", refuse)
     other.pretrain()
     assert differences(state(other), state(one)) == []
 
 
 @pytest.fixture
-def policy_file(pretrained_run: Any, tmp_path: Path) -> Path:
+def policy_file(pretrained_run: Begun, tmp_path: Path) -> Path:
     run = pretrained_run.run
-    write_policy(tmp_path / "policy.safetensors", pretrained_run.actor, run.dataset, run.cfg)
+    write_policy(tmp_path / "policy.safetensors", pretrained_run.actor, run.dataset, [32, 32], 0)
     return tmp_path / "policy.safetensors"
 
 
 def test_both_parts_given_leave_nothing_to_do(
-    pretrained_run: Any, policy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrained_run: Begun, policy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_based, "clone_behaviour", refuse)
-    model = pretrained_run.run.folder.path / "pretrained_model.safetensors"
+    monkeypatch.setattr(launcher.pretraining, "clone_behaviour", refuse)
+    model = pretrained_run.file
     words = ("pretrained=null", "seed=1", f"fitted_model={model}", f"cloned_policy={policy_file}")
-    monkeypatch.setattr(model_based, "fit_world_model", refuse)
+    monkeypatch.setattr(launcher.pretraining, "fit_world_model", refuse)
     method = begun(tmp_path, "rambo", *words)
     drawn = torch.get_rng_state()
     method.pretrain()
@@ -329,11 +352,11 @@ def test_both_parts_given_leave_nothing_to_do(
     ],
 )
 def test_a_part_that_does_not_fit_is_refused_before_any_work(
-    words: list[str], message: str, pretrained_run: Any, policy_file: Path, tmp_path: Path,
+    words: list[str], message: str, pretrained_run: Begun, policy_file: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(model_based, "fit_world_model", refuse)  # would be the first work
-    model = pretrained_run.run.folder.path / "pretrained_model.safetensors"
+    monkeypatch.setattr(launcher.pretraining, "fit_world_model", refuse)  # would be the first work
+    model = pretrained_run.file
     files = (f"fitted_model={model}", f"cloned_policy={policy_file}")
     method = begun(tmp_path, "rambo", *files, *words)
     with pytest.raises(SystemExit) as end:
@@ -346,32 +369,10 @@ def test_a_part_that_does_not_fit_is_refused_before_any_work(
 def test_a_resumed_run_keeps_the_model_as_it_was_fitted(tmp_path: Path) -> None:
     method = begun(tmp_path, "rambo", "pretrained=null")
     method.pretrain()
-    file = method.run.folder.path / "pretrained_model.safetensors"
+    file = method.file
     before = file.read_bytes()
-    with torch.no_grad():  # as the game does
-        method.world_model.biases[-1].add_(1.0)
+    with torch.no_grad():  # as adversarial training does
+        method.model.biases[-1].add_(1.0)
     method.run.progress["epoch"] = 1
     method.pretrain()
     assert file.read_bytes() == before
-
-
-def test_a_cloned_policy_of_bounds_in_double_precision(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    bounds = (torch.tensor([x], dtype=torch.float64) for x in (1e9, 1e9 + 1))
-    spec = Bounded(*bounds, shape=(1,), dtype=torch.float64)
-    rows = {"observations": rng.normal(size=(9, 2)), "actions": 1e9 + rng.random((9, 1)),
-            "rewards": rng.random(9), "terminals": np.arange(9) % 3 == 2}  # fmt: skip
-    dataset = OfflineDataset.from_arrays(
-        {**rows, "next_observations": rows["observations"] + 1}, action_spec=spec
-    )
-    actors = [make_actor(2, dataset.action_spec, hidden_sizes=[4]) for _ in range(2)]
-    cfg = OmegaConf.create(
-        {"agent": {"hidden_sizes": [4]}, "seed": 0, "fitted_model": None,
-         "cloned_policy": str(tmp_path / "policy.safetensors")}
-    )  # fmt: skip
-    write_policy(tmp_path / "policy.safetensors", actors[0], dataset, cfg)
-    run = SimpleNamespace(cfg=cfg, dataset=dataset)
-    method: Any = SimpleNamespace(run=run, actor=actors[1])
-    model_based.ModelBased._load_given_parts(method)
-    for one, other in zip(actors[0].parameters(), actors[1].parameters(), strict=True):
-        assert torch.equal(one, other)
