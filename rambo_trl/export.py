@@ -16,8 +16,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -159,7 +159,12 @@ def _to_onnx(module: PolicyModule, about: dict[str, Any]) -> tuple[bytes, Run]:
             raise ImportError(f"format=onnx needs {name}: pip install 'rambo_trl[export]'")
     import onnxruntime
 
-    with _quiet_converter():
+    converter = logging.getLogger("torch.onnx")
+    with warnings.catch_warnings(), ExitStack() as after:
+        # it reports on itself and on every optional package that it does without
+        warnings.simplefilter("ignore")
+        after.callback(converter.setLevel, converter.level)
+        converter.setLevel("ERROR")
         program = torch.onnx.export(
             module,
             (_example(module),),
@@ -178,29 +183,13 @@ def _to_onnx(module: PolicyModule, about: dict[str, Any]) -> tuple[bytes, Run]:
     return data, lambda x: session.run(None, {"observation": x})[0]
 
 
-@contextmanager
-def _quiet_converter() -> Iterator[None]:
-    """Without the converter's reports on itself and on every optional package it does without."""
-    converter = logging.getLogger("torch.onnx")
-    level = converter.level
-    converter.setLevel("ERROR")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        converter.setLevel(level)
-
-
 def _example(module: PolicyModule) -> torch.Tensor:
     """Two observations: exporters take a size of one for a constant."""
     return module.observation_mean.expand(2, -1).clone()
 
 
-def _largest_difference(
-    module: PolicyModule, run: Run, names: Sequence[str] | None = None
-) -> float:
-    """Compare an exported policy with its origin, on a batch and on a single state."""
+def _largest_difference(module: PolicyModule, run: Run, names: Sequence[str] | None) -> float:
+    """Compare an exported policy with the original, on a batch and on a single state."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(CHECKED_STATES, len(module.observation_mean), generator=generator)
     x = module.observation_mean + 3 * noise * module.observation_std
@@ -208,10 +197,9 @@ def _largest_difference(
         expected = module(x).numpy()
     got = np.concatenate([run(x[:1].numpy()), run(x[1:].numpy())])
     difference = np.abs(got - expected).max(axis=0)
+    size = np.maximum(1.0, np.abs(expected).max(axis=0))
     if module.action_low is not None and module.action_high is not None:
         size = (module.action_high - module.action_low).numpy()
-    else:
-        size = np.maximum(1.0, np.abs(expected).max(axis=0))
     share = difference / size
     entry = int(np.argmax(np.where(np.isnan(share), np.inf, share)))
     # written so that a NaN is refused
@@ -238,12 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with busy(f"exporting {source}"):
             difference = export_policy(load_policy(source), out, format=options.format)
-    except (OSError, ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except RuntimeError as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 1
+        return 1 if isinstance(error, RuntimeError) else 2
     sys.stdout.write(
         f"{out}: {CHECKED_STATES} actions agree with {source} to {difference:.1e} of their range\n"
     )

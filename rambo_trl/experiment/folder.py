@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import math
 import numbers
@@ -46,15 +45,8 @@ _CONFIG = "config.yaml"
 _METRICS = "metrics.csv"
 _RESULTS = "results.json"
 _VERSIONED_PACKAGES = (
-    "torch",
-    "torchrl",
-    "tensordict",
-    "gymnasium",
-    "mujoco",
-    "minari",
-    "numpy",
-    "rambo_trl",
-)
+    "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "minari", "numpy", "rambo_trl",
+)  # fmt: skip
 
 Number = float | int
 
@@ -113,35 +105,40 @@ def package_versions() -> dict[str, str | None]:
 
 
 def new_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder that nobody else has made: the path, or the first free of path-2, path-3, ...
+    """Make a new folder: the path, or the first free one of path-2, path-3, ...
 
     Args:
         path: the folder; those above it are made too.
 
     Returns:
-        The one made. Of processes that ask at once each gets its own.
+        The one made. Of processes that ask at once each gets a different one.
     """
     path = expand_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for n in itertools.count(1):
-        made = path if n == 1 else path.with_name(f"{path.name}-{n}")
+    made, number = path, 1
+    while True:
         try:
             made.mkdir()
         except FileExistsError:
-            continue
-        return made
-    raise AssertionError  # there are numbers enough
+            number += 1
+            made = path.with_name(f"{path.name}-{number}")
+        else:
+            return made
 
 
 class RunFolder:
     """The files of one run: ``config.yaml``, ``metrics.csv``, ``results.json``, ``checkpoint/``.
 
-    Use :meth:`create` for a new run and :meth:`open` to go on with one. Every file is either
-    replaced as a whole or, like ``metrics.csv``, extended by one whole line at a time, so a run
-    that is killed leaves a folder that can be read and resumed.
+    Use :meth:`create` for a new run and :meth:`open` to resume one. Every file is either replaced
+    as a whole or, like ``metrics.csv``, extended by one whole line at a time, so a run that is
+    killed leaves a folder that can be read and resumed.
 
     Args:
         path: the folder.
+
+    Attributes:
+        path: the folder.
+        checkpoint_dir: where checkpoints go; not created here.
 
     Examples:
         >>> import tempfile
@@ -152,7 +149,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = expand_home(path)
+        self.path = expand_home(path)
+        self.checkpoint_dir = self.path / "checkpoint"
         self._columns: list[str] | None = None
         self._lock: int | None = None
 
@@ -169,10 +167,10 @@ class RunFolder:
         folder = cls(path)
         if folder.path.exists() and not folder.path.is_dir():
             raise FileExistsError(f"run folder {folder.path} is a file: choose another folder")
-        found = [name for name in (_CONFIG, _METRICS, _RESULTS) if (folder.path / name).exists()]
-        if found:
+        files = [name for name in (_CONFIG, _METRICS, _RESULTS) if (folder.path / name).exists()]
+        if files:
             raise FileExistsError(
-                f"run folder {folder.path} already holds a run ({', '.join(found)}): "
+                f"run folder {folder.path} already holds a run ({', '.join(files)}): "
                 "resume it or choose another folder"
             )
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -196,50 +194,40 @@ class RunFolder:
         return folder
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._path)!r})"
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        return self._path
-
-    @property
-    def checkpoint_dir(self) -> Path:
-        """Where checkpoints go; not created here."""
-        return self._path / "checkpoint"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     def lock(self) -> None:
         """Keep the folder for this process until it ends, however it ends.
 
-        File systems without locks are taken as they are.
+        The folder itself is locked, so that no lock file lies in it. Nothing happens where the
+        file system has no locks.
 
         Raises:
             BlockingIOError: if another process is at work in the folder.
         """
         if fcntl is None or self._lock is not None:
             return
-        lock = os.open(self._path, os.O_RDONLY)
+        lock = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(lock)
-            raise BlockingIOError(
-                f"run folder {self._path} is in use by another process: wait for it or end it"
-            ) from None
-        except OSError:
-            os.close(lock)
-            return
-        self._lock = lock
+            if isinstance(error, BlockingIOError):
+                raise BlockingIOError(
+                    f"run folder {self.path} is in use by another process: wait for it or end it"
+                ) from None
+        else:
+            self._lock = lock
 
     def unlock(self) -> None:
-        """Give the folder free."""
+        """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def write_config(self, text: str) -> None:
         """Write ``config.yaml``."""
-        write_atomically(self._path / _CONFIG, text.encode())
+        write_atomically(self.path / _CONFIG, text.encode())
 
     def append_metrics(self, row: Mapping[str, Number | None]) -> None:
         """Add one epoch to ``metrics.csv``; on return the line is in the file.
@@ -269,7 +257,7 @@ class RunFolder:
                 f"its columns are {', '.join(self._columns)}"
             )
         text += _format_line([cells.get(column, "") for column in self._columns])
-        _append(self._path / _METRICS, text.encode())
+        _append(self.path / _METRICS, text.encode())
 
     def read_metrics(self) -> list[dict[str, Number | None]]:
         """All rows of ``metrics.csv``, empty cells as None; an empty list before the first.
@@ -277,10 +265,8 @@ class RunFolder:
         A last line that was never finished is left out.
         """
         header, lines = self._read_lines()
-        columns = _parse_line(header) if header else []
-        return [
-            dict(zip(columns, map(_from_cell, _parse_line(line)), strict=True)) for line in lines
-        ]
+        rows = csv.DictReader([header or "", *lines])
+        return [{key: _from_cell(cell) for key, cell in row.items()} for row in rows]
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the rows after an epoch, so that a resumed run can write them again.
@@ -289,15 +275,12 @@ class RunFolder:
             epoch: the last epoch to keep. The kept lines stay as they are, byte for byte.
         """
         header, lines = self._read_lines()
-        kept = [
-            line
-            for line, row in zip(lines, self.read_metrics(), strict=True)
-            if (row["epoch"] or 0) <= epoch
-        ]
+        rows = zip(lines, self.read_metrics(), strict=True)
+        kept = [line for line, row in rows if (row["epoch"] or 0) <= epoch]
         if kept and header:
-            write_atomically(self._path / _METRICS, "".join([header, *kept]).encode())
+            write_atomically(self.path / _METRICS, "".join([header, *kept]).encode())
         else:
-            (self._path / _METRICS).unlink(missing_ok=True)
+            (self.path / _METRICS).unlink(missing_ok=True)
             self._columns = None
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -310,7 +293,7 @@ class RunFolder:
             TypeError: if a value has no JSON form; the message names it.
         """
         text = json.dumps(_to_json(results, "results"), indent=2, allow_nan=False) + "\n"
-        write_atomically(self._path / _RESULTS, text.encode())
+        write_atomically(self.path / _RESULTS, text.encode())
 
     def read_results(self) -> dict[str, Any]:
         """Read ``results.json``.
@@ -319,10 +302,10 @@ class RunFolder:
             FileNotFoundError: if the run has not ended yet.
             ValueError: if it cannot be read.
         """
-        path = self._path / _RESULTS
+        path = self.path / _RESULTS
         if not path.is_file():
             raise FileNotFoundError(
-                f"run folder {self._path} has no {_RESULTS}: the run has not ended"
+                f"run folder {self.path} has no {_RESULTS}: the run has not ended"
             )
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -333,16 +316,16 @@ class RunFolder:
         """Columns of an earlier ``metrics.csv``; what follows its last whole line is cut off."""
         header, lines = self._read_lines()
         if header is None:
-            (self._path / _METRICS).unlink(missing_ok=True)
+            (self.path / _METRICS).unlink(missing_ok=True)
             return None
         finished = "".join([header, *lines]).encode()
-        if (self._path / _METRICS).stat().st_size != len(finished):
-            write_atomically(self._path / _METRICS, finished)
-        return _parse_line(header)
+        if (self.path / _METRICS).stat().st_size != len(finished):
+            write_atomically(self.path / _METRICS, finished)
+        return next(csv.reader([header]))
 
     def _read_lines(self) -> tuple[str | None, list[str]]:
         """Header and rows of ``metrics.csv`` as finished lines, line ends included."""
-        path = self._path / _METRICS
+        path = self.path / _METRICS
         if not path.is_file():
             return None, []
         lines = path.read_bytes().decode().splitlines(keepends=True)
@@ -367,10 +350,6 @@ def _format_line(cells: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
-
-
-def _parse_line(line: str) -> list[str]:
-    return next(csv.reader([line]))
 
 
 def _to_cell(key: str, value: object) -> str:
