@@ -213,12 +213,6 @@ def test_determinism_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPa
         torch.use_deterministic_algorithms(False)
 
 
-def test_parts_of_another_size_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 2)}, {})
-    with pytest.raises(ValueError, match=r"last.pt was saved with other settings: its net"):
-        load_checkpoint(tmp_path / "last.pt", {"net": nn.Linear(3, 4)})
-
-
 def test_numpy_scalars_in_the_progress_come_back_as_pythons(tmp_path: Path) -> None:
     seconds = defaultdict(float, agent=np.float32(0.5))
     progress = {
@@ -362,7 +356,16 @@ class TestCheckpoints:
         checkpoints.save({"epoch": 1})
         assert not checkpoints.due(2)
 
-    def test_the_newest_are_kept(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("links", [True, False])
+    def test_the_newest_are_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    ) -> None:
+        if not links:  # as on file systems that have none
+
+            def refuse(*args: object) -> None:
+                raise OSError(1, "Operation not permitted")
+
+            monkeypatch.setattr("os.link", refuse)
         saved = parts(0)
         checkpoints = Checkpoints(tmp_path / "c", saved, keep=3)
         for epoch in (0, 0, 1, 2, 10, 10, 11):
@@ -393,34 +396,20 @@ class TestCheckpoints:
 
     def test_one_alone_by_default(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path, parts(0))
+        assert checkpoints.load() is None
         for epoch in (0, 1):
             checkpoints.save({"epoch": epoch})
         assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
         assert checkpoints.size == checkpoints.last.stat().st_size
 
-    @pytest.mark.parametrize("links", [True, False])
-    def test_the_last_good_one_outlives_those_that_follow(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-    ) -> None:
-        if not links:  # as on file systems that have none
-
-            def refuse(*args: object) -> None:
-                raise OSError(1, "Operation not permitted")
-
-            monkeypatch.setattr("rambo_trl.experiment.checkpoint.os.link", refuse)
+    def test_the_last_good_one_outlives_those_that_follow(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path, parts(0))
         checkpoints.save({"epoch": 3})
         checkpoints.keep_last_good()
+        assert not checkpoints.last_good.samefile(checkpoints.last)
         checkpoints.save({"epoch": 4})
         assert checkpoints.load() == {"epoch": 4}
         assert checkpoints.load(checkpoints.last_good) == {"epoch": 3}
-
-    def test_what_a_kill_left_half_written_is_not_read(self, tmp_path: Path) -> None:
-        checkpoints = Checkpoints(tmp_path, parts(0))
-        assert checkpoints.load() is None
-        checkpoints.save({"epoch": 3})
-        (tmp_path / ".last.pt.77.tmp").write_bytes(checkpoints.last.read_bytes()[:50])
-        assert checkpoints.load() == {"epoch": 3}
 
     def test_a_reader_leaves_what_is_being_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -438,16 +427,3 @@ class TestCheckpoints:
         writer.save({"epoch": 2})
         assert reader.load() == {"epoch": 2}
         assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
-
-
-def test_a_full_disk_keeps_the_earlier_checkpoint(small_disk: Path) -> None:
-    checkpoints = Checkpoints(small_disk, {"net": nn.Linear(100, 100)})
-    checkpoints.save({"epoch": 1})
-    (small_disk / "filler").write_bytes(bytes(190_000))
-    with pytest.raises(OSError, match=r"last\.pt could not be written \(No space left"):
-        checkpoints.save({"epoch": 2})
-    assert checkpoints.load() == {"epoch": 1}
-    assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "last.pt"]
-    (small_disk / "filler").unlink()
-    checkpoints.save({"epoch": 2})
-    assert checkpoints.load() == {"epoch": 2}

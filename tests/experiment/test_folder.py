@@ -72,34 +72,34 @@ class TestLock:
         folder.unlock()
         RunFolder(folder.path).lock()
 
-    def test_it_dies_with_its_process(self, folder):
+    def test_it_dies_with_its_process_and_what_was_written_stays(self, folder):
         code = (
             "import os, signal, sys\n"
             "from rambo_trl.experiment.folder import RunFolder\n"
-            "RunFolder(sys.argv[1]).lock()\n"
+            "folder = RunFolder(sys.argv[1])\n"
+            "folder.lock()\n"
+            "folder.append_metrics({'epoch': 1, 'score': 2.5})\n"
             "os.kill(os.getpid(), signal.SIGKILL)\n"
         )
         subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
         folder.lock()
-        assert list(folder.path.iterdir()) == []
+        assert folder.read_metrics() == [{"epoch": 1, "score": 2.5}]
+        assert [path.name for path in folder.path.iterdir()] == ["metrics.csv"]
 
 
 class TestMetrics:
     def test_reads_back_what_was_written(self, folder):
         rows = [
-            {"epoch": 0, "score": 0.1 + 0.2, "mean_q": -1e-300},
-            {"epoch": 1, "score": None, "mean_q": 12.0},
+            {"epoch": np.int64(0), "score": 0.1 + 0.2, "mean_q": -1e-300},
+            {"epoch": 1, "score": None, "mean_q": np.float64(12)},
+            {"epoch": 2, "score": math.inf, "mean_q": math.nan},
         ]
         for row in rows:
             folder.append_metrics(row)
-        assert folder.read_metrics() == rows
-        assert isinstance(folder.read_metrics()[1]["mean_q"], float)
-        assert isinstance(folder.read_metrics()[1]["epoch"], int)
-
-    def test_values_that_are_not_finite_survive(self, folder):
-        folder.append_metrics({"epoch": 1, "a": math.nan, "b": math.inf})
-        (row,) = folder.read_metrics()
-        assert math.isnan(row["a"]) and row["b"] == math.inf
+        *usual, odd = folder.read_metrics()
+        assert usual == rows[:2]
+        assert odd["score"] == math.inf and math.isnan(odd["mean_q"])
+        assert isinstance(usual[1]["mean_q"], float) and isinstance(usual[1]["epoch"], int)
 
     def test_columns_stay_as_the_first_row_set_them(self, folder):
         folder.append_metrics({"epoch": 1, "score": 1.0, "mean_q": 2.0})
@@ -123,10 +123,6 @@ class TestMetrics:
     def test_only_numbers(self, folder, value):
         with pytest.raises(TypeError, match="'score' must be a number"):
             folder.append_metrics({"epoch": 1, "score": value})
-
-    def test_numpy_numbers(self, folder):
-        folder.append_metrics({"epoch": np.int64(3), "score": np.float64(0.5)})
-        assert folder.read_metrics() == [{"epoch": 3, "score": 0.5}]
 
     def test_resumed_run_keeps_the_columns(self, folder):
         folder.append_metrics({"epoch": 1, "score": 1.0})
@@ -192,16 +188,6 @@ class TestMetrics:
         folder.append_metrics({"epoch": 1, "score": 1.0})
         assert folder.read_metrics() == [{"epoch": 1, "score": 1.0}]
 
-    def test_rows_are_on_disk_when_the_process_is_killed(self, folder):
-        code = (
-            "import os, signal, sys\n"
-            "from rambo_trl.experiment.folder import RunFolder\n"
-            "RunFolder(sys.argv[1]).append_metrics({'epoch': 1, 'score': 2.5})\n"
-            "os.kill(os.getpid(), signal.SIGKILL)\n"
-        )
-        subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
-        assert folder.read_metrics() == [{"epoch": 1, "score": 2.5}]
-
 
 class TestResults:
     def test_round_trip_with_nulls_for_what_is_not_finite(self, folder):
@@ -225,13 +211,9 @@ class TestResults:
             "path": "data",
             "note": None,
         }
-        assert '"diverged": false' in (folder.path / "results.json").read_text()
-
-    def test_text_is_strict_json(self, folder):
-        folder.write_results({"a": math.nan})
         text = (folder.path / "results.json").read_text()
-        assert "NaN" not in text
-        assert json.loads(text, parse_constant=pytest.fail) == {"a": None}
+        assert '"diverged": false' in text
+        json.loads(text, parse_constant=pytest.fail)  # strictly
 
     def test_names_what_has_no_json_form(self, folder):
         with pytest.raises(TypeError, match=r"results\.seconds\.total has no JSON form: Tensor"):
@@ -255,13 +237,6 @@ class TestResults:
             folder.write_results({"score": 2})
         assert folder.read_results() == {"score": 1}
         assert [path.name for path in folder.path.iterdir()] == ["results.json"]
-
-
-def test_write_atomically_replaces(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"long content")
-    write_atomically(path, b"short")
-    assert path.read_bytes() == b"short"
 
 
 def test_writers_of_one_file_with_the_same_process_number_do_not_meet(tmp_path, monkeypatch):
@@ -299,17 +274,7 @@ def test_package_versions():
     versions = package_versions()
     assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert set(versions) == {
-        "python",
-        "torch",
-        "torchrl",
-        "tensordict",
-        "gymnasium",
-        "mujoco",
-        "minari",
-        "numpy",
-        "rambo_trl",
-    }
+    assert versions.keys() > {"python", "torchrl", "tensordict", "gymnasium", "mujoco", "rambo_trl"}
 
 
 def test_of_folders_asked_for_at_once_each_is_new(tmp_path: Path) -> None:

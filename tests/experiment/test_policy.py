@@ -64,20 +64,9 @@ class TestRoundTrip:
             td = arguments["actor"](TensorDict({"observation": normalised}, [50]))
         torch.testing.assert_close(load_policy(path)(raw), td["action"], rtol=0, atol=0)
 
-    def test_a_run_folder_stands_for_its_policy(self, saved):
+    def test_everything_is_kept_in_a_file_that_its_run_folder_stands_for(self, saved):
         path, arguments = saved
-        observation = np.ones(OBSERVATION_SIZE)
-        expected = load_policy(path)(observation)
-        np.testing.assert_array_equal(load_policy(path.parent)(observation), expected)
-        keywords = {k: v for k, v in arguments.items() if k not in ("hidden_sizes", "env_id")}
-        keywords["actor"] = make_arguments()["actor"]
-        load_into_actor(path.parent, **keywords)
-        for key, value in arguments["actor"].state_dict().items():
-            assert torch.equal(keywords["actor"].state_dict()[key], value)
-
-    def test_everything_is_kept(self, saved):
-        path, arguments = saved
-        policy = load_policy(path)
+        policy = load_policy(path.parent)
         assert policy.env_id == "Hopper-v5"
         for name in ("observation_mean", "observation_std"):
             assert torch.equal(getattr(policy, name), arguments[name])
@@ -167,19 +156,14 @@ class TestIntoAnActor:
             self.load(saved[0], **changes)
         assert str(saved[0]) in str(error.value)
 
-    def test_what_is_no_policy_is_refused(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no policy file at"):
-            self.load(tmp_path / "none.safetensors")
-        save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-        with pytest.raises(ValueError, match="not one written by save_policy"):
-            self.load(tmp_path / "other.safetensors")
-
 
 class TestCall:
     @pytest.mark.parametrize("lead", [(), (1,), (7,), (2, 3), (0,)])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_arrays(self, saved, lead, dtype):
-        action = load_policy(saved[0])(np.zeros((*lead, OBSERVATION_SIZE), dtype=dtype))
+        observation = np.ones((*lead, OBSERVATION_SIZE), dtype=dtype)
+        action = load_policy(saved[0])(observation)
+        assert (observation == 1).all()
         assert isinstance(action, np.ndarray)
         assert action.dtype == np.float32 and action.shape == (*lead, 3)
 
@@ -189,8 +173,6 @@ class TestCall:
         action = policy(observation.tolist())
         assert isinstance(action, np.ndarray)
         np.testing.assert_array_equal(action, policy(observation))
-        with pytest.raises(ValueError, match=r"observations of shape \[\.\.\., 11\], got \[10\]"):
-            policy([0.0] * 10)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
     def test_readings_that_are_not_finite_are_refused(self, saved, value):
@@ -204,15 +186,10 @@ class TestCall:
         assert isinstance(action, torch.Tensor)
         assert action.dtype == torch.float32 and action.shape == (4, 3)
 
-    def test_input_is_left_as_it_was(self, saved):
-        observation = np.ones((2, OBSERVATION_SIZE), dtype=np.float32)
-        load_policy(saved[0])(observation)
-        assert (observation == 1).all()
-
     @pytest.mark.parametrize("shape", [(), (10,), (11, 1)])
     def test_wrong_size(self, saved, shape):
-        with pytest.raises(ValueError, match=r"observations of shape \[\.\.\., 11\]"):
-            load_policy(saved[0])(np.zeros(shape))
+        with pytest.raises(ValueError, match=r"observations of shape \[\.\.\., 11\], got \["):
+            load_policy(saved[0])(np.zeros(shape).tolist())
 
     def test_same_returns_as_the_evaluation_during_training(self, saved):
         path, arguments = saved
@@ -238,18 +215,15 @@ class TestBadFiles:
         assert str(path) in str(error.value)
 
     def test_missing(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no policy file at"):
-            load_policy(tmp_path / "none.safetensors")
+        for path in (tmp_path / "policy.safetensors", tmp_path):
+            with pytest.raises(FileNotFoundError, match=r"no policy file at .*policy.safetensors"):
+                load_policy(path)
 
     @pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
     def test_truncated(self, saved, kept):
         data = saved[0].read_bytes()
         saved[0].write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
         self.assert_refused(saved[0], "is not a policy file, or only a part of one")
-
-    def test_a_folder_without_a_policy(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no policy file at .*policy\.safetensors"):
-            load_policy(tmp_path)
 
     def test_a_pickle_is_refused_and_never_run(self, tmp_path):
         class Trap:
@@ -395,20 +369,6 @@ def test_an_actor_in_minus_one_to_one_acts_in_the_environments_units(tmp_path):
     want = (low + (mode + 1) / 2 * (high - low)).numpy()
     np.testing.assert_allclose(action, want, rtol=1e-5)
     assert not np.array_equal(action[0], action[1])  # half a second is seen
-
-
-def test_a_file_of_an_actor_with_bounds_of_its_own_acts_as_it_does(tmp_path):
-    arguments = make_arguments()
-    save_policy(tmp_path / "policy.safetensors", **arguments)
-    policy = load_policy(tmp_path)
-    raw = torch.randn(20, OBSERVATION_SIZE)
-    own = Policy(
-        arguments["actor"],
-        observation_mean=arguments["observation_mean"],
-        observation_std=arguments["observation_std"],
-        env_id="",
-    )
-    torch.testing.assert_close(policy(raw), own(raw), rtol=1e-5, atol=1e-6)
 
 
 def test_a_dictionary_is_refused_by_its_entries(saved):
