@@ -55,10 +55,8 @@ def run_traced(trace: str, words: Sequence[str]) -> None:
     """
     sys.path.insert(0, str(RECIPE.parent))
     sys.argv = [str(RECIPE), *words]
-    import training_run
-    from launcher import program as run_support
-
-    from rambo_trl.training import checkpoint, evaluation
+    from rambo_trl.experiment import checkpoint, evaluation
+    from rambo_trl.experiment.run import Run, Stopwatch
 
     notes = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -71,8 +69,8 @@ def run_traced(trace: str, words: Sequence[str]) -> None:
         yield
         note("end", phase)
 
-    measured, written = run_support.Stopwatch.__call__, checkpoint.write_atomically
-    submitted, finished = evaluation.EvaluationProcess.submit, training_run.Run.finish
+    measured, written = Stopwatch.__call__, checkpoint.write_atomically
+    submitted, finished = evaluation.EvaluationProcess.submit, Run.finish
     flush = os.fsync
 
     @contextmanager
@@ -94,15 +92,15 @@ def run_traced(trace: str, words: Sequence[str]) -> None:
         future.add_done_callback(lambda _: note("end", BESIDE))
         return future
 
-    def finish_run(self: Any) -> Any:
+    def finish_run(self: Any, **results: Any) -> Any:
         with noted("finish"):
-            return finished(self)
+            return finished(self, **results)
 
-    run_support.Stopwatch.__call__ = watch  # type: ignore[method-assign]
+    Stopwatch.__call__ = watch  # type: ignore[method-assign]
     checkpoint.write_atomically = write
     os.fsync = flush_slowly
     evaluation.EvaluationProcess.submit = submit  # type: ignore[method-assign]
-    training_run.Run.finish = finish_run  # type: ignore[method-assign]
+    Run.finish = finish_run  # type: ignore[method-assign]
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 

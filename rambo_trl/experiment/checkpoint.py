@@ -45,15 +45,11 @@ _BUFFERS = (ReplayBuffer, RealModelReplayBuffer)
 
 
 class Stateful(Protocol):
-    """Anything with torch's pair of methods."""
+    """Anything with ``state_dict`` and ``load_state_dict``."""
 
-    def state_dict(self) -> Any:
-        """The state."""
-        ...
+    def state_dict(self) -> Any: ...  # noqa: D102
 
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Restore it."""
-        ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...  # noqa: D102
 
 
 def seed_everything(seed: int) -> None:
@@ -355,14 +351,11 @@ class Checkpoints:
         self.size = save_checkpoint(self.last, self.parts, progress)
         self._epoch, self._saved_at = epoch, time.monotonic()
         if self.keep > 1:
-            kept = []
-            for path in sorted(self.folder.glob("epoch-*.pt")):
-                number = path.stem.removeprefix("epoch-")
-                if number.isdigit() and int(number) >= epoch:  # of a future that was given up
-                    path.unlink()
-                else:
-                    kept.append(path)
-            for path in kept[: len(kept) - (self.keep - 1)]:
+            files = {p: p.stem.removeprefix("epoch-") for p in self.folder.glob("epoch-*.pt")}
+            epochs = {p: int(number) for p, number in files.items() if number.isdigit()}
+            # later ones are of a future that was given up
+            before = sorted(p for p in epochs if epochs[p] < epoch)
+            for path in epochs.keys() - set(before[-(self.keep - 1) :]):
                 path.unlink()
 
     def load(self, path: Path | None = None) -> dict[str, Any] | None:

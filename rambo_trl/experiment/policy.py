@@ -305,29 +305,30 @@ def load_into_actor(
     """
     policy = load_policy(path)
     mean, std = observation_mean.cpu(), observation_std.cpu()
-    if mean.shape != policy.observation_mean.shape:
-        raise ValueError(
-            f"{path} takes observations of {len(policy.observation_mean)} entries, the data's "
-            f"have {len(mean)}"
-        )
+    _require(
+        mean.shape == policy.observation_mean.shape,
+        f"{path} takes observations of {len(policy.observation_mean)} entries, the data's have "
+        f"{len(mean)}",
+    )
     # in units of the data's deviation: as good as the same where sums were taken in another order
     shift = (policy.observation_mean - mean) / std
-    if torch.cat([shift, policy.observation_std / std - 1]).abs().max() > 1e-3:
-        raise ValueError(
-            f"{path} was trained on other data: its observations are normalised otherwise"
-        )
+    _require(
+        bool(torch.cat([shift, policy.observation_std / std - 1]).abs().max() <= 1e-3),
+        f"{path} was trained on other data: its observations are normalised otherwise",
+    )
     bounds = flat_bounds(action_spec.space.low, action_spec.space.high)
-    for end, saved, wanted in zip(
-        ("low", "high"), (policy.action_low, policy.action_high), bounds, strict=True
-    ):
-        if saved is None or not torch.equal(saved, wanted):
-            shown = None if saved is None else saved.tolist()
-            raise ValueError(
-                f"{path} has actions with {end} {shown}, the data's have {wanted.tolist()}"
-            )
+    saved_bounds = policy.action_low, policy.action_high
+    for end, saved, wanted in zip(("low", "high"), saved_bounds, bounds, strict=True):
+        assert saved is not None
+        _require(
+            torch.equal(saved, wanted),
+            f"{path} has actions with {end} {saved.tolist()}, the data's have {wanted.tolist()}",
+        )
     saved_widths, widths = _hidden_sizes(policy.actor), _hidden_sizes(actor)
-    if saved_widths != widths:
-        raise ValueError(f"{path} has hidden layers of {saved_widths}, this actor has {widths}")
+    _require(
+        saved_widths == widths,
+        f"{path} has hidden layers of {saved_widths}, this actor has {widths}",
+    )
     with torch.no_grad():
         for own, saved in zip(actor.parameters(), policy.actor.parameters(), strict=True):
             own.copy_(saved)
@@ -378,18 +379,10 @@ def _check_actions(policy: Policy, actor: TensorDictModuleBase, action_spec: Bou
 def read_safetensors(
     path: Path, key: str, kind: str
 ) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
-    """Read a file's tensors and the JSON object that its metadata hold under a key.
-
-    Args:
-        path: the file.
-        key: of the metadata.
-        kind: what the file should be, for messages.
-
-    Returns:
-        The object, None where there is none, and the tensors by name.
+    """A file's tensors, after the JSON object in its metadata's ``key``, None without one.
 
     Raises:
-        ValueError: if the file cannot be read.
+        ValueError: if the file cannot be read, saying that it is not a ``kind``.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -405,6 +398,11 @@ def read_safetensors(
     return header if isinstance(header, dict) else None, tensors
 
 
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)
+
+
 def _build(
     header: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
@@ -415,14 +413,12 @@ def _build(
     Raises:
         ValueError: for the first thing that does not fit.
     """
-    version = header.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise ValueError(
-            f"format_version is {version}, this version of rambo_trl reads {_FORMAT_VERSION}"
-        )
-    env_id, text = header.get("env_id"), header.get("env_spec")
-    if not isinstance(env_id, str):
-        raise ValueError("env_id must be a string")
+    version, env_id, text = (header.get(k) for k in ("format_version", "env_id", "env_spec"))
+    _require(
+        version == _FORMAT_VERSION,
+        f"format_version is {version}, this version of rambo_trl reads {_FORMAT_VERSION}",
+    )
+    _require(isinstance(env_id, str), "env_id must be a string")
     try:
         env_spec = None if text is None else EnvSpec.from_json(text)
     except Exception as error:  # of many types
@@ -430,34 +426,39 @@ def _build(
             f"env_spec is no specification of an environment ({type(error).__name__}: {error})"
         ) from error
     hidden: Any = header.get("hidden_sizes")
-    if not isinstance(hidden, list) or not all(type(n) is int and n > 0 for n in hidden):
-        raise ValueError(f"hidden_sizes must be positive integers, got {hidden}")
+    _require(
+        isinstance(hidden, list) and all(type(n) is int and n > 0 for n in hidden),
+        f"hidden_sizes must be positive integers, got {hidden}",
+    )
     bounds: list[Any] = [header.get("action_low"), header.get("action_high")]
     try:
         low, high = flat_bounds(*(torch.tensor(bound, dtype=torch.float64) for bound in bounds))
-        fits = len(low) == len(high) > 0 and bool(((low < high) & (high - low).isfinite()).all())
+        _require(len(low) == len(high) > 0, "")
+        _require(bool(((low < high) & (high - low).isfinite()).all()), "")
     except (ValueError, TypeError, RuntimeError):
-        fits = False
-    if not fits:
         raise ValueError(
             "action_low and action_high must be finite numbers, the first below the second, got "
             f"{bounds[0]} and {bounds[1]}"
-        )
-    mean, std = (tensors.get(key) for key in _STATISTICS)
-    if mean is None or std is None or mean.ndim != 1 or mean.shape != std.shape:
-        got = [None if t is None else list(t.shape) for t in (mean, std)]
-        raise ValueError(f"{' and '.join(_STATISTICS)} must be [observation_size], got {got}")
-    if not mean.isfinite().all() or not std.isfinite().all() or not (std > 0).all():
-        raise ValueError("observation_mean must be finite and observation_std finite and positive")
+        ) from None
+    mean, std = (tensors.get(key, torch.tensor(0.0)) for key in _STATISTICS)
+    _require(
+        mean.ndim == 1 and mean.shape == std.shape,
+        f"{' and '.join(_STATISTICS)} must be [observation_size], got shapes "
+        f"{list(mean.shape)} and {list(std.shape)}",
+    )
+    _require(
+        bool((mean.isfinite() & std.isfinite() & (std > 0)).all()),
+        "observation_mean must be finite and observation_std finite and positive",
+    )
     expected = {key: list(mean.shape) for key in _STATISTICS}
     for i, (fan_in, fan_out) in enumerate(pairwise([len(mean), *hidden, 2 * len(low)])):
         expected |= {f"layers.{i}.weight": [fan_out, fan_in], f"layers.{i}.bias": [fan_out]}
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     for key in sorted(expected.keys() | shapes.keys()):
-        if expected.get(key) != shapes.get(key):
-            raise ValueError(
-                f"{key} should have the shape {expected.get(key)}, got {shapes.get(key)}"
-            )
+        _require(
+            expected.get(key) == shapes.get(key),
+            f"{key} should have the shape {expected.get(key)}, got {shapes.get(key)}",
+        )
     data = None
     if "observation_names" in header:  # else the file of an older version
         try:
@@ -480,7 +481,7 @@ def _build(
         actor.requires_grad_(False).eval(),
         observation_mean=mean.to(device),
         observation_std=std.to(device),
-        env_id=env_id,
+        env_id=str(env_id),
         env_spec=env_spec,
         action_low=low.to(device),
         action_high=high.to(device),

@@ -39,7 +39,6 @@ __all__ = [
     "Pretrained",
     "dataset_digest",
     "file_digest",
-    "load_fitted_model",
     "load_parts",
     "part_file",
     "save_fitted_model",
@@ -123,7 +122,7 @@ def load_parts(
                 restore_parts(file, {name: part}, entry["parts"])
                 measured |= entry["progress"]["measured"]
             elif isinstance(part, EnsembleWorldModel):
-                measured |= load_fitted_model(file, part, digest=digest)
+                measured |= _load_fitted_model(file, part, digest)
             else:
                 low, high = data.action_low, data.action_high
                 load_into_actor(
@@ -158,7 +157,7 @@ def save_fitted_model(
     digest: str,
     measured: Mapping[str, Any],
 ) -> None:
-    """Write a model as it was fitted to one safetensors file, in one step.
+    """Write a model as it was fitted to one safetensors file, which :func:`load_parts` reads.
 
     Args:
         path: the file to write or replace.
@@ -173,27 +172,8 @@ def save_fitted_model(
     write_atomically(expand_home(path), save(state, metadata={_MODEL_KEY: json.dumps(header)}))
 
 
-def load_fitted_model(
-    path: str | os.PathLike[str], world_model: EnsembleWorldModel, *, digest: str
-) -> dict[str, Any]:
-    """Restore a model from a file of :func:`save_fitted_model`. Nothing is unpickled.
-
-    Args:
-        path: the file.
-        world_model: of the same sizes as the one saved; changed in place unless the file is
-            refused.
-
-    Keyword Args:
-        digest: of the data that the model is to be used with.
-
-    Returns:
-        The ``measured`` results of the fit.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or its model is of other data or sizes.
-    """
-    path = expand_home(path)
+def _load_fitted_model(path: Path, world_model: nn.Module, digest: str) -> dict[str, Any]:
+    """Restore a model from a file of :func:`save_fitted_model`; returns what the fit measured."""
     if not path.is_file():
         raise FileNotFoundError(f"no fitted model at {path}")
     header, state = read_safetensors(path, _MODEL_KEY, "readable model file")
@@ -206,8 +186,7 @@ def load_fitted_model(
     if header["dataset_digest"] != digest:
         raise ValueError(f"{path} was fitted to other data")
     try:
-        with unchanged_on_failure([world_model]):
-            world_model.load_state_dict(state)
+        world_model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} holds a model of other sizes ({reason})") from error

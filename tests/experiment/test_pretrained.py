@@ -27,7 +27,6 @@ from rambo_trl.experiment.pretrained import (
     Pretrained,
     dataset_digest,
     file_digest,
-    load_fitted_model,
     load_parts,
     save_fitted_model,
 )
@@ -218,65 +217,22 @@ def world_model(hidden: int = 4) -> EnsembleWorldModel:
     return EnsembleWorldModel(2, 1, num_members=3, num_elites=2, hidden_sizes=(hidden,))
 
 
-class TestFittedModel:
-    measured = {"holdout_mse": [0.5, 0.1, 0.25], "model_passes": 4}
-
-    def saved(self, path: Path) -> EnsembleWorldModel:
-        model = world_model()
-        model.set_elites(torch.tensor([3.0, 1.0, 2.0]))
-        model.fit_input_statistics(torch.randn(9, 2), torch.randn(9, 1))
-        save_fitted_model(path, model, digest="d", measured=self.measured)
-        return model
-
-    def test_comes_back_with_what_the_fit_has_measured(self, tmp_path: Path) -> None:
-        path = tmp_path / "model.safetensors"
-        saved, restored = self.saved(path), world_model()
-        state = torch.get_rng_state()
-        assert load_fitted_model(path, restored, digest="d") == self.measured
-        assert torch.equal(torch.get_rng_state(), state)
-        assert restored.elites.tolist() == [1, 2]
-        for name, value in saved.state_dict().items():
-            assert torch.equal(restored.state_dict()[name], value), name
-
-    def test_is_refused_where_it_does_not_fit(self, tmp_path: Path) -> None:
-        path = tmp_path / "model.safetensors"
-        with pytest.raises(FileNotFoundError, match="no fitted model at .*model.safetensors"):
-            load_fitted_model(path, world_model(), digest="d")
-        self.saved(path)
-        with pytest.raises(ValueError, match="model.safetensors was fitted to other data"):
-            load_fitted_model(path, world_model(), digest="e")
-        other = world_model(5)
-        before = copy.deepcopy(other.state_dict())
-        with pytest.raises(ValueError, match="holds a model of other sizes .*size mismatch"):
-            load_fitted_model(path, other, digest="d")
-        for name, value in other.state_dict().items():  # the elites too, which would have fitted
-            assert torch.equal(value, before[name]), name
-        path.write_bytes(path.read_bytes()[:99])
-        with pytest.raises(ValueError, match="not a readable model file"):
-            load_fitted_model(path, world_model(), digest="d")
-
-    @pytest.mark.parametrize("header", [None, "", "3", json.dumps({"format": 99})])
-    def test_of_another_kind_is_refused(self, tmp_path: Path, header: str | None) -> None:
-        path, model = tmp_path / "model.safetensors", world_model()
-        metadata = None if header is None else {"rambo_trl_fitted_model": header}
-        save_file(dict(model.state_dict()), path, metadata=metadata)
-        with pytest.raises(ValueError, match="does not say"):
-            load_fitted_model(path, model, digest="d")
-
-
 class TestPartsOfAnyFile:
-    measured = {"holdout_mse": [0.5], "model_passes": 4}
+    measured = {"holdout_mse": [0.5, 0.1, 0.25], "model_passes": 4}
 
     def parts(self, seed: int, **sizes: int) -> dict[str, nn.Module]:
         torch.manual_seed(seed)
-        return {"world_model": world_model(**sizes), "actor": self.actor()}
+        model = world_model(**sizes)
+        model.set_elites(torch.tensor([3.0, 1.0, 2.0]).roll(seed))
+        model.fit_input_statistics(torch.randn(9, 2), torch.randn(9, 1))
+        return {"world_model": model, "actor": self.actor()}
 
     def actor(self) -> nn.Module:
         return make_actor(2, dataset().action_spec, hidden_sizes=[4])
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> dict[str, nn.Module]:
-        """A run folder with both parts' files, and a file of the store."""
+        """A run folder with both parts' files and a copy of the store's file."""
         parts, digest = self.parts(0), dataset_digest(dataset())
         model, policy = (tmp_path / name for name in PART_FILES.values())
         save_fitted_model(model, parts["world_model"], digest=digest, measured=self.measured)
@@ -345,8 +301,24 @@ class TestPartsOfAnyFile:
         for path in ("both.pt", "pretrained_model.safetensors"):
             with pytest.raises(ValueError, match="other data"):
                 load_parts(tmp_path / path, {"world_model": world_model()}, dataset(), digest="e")
-        with pytest.raises(FileNotFoundError, match=r"cache.policy\.safetensors"):
-            load_parts(tmp_path / "cache", {"actor": self.actor()}, dataset(), digest=digest)
+        model = tmp_path / "pretrained_model.safetensors"
+        model.write_bytes(model.read_bytes()[:99])
+        with pytest.raises(ValueError, match="not a readable model file"):
+            load_parts(model, {"world_model": world_model()}, dataset(), digest=digest)
+        for name, file in PART_FILES.items():
+            with pytest.raises(FileNotFoundError, match=f"cache.{file}"):
+                part = {name: self.parts(1)[name]}
+                load_parts(tmp_path / "cache", part, dataset(), digest=digest)
+
+    @pytest.mark.parametrize("header", [None, "", "3", json.dumps({"format": 99})])
+    def test_a_model_s_file_of_another_kind_is_refused(
+        self, tmp_path: Path, header: str | None
+    ) -> None:
+        path, model = tmp_path / "model.safetensors", world_model()
+        metadata = None if header is None else {"rambo_trl_fitted_model": header}
+        save_file(dict(model.state_dict()), path, metadata=metadata)
+        with pytest.raises(ValueError, match="does not say"):
+            load_parts(path, {"world_model": model}, dataset(), digest="d")
 
     def test_a_policy_of_bounds_in_double_precision(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
