@@ -32,7 +32,7 @@ __all__ = [
 
 #: settings that name where one part that pretraining would make is taken from, and that part
 GIVEN_PARTS = {"fitted_model": "world_model", "cloned_policy": "actor"}
-#: settings that older runs do not name, and what those had
+#: settings that older runs do not name, and the values that those runs had
 LATER_SETTINGS = {
     **dict.fromkeys(GIVEN_PARTS),
     "rollout_direction": "forward",
@@ -265,8 +265,8 @@ class RunFolder:
         A last line that was never finished is left out.
         """
         header, lines = self._read_lines()
-        rows = csv.DictReader([header or "", *lines])
-        return [{key: _from_cell(cell) for key, cell in row.items()} for row in rows]
+        columns, *rows = csv.reader([header or "\n", *lines])
+        return [dict(zip(columns, map(_from_cell, row), strict=True)) for row in rows]
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the rows after an epoch, so that a resumed run can write them again.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: come to an end at a point that a run can be resumed from."""
+"""SIGTERM and SIGINT end a run at a point that it can be resumed from."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Turn the first signal into :class:`Interrupted` at a good moment, obey the second at once.
+    """Turn the first signal into :class:`Interrupted` at a good moment, end at once on the second.
 
-    Inside of a :meth:`deferred` block the exception waits for the block's end, but no longer
-    than ``grace`` seconds; outside it is raised on the spot. A second signal ends the process
-    there and then. Both are safe as long as what is on disk is always whole. What must not be
-    lost once it has begun, such as the writing of a checkpoint, goes into a :meth:`shielded` block.
+    Inside a :meth:`deferred` block the exception waits for the block's end, but no longer than
+    ``grace`` seconds; outside it is raised immediately. A second signal ends the process. Both are
+    safe as long as what is on disk is always whole. What must not be interrupted, such as writing
+    a checkpoint, goes into a :meth:`shielded` block.
 
-    Use it as a context manager; on leaving, the earlier handlers are back. Outside of the main
-    thread, where Python delivers no signals, nothing is installed.
+    Use it as a context manager, which restores the earlier handlers. Outside the main thread,
+    where Python delivers no signals, nothing is installed.
 
     Args:
         grace: seconds that a deferred block has left after a signal.
@@ -70,9 +70,9 @@ class Interruption:
 
     @property
     def received(self) -> bool:
-        """Whether a signal has come and waits for the end of a deferred block.
+        """Whether a signal waits for the end of a deferred block.
 
-        Who has read that one has is about to end: from then on the block has all the time it needs.
+        Reading that one does gives the block all the time it needs to end.
         """
         if self._signum is not None:
             self._stop_timer()
@@ -81,8 +81,7 @@ class Interruption:
     def cause_of(self, error: BaseException | None) -> Interrupted | None:
         """The signal behind an error that left the block, if there is one.
 
-        Code that is left in the middle may fail while it cleans up: what comes out then is its
-        error, not :class:`Interrupted`.
+        Interrupted code may fail while it cleans up, and raise another error.
         """
         if isinstance(error, Interrupted):
             return error
@@ -105,10 +104,10 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block after whose end it is good to stop.
+        """A block at whose end it is good to stop.
 
         Raises:
-            Interrupted: at the block's end, if a signal came; or within it, when time is up.
+            Interrupted: at the block's end, if a signal came; or inside, when time is up.
         """
         self._deferring = True
         try:
@@ -121,11 +120,11 @@ class Interruption:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A block that a first signal leaves alone however long it takes; a second one ends it.
+        """A block that only a second signal interrupts, however long it takes.
 
         Raises:
-            Interrupted: at the block's end, if a signal came, unless it is within a deferred one:
-                that has its grace from then on.
+            Interrupted: at the block's end, if a signal came. Inside a deferred block, that one's
+                grace begins instead.
         """
         if self._shielding:  # within another, which decides
             yield

@@ -46,7 +46,7 @@ def record_video(
     environment: str | EnvSpec | None = None,
     flatten: Flatten | None = None,
 ) -> float:
-    """Play one episode with the policy's mode and keep it as a video at the simulator's speed.
+    """Record one episode of the policy's mode as a video at the simulator's speed.
 
     MuJoCo draws without a screen through EGL or OSMesa: the environment variable ``MUJOCO_GL``
     chooses; without it and without a screen EGL is taken.
@@ -56,7 +56,7 @@ def record_video(
         path: ``*.gif``, or ``*.mp4`` (needs the extra ``video``). Replaced if there.
         seed: the episode's.
         fps: frames per second of the video, at most; steps in between are not drawn.
-        max_frames: the video ends there; the episode is played on.
+        max_frames: the video ends there; the episode is played to its end.
         size: the least height and width in pixels; what the environment draws is thinned to it.
         environment: what it is played in; the policy's own where None.
         flatten: makes a vector of an observation, as for
