@@ -39,6 +39,7 @@ __all__ = [
     "Pretrained",
     "dataset_digest",
     "file_digest",
+    "load_fitted_model",
     "load_parts",
     "part_file",
     "save_fitted_model",
@@ -122,7 +123,7 @@ def load_parts(
                 restore_parts(file, {name: part}, entry["parts"])
                 measured |= entry["progress"]["measured"]
             elif isinstance(part, EnsembleWorldModel):
-                measured |= _load_fitted_model(file, part, digest)
+                measured |= load_fitted_model(file, part, digest=digest)
             else:
                 low, high = data.action_low, data.action_high
                 load_into_actor(
@@ -172,8 +173,11 @@ def save_fitted_model(
     write_atomically(expand_home(path), save(state, metadata={_MODEL_KEY: json.dumps(header)}))
 
 
-def _load_fitted_model(path: Path, world_model: nn.Module, digest: str) -> dict[str, Any]:
-    """Restore a model from a file of :func:`save_fitted_model`; returns what the fit measured."""
+def load_fitted_model(
+    path: str | os.PathLike[str], world_model: nn.Module, *, digest: str
+) -> dict[str, Any]:
+    """:func:`load_parts` for a file of :func:`save_fitted_model` alone."""
+    path = expand_home(path)
     if not path.is_file():
         raise FileNotFoundError(f"no fitted model at {path}")
     header, state = read_safetensors(path, _MODEL_KEY, "readable model file")
