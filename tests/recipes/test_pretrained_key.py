@@ -28,12 +28,13 @@ from rambo_trl.experiment.pretrained import dataset_digest
 from rambo_trl.experiment.signals import Interruption
 
 #: a task whose behaviour is cloned
-BASE = ("schedule=smoke", "task=hopper-medium-replay", "pretrained=auto")
+BASE = ("schedule=smoke", "task=hopper-medium-replay")
 
 
 @cache
 def shipped(name: str) -> DictConfig:
-    (cfg,) = compose_jobs(name, BASE, check=lambda cfg: None)
+    words = BASE if name == "bc" else (*BASE, "pretrained=auto")
+    (cfg,) = compose_jobs(name, words, check=lambda cfg: None)
     published = getattr(importlib.import_module(name), "published", lambda task: {})
     for key, value in published("").items():
         if OmegaConf.select(cfg, key) is None:
