@@ -22,7 +22,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
 from rambo_trl.training.gradient_step import adam
-from rambo_trl.training.offline import OfflinePhase, Player
+from rambo_trl.training.offline import OfflinePhase, UpdateStep
 from rambo_trl.training.pretraining import clip_actions
 
 
@@ -38,7 +38,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
         loss = BCLoss(actor)
     optimizer = adam((loss.parameters(), cfg.agent.actor_lr))
-    phase = OfflinePhase([Player(loss, optimizer)], compile=cfg.compile)
+    phase = OfflinePhase([UpdateStep(loss, optimizer)], compile=cfg.compile)
     run.track(label="BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
     monitor = DivergenceMonitor(max_abs_reward(data), 0.0)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):

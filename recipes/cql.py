@@ -26,7 +26,7 @@ from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
 from rambo_trl.objectives.cql import ConservativeQLoss
 from rambo_trl.training.gradient_step import adam
-from rambo_trl.training.offline import OfflinePhase, Player
+from rambo_trl.training.offline import OfflinePhase, UpdateStep
 
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         return loss(batch).exclude("loss_actor_bc")
 
     target_update = SoftUpdate(loss, tau=cfg.agent.tau)
-    phase = OfflinePhase([Player(losses, optimizer)], target_update, compile=cfg.compile)
+    phase = OfflinePhase([UpdateStep(losses, optimizer)], target_update, compile=cfg.compile)
     metrics = critic_metrics(loss, actor, data, cfg.device)
     run.track(label="CQL", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
     monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)

@@ -27,7 +27,7 @@ from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.training.gradient_step import adam
-from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
+from rambo_trl.training.offline import OfflinePhase, UpdateStep, cosine_decay
 from rambo_trl.training.pretraining import clip_actions
 
 #: expectile and inverse temperature by the family of tasks, from the authors' code; other tasks
@@ -99,7 +99,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         (loss.value_network_params.parameters(), cfg.agent.value_lr),
     )
     decay = cosine_decay(cfg.epochs * cfg.agent_updates)  # of the actor's rate
-    player = Player(loss, optimizer, lr_factor=[decay, lambda _: 1.0, lambda _: 1.0])
+    player = UpdateStep(loss, optimizer, lr_factor=[decay, lambda _: 1.0, lambda _: 1.0])
     target_update = SoftUpdate(loss, tau=cfg.agent.tau)
     phase = OfflinePhase([player], target_update, compile=cfg.compile)
     metrics = critic_metrics(loss, actor, data, cfg.device)

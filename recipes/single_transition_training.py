@@ -90,15 +90,12 @@ class Run:
 class KnownRewardEnv(EnsembleModelEnv):
     """The model's env, with the reward that is known here: the successor state itself."""
 
-    def transition(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        prediction: tuple[Tensor, Tensor] | None = None,
+    def judge(
+        self, observation: Tensor, action: Tensor, next_observation: Tensor, reward: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step on plain tensors; the model's own reward is left aside."""
-        following, _, terminated = super().transition(observation, action, prediction)
-        return following, following, terminated
+        """The outcome of a step; the model's reward is ignored."""
+        _, _, terminated = super().judge(observation, action, next_observation, reward)
+        return next_observation, next_observation, terminated
 
 
 def ends_at_once(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
 from rambo_trl.training.gradient_step import adam
-from rambo_trl.training.offline import OfflinePhase, Player
+from rambo_trl.training.offline import OfflinePhase, UpdateStep
 
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     every = cfg.agent.actor_every
     phase = OfflinePhase(
         [
-            Player(critic_losses, critics, name="the critics' update"),
-            Player(actor_losses, policy, every=every, name="the actor's update"),
+            UpdateStep(critic_losses, critics, name="the critics' update"),
+            UpdateStep(actor_losses, policy, every=every, name="the actor's update"),
         ],
         SoftUpdate(loss, tau=cfg.agent.tau),
         target_every=every,

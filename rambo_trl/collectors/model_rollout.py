@@ -9,7 +9,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rambo_trl.envs import EnsembleModelEnv
@@ -29,21 +28,19 @@ class ModelRolloutCollector:
     """Iterate over flat TensorDicts of imagined transitions.
 
     Each item holds the transitions of ``num_starts`` rollouts of ``horizon`` steps: start
-    states are drawn from the env's ``starts``, actions sampled from the policy, successors
-    from the world model. A row that terminates stops there; only valid transitions are
-    returned, all first steps first: shuffle them before you take a part.
+    states are drawn from the env's ``starts``, actions sampled from the policy, next states
+    from the world model. A rollout stops where it terminates; only valid transitions are
+    returned, ordered by step: shuffle them before you take a part.
 
-    The rows are walked in chunks that fit the cache (all at once on a GPU) without
+    Rows are rolled out in chunks that fit the cache (all at once on a GPU) without
     synchronisation; ended rows are masked, and dropped once at the end. With ``compile``, all
-    steps of a chunk (policy, model, termination) are one graph; the random numbers are the
-    same as without, hence the transitions too, up to rounding. On a GPU that graph is captured
-    into a CUDA graph.
+    steps of a chunk (policy, model, termination) are one graph, on a GPU a captured CUDA graph;
+    random numbers and, up to rounding, transitions are the same as without.
 
     Args:
         env: the world model's environment.
         policy: an actor reading the env's observation and writing its action, or None for
-            uniformly random actions. It is in evaluation mode while it acts: running statistics
-            stay as they are, and nothing is dropped out; what it explores with is its distribution.
+            uniformly random actions. It acts in evaluation mode and samples from its distribution.
 
     Keyword Args:
         num_starts: rollouts per item (50,000 in the published configuration).
@@ -54,8 +51,8 @@ class ModelRolloutCollector:
     Raises:
         ValueError: if a size is smaller than 1, the actions' bounds are not finite, or the policy
             fails on a few rows or writes no action of the env.
-        TypeError: if the env is another, for instance wrapped in a transform, or the policy is no
-            TensorDict module.
+        TypeError: if the env is not an ``EnsembleModelEnv`` (a transform around one is not either),
+            or the policy is no TensorDict module.
 
     The items hold N transitions, under the world model's keys: ``"observation"``
     [N, observation_size], normalised as the starts are, ``"action"`` [N, action_size],
@@ -77,7 +74,7 @@ class ModelRolloutCollector:
         if not isinstance(env, EnsembleModelEnv):
             raise TypeError(
                 f"ModelRolloutCollector needs an EnsembleModelEnv, got {type(env).__name__}: a "
-                "transform would be stepped around; use PessimisticModelEnv, or a plain Collector"
+                "transform would be ignored; use PessimisticModelEnv, or a plain Collector"
             )
         if chunk_size is None:
             chunk_size = num_starts if env.device.type == "cuda" else min(_CPU_CHUNK, num_starts)
@@ -94,12 +91,9 @@ class ModelRolloutCollector:
         self.horizon = horizon
         self.chunk_size = chunk_size
         self.compile = compile
-        action_spec = env.full_action_spec[env.keys.action]
-        if not isinstance(action_spec, Bounded):
-            raise TypeError(f"the env's action_spec must be Bounded, got {action_spec}")
-        size = action_spec.shape[-1]
-        low, high = (bound.reshape(-1, size)[0] for bound in action_bounds(action_spec))
-        self._action_low, self._action_range = low, high - low
+        action_spec = env.full_action_spec_unbatched[env.keys.action]
+        self._action_low, high = action_bounds(action_spec, type(self).__name__)
+        self._action_range = high - self._action_low
         if policy is not None:
             check_policy(policy, env)
         self._iterations = 0
@@ -120,18 +114,18 @@ class ModelRolloutCollector:
         alive = torch.ones_like(observation[:, :1], dtype=torch.bool)
         for _ in range(self.horizon):
             action = self._act(observation)
-            following, reward, terminated = self.env.transition(observation, action)
-            steps.append((observation, action, following, reward, terminated, alive))
+            next_observation, reward, terminated = self.env.transition(observation, action)
+            steps.append((observation, action, next_observation, reward, terminated, alive))
             alive = alive & ~terminated
-            # an ended row stands still in its last valid state, so that nothing overflows
-            observation = torch.where(alive, following, observation)
+            # an ended row stays in its last valid state, so that nothing overflows
+            observation = torch.where(alive, next_observation, observation)
         return tuple(torch.stack(x) for x in zip(*steps, strict=True))
 
     def _chunk(self, observation: Tensor) -> tuple[Tensor, ...]:
         if self._run is None:
             name = "the imagined rollouts"
             run = compile_like_eager(self._rollout_chunk, self.compile, name=name)
-            # a replay overwrites the last one's results: only where there is a single chunk
+            # a replay overwrites the previous results: capture only a single chunk
             whole = self.chunk_size >= self.num_starts
             self._run = capture_on_gpu(run, self.compile and whole, name=name)
         return self._run(observation)
@@ -141,12 +135,12 @@ class ModelRolloutCollector:
         """Roll out once from ``num_starts`` fresh starts; flat TensorDict [valid transitions]."""
         keys, observation = self.env.keys, self.env.sample_starts(self.num_starts)
         chunks = []
-        # set out here, so that the compiled chunk meets one mode only
+        # set outside the compiled chunk, which would recompile for another mode
         with evaluating(self.env, self.policy), set_exploration_type(ExplorationType.RANDOM):
             for start in observation.split(self.chunk_size):
                 chunks.append(self._chunk(start))
         parts = [torch.cat(x, dim=1) for x in zip(*chunks, strict=True)]
-        observation, action, following, reward, terminated, alive = parts
+        observation, action, next_observation, reward, terminated, alive = parts
         truncated = torch.zeros_like(terminated)
         truncated[-1] = ~terminated[-1]
         flat = TensorDict(
@@ -154,7 +148,7 @@ class ModelRolloutCollector:
                 keys.observation: observation,
                 keys.action: action,
                 "next": {
-                    keys.observation: following,
+                    keys.observation: next_observation,
                     keys.reward: reward,
                     "terminated": terminated,
                     "truncated": truncated,
@@ -164,7 +158,7 @@ class ModelRolloutCollector:
             batch_size=terminated.shape[:2],
         )
         self._iterations += 1
-        # found once for all entries: indexing with a mask looks for its rows anew for each
+        # row numbers, since a mask would be converted to them anew for each entry
         valid = alive.view(-1).nonzero().squeeze(-1)
         return flat.reshape(-1).apply(
             lambda entry: entry.index_select(0, valid), batch_size=valid.shape
@@ -175,7 +169,7 @@ class ModelRolloutCollector:
             yield self.collect()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many items were collected; the random state is torch's own."""
+        """The number of items collected; the random state is torch's."""
         return {"iterations": self._iterations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -183,15 +177,15 @@ class ModelRolloutCollector:
         self._iterations = int(state_dict["iterations"])
 
     def shutdown(self, *args: object, **kwargs: object) -> None:
-        """Release the compiled graph; no processes are held."""
+        """Release the compiled graph; there are no processes to stop."""
         self._run = None
 
 
 def check_policy(policy: object, env: EnsembleModelEnv) -> None:
-    """Refuse a policy that does not act in an env.
+    """Check that a policy acts in an env.
 
     Raises:
-        TypeError: if it is no TensorDict module, nor a function of TensorDicts.
+        TypeError: if it is neither a TensorDict module nor a function of TensorDicts.
         ValueError: if it fails on a few observations, or writes no action of the env's size.
     """
     keys = env.keys
@@ -210,16 +204,16 @@ def check_policy(policy: object, env: EnsembleModelEnv) -> None:
         set_exploration_type(ExplorationType.RANDOM),
     ):
         observation, action = env.few_rows()
-        acted = policy(TensorDict({keys.observation: observation}, [len(observation)]))
-    found = acted.get(keys.action, None) if isinstance(acted, TensorDictBase) else None
-    if found is None or found.shape != action.shape:
-        if found is not None:
-            got = f"of shape {list(found.shape)} for {len(action)} rows"
-        elif isinstance(acted, TensorDictBase):
-            got = f"nothing of that name but {getattr(policy, 'out_keys', list(acted.keys(True)))}"
-        else:
-            got = f"no TensorDict but {type(acted).__name__}"
-        raise ValueError(
-            f"the policy must write {keys.action!r} {list(action.shape)}, the action that "
-            f"the world model reads; it writes {got}"
-        )
+        out = policy(TensorDict({keys.observation: observation}, [len(observation)]))
+    if not isinstance(out, TensorDictBase):
+        got = type(out).__name__
+    elif (acted := out.get(keys.action, None)) is None:
+        got = f"only {getattr(policy, 'out_keys', list(out.keys(True)))}"
+    elif acted.shape != action.shape:
+        got = f"shape {list(acted.shape)} for {len(action)} rows"
+    else:
+        return
+    raise ValueError(
+        f"the policy must write {keys.action!r} {list(action.shape)}, the action that the world "
+        f"model reads, to a TensorDict; it writes {got}"
+    )

@@ -18,24 +18,24 @@ def reverse_transitions(
 
     Args:
         transitions: [*B] with observation, action, and under ``"next"`` observation and reward.
-        keys: of these entries, such as an env's ``keys``; the usual ones by default.
+        keys: of these entries; the usual ones by default.
 
     Returns:
         [*B] with the two observations exchanged, sharing memory with the input. A world model
         fitted to it is a reverse model p(s, r | s', a), an actor cloned on it a reverse policy
-        pi(a | s'), and an env whose ``starts`` it is begins in the data's next states. There are
-        no flags: what ends where is a matter of the forward direction.
+        pi(a | s'), and an env with it as ``starts`` begins in the data's next states. There are
+        no flags, since ends are defined in the forward direction.
     """
     keys = keys or TransitionKeys()
-    following = transitions.get("next")
+    successor = transitions.get("next")
     return TensorDict(
         {
-            keys.observation: following.get(keys.observation),
+            keys.observation: successor.get(keys.observation),
             keys.action: transitions.get(keys.action),
             "next": TensorDict(
                 {
                     keys.observation: transitions.get(keys.observation),
-                    keys.reward: following.get(keys.reward),
+                    keys.reward: successor.get(keys.reward),
                 },
                 transitions.batch_size,
             ),
@@ -47,20 +47,19 @@ def reverse_transitions(
 class ReverseRolloutCollector(ModelRolloutCollector):
     r"""Iterate over flat TensorDicts of imagined transitions that end in states of the data.
 
-    ROMI's reverse imagination: from a state s' of the data an action a is drawn from a reverse
-    policy, then the predecessor s and the reward from a reverse model p(s, r | s', a), and on
-    from s. Read forwards these rollouts join the data from outside, so an agent that follows them
-    arrives where there is data; forward rollouts leave it. RAMBO's authors name them as the
-    remedy for AntMaze (sec. 6).
+    ROMI's reverse imagination: from a state s' of the data an action a is sampled from a reverse
+    policy, then the predecessor s and the reward from a reverse model p(s, r | s', a), and so on
+    from s. Read forwards these rollouts lead into the data from outside, whereas forward rollouts
+    leave it. RAMBO's authors name them as a remedy for AntMaze (sec. 6).
 
-    Rollouts stop at predecessors in which an episode would have ended, because nothing follows
-    those; such rows are left out. The other arguments are
+    Rollouts stop at predecessors in which an episode would have ended, since no transition starts
+    there; such rows are left out. The other arguments are
     :class:`~rambo_trl.collectors.ModelRolloutCollector`'s.
 
     Args:
         env: the env of a reverse model, a world model fitted to :func:`reverse_transitions` of the
-            data, which are its ``starts`` too; with the forward env's termination rule,
-            which must judge by the next observation, as those of
+            data, which are its ``starts`` too; with the forward env's termination rule, which
+            must depend on the next observation alone, as those of
             :mod:`rambo_trl.envs.termination` do.
         policy: a reverse policy, reading s' as the observation, such as an actor cloned on the
             reversed data; None for uniformly random actions.

@@ -1,22 +1,16 @@
-"""The world model as an environment, and when its episodes end."""
+"""World models as environments, and termination rules."""
 
 from rambo_trl.envs import termination
 from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
 from rambo_trl.envs.learned_termination import LearnedTermination, fit_termination
 from rambo_trl.envs.single_transition import SingleTransitionEnv
-from rambo_trl.envs.uncertainty import (
-    MOPOPenalty,
-    MORELHalting,
-    PessimismTransform,
-    PessimisticModelEnv,
-)
+from rambo_trl.envs.uncertainty import MOPOPenalty, MORELHalting, PessimisticModelEnv
 
 __all__ = [
     "EnsembleModelEnv",
     "LearnedTermination",
     "MOPOPenalty",
     "MORELHalting",
-    "PessimismTransform",
     "PessimisticModelEnv",
     "SingleTransitionEnv",
     "fit_termination",

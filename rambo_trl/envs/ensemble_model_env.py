@@ -18,7 +18,7 @@ from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs.termination import TerminationRule, check_rule
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating
-from rambo_trl.modules.world_models import place_of, transition_keys, trying
+from rambo_trl.modules.world_models import device_and_dtype, transition_keys, trying
 
 __all__ = ["EnsembleModelEnv"]
 
@@ -26,40 +26,40 @@ __all__ = ["EnsembleModelEnv"]
 class EnsembleModelEnv(ModelBasedEnvBase):
     """A model-based environment that steps a world model.
 
-    That is an :class:`~rambo_trl.modules.EnsembleWorldModel` or any TensorDict module that, when
-    called, draws and writes ``("next", observation)`` [*B, observation_size] and
-    ``("next", reward)`` [*B, 1] or [*B]. The env's keys are the model's, nested ones too; its ends
-    (``"terminated"``, ``"done"``) are entries of the root. The model is in evaluation mode while it
-    is stepped and always samples, also where the policy's exploration is deterministic.
+    The model is an :class:`~rambo_trl.modules.EnsembleWorldModel` or any TensorDict module that
+    samples and writes ``("next", observation)`` [*B, observation_size] and ``("next", reward)``
+    [*B, 1] or [*B]. The env's keys are the model's, nested ones too; the flags ``"terminated"`` and
+    ``"done"`` are entries of the root. The model is stepped in evaluation mode and always samples,
+    even where the policy's exploration is deterministic.
 
     Observations are normalised, as the world model was fitted on them. Episodes start in
     states drawn from ``starts``, and end (``terminated``) where the termination rule says so;
-    a horizon is the collector's or a ``StepCounter`` transform's matter. Start states and specs
-    have the world model's dtype, whatever that of ``starts`` and ``action_spec`` is.
+    a horizon is set by the collector or a ``StepCounter`` transform. Start states and specs
+    have the world model's dtype, whatever the dtype of ``starts`` and ``action_spec``.
 
     Args:
         world_model: its parameters are used live.
 
     Keyword Args:
         action_spec: bounds of the actions, of shape [action_size].
-        starts: where start states come from: a replay buffer or a TensorDict [*] with the model's
-            observation, normalised; of trajectories [N, T] every step may be one.
-        termination: a rule on observations in the environment's own units, see
+        starts: source of the start states: a replay buffer or a TensorDict [*] with the model's
+            observation, normalised; of trajectories [N, T] every step may be a start.
+        termination: a rule on observations in the environment's units, see
             :mod:`rambo_trl.envs.termination`; by default nothing terminates.
-        observation_mean, observation_std: statistics [observation_size] that take normalised
-            observations back to the environment's units, for the termination rule; without them
-            the observations are taken as they are. A rule that so ends most of the transitions in
-            ``starts`` that went on is warned of: they are normalised, it seems.
-        action_low, action_high: what the actions -1 and 1 stand for in the environment's units,
-            [action_size], for the rule as well; without them actions are taken as they are.
+        observation_mean, observation_std: statistics [observation_size] that denormalise
+            observations for the termination rule; without them it is given the observations as
+            they are. A warning is issued if the rule then ends most non-terminal transitions of
+            ``starts``, which suggests that they are normalised.
+        action_low, action_high: the environment's actions [action_size] for -1 and 1, also for the
+            rule; without them it is given the actions as they are.
         batch_size: number of environments for a plain ``rollout()`` or ``Collector``; with
             the empty default, tensordicts of any batch size can be stepped.
         device: where the env lives.
 
     Raises:
-        TypeError: if the world model, the starts, the rule or ``action_spec`` is of another kind.
-        ValueError: if actions, starts or statistics are of another size than the world model's, or
-            the model fails on a few rows or writes something else.
+        TypeError: if the world model, the starts, the rule or ``action_spec`` has a wrong type.
+        ValueError: if actions, starts or statistics do not have the world model's sizes, or the
+            model fails on a few rows or writes entries of another shape.
 
     Examples:
         >>> import torch
@@ -95,7 +95,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         if termination is not None and not callable(termination):
             raise TypeError(
                 "termination must be a function of (observation, action, next_observation), got "
-                f"{type(termination).__name__}: choose_rule makes one of a name"
+                f"{type(termination).__name__}: choose_rule returns one by name"
             )
         _check_action_spec(action_spec, getattr(world_model, "action_size", None))
         keys = transition_keys(world_model)
@@ -111,7 +111,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             size = next((v.shape[-1] for v in observations.values() if v is not None), None)
         if size is None:
             raise ValueError(
-                "how many entries an observation has is not known: starts are an empty buffer and "
+                "the number of observation entries is unknown: starts are an empty buffer and "
                 f"{type(world_model).__name__} has no observation_size; fill the buffer first"
             )
         for name, value in observations.items():
@@ -120,10 +120,10 @@ class EnsembleModelEnv(ModelBasedEnvBase):
                     f"{name} is of shape {list(value.shape)}, the world model's observations have "
                     f"{size} entries"
                 )
-        model_device, dtype = place_of(world_model)
-        if device is None:
-            device = model_device
-        super().__init__(world_model, device=device, batch_size=torch.Size(batch_size))
+        model_device, dtype = device_and_dtype(world_model)
+        super().__init__(
+            world_model, device=device or model_device, batch_size=torch.Size(batch_size)
+        )
         self.starts = starts
         self.termination = termination
         self.keys = keys
@@ -152,24 +152,24 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             self._try_rule(termination)
 
     def few_rows(self) -> tuple[Tensor, Tensor]:
-        """Two mean observations and random actions, to try a module on."""
+        """Two mean observations and random actions to try a module on."""
         size = self.observation_spec[self.keys.observation].shape[-1]
         action = self.full_action_spec_unbatched[self.keys.action].rand((2,))
         return action.new_zeros(2, size), action
 
     def _try_model(self, size: int) -> None:
-        """Refuse a model that cannot be stepped, or that writes something else.
+        """Check that the model can be stepped and writes the right shapes.
 
         Raises:
-            ValueError: saying what is wrong.
+            ValueError: naming what is wrong.
         """
         name = type(self.world_model).__name__
         with trying(f"the world model {name} fails on 2 rows of the env's sizes", self.device):
             observation, action = self.few_rows()
-            found = self._draw(observation, action)
+            next_observation, reward = self._sample(observation, action)
         for key, value, shapes in (
-            (self.keys.next_observation, found[0], ((2, size),)),
-            (self.keys.next_reward, found[1], ((2, 1), (2,))),
+            (self.keys.next_observation, next_observation, ((2, size),)),
+            (self.keys.next_reward, reward, ((2, 1), (2,))),
         ):
             if value is None or tuple(value.shape) not in shapes:
                 got = "nothing" if value is None else f"shape {list(value.shape)}"
@@ -180,37 +180,22 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             if value.dtype != observation.dtype:
                 raise ValueError(
                     f"the world model {name} writes {value.dtype} as {key!r}, expected "
-                    f"{observation.dtype}, as it is given: cast it"
+                    f"{observation.dtype}, the dtype of its input: cast it"
                 )
 
     def _try_rule(self, rule: TerminationRule) -> None:
-        """Warn of a rule in the environment's units that is given normalised observations."""
-        num = len(self.starts)
+        """Warn if a rule in the environment's units seems to be given normalised observations."""
+        num, keys = len(self.starts), self.keys
         rows = self.starts[draw_rows(num, 2000)] if num else None
-        if not isinstance(rows, TensorDictBase):
+        read = (keys.observation, keys.action, keys.next_observation, ("next", "terminated"))
+        if not isinstance(rows, TensorDictBase) or any(rows.get(k, None) is None for k in read):
             return
-        keys = self.keys
-        found = {
-            "observation": rows.get(keys.observation, None),
-            "action": rows.get(keys.action, None),
-            ("next", "observation"): rows.get(keys.next_observation, None),
-            ("next", "terminated"): rows.get(("next", "terminated"), None),
-        }
-        if any(value is None for value in found.values()):
-            return
-        rows = TensorDict(found, rows.batch_size)
-        size = rows["observation"].shape[-1]
-        _, others = check_rule(
-            rule,
-            rows.to(self.device),
-            observation_mean=torch.zeros(size, device=self.device),
-            observation_std=torch.ones(size, device=self.device),
-        )
-        if others is not None and others > 0.5:
+        _, false_ends = check_rule(rule, rows.select(*read).to(self.device), keys=keys)
+        if false_ends is not None and false_ends > 0.5:
             warnings.warn(
-                f"the termination rule ends {100 * others:.0f} % of the transitions in starts that "
-                "went on: it takes observations in the environment's units, so give the "
-                "observation_mean and observation_std that these are normalised with",
+                f"the termination rule ends {100 * false_ends:.0f} % of the non-terminal "
+                "transitions in starts: it takes observations in the environment's units, so give "
+                "the observation_mean and observation_std that these are normalised with",
                 stacklevel=3,
             )
 
@@ -220,7 +205,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
         return observation * self.observation_std + self.observation_mean
 
     def is_terminal(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        """Apply the termination rule to the learner's observations and actions [B, size].
+        """Apply the termination rule to normalised observations and actions [B, size].
 
         Returns:
             boolean [B, 1].
@@ -236,36 +221,37 @@ class EnsembleModelEnv(ModelBasedEnvBase):
             )
         return ended.reshape(*shape, 1)
 
-    def transition(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        prediction: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors, the body of the hot path.
 
         Args:
             observation: normalised [B, observation_size].
             action: [B, action_size].
-            prediction: what an ensemble's elites predict for these rows, where that is known
-                already, see :meth:`~rambo_trl.modules.EnsembleWorldModel.sample`.
 
         Returns:
             Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
         """
         if isinstance(self.world_model, EnsembleWorldModel):
-            known = () if prediction is None else (prediction,)
-            next_observation, reward = self.world_model.sample(observation, action, *known)
+            sampled = self.world_model.sample(observation, action)
         else:
-            next_observation, reward = self._draw(observation, action)
-            reward = reward.reshape(-1, 1)
-        return next_observation, reward, self.is_terminal(observation, action, next_observation)
+            sampled = self._sample(observation, action)
+        return self.judge(observation, action, *sampled)
 
-    def _draw(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """What a model that is no ensemble writes when it is called on rows [B]."""
+    def judge(
+        self, observation: Tensor, action: Tensor, next_observation: Tensor, reward: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The outcome of a step for a sampled next observation and reward, as :meth:`transition`.
+
+        Override it to change the reward or the end of steps.
+        """
+        terminated = self.is_terminal(observation, action, next_observation)
+        return next_observation, reward.reshape(-1, 1), terminated
+
+    def _sample(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Call a world model that is no ensemble on rows [B]."""
         keys = self.keys
         rows = TensorDict({keys.observation: observation, keys.action: action}, action.shape[:1])
-        # its chance is the world's, whatever the policy's exploration
+        # the model's randomness does not depend on the policy's exploration type
         with (
             torch.no_grad(),
             evaluating(self.world_model),
@@ -317,7 +303,7 @@ class EnsembleModelEnv(ModelBasedEnvBase):
                     f"{num} rows of starts hold an observation {key!r} of shape "
                     f"{list(observation.shape)}, expected {[num, size]}"
                 )
-        return observation.to(self.device, place_of(self.world_model)[1])
+        return observation.to(self.device, device_and_dtype(self.world_model)[1])
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         shape = self.batch_size if tensordict is None else tensordict.batch_size
@@ -335,11 +321,11 @@ class EnsembleModelEnv(ModelBasedEnvBase):
 
 
 def _check_action_spec(action_spec: object, action_size: int | None) -> None:
-    """Refuse actions that are no vector, or of another size than an ensemble's.
+    """Check that actions are vectors, of the world model's size if that is known.
 
     Raises:
-        TypeError: if the spec is of another kind.
-        ValueError: if its shape is another.
+        TypeError: if the spec has a wrong type.
+        ValueError: if it has a wrong shape.
     """
     if not isinstance(action_spec, (Bounded, Unbounded)):
         raise TypeError(
@@ -348,8 +334,8 @@ def _check_action_spec(action_spec: object, action_size: int | None) -> None:
         )
     if len(action_spec.shape) != 1:
         raise ValueError(
-            f"action_spec is of shape {list(action_spec.shape)}, expected [action_size]: that of "
-            "one environment (action_spec_unbatched)"
+            f"action_spec is of shape {list(action_spec.shape)}, expected [action_size]: use one "
+            "environment's (action_spec_unbatched)"
         )
     if action_size is not None and action_spec.shape[-1] != action_size:
         raise ValueError(
@@ -358,28 +344,27 @@ def _check_action_spec(action_spec: object, action_size: int | None) -> None:
         )
 
 
-def _observation_of(rows: object, key: NestedKey) -> Tensor:
+def _observation_of(rows: Any, key: NestedKey) -> Tensor:
     """The observation in rows of starts.
 
     Raises:
         ValueError: if there is none.
     """
-    found = rows.get(key, None) if isinstance(rows, TensorDictBase) else None
-    if not isinstance(found, Tensor):
-        held = (
-            list(rows.keys(True, True)) if isinstance(rows, TensorDictBase) else type(rows).__name__
-        )
-        raise ValueError(f"starts must hold the world model's observation {key!r}, got {held}")
-    return found
+    batch = isinstance(rows, TensorDictBase)
+    observation = rows.get(key, None) if batch else None
+    if not isinstance(observation, Tensor):
+        got = list(rows.keys(True, True)) if batch else type(rows).__name__
+        raise ValueError(f"starts must hold the world model's observation {key!r}, got {got}")
+    return observation
 
 
 def _checked_starts(
     starts: Any, key: NestedKey
 ) -> tuple[ReplayBuffer | TensorDictBase, TensorDictBase | None]:
-    """Start states in a flat TensorDict or a buffer, and rows of them; None of an empty buffer.
+    """The starts, flat, and rows of them; None for an empty buffer.
 
     Raises:
-        TypeError: if they are neither.
+        TypeError: if they are neither a TensorDict nor a replay buffer.
         ValueError: if they hold no observation, or no row.
     """
     if isinstance(starts, TensorDictBase):
@@ -389,8 +374,8 @@ def _checked_starts(
         observation = _observation_of(starts, key)
         if observation.ndim != 2:
             raise ValueError(
-                f"starts' observation is of shape {list(observation.shape)}: give a TensorDict "
-                "whose batch size is this but for the entries, [N] for [N, observation_size]"
+                f"starts' observation is of shape {list(observation.shape)}: the TensorDict's "
+                "batch size must be all of it but the last, [N] for [N, observation_size]"
             )
         return starts, starts
     if isinstance(starts, ReplayBuffer):

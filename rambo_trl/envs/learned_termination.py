@@ -1,4 +1,4 @@
-"""A termination rule learnt from the data, for environments without a known one."""
+"""A termination rule learned from the data, for environments without a known one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MAX_UPDATES = 20_000
 
 @dataclass(frozen=True)
 class TerminationFit:
-    """How the learnt rule does on rows that it was not fitted on.
+    """The learned rule's accuracy on held-out rows.
 
     Attributes:
-        terminal_rows: terminal rows among those held out.
-        rows: rows held out.
+        terminal_rows: number of terminal rows among those held out.
+        rows: number of rows held out.
         recall: share of the terminal rows that the rule ends; None without any.
-        precision: share of the rows that the rule ends that are terminal; None without any.
+        precision: share of terminal rows among those that the rule ends; None without any.
         false_ends: share of the other rows that the rule ends.
         updates: gradient steps of the fit.
     """
@@ -54,15 +54,15 @@ class LearnedTermination(nn.Module):
     """A termination rule given by an ensemble of classifiers of (state, action, next state).
 
     The probability of an end is the members' mean; a step ends the episode where it exceeds
-    ``threshold``. With the default of one half this is the most likely outcome. Called like any
-    rule of :mod:`rambo_trl.envs.termination`, in the environment's own units.
+    ``threshold``. It is called like any rule of :mod:`rambo_trl.envs.termination`, in the
+    environment's units.
 
     Args:
         observation_mean: mean [observation_size] that normalises observations; a buffer.
         observation_std: standard deviation [observation_size], a buffer.
-        action_low: what -1 stands for in the environment's units, [action_size]; where None actions
-            are taken as they are.
-        action_high: what 1 stands for.
+        action_low: the environment's action [action_size] for -1; by default actions are not
+            scaled.
+        action_high: the environment's action for 1.
         action_size: number of action entries.
         num_members: number of classifiers.
         hidden_sizes: widths of their SiLU layers.
@@ -102,10 +102,9 @@ class LearnedTermination(nn.Module):
         self.threshold = threshold
         self.register_buffer("observation_mean", observation_mean.clone())
         self.register_buffer("observation_std", observation_std.clone())
-        # not in the state_dict: the data's, which whoever makes the rule has as well
+        # not in the state_dict, since the data set that the rule is made for has them
         for name, bound in (("action_low", action_low), ("action_high", action_high)):
             self.register_buffer(name, None if bound is None else bound.clone(), persistent=False)
-        # the step as such, next to where it leads: ends often depend on either alone
         sizes = [2 * len(observation_mean) + action_size, *hidden_sizes, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
@@ -129,7 +128,7 @@ class LearnedTermination(nn.Module):
         return hidden.reshape(-1, *inputs.shape[:-1])
 
     def probability(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        """Return the probability of an end [*] for steps in the environment's own units."""
+        """Return the probability of an end [*] for steps in the environment's units."""
         before, after = (
             ((x - self.observation_mean) / self.observation_std).to(self.weights[0].dtype)
             for x in (observation, next_observation)
@@ -167,9 +166,9 @@ def fit_termination(
 ) -> tuple[LearnedTermination, TerminationFit]:
     """Learn when episodes end from the data's ``("next", "terminated")`` by maximum likelihood.
 
-    Terminal rows are rare, so half of each batch is terminal; the other rows' odds are corrected
-    for that by a constant, and the probabilities are those of the data. Truncated rows count as
-    going on. The generator of the caller is left as it was.
+    Terminal rows are rare, so half of each batch is terminal; a constant added to the log-odds
+    corrects for that. Truncated rows count as not terminal. The caller's random state is not
+    advanced.
 
     Args:
         transitions: the data [N], normalised.
@@ -177,22 +176,22 @@ def fit_termination(
     Keyword Args:
         observation_mean: the data's mean [observation_size].
         observation_std: the data's standard deviation [observation_size].
-        action_low: what the data's -1 stands for in the environment's units [action_size]; where
-            None their actions are in them.
-        action_high: what 1 stands for.
+        action_low: the environment's action [action_size] for -1; by default the data's actions
+            are in its units.
+        action_high: the environment's action for 1.
         batch_size: rows per update.
         lr: Adam's learning rate.
         holdout_fraction: share of the terminal and of the other rows that is held out.
-        max_holdout: rows held out at most.
-        max_updates: updates at most.
-        patience: stop after so many looks at the held-out rows (each after 200 updates) without
+        max_holdout: largest number of rows held out.
+        max_updates: largest number of updates.
+        patience: stop after this many evaluations on the held-out rows (every 200 updates) without
             improvement; the best weights are kept.
         seed: of initialisation and batches.
         device: where the fit runs and the rule lives.
         bar: progress in updates.
 
     Returns:
-        The rule, and how it does on held-out rows.
+        The rule and its accuracy on held-out rows.
 
     Raises:
         ValueError: if fewer than 2 rows are terminal or fewer than 2 are not.
@@ -202,7 +201,7 @@ def fit_termination(
     for rows, word in zip(classes, ("terminal", "other"), strict=True):
         if len(rows) < 2:
             raise ValueError(
-                f"a learnt termination rule needs at least 2 {word} transitions, the data have "
+                f"a learned termination rule needs at least 2 {word} transitions, the data have "
                 f"{len(rows)}: choose termination=none or a rule of your own"
             )
     with torch.random.fork_rng(devices=[]):
@@ -262,14 +261,14 @@ def fit_termination(
     rule.requires_grad_(False)
     with torch.no_grad():
         ends = rule.logits(*held_inputs).sigmoid().mean(dim=0) > rule.threshold
-    found, wrong = int((ends & held_ends).sum()), int((ends & ~held_ends).sum())
+    true_ends, false_ends = int((ends & held_ends).sum()), int((ends & ~held_ends).sum())
     terminal = int(held_ends.sum())
     return rule, TerminationFit(
         terminal_rows=terminal,
         rows=len(holdout),
-        recall=found / terminal if terminal else None,
-        precision=found / (found + wrong) if found + wrong else None,
-        false_ends=wrong / (len(holdout) - terminal),
+        recall=true_ends / terminal if terminal else None,
+        precision=true_ends / (true_ends + false_ends) if true_ends + false_ends else None,
+        false_ends=false_ends / (len(holdout) - terminal),
         updates=updates,
     )
 

@@ -1,7 +1,7 @@
-"""Termination rules: those of the Gymnasium environments, each written once, and a user's own.
+"""Termination rules of the Gymnasium environments, and a user's own.
 
 A rule is a plain function of (observation, action, next_observation) [*, size] in the
-environment's own units, not normalised, and returns a boolean [*]: whether the next
+environment's units, not normalised, and returns a boolean [*]: whether the next
 observation ends the episode.
 """
 
@@ -23,6 +23,7 @@ from rambo_trl.data.environment import arguments_of, environment_id, is_maze, kn
 from rambo_trl.data.scaling import denormalize_action
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.modules.modes import evaluating
+from rambo_trl.modules.world_models import TransitionKeys
 from rambo_trl.runtime.importing import import_user_module
 
 __all__ = [
@@ -47,7 +48,7 @@ def never(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tens
 
 
 def hopper(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """Hopper goes on with its height above 0.7 m, its torso within 0.2 rad, the rest within 100.
+    """Hopper ends unless its height is above 0.7 m, its torso within 0.2 rad, the rest within 100.
 
     States are [*, 11], the result is [*].
     """
@@ -62,7 +63,7 @@ def hopper(observation: Tensor, action: Tensor, next_observation: Tensor) -> Ten
 
 
 def walker2d(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """Walker2d goes on with its height between 0.8 and 2 m and its torso within 1 rad.
+    """Walker2d ends unless its height is between 0.8 and 2 m and its torso within 1 rad.
 
     States are [*, 17], the result is [*].
     """
@@ -74,7 +75,7 @@ def walker2d(observation: Tensor, action: Tensor, next_observation: Tensor) -> T
 def inverted_double_pendulum(
     observation: Tensor, action: Tensor, next_observation: Tensor
 ) -> Tensor:
-    """The pendulum goes on with its tip above 1 m, by the sines and cosines of its two angles.
+    """The pendulum ends unless its tip is above 1 m, by the sines and cosines of its two angles.
 
     The two poles are 0.6 m long and the second angle is relative to the first. States are [*, 9],
     the result is [*].
@@ -85,7 +86,7 @@ def inverted_double_pendulum(
 
 
 def ant(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-    """The ant goes on with its height between 0.2 and 1 m and every entry finite.
+    """The ant ends unless its height is between 0.2 and 1 m and every entry is finite.
 
     States are [*, size], the height first; the result is [*].
     """
@@ -96,7 +97,7 @@ def ant(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class _Known:
-    """A rule, the sizes of observation that it reads, and the arguments that it holds for."""
+    """A rule, the observation sizes that it reads, and the env arguments that it is for."""
 
     rule: TerminationRule
     sizes: tuple[int, ...] = ()
@@ -130,9 +131,9 @@ _CHOICES = "choose termination=none, termination=learned or termination=MODULE:F
 def rule_for(environment: str | EnvSpec, *, observation_size: int | None = None) -> TerminationRule:
     """Look up the rule of an environment, of any version.
 
-    MuJoCo's environments of Gymnasium have their own; ``terminate_when_unhealthy=False`` lets
-    nothing end an episode. In AntMaze and PointMaze nothing ends an episode in the model, as in the
-    paper's experiments. An id with a namespace, ``"MyLab/Hopper-v0"``, is another environment.
+    Rules are known for Gymnasium's MuJoCo environments; with ``terminate_when_unhealthy=False``
+    no state ends an episode. Neither does one in AntMaze and PointMaze, as in the paper's
+    experiments. An id with a namespace, ``"MyLab/Hopper-v0"``, is another environment.
 
     Args:
         environment: such as ``"Hopper-v5"``, the ``env.spec.id``, or the ``env.spec`` itself.
@@ -140,7 +141,7 @@ def rule_for(environment: str | EnvSpec, *, observation_size: int | None = None)
 
     Raises:
         KeyError: if no rule is known; the message says how to give one.
-        ValueError: if the rule is for other arguments or another size of observations.
+        ValueError: if the rule is for other arguments or another observation size.
     """
     family = known_family(environment) or ""
     if is_maze(environment):
@@ -180,23 +181,22 @@ def choose_rule(
     terminated: Tensor,
     observation_size: int | None = None,
 ) -> TerminationRule | Literal["learned"]:
-    """Turn a user's choice into a rule, safely: no end that the data have gets lost unasked.
+    """Resolve a user's choice of rule; terminal rows in the data are never silently ignored.
 
     Args:
-        choice: ``"auto"``, the environment's known rule, or no ends where the data have none
-            either; ``"none"``, no ends; ``"learned"``, see
-            :func:`~rambo_trl.envs.fit_termination`; ``"MODULE:FUNCTION"``, a rule to import, also
-            from the working folder; or a rule.
+        choice: ``"auto"``, the environment's known rule, or no ends if the data have none;
+            ``"none"``, no ends; ``"learned"``, see :func:`~rambo_trl.envs.fit_termination`;
+            ``"MODULE:FUNCTION"``, a rule to import, also from the working folder; or a rule.
         env_id: the environment, if any: its id or, with its arguments, its specification.
-        terminated: boolean [N] or [N, 1], the data's ends.
-        observation_size: of the data, which the known rule's is compared with.
+        terminated: boolean [N] or [N, 1], the data's flags.
+        observation_size: of the data, to compare with the known rule's.
 
     Returns:
-        The rule, or the word ``"learned"`` where it is to be fitted.
+        The rule, or ``"learned"`` if it is to be fitted.
 
     Raises:
         ValueError: if the data have terminal rows but no rule is known, the known one is for other
-            arguments or another size of observations, or a rule cannot be imported.
+            arguments or another observation size, or a rule cannot be imported.
     """
     if callable(choice):
         return choice
@@ -217,7 +217,7 @@ def choose_rule(
             raise ValueError(
                 f"no termination rule is known for {place}, but {ends} of {len(terminated)} "
                 "transitions are terminal: choose termination=learned, "
-                "termination=MODULE:FUNCTION, or termination=none if the model may go on past "
+                "termination=MODULE:FUNCTION, or termination=none if the model may continue past "
                 f"such states{'' if env_id else '; or name the environment (env_id=)'}"
             ) from None
         torchrl_logger.info(
@@ -228,10 +228,10 @@ def choose_rule(
 
 
 def import_rule(path: str) -> TerminationRule:
-    """Import a rule by ``"MODULE:FUNCTION"``; the working folder is looked in first.
+    """Import a rule by ``"MODULE:FUNCTION"``; the working folder is searched first.
 
     Raises:
-        ValueError: if the module or the function is not there, or importing it fails.
+        ValueError: if the module or the function is missing, or importing it fails.
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
@@ -241,16 +241,16 @@ def import_rule(path: str) -> TerminationRule:
         )
     try:
         rule = getattr(import_user_module(module_name), name)
-    except Exception as error:  # a user's module may fail in any way, by its syntax for one
+    except Exception as error:  # a user's module may raise anything, even a SyntaxError
         reason = " ".join(str(error).split())
         if not isinstance(error, (ImportError, AttributeError)):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(
-            f"termination={path} cannot be imported ({reason}); modules are looked for in "
+            f"termination={path} cannot be imported ({reason}); modules are searched for in "
             f"{os.getcwd()} and in the installed packages"
         ) from error
     if not callable(rule):
-        raise ValueError(f"termination={path} is no function but {type(rule).__name__}")
+        raise ValueError(f"termination={path} is not a function but {type(rule).__name__}")
     return rule
 
 
@@ -258,36 +258,39 @@ def check_rule(
     rule: TerminationRule,
     transitions: TensorDictBase,
     *,
-    observation_mean: Tensor,
-    observation_std: Tensor,
+    observation_mean: Tensor | float = 0.0,
+    observation_std: Tensor | float = 1.0,
     action_low: Tensor | None = None,
     action_high: Tensor | None = None,
     max_rows: int = 10_000,
     device: torch.device | str | None = None,
+    keys: TransitionKeys | None = None,
 ) -> tuple[float | None, float | None]:
-    """Try a rule on rows of the data and compare it with their ends.
+    """Try a rule on rows of the data and compare it with their flags.
 
     Args:
-        rule: see above.
+        rule: a function of (observation, action, next_observation).
         transitions: the data [N], normalised.
         observation_mean: the data's mean [observation_size].
         observation_std: the data's standard deviation [observation_size].
-        action_low: what the data's -1 stands for in the environment's units [action_size]; where
-            None their actions are in them.
-        action_high: what 1 stands for.
-        max_rows: rows tried at most of the terminal ones, and of the others.
-        device: where the rule is to be tried; where the data are by default.
+        action_low: the environment's action [action_size] for -1; by default the data's actions
+            are in its units.
+        action_high: the environment's action for 1.
+        max_rows: largest number of terminal rows, and of other rows, to try.
+        device: where to try the rule; by default where the data are.
+        keys: of the data's entries; the usual ones by default.
 
     Returns:
-        The share of terminal rows that the rule ends, and the share of the other rows that it
-        ends; None where there are no such rows. Terminal rows whose next observation is their own
-        are left out: it stands in for one that is not known.
+        The share of terminal rows and the share of other rows that the rule ends; None if there
+        are no such rows. Terminal rows whose next observation equals their observation are left
+        out: it stands in for an unknown one.
 
     Raises:
         ValueError: if the rule fails or does not return a boolean for each row, on their device.
     """
+    keys = keys or TransitionKeys()
     terminated = transitions["next", "terminated"].reshape(-1)
-    known = (transitions["next", "observation"] != transitions["observation"]).any(dim=-1)
+    known = (transitions[keys.next_observation] != transitions[keys.observation]).any(dim=-1)
     shares: list[float | None] = []
     for kind in (terminated & known, ~terminated):
         rows = kind.nonzero().squeeze(-1)
@@ -298,16 +301,16 @@ def check_rule(
         batch = transitions[some]
         before, after = (
             (batch[key] * observation_std + observation_mean).to(device)
-            for key in ("observation", ("next", "observation"))
+            for key in (keys.observation, keys.next_observation)
         )
-        action = batch["action"].to(device)
+        action = batch[keys.action].to(device)
         if action_low is not None and action_high is not None:
             action = denormalize_action(action, action_low, action_high)
         name = getattr(rule, "__name__", type(rule).__name__)
         try:
             with evaluating(rule):
                 ended = rule(before, action, after)
-        except Exception as error:  # anything may go wrong in a user's function
+        except Exception as error:  # a user's function may raise anything
             raise ValueError(
                 f"the termination rule {name} fails on the data "
                 f"({type(error).__name__}: {' '.join(str(error).split())})"

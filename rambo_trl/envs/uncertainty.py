@@ -1,29 +1,21 @@
 """Pessimism by the ensemble's uncertainty: MOPO's penalty and MOReL's halting.
 
-Both leave the model's successors as they are and change what a step is worth or where it ends.
-A :class:`MOPOPenalty` or a :class:`MORELHalting` says how; there are two places to put it:
-
-- :class:`PessimisticModelEnv`, a world model's env whose every step is adjusted, be it taken by
-  ``rollout()``, by a TorchRL ``Collector`` or by the
-  :class:`~rambo_trl.collectors.ModelRolloutCollector`, which steps plain tensors;
-- :class:`PessimismTransform`, for a ``TransformedEnv`` around any env. The
-  ``ModelRolloutCollector`` does not see transforms: give it the former.
+Both keep the model's next observations and change the reward of a step or where it ends.
+:class:`PessimisticModelEnv` applies either to every step of a world model's env, be it taken by
+``rollout()``, by a TorchRL ``Collector`` or by the
+:class:`~rambo_trl.collectors.ModelRolloutCollector`, which steps plain tensors.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from tensordict import NestedKey, TensorDictBase
-from tensordict.utils import unravel_key
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, ReplayBuffer
-from torchrl.envs import Transform
 
 from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
-from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.modules.world_models import require_ensemble
@@ -32,7 +24,6 @@ __all__ = [
     "MOPOPenalty",
     "MORELHalting",
     "Pessimism",
-    "PessimismTransform",
     "PessimisticModelEnv",
     "largest_disagreement",
     "largest_std_norm",
@@ -73,7 +64,7 @@ def largest_disagreement(mean: Tensor) -> Tensor:
 
 
 class Pessimism(Protocol):
-    """What a step is worth, and whether it is the last, under the ensemble's uncertainty."""
+    """Adjusts rewards and ends of steps to the ensemble's uncertainty."""
 
     def __call__(
         self,
@@ -87,7 +78,7 @@ class Pessimism(Protocol):
 
         Args:
             world_model: the ensemble.
-            observation: where the steps started, normalised [B, observation_size].
+            observation: normalised [B, observation_size].
             action: [B, action_size].
             reward: the sampled rewards [B, 1].
             terminated: whether they ended the episode [B, 1].
@@ -102,16 +93,17 @@ class MOPOPenalty:
     r"""MOPO: :math:`\tilde r = r - \lambda \max_i \lVert \Sigma_i(s, a) \rVert_F`.
 
     The maximum runs over all members, elites or not, and the norm over the standard deviations of
-    next observation and reward, as in the authors' code. Theirs are in the data's own units, for
-    which their coefficients are published: of a model of normalised data ``units`` must be given.
+    next observation and reward, as in the authors' code. Their published coefficients are for
+    deviations in the data's units: for a model of normalised data give ``units``.
 
     Args:
         coefficient: MOPO's lambda, the weight of the penalty (0.5 to 5 in its experiments).
 
     Keyword Args:
-        units: what 1 in each of the model's outputs is in the data [observation_size + 1]: the
-            standard deviations that observations were divided by and, last, what rewards were; on
-            the model's device. None: the model predicts in the data's own units.
+        units: the size of 1 in each of the model's outputs in the data's units
+            [observation_size + 1]: the standard deviations that observations were divided by and,
+            last, the reward's divisor; on the model's device. None: the model predicts in the
+            data's units.
 
     Raises:
         ValueError: if the coefficient is negative or not finite, or a unit is not finite and
@@ -162,14 +154,14 @@ class MORELHalting:
     In MOReL's pessimistic MDP an unknown state-action, one at which
     :math:`\max_{i,j} \lVert f_i(s, a) - f_j(s, a) \rVert_2` exceeds the threshold, leads to an
     absorbing state HALT with reward :math:`-\kappa`. Here the step itself gets ``halt_reward``
-    and terminates. All members vote, with their mean successors in normalised units; the
-    predicted rewards play no part, as in the paper.
+    and terminates. All members count, by their mean next observations in normalised units;
+    predicted rewards do not, as in the paper.
 
     Args:
         threshold: the disagreement beyond which a state-action is unknown;
-            :meth:`from_data` takes it from the data.
-        halt_reward: what such a step is worth, :math:`-\kappa`: at most the data's smallest
-            reward. Times :math:`1 / (1 - \gamma)` it is the worth of an absorbing HALT.
+            :meth:`from_data` measures it on the data.
+        halt_reward: the reward of such a step, :math:`-\kappa`: at most the data's smallest
+            reward. Times :math:`1 / (1 - \gamma)` it is the return of an absorbing HALT.
 
     Raises:
         ValueError: if the threshold is negative or a value is not finite.
@@ -195,14 +187,14 @@ class MORELHalting:
         penalty: float = 0.0,
         chunk_size: int = 10_000,
     ) -> MORELHalting:
-        """Set threshold and reward by the data that the ensemble was fitted to.
+        """Set threshold and reward from the data that the ensemble was fitted to.
 
         Args:
             world_model: the fitted ensemble.
             transitions: the data [N], normalised.
 
         Keyword Args:
-            num_stds: the threshold is the data's mean disagreement plus so many standard
+            num_stds: the threshold is the data's mean disagreement plus this many standard
                 deviations; None takes the largest disagreement in the data instead.
             penalty: how far ``halt_reward`` lies below the data's smallest reward.
             chunk_size: rows evaluated at a time.
@@ -255,8 +247,8 @@ def _disagreement(world_model: EnsembleWorldModel, observation: Tensor, action: 
 class PessimisticModelEnv(EnsembleModelEnv):
     """An :class:`~rambo_trl.envs.EnsembleModelEnv` whose steps are judged pessimistically.
 
-    With the same seed, successors are those of the plain env: the pessimism draws no random
-    numbers. It costs one evaluation of all members a step.
+    With the same seed the next observations are those of the plain env, since the pessimism
+    draws no random numbers. It costs one evaluation of all members per step.
 
     Args:
         world_model: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
@@ -264,9 +256,7 @@ class PessimisticModelEnv(EnsembleModelEnv):
     Keyword Args:
         pessimism: a :class:`MOPOPenalty`, a :class:`MORELHalting` or another
             :class:`Pessimism`.
-        action_spec, starts, termination: as in :class:`~rambo_trl.envs.EnsembleModelEnv`.
-        observation_mean, observation_std, action_low, action_high: likewise.
-        batch_size, device: likewise.
+        **kwargs: those of :class:`~rambo_trl.envs.EnsembleModelEnv`.
 
     Examples:
         >>> import torch
@@ -284,109 +274,19 @@ class PessimisticModelEnv(EnsembleModelEnv):
     """
 
     def __init__(
-        self,
-        world_model: EnsembleWorldModel,
-        *,
-        pessimism: Pessimism,
-        action_spec: Bounded,
-        starts: ReplayBuffer | TensorDictBase,
-        termination: TerminationRule | None = None,
-        observation_mean: Tensor | None = None,
-        observation_std: Tensor | None = None,
-        action_low: Tensor | None = None,
-        action_high: Tensor | None = None,
-        batch_size: torch.Size | tuple[int, ...] | list[int] = (),
-        device: torch.device | str | None = None,
+        self, world_model: EnsembleWorldModel, *, pessimism: Pessimism, **kwargs: Any
     ) -> None:
-        super().__init__(
-            world_model,
-            action_spec=action_spec,
-            starts=starts,
-            termination=termination,
-            observation_mean=observation_mean,
-            observation_std=observation_std,
-            action_low=action_low,
-            action_high=action_high,
-            batch_size=batch_size,
-            device=device,
-        )
+        super().__init__(world_model, **kwargs)
         if isinstance(pessimism, (MOPOPenalty, MORELHalting)):
             require_ensemble(world_model, type(pessimism).__name__)
         self.pessimism = pessimism
 
-    def transition(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        prediction: tuple[Tensor, Tensor] | None = None,
+    def judge(
+        self, observation: Tensor, action: Tensor, next_observation: Tensor, reward: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One pessimistic step on plain tensors.
-
-        Args:
-            observation: normalised [B, observation_size].
-            action: [B, action_size].
-            prediction: as in :class:`EnsembleModelEnv`.
-
-        Returns:
-            Next observation [B, observation_size], reward [B, 1], terminated [B, 1].
-        """
-        following, reward, terminated = super().transition(observation, action, prediction)
+        """The pessimistic outcome of a step. See :class:`EnsembleModelEnv`."""
+        _, reward, terminated = super().judge(observation, action, next_observation, reward)
         reward, terminated = self.pessimism(
             self.world_model, observation, action, reward, terminated
         )
-        return following, reward, terminated
-
-
-class PessimismTransform(Transform):
-    """The same as a TorchRL transform, for a ``TransformedEnv`` around any env.
-
-    Args:
-        world_model: the ensemble whose uncertainty counts; it need not be the env's own.
-        pessimism: how a step is adjusted.
-
-    Keyword Args:
-        reward_key: the reward, under ``"next"``.
-        terminated_key: as ``reward_key``.
-        done_key: as ``reward_key``; true where the step was done before, or terminates now.
-    """
-
-    def __init__(
-        self,
-        world_model: EnsembleWorldModel,
-        pessimism: Pessimism,
-        *,
-        reward_key: NestedKey = "reward",
-        terminated_key: NestedKey = "terminated",
-        done_key: NestedKey = "done",
-    ) -> None:
-        keys = [unravel_key(key) for key in (reward_key, terminated_key, done_key)]
-        super().__init__(in_keys=keys, out_keys=keys)
-        # not a submodule: the env, or its owner, holds the parameters
-        self.__dict__["world_model"] = world_model
-        self.pessimism = pessimism
-
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        reward_key, terminated_key, done_key = self.in_keys
-        observation = tensordict.get(self.world_model.observation_key)
-        action = tensordict.get(self.world_model.action_key)
-        reward, terminated = (next_tensordict.get(key) for key in (reward_key, terminated_key))
-        with evaluating(self.world_model):
-            new_reward, new_terminated = self.pessimism(
-                self.world_model,
-                observation.reshape(-1, observation.shape[-1]),
-                action.reshape(-1, action.shape[-1]),
-                reward.reshape(-1, 1),
-                terminated.reshape(-1, 1),
-            )
-        new_terminated = new_terminated.reshape(terminated.shape)
-        done = next_tensordict.get(done_key) | new_terminated
-        return (
-            next_tensordict.set(reward_key, new_reward.reshape(reward.shape))
-            .set(terminated_key, new_terminated)
-            .set(done_key, done)
-        )
-
-    def _reset(
-        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        return tensordict_reset
+        return next_observation, reward, terminated

@@ -7,24 +7,34 @@ from collections.abc import Sequence
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.data import Bounded
+from torchrl.data import Bounded, TensorSpec
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 
 __all__ = ["make_actor", "make_qvalue"]
 
 
-def action_bounds(action_spec: Bounded) -> tuple[Tensor, Tensor]:
+def action_bounds(action_spec: TensorSpec, what: str) -> tuple[Tensor, Tensor]:
     """The lower and the upper bounds of actions, each of the spec's shape.
 
+    Args:
+        action_spec: bounds of the actions.
+        what: the part that needs them, for the message.
+
     Raises:
-        ValueError: if they are not finite, or the lower ones not below the upper ones.
+        TypeError: if the spec is not bounded.
+        ValueError: if the bounds are not finite, or a lower one is not below its upper one.
     """
+    if not isinstance(action_spec, Bounded):
+        raise TypeError(
+            f"{what} needs a Bounded action_spec, got {type(action_spec).__name__}: continuous "
+            "actions with finite bounds are required"
+        )
     low, high = action_spec.space.low, action_spec.space.high
-    # bounds so far apart that their distance overflows are as good as infinite
+    # bounds whose distance overflows count as infinite
     if not ((low < high) & (high - low).isfinite()).all():
         raise ValueError(
-            "continuous actions with finite bounds are required, the lower ones below the upper "
-            f"ones: the action_spec has {low.tolist()} to {high.tolist()}"
+            "continuous actions with finite bounds are required, each lower one below its upper "
+            f"one: the action_spec has {low.tolist()} to {high.tolist()}"
         )
     return low, high
 
@@ -41,11 +51,10 @@ def make_actor(
 
     Args:
         observation_size: number of observation entries.
-        action_spec: bounds of the actions, of shape ``[action_size]``; the policy's
-            range is that of the spec.
+        action_spec: bounds of the actions, of shape ``[action_size]``, which the policy keeps.
         hidden_sizes: widths of the ReLU layers (256 x 256 as in the paper's experiments).
         device: where the parameters are put.
-        dtype: of the parameters and the actions; torch's default dtype by default.
+        dtype: of parameters and actions; torch's default by default.
 
     Returns:
         A TensorDict module reading ``"observation"`` [*, observation_size] and writing
@@ -54,16 +63,11 @@ def make_actor(
 
     Raises:
         TypeError: if the spec is not bounded.
-        ValueError: if its bounds are not finite, or the lower ones not below the upper ones.
+        ValueError: if its bounds are not finite, or a lower one is not below its upper one.
     """
-    if not isinstance(action_spec, Bounded):
-        raise TypeError(
-            f"make_actor needs a Bounded action_spec, got {type(action_spec).__name__}: "
-            "continuous actions with finite bounds are required"
-        )
     # bounds of a wider type would widen the actions
     action_spec = action_spec.to(device).to(dtype or torch.get_default_dtype())
-    low, high = action_bounds(action_spec)
+    low, high = action_bounds(action_spec, "make_actor")
     action_size = action_spec.shape[-1]
     net = MLP(
         in_features=observation_size,

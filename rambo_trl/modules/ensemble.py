@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -52,9 +52,9 @@ class EnsembleWorldModel(TensorDictModuleBase):
         observation_key, action_key, reward_key: entries that are read and, under ``"next"``,
             written.
         matmul_dtype: torch.bfloat16, to which the products between hidden layers and their factors
-            are then rounded: a CPU or GPU with units for it multiplies at twice the rate or more.
-            Parameters, inputs, activations, the first and the last layer and all that follows keep
-            their own dtype. None, the default, rounds nothing.
+            are then rounded: a CPU or GPU with bfloat16 units multiplies at least twice as fast.
+            Parameters, inputs, activations, the first and the last layer and the output keep
+            their dtype. None, the default, rounds nothing.
         device: where the parameters are put.
 
     Raises:
@@ -82,8 +82,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
     #: mean [1] and standard deviation [1] of the rewards that the networks' outputs are scaled by
     reward_mean: Tensor
     reward_std: Tensor
-    #: entry with every elite's ``mean`` and ``log_var`` of a row, [*B, num_elites, D], that
-    #: densities are computed from where the input holds it
+    #: optional entry with every elite's ``mean`` and ``log_var`` of a row, [*B, num_elites, D],
+    #: from which densities are then computed
     prediction_key = "elite_prediction"
 
     def __init__(
@@ -122,8 +122,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
         self.observation_key = observation_key
         self.action_key = action_key
         self.reward_key = reward_key
-        self.next_observation_key = _next(observation_key)
-        self.next_reward_key = _next(reward_key)
+        self.next_observation_key = unravel_key(("next", observation_key))
+        self.next_reward_key = unravel_key(("next", reward_key))
         self.in_keys = [observation_key, action_key]
         self.out_keys = [self.next_observation_key, self.next_reward_key]
 
@@ -145,8 +145,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
         self.register_buffer("input_std", torch.ones(input_size, device=device))
         self.register_buffer("reward_mean", torch.zeros(1, device=device))
         self.register_buffer("reward_std", torch.ones(1, device=device))
-        # the elites' own copy while they are trained, see elites_apart(); no state of the module
-        self.__dict__["_apart"] = None
+        # the elites' weights while they are trained, see elites_apart(); not part of the state
+        self.__dict__["_detached"] = None
         self.__dict__["_is_apart"] = False
 
     def fit_input_statistics(
@@ -196,7 +196,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
         return torch.cat([self.reward_std.new_ones(self.observation_size), self.reward_std])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """As in torch; a state without the reward's statistics had none."""
+        """Load as torch does; states saved before rewards were scaled mean an unscaled reward."""
         state_dict.setdefault(f"{prefix}reward_mean", torch.zeros_like(self.reward_mean))
         state_dict.setdefault(f"{prefix}reward_std", torch.ones_like(self.reward_std))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -234,52 +234,52 @@ class EnsembleWorldModel(TensorDictModuleBase):
             if members is None:
                 return list(self.weights), list(self.biases)
             return [w[members] for w in self.weights], [b[members] for b in self.biases]
-        half = len(self._apart) // 2
+        half = len(self._detached) // 2
         if members is self.elites:
-            return self._apart[:half], self._apart[half:]
+            return self._detached[:half], self._detached[half:]
         if members is not None:
             raise RuntimeError("inside elites_apart() members must be None or world_model.elites")
         stacked = [
-            all_members.index_copy(0, self.elites, own)
-            for own, all_members in zip(self._apart, self._stacks(), strict=True)
+            all_members.index_copy(0, self.elites, elites)
+            for elites, all_members in zip(self._detached, self._stacks(), strict=True)
         ]
         return stacked[:half], stacked[half:]
 
     def _stacks(self) -> list[Tensor]:
-        """All members' weights and biases, in the order of the elites' own."""
+        """All members' weights, then their biases."""
         return [*self.weights, *self.biases]
 
     def elite_parameters(self) -> list[nn.Parameter]:
-        """What :meth:`elites_apart` trains: the elites' own weights and biases, the bounds.
+        """The parameters to train inside :meth:`elites_apart`: the elites' and the bounds.
 
-        The same tensors at every call; they hold the elites' values inside
+        They are the same tensors at every call, and hold the elites' values inside
         :meth:`elites_apart` only.
         """
-        if self._apart is None:
-            self.__dict__["_apart"] = [
+        if self._detached is None:
+            self.__dict__["_detached"] = [
                 nn.Parameter(p.detach()[: self.num_elites].clone()) for p in self._stacks()
             ]
-        return [*self._apart, self.min_log_var, self.max_log_var]
+        return [*self._detached, self.min_log_var, self.max_log_var]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnsembleWorldModel:
-        """Where the module goes, the elites' own copy goes."""
+        """Apply ``.to()`` and its like to the detached elite weights too."""
         super()._apply(fn, recurse)
-        for own in self._apart or ():
-            own.data = fn(own.data)
+        for parameter in self._detached or ():
+            parameter.data = fn(parameter.data)
         return self
 
     @contextmanager
     def elites_apart(self) -> Iterator[None]:
-        """Take the elites out of the ensemble, to train them without touching the others.
+        """Detach the elites from the ensemble, to train them without touching the others.
 
-        In here the elites' weights are tensors of their own (:meth:`elite_parameters`): no
-        update copies them out of the stack of all members and scatters their gradient back
-        into it. They are written back at the end, and before the ensemble is saved or copied.
+        Inside this context the elites' weights are separate tensors (:meth:`elite_parameters`),
+        so that no update gathers them from the stack of all members and scatters their gradient
+        back. They are written back at the end, and before the ensemble is saved or copied.
         """
         self.elite_parameters()
         with torch.no_grad():
-            for own, all_members in zip(self._apart, self._stacks(), strict=True):
-                own.copy_(all_members[self.elites])
+            for elites, all_members in zip(self._detached, self._stacks(), strict=True):
+                elites.copy_(all_members[self.elites])
         self.__dict__["_is_apart"] = True
         try:
             yield
@@ -289,18 +289,18 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        """Give the ensemble what its elites have become apart from it."""
+        """Copy the detached elites' weights into the ensemble."""
         if self._is_apart:
-            for own, all_members in zip(self._apart, self._stacks(), strict=True):
-                all_members[self.elites] = own
+            for elites, all_members in zip(self._detached, self._stacks(), strict=True):
+                all_members[self.elites] = elites
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; the elites as they are, inside of :meth:`elites_apart` too."""
+        """The state with the elites' current weights, inside :meth:`elites_apart` too."""
         self._write_back()
         return super().state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles are made of: an ensemble whose elites are not apart."""
+        """State for copies and pickles: an ensemble whose elites are not detached."""
         self._write_back()
         return {**self.__dict__, "_is_apart": False}
 
@@ -311,7 +311,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
         Args:
             observation: [B, observation_size], the same rows for every member, or
-                [M, B, observation_size], rows of their own.
+                [M, B, observation_size], separate rows for each.
             action: [B, action_size] or [M, B, action_size].
             members: indices [M] of the members; all of them by default.
 
@@ -327,7 +327,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
         last = len(weights) - 1
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             rounded = None if i in (0, last) else self.matmul_dtype
-            # a sum of its own is fused into the activation when compiled, baddbmm's copy is not
+            # compiled, a separate sum is fused into the activation; baddbmm's copy is not
             product = _product(x, repeat_members(weight, blocks), rounded)
             x = product + repeat_members(bias, blocks)
             if i < last:
@@ -345,7 +345,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
         """:meth:`predict` of several batches in one pass: fewer and larger products.
 
         Args:
-            batches: observation and action of each, [B, ...] or [M, B, ...]; each of its own B.
+            batches: observation and action of each, [B, ...] or [M, B, ...]; B may differ.
             members: as in :meth:`predict`.
 
         Returns:
@@ -377,8 +377,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
             observation: [B, observation_size].
             action: [B, action_size].
             prediction: every elite's mean and log-variance on these rows, as :meth:`predict`
-                gives them, each [num_elites, B, observation_size + 1]: where they are known
-                already the members are not evaluated again.
+                gives them, each [num_elites, B, observation_size + 1]; the members are then
+                not evaluated again.
 
         Returns:
             The next observation [B, observation_size] and the reward [B, 1], detached: the
@@ -442,8 +442,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
         Args:
             tensordict: holds observation, action and under ``"next"`` the observation and
-                the reward that were drawn or recorded. Where it also holds what the elites
-                predict (:attr:`prediction_key`), they are not evaluated again.
+                the reward that were drawn or recorded. Where it also holds the elites'
+                predictions (:attr:`prediction_key`), they are not evaluated again.
 
         Returns:
             [*B], summed over the dimensions of the next observation and the reward.
@@ -460,11 +460,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
 
 
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The batched product, its factors and itself rounded to ``dtype``; in that of ``x``."""
+    """The batched product, its factors and result rounded to ``dtype``, in the dtype of ``x``."""
     if dtype is None:
         return torch.bmm(x, weight)
     return torch.bmm(x.to(dtype), weight.to(dtype)).to(x.dtype)
-
-
-def _next(key: NestedKey) -> NestedKey:
-    return ("next", key) if isinstance(key, str) else ("next", *key)

@@ -62,10 +62,10 @@ def gaussian_mixture_log_prob(value: Tensor, mean: Tensor, log_var: Tensor) -> T
 def elite_permutation(
     num_rows: int, num_elites: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Deal rows out to elites: a random permutation cut into equal blocks.
+    """Assign rows to elites: a random permutation cut into equal blocks.
 
     Rows are padded by repetition to a multiple of ``num_elites``. The position of each row is
-    uniform, so each row's elite is uniform too; the elites' loads differ by nothing.
+    uniform, so each row's elite is uniform too, and all elites get equally many rows.
 
     Args:
         num_rows: number of rows B.
@@ -87,11 +87,11 @@ def elite_permutation(
 
 
 def row_blocks(num_members: int, num_rows: int, num_threads: int) -> int:
-    """Blocks to cut each member's rows into, so that threads get equal shares of a layer.
+    """Number of blocks to split each member's rows into, so that threads get equal work.
 
-    A batched product is shared out by whole matrices, and so are the compiled operations on its
-    output: two threads on five members take as long as on six. Five members' rows in two blocks
-    are ten matrices, five for each thread.
+    A batched product is parallelised over whole matrices, and so are the compiled operations on
+    its output: two threads take as long on five members as on six. Five members' rows in two
+    blocks are ten matrices, five for each thread.
 
     Args:
         num_members: members M of the ensemble.
@@ -99,8 +99,8 @@ def row_blocks(num_members: int, num_rows: int, num_threads: int) -> int:
         num_threads: threads that share the M * blocks matrices.
 
     Returns:
-        A divisor of ``num_rows``, at most ``num_threads``, that leaves at least 64 rows a block:
-        smaller products are slower themselves. 1 where no cut helps.
+        A divisor of ``num_rows``, at most ``num_threads``, that leaves at least 64 rows a block
+        (smaller products are less efficient). 1 where splitting does not help.
     """
     best, least = 1, math.inf
     for blocks in range(1, num_threads + 1):
@@ -114,16 +114,16 @@ def row_blocks(num_members: int, num_rows: int, num_threads: int) -> int:
 
 
 def repeat_members(x: Tensor, times: int) -> Tensor:
-    """Each member's entry ``times`` times in a row: [M, ...] to [M * times, ...]."""
+    """Repeat each member's entry ``times`` times in a row: [M, ...] to [M * times, ...]."""
     if times == 1:
         return x
     return x.unsqueeze(1).expand(-1, times, *x.shape[1:]).reshape(-1, *x.shape[1:])
 
 
 def threads_of(x: Tensor) -> int:
-    """Threads that share a tensor's operations: torch's own on a CPU, 1 elsewhere.
+    """Threads that work on a tensor's operations: torch's setting on a CPU, 1 elsewhere.
 
-    A compiled function keeps the number that it was compiled with: it decides about speed only.
+    A compiled function keeps the number that it was compiled with; only its speed depends on it.
     """
     return _cpu_threads() if x.device.type == "cpu" else 1
 

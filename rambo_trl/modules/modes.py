@@ -1,4 +1,4 @@
-"""Networks that are asked, not trained: in evaluation mode for as long as it takes."""
+"""Evaluation mode for networks that are used but not trained."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["evaluating", "in_mode", "training_modules"]
 
 
 def training_modules(*modules: object) -> list[nn.Module]:
-    """All submodules in training mode, of whatever has ``modules()``; others have none."""
-    found = (module.modules() for module in modules if hasattr(module, "modules"))
-    return [module for own in found for module in own if module.training]
+    """All submodules in training mode, of everything that has ``modules()``."""
+    trees = (module.modules() for module in modules if hasattr(module, "modules"))
+    return [module for tree in trees for module in tree if module.training]
 
 
 @contextmanager
 def in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
-    """Set modules, without their submodules, to a mode that they are not in; then back again."""
+    """Switch modules, without their submodules, to the other mode, and back at the end."""
     for module in modules:
         module.training = training
     try:
@@ -30,18 +30,18 @@ def in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: object) -> Iterator[None]:
-    """Put modules and their submodules in evaluation mode, and each back where it was after.
+    """Put modules and their submodules in evaluation mode, and restore each one's mode after.
 
     Batch normalisation then uses its running statistics without changing them, and dropout is the
-    identity. ``train()`` and ``eval()`` cannot do this: they set all submodules alike, and a
-    TorchRL loss's do not reach its networks, which are no submodules of it.
+    identity. ``train()`` and ``eval()`` cannot do this: they set all submodules alike, and on a
+    TorchRL loss they do not reach its networks, which are no submodules of it.
 
-    Inside of what is compiled this is traced, without a break. What is in evaluation mode already
-    costs nothing there.
+    Inside a compiled region this is traced without a graph break, and costs nothing for what is in
+    evaluation mode already.
 
     Args:
-        *modules: modules, or whatever else has ``modules()``; anything else, such as a plain
-            function or None, is passed over.
+        *modules: modules, or anything else with ``modules()``; what has none, such as a plain
+            function or None, is ignored.
     """
     with in_mode(training_modules(*modules), training=False):
         yield

@@ -1,4 +1,4 @@
-"""Statistics over all rows of a data set that make no copy of all of them."""
+"""Statistics over the rows of a data set, computed in chunks instead of on a copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["largest_magnitude", "mean_and_std"]
 
-#: rows looked at at a time; up to so many, torch's own reductions are the result
+#: rows per chunk; for up to this many the result is that of torch's reductions
 CHUNK_ROWS = 1 << 21
 
 
@@ -19,9 +19,9 @@ def mean_and_std(
     """Mean and standard deviation [size] of each column, without correction.
 
     Args:
-        rows: the rows from a start to before a stop, [stop - start, size].
-        num_rows: how many there are.
-        chunk_rows: rows asked for at a time; :data:`CHUNK_ROWS` where None.
+        rows: returns the rows ``start:stop``, [stop - start, size].
+        num_rows: number of rows.
+        chunk_rows: rows requested at a time; :data:`CHUNK_ROWS` by default.
     """
     chunk = chunk_rows or CHUNK_ROWS
     if num_rows <= chunk:
@@ -31,10 +31,12 @@ def mean_and_std(
     mean, squares = torch.zeros_like(first).double(), torch.zeros_like(first).double()
     for start in range(0, num_rows, chunk):
         stop = min(start + chunk, num_rows)
-        own = [x.double() for x in torch.var_mean(rows(start, stop), dim=0, correction=0)]
-        # both parts' squares around their means, and those of the means around the common one
-        share, difference = (stop - start) / stop, own[1] - mean
-        squares += (stop - start) * own[0] + start * share * difference.square()
+        var, chunk_mean = (
+            x.double() for x in torch.var_mean(rows(start, stop), dim=0, correction=0)
+        )
+        # squares around the two parts' means, plus those of the means around the common one
+        share, difference = (stop - start) / stop, chunk_mean - mean
+        squares += (stop - start) * var + start * share * difference.square()
         mean += share * difference
     return mean.to(first), (squares / num_rows).sqrt().to(first)
 

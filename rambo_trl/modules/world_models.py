@@ -1,4 +1,4 @@
-"""What every world model, the library's ensemble or a user's own, is asked for."""
+"""The interface of world models: the library's ensemble or a user's own."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rambo_trl.modules.ensemble import EnsembleWorldModel
 __all__ = [
     "TransitionKeys",
     "check_sampler",
+    "device_and_dtype",
     "keys_read",
     "next_key",
-    "place_of",
     "require_ensemble",
     "transition_keys",
     "trying",
 ]
 
-#: what a world model must not predict, because it is not read
+#: entries that a world model must not predict, because they would be ignored
 _ENDS = ("terminated", "truncated", "done")
 
 
 def next_key(key: NestedKey) -> NestedKey:
-    """The key of the same entry of the successor, under ``"next"``."""
-    return ("next", key) if isinstance(key, str) else ("next", *key)
+    """The key of the same entry in the next state, under ``"next"``."""
+    return unravel_key(("next", key))
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class TransitionKeys:
     """The entries of a transition.
 
     Attributes:
-        observation: the state, and under ``"next"`` the successor.
-        action: what is done in the state.
-        reward: what it is worth, under ``"next"``.
+        observation: the observation, and under ``"next"`` the next one.
+        action: the action.
+        reward: the reward, under ``"next"``.
     """
 
     observation: NestedKey = "observation"
@@ -50,17 +50,17 @@ class TransitionKeys:
 
     @property
     def next_observation(self) -> NestedKey:
-        """The successor's whole key."""
+        """The next observation's full key."""
         return next_key(self.observation)
 
     @property
     def next_reward(self) -> NestedKey:
-        """The reward's whole key."""
+        """The reward's full key."""
         return next_key(self.reward)
 
 
 def check_sampler(world_model: object) -> None:
-    """Refuse what cannot be called on a TensorDict.
+    """Check that a world model can be called on a TensorDict.
 
     Raises:
         TypeError: if it is no TensorDict module.
@@ -76,9 +76,9 @@ def check_sampler(world_model: object) -> None:
 
 
 def keys_read(module: Any) -> list[NestedKey]:
-    """What a TensorDict module reads, without groups whose entries it writes itself.
+    """A TensorDict module's input keys, without groups whose entries it writes itself.
 
-    TorchRL's sequences name those too, such as distributions' parameters.
+    TorchRL's sequences list those too, such as distributions' parameters.
     """
     written = [_parts(unravel_key(key)) for key in getattr(module, "out_keys", ())]
     read = [unravel_key(key) for key in module.in_keys]
@@ -86,11 +86,11 @@ def keys_read(module: Any) -> list[NestedKey]:
 
 
 def transition_keys(world_model: Any) -> TransitionKeys:
-    """Find out which entries a world model reads as observation and action, and writes.
+    """Infer a world model's keys of observation, action and reward.
 
     The observation is the entry that is read and, under ``"next"``, written; the action the other
     that is read; the reward the other that is written under ``"next"``, or the one of that name.
-    A model's attributes ``observation_key``, ``action_key`` and ``reward_key`` go before.
+    A model's attributes ``observation_key``, ``action_key`` and ``reward_key`` take precedence.
 
     Args:
         world_model: a TensorDict module, whose keys may be nested.
@@ -100,9 +100,9 @@ def transition_keys(world_model: Any) -> TransitionKeys:
         ValueError: if its keys are not those of a world model.
     """
     check_sampler(world_model)
-    own = [getattr(world_model, f"{n}_key", None) for n in ("observation", "action", "reward")]
-    if all(key is not None for key in own):
-        return TransitionKeys(*map(unravel_key, own))
+    keys = [getattr(world_model, f"{n}_key", None) for n in ("observation", "action", "reward")]
+    if all(key is not None for key in keys):
+        return TransitionKeys(*map(unravel_key, keys))
     read, written = keys_read(world_model), [unravel_key(key) for key in world_model.out_keys]
     states = [key for key in read if next_key(key) in written]
     others = [key for key in read if key not in states]
@@ -117,10 +117,10 @@ def transition_keys(world_model: Any) -> TransitionKeys:
     what = f"the world model {type(world_model).__name__} reads {read} and writes {written}"
     if ends:
         raise ValueError(
-            f"{what}: {ends} under 'next' would not be read, since a termination rule says where "
-            "episodes end; leave them out (select_out_keys)"
+            f"{what}: {ends} under 'next' would be ignored, since a termination rule says where "
+            "episodes end: leave them out (select_out_keys)"
         )
-    if [len(found) for found in (states, others, rewards)] != [1, 1, 1]:
+    if not len(states) == len(others) == len(rewards) == 1:
         raise ValueError(
             f"{what}: expected one observation and one action, and under 'next' that observation "
             "and a reward, such as ['observation', 'action'] and [('next', 'observation'), "
@@ -133,8 +133,8 @@ def _parts(key: NestedKey) -> tuple[str, ...]:
     return (key,) if isinstance(key, str) else key
 
 
-def place_of(world_model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a model's numbers; the CPU and torch's default where it has none."""
+def device_and_dtype(world_model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model's floats; the CPU and torch's default where it has none."""
     tensors = itertools.chain(world_model.parameters(), world_model.buffers())
     first = next((t for t in tensors if t.is_floating_point()), None)
     if first is None:
@@ -143,10 +143,10 @@ def place_of(world_model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def require_ensemble(world_model: object, what: str) -> None:
-    """Refuse another world model where an ensemble's members are needed.
+    """Check that a world model is an ensemble, for parts that need its members.
 
     Raises:
-        TypeError: saying what needs them.
+        TypeError: naming the part that needs them.
     """
     if not isinstance(world_model, EnsembleWorldModel):
         raise TypeError(
@@ -157,15 +157,15 @@ def require_ensemble(world_model: object, what: str) -> None:
 
 @contextmanager
 def trying(what: str, device: torch.device) -> Iterator[None]:
-    """Try a user's module on a few rows: without gradients, leaving the random state as it was.
+    """Try a user's module on a few rows, without gradients and without advancing the generators.
 
     Raises:
-        ValueError: if anything goes wrong, saying what.
+        ValueError: if anything fails, with ``what`` and the reason.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             yield
-        except Exception as error:  # anything may go wrong in a user's module
+        except Exception as error:  # a user's module may raise anything
             reason = " ".join(str(error).split()) or "no reason given"
             raise ValueError(f"{what} ({type(error).__name__}: {reason})") from error

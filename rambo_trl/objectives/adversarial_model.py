@@ -27,7 +27,7 @@ class _LiveNetwork:
     """A network of another loss, called with that loss's live parameters.
 
     ``expanded`` says that the parameters are stacked along a first dimension (an ensemble of
-    critics), in which case the outputs are stacked likewise.
+    critics); so are then the outputs.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class _LiveNetwork:
         self.params = params
         self.in_keys = module.in_keys
         self.out_keys = module.out_keys
-        # layers that draw in evaluation mode too draw for each critic, as in TorchRL's losses
+        # layers that are random in evaluation mode too differ by critic, as in TorchRL's losses
         self._call = (
             torch.vmap(self._with_params, (None, 0), randomness="different")
             if expanded
@@ -45,7 +45,7 @@ class _LiveNetwork:
         )
 
     def modules(self) -> Iterator[nn.Module]:
-        """The network's modules, whose mode is not that of the loss that holds it."""
+        """The network's modules, which the other loss's ``train()`` does not reach."""
         return self.module.modules()
 
     def _with_params(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
@@ -61,7 +61,7 @@ class _LiveNetwork:
 
 
 class AdversarialModelLoss(LossModule):
-    r"""The Model Gradient: lower the agent's value in the model by moving the model.
+    r"""The Model Gradient: change the model so that the agent's value in it falls.
 
     Given a batch that was imagined with the model (states visited by the policy, actions of
     the policy, successors and rewards sampled from the model), the loss is
@@ -77,9 +77,8 @@ class AdversarialModelLoss(LossModule):
     :class:`~rambo_trl.objectives.EnsembleModelLoss` on a real batch it is Eq. 9.
 
     Gradients reach the world model only: actor and critics are kept out of ``parameters()``
-    and of the ``state_dict``. They are in evaluation mode while they are asked, whatever mode they
-    are left in: no running statistics move, nothing is dropped out. So is the world model, whose
-    density is that of what is sampled from it.
+    and of the ``state_dict``. Actor, critics and world model are evaluated in evaluation mode,
+    whatever their own: no running statistics change, nothing is dropped out.
 
     Args:
         world_model: any module with ``log_prob(tensordict)`` [*B], the log-density of the
@@ -88,8 +87,8 @@ class AdversarialModelLoss(LossModule):
         actor_network: writes the action; evaluated at its mode.
         qvalue_network: writes the state-action value [*B, 1] or [*B]; a single critic, a sequence
             of them, or a module that writes an ensemble's values stacked in front, [K, *B, 1], or
-            [K, *B] where that can be nothing else. It may read what the actor does not, such as a
-            goal, which the batch then holds for both states.
+            [K, *B] where that is unambiguous. It may read entries that the actor does not, such
+            as a goal, which the batch then holds for both states.
 
     Keyword Args:
         adversarial_weight: lambda, the weight of the adversary (3e-4 or 0 in the paper's
@@ -101,12 +100,10 @@ class AdversarialModelLoss(LossModule):
         baseline: subtract Q(s, a); without it the gradient has the same mean and more
             variance (paper sec. 4.2).
         entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
-            added to V(s'); off by default. Needs an actor with ``get_dist``. While it is 0 the
-            entropy is not computed. Assign or load another value, do not write it in place
-            (``fill_``): that is not noticed, nor is any by what was captured as a CUDA graph at 0.
-        per_dimension: divide the log-density by the number of entries of the successor and the
-            reward. The published log-density is their sum, so that lambda acts the more
-            strongly the larger the state; with this it means the same for all sizes.
+            added to V(s'). 0, the default, computes none; else the actor needs ``get_dist``. A
+            number, which can be assigned to.
+        per_dimension: divide the log-density by the number of predicted entries. The published
+            log-density is their sum, so that the same lambda acts more strongly on larger states.
         reduction: ``"mean"`` (published), ``"sum"`` or ``"none"`` over the batch. A sum would
             make lambda a batch size times stronger than published.
 
@@ -140,9 +137,9 @@ class AdversarialModelLoss(LossModule):
         Attributes:
             action: the action taken in the model.
             reward: the sampled reward, under ``"next"``, [*B, 1] or [*B].
-            terminated: whether the sampled successor ends the episode, under ``"next"``;
+            terminated: whether the sampled next state ends the episode, under ``"next"``;
                 false where the entry is missing.
-            state_action_value: what the critics write.
+            state_action_value: the critics' output.
         """
 
         action: NestedKey = "action"
@@ -162,7 +159,7 @@ class AdversarialModelLoss(LossModule):
         "value",
         "qvalue",
     ]
-    _schedulable_buffers = frozenset({"adversarial_weight", "gamma", "entropy_coeff"})
+    _schedulable_buffers = frozenset({"adversarial_weight", "gamma"})
 
     def __init__(
         self,
@@ -202,17 +199,12 @@ class AdversarialModelLoss(LossModule):
         self.advantage_clip = advantage_clip
         self.baseline = baseline
         self.per_dimension = per_dimension
+        self.entropy_coeff = entropy_coeff
         self.reduction = reduction
         device = device_of(world_model)
-        for name, value in (
-            ("adversarial_weight", adversarial_weight),
-            ("gamma", gamma),
-            ("entropy_coeff", entropy_coeff),
-        ):
-            self.register_coeff_buffer(name, float(value), device=device)
-        self._note_entropy(entropy_coeff)
-        self.register_load_state_dict_post_hook(_reread_entropy)
-        # filled now: a first use that filled them would have a compiled loss compiled twice
+        self.register_coeff_buffer("adversarial_weight", float(adversarial_weight), device=device)
+        self.register_coeff_buffer("gamma", float(gamma), device=device)
+        # set now: setting them at first use would make a compiled loss recompile
         self._set_in_keys()
 
     @classmethod
@@ -230,11 +222,11 @@ class AdversarialModelLoss(LossModule):
         Args:
             world_model: as in the constructor.
             actor_critic_loss: a loss with an ``actor_network`` and a ``qvalue_network`` (SAC,
-                TD3, REDQ, CQL) or ``value_network`` (DDPG). Its current parameters are used
-                at every call, and its keys for action, reward, termination and value.
+                TD3, REDQ, CQL) or ``value_network`` (DDPG). Its parameters are used live, with
+                its keys for action, reward, termination and value.
             adversarial_weight: as in the constructor.
-            gamma: discount factor; where None, that of the loss's value estimator at this
-                moment, or 0.99 (TorchRL's default too) where none has been made yet.
+            gamma: discount factor; by default the current one of the loss's value estimator, or
+                0.99 (TorchRL's default too) where none has been made yet.
             **kwargs: further keywords of the constructor.
 
         Raises:
@@ -279,26 +271,17 @@ class AdversarialModelLoss(LossModule):
         loss.set_keys(**keys)
         return loss
 
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name == "entropy_coeff":
-            self._note_entropy(value)
-
-    def _note_entropy(self, coeff: object) -> None:
-        # a plain flag, so that the update needs no branch on a tensor
-        self._use_entropy = bool(coeff != 0)
-
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         self._set_in_keys()
 
     def _set_in_keys(self) -> None:
         action = unravel_key(self.tensor_keys.action)
-        acting = keys_read(self.actor_network)
-        judging = [key for critic in self.qvalue_networks for key in getattr(critic, "in_keys", ())]
+        actors = keys_read(self.actor_network)
+        critics = [key for critic in self.qvalue_networks for key in getattr(critic, "in_keys", ())]
         written = getattr(self.actor_network, "out_keys", ())
-        self._state_keys = tuple(dict.fromkeys(k for k in (*acting, *judging) if k != action))
-        # of the successor the actor itself writes what critics read of its outputs
-        self._next_keys = tuple(k for k in self._state_keys if k in acting or k not in written)
+        self._state_keys = tuple(dict.fromkeys(k for k in (*actors, *critics) if k != action))
+        # for the next state the actor itself writes those of its outputs that critics read
+        self._next_keys = tuple(k for k in self._state_keys if k in actors or k not in written)
         self._in_keys: list[NestedKey] = [
             *self._state_keys,
             self.tensor_keys.action,
@@ -325,13 +308,13 @@ class AdversarialModelLoss(LossModule):
         return torch.cat(values).amin(dim=0)
 
     def _next_value(self, tensordict: TensorDictBase) -> Tensor:
-        """The agent's value of the successors at the policy's mode, [*B]."""
-        following = tensordict.get("next").select(*self._next_keys, strict=False)
+        """The agent's value of the next states at the policy's mode, [*B]."""
+        successor = tensordict.get("next").select(*self._next_keys, strict=False)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            following = self.actor_network(following)
-        value = self._min_qvalue(following)
-        if self._use_entropy:
-            dist = self.actor_network.get_dist(following)
+            successor = self.actor_network(successor)
+        value = self._min_qvalue(successor)
+        if self.entropy_coeff:
+            dist = self.actor_network.get_dist(successor)
             log_prob = dist.log_prob(dist.sample()).reshape(value.shape)
             value = value - self.entropy_coeff * log_prob
         return value
@@ -340,18 +323,18 @@ class AdversarialModelLoss(LossModule):
         """Advantage, V(s') and Q(s, a) of an imagined batch, each [*B], without gradient.
 
         Raises:
-            KeyError: if the batch lacks the reward, or all that stands under ``"next"``.
+            KeyError: if the batch lacks the reward, or everything under ``"next"``.
         """
         shape = tensordict.batch_size
-        following = tensordict.get("next", None)
-        reward = None if following is None else following.get(self.tensor_keys.reward, None)
+        successor = tensordict.get("next", None)
+        reward = None if successor is None else successor.get(self.tensor_keys.reward, None)
         if reward is None:
             needed = self.in_keys[:-1]  # the last one, terminated, may be missing
             missing = [key for key in needed if tensordict.get(key, None) is None]
             raise KeyError(f"the imagined batch lacks {missing}: this loss reads {needed}")
         with torch.no_grad(), evaluating(self.actor_network, *self.qvalue_networks):
             reward = reward.reshape(shape)
-            terminated = following.get(self.tensor_keys.terminated, None)
+            terminated = successor.get(self.tensor_keys.terminated, None)
             terminated = (
                 torch.zeros_like(reward, dtype=torch.bool)
                 if terminated is None
@@ -367,7 +350,7 @@ class AdversarialModelLoss(LossModule):
         return advantage, next_value, qvalue
 
     def log_density(self, tensordict: TensorDictBase) -> Tensor:
-        """The log-density that the loss weighs, of an imagined batch [*B]: [*B]."""
+        """The log-density of an imagined batch [*B] that the loss weights: [*B]."""
         keys = [next_key(key) for key in (*keys_read(self.actor_network), self.tensor_keys.reward)]
         with evaluating(self.world_model):
             log_prob = transition_log_prob(self.world_model, tensordict, keys)
@@ -398,25 +381,21 @@ class AdversarialModelLoss(LossModule):
 
 
 def _each_critic(out: TensorDictBase, key: NestedKey, shape: torch.Size) -> Tensor:
-    """The values that critics returned for a batch [*B], as [K, *B]; a KeyError without them."""
+    """The critics' values for a batch [*B], as [K, *B]; a KeyError without them."""
     value = out.get(key, None)
     if value is None:
         raise KeyError(
-            f"the critics return no {key!r} but {list(out.keys(True, True))}: "
-            "set_keys(state_action_value=...) names their value"
+            f"the critics return no {key!r} but {list(out.keys(True, True))}: name their value "
+            "with set_keys(state_action_value=...)"
         )
     return functional.each_critic(value, shape, out.batch_size, f"the critics' {key!r}")
 
 
 def _discount_of(actor_critic_loss: LossModule) -> float:
-    """The discount that the agent's targets are made with."""
+    """The discount factor of the agent's targets."""
     # not .value_estimator, which would make one
     estimator = getattr(actor_critic_loss, "_value_estimator", None)
     return float(getattr(estimator, "gamma", 0.99))
-
-
-def _reread_entropy(loss: AdversarialModelLoss, incompatible_keys: object) -> None:
-    loss._note_entropy(loss.entropy_coeff)
 
 
 # TorchRL's metaclass turns every public attribute whose name ends in "loss" into an instance

@@ -14,10 +14,11 @@ from tensordict.nn import (
     dispatch,
 )
 from torch import Tensor
-from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.data import Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
+from rambo_trl.modules.actor_critic import action_bounds
 from rambo_trl.objectives.density import device_of
 
 __all__ = ["COMBOLoss"]
@@ -28,26 +29,26 @@ _PENALIZED = ("rollout", "policy", "logsumexp")
 class COMBOLoss(SACLoss):
     r"""SAC whose critics are pushed down on the model's state-actions and up on the data's.
 
-    To SAC's terms comes, for each critic, COMBO's conservative one (Yu et al. 2021, Eq. 4),
+    To SAC's terms this adds, for each critic, COMBO's conservative one (Yu et al. 2021, Eq. 4),
 
     .. math::
         \beta \left( E_{s, a \sim \rho}[Q(s, a)] - E_{s, a \sim D}[Q(s, a)] \right),
 
-    where D is the data and :math:`\rho` the state-actions met in the model's rollouts. What
-    stands for the first expectation is a choice, ``penalized_actions``:
+    where D is the data and :math:`\rho` the state-actions visited in the model's rollouts.
+    ``penalized_actions`` chooses how the first expectation is estimated:
 
-    - ``"rollout"``, the equation as it stands: the batch's model rows, whose actions the policy
-      took when they were imagined, :math:`\rho(s, a) = d^\pi_M(s) \pi(a | s)`;
+    - ``"rollout"``, the equation as it stands: the batch's model rows, with the actions that the
+      policy took when they were imagined, :math:`\rho(s, a) = d^\pi_M(s) \pi(a | s)`;
     - ``"policy"``: the model rows' states with fresh actions of the current policy;
     - ``"logsumexp"``: :math:`\log \int \exp Q(s, a) da` at the model rows' states, the largest
-      such expectation up to the entropy of the actions, as implementations in CQL's manner
-      have it. It is estimated by importance sampling from uniform actions and the policy's,
-      ``num_actions`` of each.
+      such expectation up to the entropy of the actions, as in implementations derived from
+      CQL. It is estimated by importance sampling from ``num_actions`` uniform actions and as
+      many of the policy.
 
     The term is summed over the critics like SAC's, whose squared error (``loss_function="l2"``)
     lacks Eq. 4's factor 1/2: beta is half as strong as in the equation, as in published
     implementations. Its gradients reach the critics only. The equation's backup is that of the
-    plain policy evaluation, without SAC's entropy; the actor and the temperature keep theirs.
+    plain policy evaluation, without SAC's entropy; actor and temperature keep it.
 
     Batches [B] must hold the data's rows first, as those of
     :class:`~rambo_trl.data.RealModelReplayBuffer` do; their entries are SACLoss's.
@@ -58,24 +59,24 @@ class COMBOLoss(SACLoss):
         value_network: as there.
 
     Keyword Args:
-        num_real: how many rows of a batch, from the front, are the data's;
+        num_real: number of rows, at the front of a batch, that are the data's;
             ``RealModelReplayBuffer.num_real``.
         conservative_weight: beta (0.5, 1 or 5 in COMBO's experiments). A buffer: it can be
             assigned to and scheduled.
         penalized_actions: where Q is pushed down, see above.
         num_actions: sampled actions of each kind for ``"logsumexp"``.
         deterministic_backup: leave SAC's entropy out of the critics' target, as the equation and
-            published implementations do. It takes neither a ``value_network`` nor
-            ``skip_done_states``.
+            published implementations do; not with a ``value_network`` or ``skip_done_states``.
         **kwargs: :class:`~torchrl.objectives.SACLoss`'s. ``"logsumexp"`` needs a bounded
             ``action_spec``.
 
     Beyond SAC's entries the output holds ``loss_conservative``, weighted, and the detached
     metrics ``penalized_qvalue`` and ``data_qvalue``, the two expectations averaged over the
-    critics. With ``reduction="none"`` a row's entry is its share, such that the mean over the
-    batch is the term; the metrics are then left out, as SACLoss leaves out its own.
+    critics. With ``reduction="none"`` the entries are each row's share, so that their mean is the
+    term; the metrics are then left out, as SACLoss leaves out its own.
 
     Raises:
+        TypeError: if ``"logsumexp"`` has no bounded ``action_spec``.
         ValueError: if a setting is out of range; in the forward pass, if a batch has no model
             rows.
 
@@ -146,15 +147,10 @@ class COMBOLoss(SACLoss):
         if penalized_actions == "logsumexp":
             if isinstance(action_spec, Composite):
                 action_spec = action_spec[self.tensor_keys.action]
-            if not isinstance(action_spec, Bounded):
-                raise ValueError(
-                    "penalized_actions='logsumexp' samples uniform actions: it needs a Bounded "
-                    f"action_spec, got {type(action_spec).__name__}"
-                )
-            # not in the state_dict: the spec's, which the policy has as well
-            for name in ("low", "high"):
-                bound = getattr(action_spec.space, name).to(self.device)
-                self.register_buffer(f"action_{name}", bound, persistent=False)
+            bounds = action_bounds(action_spec, "penalized_actions='logsumexp'")
+            # not in the state_dict, since the policy saves its bounds
+            for name, bound in zip(("low", "high"), bounds, strict=True):
+                self.register_buffer(f"action_{name}", bound.to(self.device), persistent=False)
 
     @property
     def out_keys(self) -> list[NestedKey]:
@@ -174,8 +170,8 @@ class COMBOLoss(SACLoss):
 
     def _qvalues(self, tensordict: TensorDictBase) -> Tensor:
         """Every critic's value of state-actions [*B]: [critics, *B], with its gradient."""
-        asked = tensordict.select(*self.qvalue_network.in_keys)
-        values = self._vmap_qnetworkN0(asked, self.qvalue_network_params)
+        inputs = tensordict.select(*self.qvalue_network.in_keys)
+        values = self._vmap_qnetworkN0(inputs, self.qvalue_network_params)
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
     @torch.no_grad()
@@ -187,13 +183,13 @@ class COMBOLoss(SACLoss):
         ):
             dist = self.actor_network.get_dist(tensordict.copy())
         if hasattr(dist, "rsample_and_log_prob"):
-            # scores the draw before it is squashed, which is exact at the actions' bounds
+            # scores the sample before it is squashed, which is exact at the actions' bounds
             return dist.rsample_and_log_prob((num,))
         action = dist.sample((num,))
         return action, dist.log_prob(action)
 
     def _penalized_qvalues(self, model: TensorDictBase) -> Tensor:
-        """What stands for E_rho[Q] on the model's rows [*M]: [critics, *M]."""
+        """The estimate of E_rho[Q] on the model's rows [*M]: [critics, *M]."""
         if self.penalized_actions == "rollout":
             return self._qvalues(model)
         action_key = self.tensor_keys.action
@@ -205,20 +201,20 @@ class COMBOLoss(SACLoss):
         uniform = self.action_low + width * torch.rand_like(action)
         log_uniform = -width.log().sum().expand_as(log_density)
         proposals = 2 * self.num_actions
-        asked = model.expand(proposals, *model.batch_size)
-        qvalue = self._qvalues(asked.set(action_key, torch.cat([action, uniform])))
-        weighed = qvalue - torch.cat([log_density, log_uniform])
-        return weighed.logsumexp(dim=1) - math.log(proposals)
+        states = model.expand(proposals, *model.batch_size)
+        qvalue = self._qvalues(states.set(action_key, torch.cat([action, uniform])))
+        weighted = qvalue - torch.cat([log_density, log_uniform])
+        return weighted.logsumexp(dim=1) - math.log(proposals)
 
     def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
-        """SACLoss's target [*B], as it has it or without the entropy."""
+        """SACLoss's target [*B], with or without the entropy."""
         if not self.deterministic_backup:
             return super()._compute_target_v2(tensordict)
         tensordict = tensordict.clone(False)
-        following = tensordict.get("next").copy()
-        action, _ = self._policy_actions(following, 1)
+        successor = tensordict.get("next").copy()
+        action, _ = self._policy_actions(successor, 1)
         values = self._vmap_qnetworkN0(
-            following.set(self.tensor_keys.action, action[0]), self.target_qvalue_network_params
+            successor.set(self.tensor_keys.action, action[0]), self.target_qvalue_network_params
         ).get(self.tensor_keys.state_action_value)
         tensordict.set(("next", self.value_estimator.tensor_keys.value), values.amin(0))
         return self.value_estimator.value_estimate(tensordict).squeeze(-1)
@@ -233,12 +229,12 @@ class COMBOLoss(SACLoss):
                 f"COMBOLoss needs batches of more than num_real={self.num_real} rows, the "
                 f"data's first and then the model's; got batch size {list(tensordict.batch_size)}"
             )
-        asked = tensordict.select(
+        inputs = tensordict.select(
             *{*self.qvalue_network.in_keys, *self.actor_network.in_keys, self.tensor_keys.action}
         )
-        data_qvalue = self._qvalues(asked[: self.num_real])
-        penalized_qvalue = self._penalized_qvalues(asked[self.num_real :])
-        # each row's share, of which the batch's mean is the difference of the two means
+        data_qvalue = self._qvalues(inputs[: self.num_real])
+        penalized_qvalue = self._penalized_qvalues(inputs[self.num_real :])
+        # each row's share: their mean over the batch is the difference of the two means
         shares = torch.cat(
             [
                 data_qvalue.sum(0) * (-rows / self.num_real),

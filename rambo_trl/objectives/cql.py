@@ -31,8 +31,8 @@ class ConservativeQLoss(CQLLoss):
 
     ``CQLLoss`` (TorchRL 0.14) has three proposals in each log-sum-exp, whatever
     ``num_random``, and averages over those; it values the next state's actions in the next
-    state and takes the action space to be [-1, 1]. All else is ``CQLLoss``. Its output holds
-    ``loss_actor_bc``, a warm start's term in the place of ``loss_actor``: do not add both.
+    state and assumes the action space [-1, 1]. All else is ``CQLLoss``. Its output holds
+    ``loss_actor_bc``, which replaces ``loss_actor`` in a warm start: do not add both.
 
     Args:
         actor_network: as in ``CQLLoss``.
@@ -44,7 +44,7 @@ class ConservativeQLoss(CQLLoss):
 
     Raises:
         TypeError: if the actions are not bounded.
-        ValueError: if their bounds are not finite, or the lower ones not below the upper ones.
+        ValueError: if their bounds are not finite, or a lower one is not below its upper one.
 
     Reference: https://arxiv.org/abs/2006.04779
     """
@@ -52,14 +52,9 @@ class ConservativeQLoss(CQLLoss):
     def __init__(
         self, actor_network: Any, qvalue_network: Any, *, action_spec: Bounded, **kwargs: Any
     ) -> None:
-        if not isinstance(action_spec, Bounded):
-            raise TypeError(
-                "ConservativeQLoss samples uniform actions: it needs a Bounded action_spec, got "
-                f"{type(action_spec).__name__}"
-            )
-        bounds = action_bounds(action_spec)
+        bounds = action_bounds(action_spec, type(self).__name__)
         super().__init__(actor_network, qvalue_network, action_spec=action_spec, **kwargs)
-        # not in the state_dict: the spec's, which the policy has as well
+        # not in the state_dict, since the policy saves its bounds
         for name, bound in zip(("low", "high"), bounds, strict=True):
             bound = bound.to(self.log_alpha.device)
             self.register_buffer(f"action_{name}", bound, persistent=False)
@@ -79,16 +74,16 @@ class ConservativeQLoss(CQLLoss):
             )
             actions.append(drawn.get(keys.action).reshape(*rows, num, -1).detach())
             log_densities.append(log_density.reshape(*rows, num).detach())
-        # every proposal is valued in the row's own state
-        asked = tensordict.select(*self.qvalue_network.in_keys).unsqueeze(-1)
-        asked = asked.expand(*rows, 3 * num).set(keys.action, torch.cat(actions, dim=-2))
-        qvalue = self._vmap_qvalue_networkN0(asked, self.qvalue_network_params)
+        # every proposal is valued in the row's state, the next state's proposals too
+        proposals = tensordict.select(*self.qvalue_network.in_keys).unsqueeze(-1)
+        proposals = proposals.expand(*rows, 3 * num).set(keys.action, torch.cat(actions, dim=-2))
+        qvalue = self._vmap_qvalue_networkN0(proposals, self.qvalue_network_params)
         qvalue = qvalue.get(keys.state_action_value).squeeze(-1)
-        weighed = qvalue / self.temperature - torch.cat(log_densities, dim=-1)
-        soft_maximum = self.temperature * (weighed.logsumexp(dim=-1) - math.log(3 * num))
+        weighted = qvalue / self.temperature - torch.cat(log_densities, dim=-1)
+        soft_maximum = self.temperature * (weighted.logsumexp(dim=-1) - math.log(3 * num))
         data_qvalue = torch.stack([tensordict.get(keys.pred_q1), tensordict.get(keys.pred_q2)])
         gap = self.min_q_weight * (soft_maximum - data_qvalue.squeeze(-1))
-        # where with_lagrange looks for them
+        # with_lagrange reads them here
         tensordict.set(keys.cql_q1_loss, gap[0])
         tensordict.set(keys.cql_q2_loss, gap[1])
         loss = self._reduce_loss(gap.sum(dim=0), tensordict=tensordict)

@@ -15,14 +15,14 @@ __all__ = ["check_density", "device_of", "transition_log_prob"]
 def device_of(module: nn.Module) -> torch.device | None:
     """Where a module's parameters live; None where it has none.
 
-    Coefficients of a loss belong there too: what is captured on a GPU reads them at each replay.
+    A loss's coefficients belong there too: a captured CUDA graph reads them at each replay.
     """
     parameter = next(module.parameters(), None)
     return None if parameter is None else parameter.device
 
 
 def check_density(world_model: object) -> None:
-    """Refuse what has no density.
+    """Check that a world model has a density.
 
     Raises:
         TypeError: if the module has neither ``log_prob`` nor ``get_dist``.
@@ -43,10 +43,10 @@ def transition_log_prob(
         world_model: a module with ``log_prob(tensordict)``, which returns a tensor, or, as
             TorchRL's composite distributions do, a TensorDict of the parts' log-densities;
             or with ``get_dist(tensordict)`` alone, a distribution over the concatenated
-            ``value_keys``. Whatever stands in dimensions behind the batch's, or in several
-            entries, is taken as independent and summed.
+            ``value_keys``. Trailing dimensions and several entries are taken as independent
+            and summed.
         tensordict: the transitions [*B]; left unchanged.
-        value_keys: the entries of the successor, the reward last.
+        value_keys: the predicted entries, the reward last.
 
     Returns:
         [*B]
@@ -56,14 +56,15 @@ def transition_log_prob(
             silently mix rows.
     """
     if callable(getattr(world_model, "log_prob", None)):
-        found = world_model.log_prob(tensordict.copy())
+        log_prob = world_model.log_prob(tensordict.copy())
     else:
         values = [tensordict.get(key) for key in value_keys]
         dims = tensordict.batch_dims  # a reward [*B] becomes a column
         value = torch.cat([x.unsqueeze(-1) if x.ndim == dims else x for x in values], dim=-1)
-        found = world_model.get_dist(tensordict.copy()).log_prob(value)
+        log_prob = world_model.get_dist(tensordict.copy()).log_prob(value)
     shape = tensordict.batch_size
-    parts = list(found.values(True, True)) if isinstance(found, TensorDictBase) else [found]
+    joint = isinstance(log_prob, TensorDictBase)
+    parts = list(log_prob.values(True, True)) if joint else [log_prob]
     for part in parts:
         if part.shape[: len(shape)] != shape:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Pure maths of the objectives, each with its equation, and shapes; no modules, no TensorDicts."""
+"""The objectives' equations as pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = [
 def model_advantage(
     qvalue: Tensor, reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float | Tensor
 ) -> Tensor:
-    r"""Advantage of a successor in the Model Gradient (paper Eq. 5).
+    r"""Advantage of a sampled next state in the Model Gradient (paper Eq. 5).
 
-    :math:`A = r + \gamma (1 - d) V(s') - Q(s, a)`, the part that multiplies
+    :math:`A = r + \gamma (1 - d) V(s') - Q(s, a)`, the factor of
     :math:`\nabla \log T(s', r | s, a)`.
 
     Args:
@@ -46,29 +46,27 @@ def model_advantage(
 
 
 def each_critic(value: Tensor, shape: torch.Size, labelled: torch.Size, name: str) -> Tensor:
-    """Put the values of K critics for a batch [*B] in one shape.
+    """Bring the values of K critics for a batch [*B] into one shape.
 
     Args:
-        value: [*B], [*B, 1] or [K, *B, 1]; [K, *B] where it cannot be mistaken.
+        value: [*B], [*B, 1] or [K, *B, 1]; [K, *B] where it is unambiguous.
         shape: [*B].
-        labelled: the leading shape that the critics state of what they return. In one of [*B] the
-            rows are in front, however many critics there are.
-        name: what the message calls the values.
+        labelled: the batch size of the critics' output. If it is [*B], the rows come first,
+            whatever the number of critics.
+        name: of the values, for the message.
 
     Returns:
         [K, *B]
 
     Raises:
-        ValueError: if the shape leaves open which row a value belongs to.
+        ValueError: if the shape is ambiguous about the row that a value belongs to.
     """
-    found, column = value.shape, (*shape, 1)
-    single = not shape or found in (shape, column)  # without a batch no rows can be mixed up
-    stacked = found[1:] == column or (
-        found[1:] == shape and (found[:-1] != shape or found == labelled)
-    )
+    got, column = value.shape, (*shape, 1)
+    single = not shape or got in (shape, column)  # without a batch no rows can be mixed up
+    stacked = got[1:] == column or (got[1:] == shape and (got[:-1] != shape or got == labelled))
     if not (single or (stacked and labelled != shape)):
         raise ValueError(
-            f"{name} has shape {list(found)}, expected [*B], [*B, 1] or, of K critics, "
+            f"{name} has shape {list(got)}, expected [*B], [*B, 1] or, of K critics, "
             f"[K, *B, 1], for a batch of {list(shape)}"
         )
     return value.reshape(-1, *shape)
@@ -113,13 +111,13 @@ def weight_decay_penalty(weights: list[Tensor], coefficients: list[float]) -> Te
 
 
 def kl_estimate(log_ratio: Tensor) -> Tensor:
-    r"""Unbiased, never negative estimates of :math:`KL(p \| q)` from draws of p.
+    r"""Unbiased, non-negative estimates of :math:`KL(p \| q)` from samples of p.
 
-    :math:`q/p - 1 - \log(q/p)`: the plain :math:`-\log(q/p)` plus a term whose mean is zero and
-    which takes out most of its variance where the two are close.
+    :math:`q/p - 1 - \log(q/p)`: the plain :math:`-\log(q/p)` plus a control variate of mean zero
+    that removes most of the variance where the two are close.
 
     Args:
-        log_ratio: :math:`\log q(x) - \log p(x)` of draws x from p [*].
+        log_ratio: :math:`\log q(x) - \log p(x)` of samples x from p [*].
 
     Returns:
         [*]
@@ -128,10 +126,10 @@ def kl_estimate(log_ratio: Tensor) -> Tensor:
 
 
 def squared_total_variation_estimate(log_ratio: Tensor) -> Tensor:
-    r"""Unbiased estimate of :math:`TV(p, q)^2` from K draws of p (the distance of paper Eq. 8).
+    r"""Unbiased estimate of :math:`TV(p, q)^2` from K samples of p (the distance of paper Eq. 8).
 
-    :math:`TV = E_p[(1 - q/p)_+]`. The square of the draws' mean would be too large by its
-    variance; the mean product of two different draws is not.
+    :math:`TV = E_p[(1 - q/p)_+]`. The square of the samples' mean would be too large by its
+    variance; the mean product of two different samples is not.
 
     Args:
         log_ratio: :math:`\log q(x) - \log p(x)` [K, *], K at least 2.
@@ -140,10 +138,10 @@ def squared_total_variation_estimate(log_ratio: Tensor) -> Tensor:
         [*]
 
     Raises:
-        ValueError: if there are fewer than two draws.
+        ValueError: if there are fewer than two samples.
     """
-    draws = log_ratio.shape[0]
-    if draws < 2:
-        raise ValueError(f"squared total variation needs at least 2 draws, got {draws}")
+    samples = log_ratio.shape[0]
+    if samples < 2:
+        raise ValueError(f"squared total variation needs at least 2 samples, got {samples}")
     missing = -torch.expm1(log_ratio.clamp(max=0.0))
-    return (missing.sum(dim=0).square() - missing.square().sum(dim=0)) / (draws * (draws - 1))
+    return (missing.sum(dim=0).square() - missing.square().sum(dim=0)) / (samples * (samples - 1))

@@ -14,31 +14,31 @@ __all__ = ["LikelihoodBudget"]
 
 
 class LikelihoodBudget(nn.Module):
-    r"""Let the adversary spend a budget: set lambda so that the data's term keeps to a bound.
+    r"""Adapt lambda so that the model's distance from the data stays within a budget.
 
     The Lagrangian of the paper's Eq. 7 is :math:`V + \nu (D - \xi)`, with D the model's distance
     from the data and :math:`\nu \ge 0` its multiplier. The paper fixes :math:`\nu` and weighs the
     other term instead, :math:`\lambda = 1 / \nu` (Eq. 8). Here :math:`\nu` is optimised as the
-    equation has it, by gradient ascent on its logarithm, which keeps it positive:
+    equation states, by gradient ascent on its logarithm, which keeps it positive:
 
     .. math::
         \log \nu \leftarrow \log \nu + \eta \, (D - \xi).
 
-    A model that strays beyond the budget lowers lambda, one that stays within raises it, up to
-    ``max_weight``. Used as a target-network updater is: :meth:`step` after every model update.
+    Lambda falls while the model exceeds the budget and rises, up to ``max_weight``, while it is
+    within. Like a target-network updater, call :meth:`step` after every model update.
 
     Args:
-        adversarial_loss: the loss whose ``adversarial_weight`` is set; its present value, which
+        adversarial_loss: the loss whose ``adversarial_weight`` is set; its current value, which
             must be positive, is the start.
-        budget: :math:`\xi`, in the units of what :meth:`step` is given: the loss term
+        budget: :math:`\xi`, in the units of the argument of :meth:`step`: the loss term
             ``loss_model`` of :class:`~rambo_trl.objectives.EnsembleModelLoss` (then the value
-            after the maximum-likelihood fit plus what may be spent), or the distance of
+            after the maximum-likelihood fit plus the allowance), or the distance of
             :class:`~rambo_trl.objectives.ModelTrustLoss`.
 
     Keyword Args:
         lr: :math:`\eta`, per unit of that term.
         min_weight: lambda's lower bound, above 0.
-        max_weight: its upper bound; a budget that never binds would let it grow forever.
+        max_weight: its upper bound; otherwise it would grow forever under a slack budget.
 
     Raises:
         ValueError: if a bound, the rate or the starting weight is out of its range.
@@ -60,7 +60,7 @@ class LikelihoodBudget(nn.Module):
         >>> adversarial = AdversarialModelLoss.from_loss(EnsembleWorldModel(3, 1), agent_loss)
         >>> budget = LikelihoodBudget(adversarial, budget=-20.0, lr=0.1)
         >>> before = adversarial.adversarial_weight.clone()
-        >>> weight = budget.step(torch.tensor(-19.0))  # the model strayed by 1 too much
+        >>> weight = budget.step(torch.tensor(-19.0))  # 1 above the budget
         >>> torch.testing.assert_close(weight, before * torch.exp(torch.tensor(-0.1)))
     """
 
@@ -83,7 +83,7 @@ class LikelihoodBudget(nn.Module):
             raise ValueError(f"budget must be finite, got {budget}")
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
-        # the weight is kept in single precision: as good as equal is within
+        # tolerances, since the weight is stored in single precision
         if not 0 < min_weight <= start * (1 + 1e-6) <= max_weight * (1 + 2e-6) < math.inf:
             raise ValueError(
                 "with a likelihood budget adversarial_weight must lie between 0 <"
@@ -103,7 +103,7 @@ class LikelihoodBudget(nn.Module):
         weight = (-self.log_multiplier).exp()
         current = self.adversarial_loss.adversarial_weight
         if current.device == weight.device:
-            current.copy_(weight)  # in place: a compiled loss goes on reading it
+            current.copy_(weight)  # in place: a captured graph keeps reading it
         else:
             self.adversarial_loss.adversarial_weight = weight
         return weight

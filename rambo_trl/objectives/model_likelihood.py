@@ -38,8 +38,8 @@ class EnsembleModelLoss(LossModule):
         world_model: the ensemble.
 
     Keyword Args:
-        weight_decay: one coefficient a layer; the published ones for five layers, and for
-            other depths as many values interpolated between them.
+        weight_decay: one coefficient per layer; by default the published ones, interpolated for
+            other depths than five layers.
         bound_weight: weight of ``sum(max_log_var) - sum(min_log_var)``.
         members: ``"all"``, or ``"elites"`` to fit the elites only. Members share nothing but
             the log-variance bounds, so leaving the others out changes the elites only
@@ -47,10 +47,9 @@ class EnsembleModelLoss(LossModule):
         reduction: ``"mean"`` (published), ``"sum"`` over the batch, or ``"none"``.
 
     The input holds a batch [B] that all members learn from, or one batch per member [M, B]; the
-    latter may come with the members' predictions (:attr:`prediction_key`), which are then not
-    computed again.
-    The output's ``loss_model``, ``loss_bounds`` and ``loss_decay`` add up to the objective;
-    ``mse`` [members] is a detached metric.
+    latter may hold the members' predictions (:attr:`prediction_key`), which are then not
+    recomputed. The output's ``loss_model``, ``loss_bounds`` and ``loss_decay`` add up to the
+    objective; ``mse`` [members] is a detached metric.
 
     Reference: https://arxiv.org/abs/2204.12581
 
@@ -76,7 +75,7 @@ class EnsembleModelLoss(LossModule):
         Attributes:
             observation: defaults to the world model's ``observation_key``.
             action: defaults to the world model's ``action_key``.
-            next_observation: the recorded successor, defaults to the world model's.
+            next_observation: the recorded next observation, defaults to the world model's.
             next_reward: the recorded reward, defaults to the world model's.
         """
 
@@ -89,7 +88,7 @@ class EnsembleModelLoss(LossModule):
     tensor_keys: _AcceptedKeys
     out_keys = ["loss_model", "loss_bounds", "loss_decay", "mse"]
     _schedulable_buffers = frozenset({"bound_weight"})
-    #: entry with ``mean`` and ``log_var`` [M, B, D] of the fitted members, computed elsewhere
+    #: optional entry with the fitted members' ``mean`` and ``log_var`` [M, B, D]
     prediction_key = "member_prediction"
 
     def __init__(
@@ -122,7 +121,7 @@ class EnsembleModelLoss(LossModule):
         self.members = members
         self.reduction = reduction
         self.register_coeff_buffer("bound_weight", bound_weight, device=device_of(world_model))
-        # filled now: a first use that filled them would have a compiled loss compiled twice
+        # set now: setting them at first use would make a compiled loss recompile
         self._set_in_keys()
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
@@ -165,7 +164,7 @@ class EnsembleModelLoss(LossModule):
         model = self.world_model
         elites_only = self.members == "elites"
         num_members = model.num_elites if elites_only else model.num_members
-        # called with keywords the batch size is a guess: the action's own shape is none
+        # called with keywords the batch size is a guess, the action's shape is not
         batch = tensordict.get(self._key("action")).shape[:-1]
         if len(batch) not in (1, 2) or (len(batch) == 2 and batch[0] != num_members):
             raise ValueError(
@@ -204,29 +203,25 @@ class EnsembleModelLoss(LossModule):
 
     @torch.no_grad()
     def member_mse(self, tensordict: TensorDictBase) -> Tensor:
-        """Mean squared error of every member on rows [B] that all share.
-
-        It is taken in units of the world model's ``output_scale``.
+        """Mean squared error of every member on shared rows [B], in units of ``output_scale``.
 
         Returns:
-            [num_members], the measure of early stopping and of the choice of elites.
+            [num_members], the criterion of early stopping and of the choice of elites.
         """
         return self._squared_error(tensordict).mean(dim=(-2, -1))
 
     @torch.no_grad()
     def entry_mse(self, tensordict: TensorDictBase) -> Tensor:
-        """The elites' mean squared error in each entry that they predict, on rows [B].
-
-        As everywhere it is in units of the model's ``output_scale``.
+        """The elites' mean squared error of each predicted entry on rows [B].
 
         Returns:
-            [observation_size + 1], the reward last; what the monitor of divergence looks at.
+            [observation_size + 1], the reward last, in units of ``output_scale``.
         """
         error = self._squared_error(tensordict)
         return error[self.world_model.elites].mean(dim=(0, 1))
 
     def _squared_error(self, tensordict: TensorDictBase) -> Tensor:
-        """Every member's squared errors on rows [B] that all share, [num_members, B, D]."""
+        """Every member's squared errors on shared rows [B], [num_members, B, D]."""
         mean, _ = self.world_model.predict(
             tensordict.get(self._key("observation")), tensordict.get(self._key("action"))
         )

@@ -1,4 +1,4 @@
-"""Keep the model near its maximum-likelihood fit itself, on the data's states and actions."""
+"""A trust term: keep the model close to its maximum-likelihood fit (paper Eq. 8)."""
 
 from __future__ import annotations
 
@@ -25,33 +25,32 @@ class ModelTrustLoss(LossModule):
     r"""The distance between the model and its maximum-likelihood fit on data rows.
 
     The paper's Eq. 8 weighs the model's value against
-    :math:`E_D[TV(\hat T_{MLE}(\cdot|s, a), \hat T_\phi(\cdot|s, a))^2]`, then takes the likelihood
-    in its place (Eq. 9). This loss is Eq. 8's term, estimated without bias by successors drawn
+    :math:`E_D[TV(\hat T_{MLE}(\cdot|s, a), \hat T_\phi(\cdot|s, a))^2]`, then replaces it by the
+    likelihood (Eq. 9). This loss is Eq. 8's term, estimated without bias from next states sampled
     from the fit, or the Kullback-Leibler divergence :math:`KL(\hat T_{MLE} \| \hat T_\phi)`,
     which bounds it (Pinsker: :math:`2\,TV^2 \le KL`) and still has a gradient where the two hardly
-    overlap. It stands where :class:`~rambo_trl.objectives.EnsembleModelLoss` stands beside
+    overlap. It takes the place of :class:`~rambo_trl.objectives.EnsembleModelLoss` beside
     :class:`~rambo_trl.objectives.AdversarialModelLoss`.
 
-    With x drawn from the fit p and q the model, the estimators are the mean of
-    :math:`q/p - 1 - \log(q/p)` for KL, which is never negative and whose gradient vanishes
-    at q = p for every draw, and for :math:`TV = E_p[(1 - q/p)_+]` the mean product of the
-    draws' pairs.
+    With x sampled from the fit p and q the model, the estimators are the mean of
+    :math:`q/p - 1 - \log(q/p)` for KL, which is non-negative and whose gradient vanishes
+    at q = p for every sample, and for :math:`TV = E_p[(1 - q/p)_+]` the mean product over pairs
+    of samples.
 
     Args:
-        world_model: the model in the game: any module that writes a drawn successor when
+        world_model: the model being trained: any module that writes a sampled next state when
             called and has ``log_prob`` (or ``get_dist``, see
             :class:`~rambo_trl.objectives.AdversarialModelLoss`).
 
     Keyword Args:
         divergence: ``"kl"`` or ``"total_variation"``, the latter squared as in Eq. 8.
-        num_samples: successors drawn for each row; total variation needs at least two.
+        num_samples: next states sampled for each row; total variation needs at least two.
         weight: of the term. A buffer: it can be assigned to and scheduled.
 
     The reference is a frozen copy of ``world_model`` as it is at construction; :meth:`anchor`
-    takes a new one. It is part of the ``state_dict``. Both are in evaluation mode while they are
-    compared. The input holds data rows [*B], of which states and actions are read. The output holds
-    ``loss_trust`` and, detached, the distance ``trust_distance``: in nats, or a squared
-    probability.
+    takes a new one. It is part of the ``state_dict``. Both are compared in evaluation mode. The
+    input holds data rows [*B], of which observations and actions are read. The output holds
+    ``loss_trust`` and, detached, ``trust_distance``, in nats or a squared probability.
 
     Reference: https://arxiv.org/abs/2204.12581, Eq. 6 to 8
 
@@ -69,7 +68,7 @@ class ModelTrustLoss(LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """Entries read are those of the world model."""
+        """None: the loss reads the world model's keys."""
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -117,17 +116,17 @@ class ModelTrustLoss(LossModule):
         self._in_keys = values
 
     def anchor(self) -> None:
-        """Take the world model as it is now for the reference."""
+        """Make the current world model the reference."""
         self.reference.load_state_dict(self.world_model.state_dict())
 
     def _log_ratio(self, tensordict: TensorDictBase) -> Tensor:
-        """Compare densities: log q - log p of draws from the reference, [num_samples, *B]."""
+        """Compute log q - log p of samples from the reference, [num_samples, *B]."""
         rows = tensordict.select(*keys_read(self.world_model))
         rows = rows.expand(self.num_samples, *rows.batch_size).clone()
-        shape, rows = rows.batch_size, rows.reshape(-1)  # one dimension, as any model takes it
+        shape, rows = rows.batch_size, rows.reshape(-1)  # one dimension, for any model
         keys = [key for key in self.world_model.out_keys if key[0] == "next"]
         with evaluating(self.world_model, self.reference):
-            # a loss is called under deterministic exploration, which would draw the mode
+            # losses run under deterministic exploration, which would return the mode
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
                 rows = self.reference(rows)
                 reference = transition_log_prob(self.reference, rows, keys)

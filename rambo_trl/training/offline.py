@@ -1,8 +1,9 @@
-"""Updates on the data alone: what a model-free method does in an epoch."""
+"""Updates on the data alone: the epochs of the model-free methods."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,29 +16,29 @@ from torchrl.objectives.utils import TargetNetUpdater
 from rambo_trl.experiment.checkpoint import load_optimizer
 from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar
 
-__all__ = ["OfflinePhase", "Player", "cosine_decay"]
+__all__ = ["OfflinePhase", "UpdateStep", "cosine_decay"]
 
 
 def cosine_decay(num_updates: int) -> Callable[[int], float]:
-    """A learning rate's factor that falls from 1 to 0 along half a cosine, and stays there.
+    """A factor on the learning rate that falls from 1 to 0 along half a cosine.
 
     Args:
-        num_updates: after how many updates it is 0.
+        num_updates: number of updates after which it is 0.
     """
     return lambda n: 0.5 * (1 + math.cos(math.pi * min(n / num_updates, 1)))
 
 
 @dataclass
-class Player:
-    """Parameters with the losses that they are trained on.
+class UpdateStep:
+    """Losses and the optimiser of the parameters that are trained on them.
 
     Args:
         losses: computes a TensorDict with ``loss_*`` terms and scalar metrics from a batch.
         optimizer: owns the parameters.
-        every: one step in so many updates.
-        lr_factor: update to the factor on the learning rates; one for all of the optimiser's
-            groups, or one for each.
-        name: what to call its steps where they are compiled.
+        every: take the step once in this many updates.
+        lr_factor: function of the number of steps to a factor on the learning rates; one for all
+            of the optimiser's groups, or one for each.
+        name: of the step, in messages about its compilation.
     """
 
     losses: Callable[[TensorDictBase], TensorDictBase]
@@ -48,56 +49,56 @@ class Player:
 
 
 class OfflinePhase:
-    """Gradient steps on batches of the data, each player at its own pace.
+    """Gradient steps on batches of the data, each at its own interval.
 
-    In every update the players that are due take their steps, in the given order, each on its
-    own evaluation of its losses; then the target networks follow.
+    In every update the steps that are due are taken in the given order, each after evaluating
+    its losses; then the target networks are updated.
 
     Args:
-        players: who learns.
+        steps: the steps.
         target_update: TorchRL's updater of the loss's target networks, if it has any.
 
     Keyword Args:
-        target_every: one update of the targets in so many.
+        target_every: update the targets once in this many updates.
         compile: compile the losses.
 
     Raises:
-        ValueError: if a pace is smaller than 1.
+        ValueError: if an interval is smaller than 1.
     """
 
     def __init__(
         self,
-        players: Sequence[Player],
+        steps: Sequence[UpdateStep],
         target_update: TargetNetUpdater | None = None,
         *,
         target_every: int = 1,
         compile: bool = False,
     ) -> None:
-        if min(target_every, *(p.every for p in players)) < 1:
-            raise ValueError("every player and the targets need a pace of at least 1 update")
-        self.players = list(players)
+        if min(target_every, *(s.every for s in steps)) < 1:
+            raise ValueError("steps and target updates need an interval of at least 1 update")
+        self.steps = list(steps)
         self.target_update, self.target_every = target_update, target_every
         self.updates = 0
-        self._steps = [
-            GradientStep(p.losses, p.optimizer, compile=compile, name=p.name) for p in players
+        self._take = [
+            GradientStep(s.losses, s.optimizer, compile=compile, name=s.name) for s in steps
         ]
         self._schedules = [
-            None if p.lr_factor is None else LambdaLR(p.optimizer, p.lr_factor)  # type: ignore[arg-type]
-            for p in players
+            None if s.lr_factor is None else LambdaLR(s.optimizer, s.lr_factor)  # type: ignore[arg-type]
+            for s in steps
         ]
 
     def run(
         self, batches: Iterable[TensorDictBase], bar: ProgressBar | None = None
     ) -> dict[str, float]:
         """Take one update per batch; returns the mean metrics of the steps taken."""
-        means = [MetricMeans() for _ in self.players]
+        means = [MetricMeans() for _ in self.steps]
         for batch in batches:
             self.updates += 1
-            for player, step, schedule, mean in zip(
-                self.players, self._steps, self._schedules, means, strict=True
+            for step, take, schedule, mean in zip(
+                self.steps, self._take, self._schedules, means, strict=True
             ):
-                if self.updates % player.every == 0:
-                    mean.add(step(batch))
+                if self.updates % step.every == 0:
+                    mean.add(take(batch))
                     if schedule is not None:
                         schedule.step()
             if self.target_update is not None and self.updates % self.target_every == 0:
@@ -110,15 +111,22 @@ class OfflinePhase:
         """The optimisers' and schedules' states and the number of updates."""
         return {
             "updates": self.updates,
-            "optimizers": [player.optimizer.state_dict() for player in self.players],
+            "optimizers": [step.optimizer.state_dict() for step in self.steps],
             "schedules": [None if s is None else s.last_epoch for s in self._schedules],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.updates = int(state_dict["updates"])
-        for player, state in zip(self.players, state_dict["optimizers"], strict=True):
-            load_optimizer(player.optimizer, state)
+        for step, state in zip(self.steps, state_dict["optimizers"], strict=True):
+            load_optimizer(step.optimizer, state)
         for schedule, last in zip(self._schedules, state_dict["schedules"], strict=True):
             if schedule is not None:
                 schedule.last_epoch = int(last)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Player":
+        warnings.warn("Player is now UpdateStep", DeprecationWarning, stacklevel=2)
+        return UpdateStep
+    raise AttributeError(name)

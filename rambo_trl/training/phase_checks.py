@@ -1,11 +1,11 @@
-"""What the model phase cannot play with is refused before it begins."""
+"""Checks of the model phase's parts before it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tensordict import TensorDict, TensorDictBase, unravel_key
-from torch import nn
+from torch import Tensor, nn
 from torchrl.data import ReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -15,16 +15,41 @@ from rambo_trl.modules.modes import evaluating
 from rambo_trl.modules.world_models import trying
 from rambo_trl.objectives import AdversarialModelLoss
 
-__all__ = ["check_model_loss", "check_players", "check_real_rows"]
+__all__ = ["check_parts", "check_real_rows", "imagined_rows"]
 
 
-def check_players(
+def imagined_rows(
+    env: EnsembleModelEnv,
+    adversarial_loss: AdversarialModelLoss,
+    observation: Tensor,
+    action: Tensor,
+    next_observation: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+) -> TensorDict:
+    """A step's rows [B] under the keys of the env and the loss."""
+    keys = env.keys
+    return TensorDict(
+        {
+            keys.observation: observation,
+            keys.action: action,
+            "next": {
+                keys.observation: next_observation,
+                keys.reward: reward,
+                adversarial_loss.tensor_keys.terminated: terminated,
+            },
+        },
+        observation.shape[:1],
+    )
+
+
+def check_parts(
     env: EnsembleModelEnv, adversarial_loss: AdversarialModelLoss, model_loss: nn.Module
 ) -> None:
-    """Try an imagined step and the adversarial loss on a few rows; no random number is used up.
+    """Try an imagined step and the adversarial loss on a few rows, drawing no random numbers.
 
     Raises:
-        TypeError: if one of them is of another kind.
+        TypeError: if one of them has a wrong type.
         ValueError: if they do not belong together, or fail on such rows.
     """
     for name, part, kind in (
@@ -35,29 +60,18 @@ def check_players(
             raise TypeError(f"{name} must be an {kind.__name__}, got {type(part).__name__}")
     for name, loss in (("adversarial_loss", adversarial_loss), ("model_loss", model_loss)):
         if getattr(loss, "world_model", env.world_model) is not env.world_model:
-            raise ValueError(f"{name} holds another world model than env: give both the same")
+            raise ValueError(f"{name} and env hold different world models: give both the same")
         if getattr(loss, "reduction", None) == "none":
             raise ValueError(f"{name} has reduction='none': an update needs 'mean' or 'sum'")
     actor = adversarial_loss.actor_network
     check_policy(actor, env)
-    keys = env.keys
     with (
         trying("a step in the model fails", env.device),
         evaluating(env, actor),
         set_exploration_type(ExplorationType.RANDOM),
     ):
-        observation, action = env.few_rows()
-        following, reward, terminated = env.transition(observation, action)
-    imagined = TensorDict(
-        {
-            keys.observation: observation,
-            keys.action: action,
-            keys.next_observation: following,
-            keys.next_reward: reward,
-            ("next", adversarial_loss.tensor_keys.terminated): terminated,
-        },
-        observation.shape[:1],
-    )
+        rows = env.few_rows()
+        imagined = imagined_rows(env, adversarial_loss, *rows, *env.transition(*rows))
     held = list(imagined.keys(True, True))
     with trying(f"the adversarial loss fails on imagined rows, which hold {held}", env.device):
         adversarial_loss.advantage(imagined)
@@ -65,10 +79,10 @@ def check_players(
 
 
 def check_real_rows(real_buffer: ReplayBuffer, model_loss: nn.Module) -> None:
-    """Refuse a loss that does not say what it reads, and data that do not hold it.
+    """Check that the likelihood term names its input and that the data hold it.
 
     Raises:
-        TypeError: if one of them is of another kind.
+        TypeError: if one of them has a wrong type.
         ValueError: if rows of the buffer lack an entry.
     """
     keys = getattr(model_loss, "in_keys", None)
@@ -90,17 +104,3 @@ def check_real_rows(real_buffer: ReplayBuffer, model_loss: nn.Module) -> None:
                 f"model_loss reads {missing}, which real_buffer does not hold: it has "
                 f"{list(rows.keys(True, True))}"
             )
-
-
-def check_model_loss(found: object, model_loss: nn.Module) -> None:
-    """Refuse the output of a likelihood term that adds nothing to the update.
-
-    Raises:
-        ValueError: if it has no entry ``loss_*``.
-    """
-    names = list(found.keys()) if isinstance(found, TensorDictBase) else type(found).__name__
-    if isinstance(names, str) or not any(str(name).startswith("loss_") for name in names):
-        raise ValueError(
-            f"model_loss ({type(model_loss).__name__}) must return a TensorDict with terms whose "
-            f"names begin with 'loss_', such as loss_model, got {names}"
-        )

@@ -1,8 +1,8 @@
-"""The two players' moves of an epoch: SAC on mixed data, then the adversarial model."""
+"""The phases of an epoch: SAC updates on mixed data, then adversarial model updates."""
 
 from __future__ import annotations
 
-import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,7 +29,7 @@ from rambo_trl.training.gradient_step import (
     ProgressBar,
     adam,
 )
-from rambo_trl.training.phase_checks import check_model_loss, check_players, check_real_rows
+from rambo_trl.training.phase_checks import check_parts, check_real_rows, imagined_rows
 
 __all__ = ["AgentPhase", "ModelPhase"]
 
@@ -41,9 +41,9 @@ class AgentPhase:
         loss: TorchRL's SAC loss.
 
     Keyword Args:
-        critic_lr: Adam's learning rate of the critics.
-        actor_lr: of the actor.
-        alpha_lr: of the temperature.
+        critic_lr: Adam's learning rate for the critics.
+        actor_lr: for the actor.
+        alpha_lr: for the temperature.
         tau: rate of the target critics' soft update.
         compile: compile the losses.
     """
@@ -75,10 +75,10 @@ class AgentPhase:
         return {"loss": self.loss, "optimizer": self.optimizer}
 
     def _losses(self, batch: TensorDictBase) -> TensorDictBase:
-        # the actor's term sees the critics detached, so one backward serves all three terms
+        # the actor's term detaches the critics, so that one backward serves all three terms
         out = self.loss(batch)
-        # loss_actor is mean(alpha log pi - min Q): what is left is the critics' mean value of
-        # the policy's actions
+        # loss_actor is mean(alpha log pi - min Q): what remains is the mean value of the policy's
+        # actions
         mean_q = -(out.get("loss_actor") + out.get("alpha") * out.get("entropy"))
         return out.set("mean_q", mean_q.detach())
 
@@ -102,36 +102,36 @@ class AgentPhase:
 class ModelPhase:
     """Algorithm 1, line 5: adversarial updates along imagined on-policy trajectories.
 
-    From states of the data the policy acts in the model for ``horizon`` steps; after each
-    step, one update of the model on the imagined rows (Eq. 5) and on real rows, a batch for
+    From states of the data the policy acts in the model for ``horizon`` steps; each step is
+    followed by one update of the model on the imagined rows (Eq. 5) and on real rows, a batch for
     each elite (the likelihood term), together Eq. 9. Rows that terminate are restarted from
-    the data, because the critics never saw the states beyond.
+    the data, because the critics are not trained on states beyond.
 
-    The agent and the env are in evaluation mode meanwhile, the likelihood term's world model in
-    whichever mode it was left; afterwards all of them are in the mode that they were in.
+    Agent and env are in evaluation mode during the updates; the likelihood term's world model
+    keeps its mode. All modes are restored afterwards.
 
     Args:
-        env: the world model's environment; any model's that is differentiable.
+        env: the world model's environment; the model must have a differentiable density.
         adversarial_loss: Eq. 5, of the same model; agent and model with the same keys.
-        model_loss: the likelihood term, or the distance to the fitted model in its place. Any
-            module with ``in_keys``, entries of ``real_buffer``, that returns a TensorDict with
-            scalar terms ``loss_*``. It is given rows [batch_size], or, where it says by an
-            attribute ``members`` which of an ensemble it fits, ``"elites"`` or ``"all"``, a batch
-            for each, [num_elites, batch_size] or [num_members, batch_size].
+        model_loss: the likelihood term, or a trust term instead. Any module with ``in_keys``,
+            entries of ``real_buffer``, that returns a TensorDict with scalar terms ``loss_*``. It
+            is given rows [batch_size]; with an attribute ``members``, ``"elites"`` or ``"all"``,
+            a batch for each of these of an ensemble, [num_elites, batch_size] or
+            [num_members, batch_size].
         real_buffer: the data.
 
     Keyword Args:
         batch_size: imagined rows, and real rows per member.
         horizon: steps k of a trajectory.
-        lr: Adam's learning rate; the optimiser is this phase's own.
+        lr: Adam's learning rate.
         compile: compile the losses.
-        after_update: called with every update's detached metrics, such as a
-            :class:`~rambo_trl.objectives.LikelihoodBudget`'s step on one of them.
+        after_update: called with the detached metrics of every update, for example to step a
+            :class:`~rambo_trl.objectives.LikelihoodBudget`.
 
     Raises:
-        TypeError: if a part is of another kind.
-        ValueError: if the parts do not go together, such as by their keys, or one of them fails on
-            a few rows.
+        TypeError: if a part has a wrong type.
+        ValueError: if the parts do not fit together, by their keys for example, or one of them
+            fails on a few rows.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class ModelPhase:
         self.real_buffer = real_buffer
         self.batch_size = batch_size
         self.horizon = horizon
-        check_players(env, adversarial_loss, model_loss)
+        check_parts(env, adversarial_loss, model_loss)
         check_real_rows(real_buffer, model_loss)
         model = env.world_model
         fitted = getattr(model_loss, "members", None)
-        # where the likelihood term leaves the other members alone, so does everything here
+        # if the likelihood term trains the elites alone, so does the adversarial one
         self._apart = fitted == "elites" and isinstance(model, EnsembleWorldModel)
         # batches of real rows: one for each member that is fitted, or a single one
         self._batches: tuple[int, ...] = ()
@@ -166,17 +166,15 @@ class ModelPhase:
             self._batches = (model.num_elites,)
         elif fitted == "all" and hasattr(model, "num_members"):
             self._batches = (model.num_members,)
-        # one pass over imagined and real rows, unless the likelihood term needs other members, or
-        # an env or a model of the user's own takes its steps in another way
+        # one forward pass for imagined and real rows, unless the likelihood term needs other
+        # members, or a subclass takes its steps in its own way
         self._together = (
             self._apart
             and isinstance(model_loss, EnsembleModelLoss)
-            and all(
-                "prediction" in inspect.signature(step).parameters
-                for step in (env.transition, model.sample)
-            )
+            and type(env).transition is EnsembleModelEnv.transition
+            and type(model).sample is EnsembleWorldModel.sample
         )
-        # what the likelihood term has in training mode: see _playing
+        # modules that are in training mode in the likelihood term, see _playing
         self._in_training: list[nn.Module] = []
         trained = model.elite_parameters() if self._apart else model.parameters()
         self.optimizer = adam((trained, lr))
@@ -197,65 +195,56 @@ class ModelPhase:
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             action = self._act(observation)
         if self._together:
-            prediction, of_real = self._predict(observation, action, real)
-            real = real.set(self.model_loss.prediction_key, _known(of_real, real.batch_size))
+            model, (state_key, action_key) = self.env.world_model, self.model_loss.in_keys[:2]
+            prediction, real_prediction = model.predict_together(
+                (observation, action),
+                (real.get(state_key), real.get(action_key)),
+                members=model.elites,
+            )
+            real_prediction = _as_entry(real_prediction, real.batch_size)
+            real = real.set(self.model_loss.prediction_key, real_prediction)
             imagined = self._imagine(observation, action, prediction)
-            # not inside of what is sampled without gradients: the density is differentiated
+            # set outside of _imagine, which has no gradients: the density needs the prediction's
             by_row = [x.movedim(0, 1) for x in prediction]
-            key = self.env.world_model.prediction_key
-            imagined.set(key, _known(by_row, imagined.batch_size))
+            imagined.set(model.prediction_key, _as_entry(by_row, imagined.batch_size))
         else:
             imagined = self._imagine(observation, action)
         out = self.adversarial_loss(imagined)
         with in_mode(self._in_training, training=True):
-            of_data = self.model_loss(real)
-        check_model_loss(of_data, self.model_loss)
-        # where the trajectories go on from
+            likelihood = self.model_loss(real)
+        names = list(likelihood.keys())
+        if not any(name.startswith("loss_") for name in names):
+            raise ValueError(
+                f"model_loss ({type(self.model_loss).__name__}) must return terms whose names "
+                f"begin with 'loss_', such as loss_model, got {names}"
+            )
+        # the observations of the next step
         terminated = imagined.get(next_key(self.adversarial_loss.tensor_keys.terminated))
-        following = imagined.get(self.env.keys.next_observation)
-        following = torch.where(terminated, restarts, following)
-        return out.update(of_data).set("observation", following)
+        next_observation = imagined.get(self.env.keys.next_observation)
+        next_observation = torch.where(terminated, restarts, next_observation)
+        return out.update(likelihood).set("observation", next_observation)
 
     def _act(self, observation: Tensor) -> Tensor:
         keys = self.env.keys
         imagined = TensorDict({keys.observation: observation}, observation.shape[:1])
         return self.adversarial_loss.actor_network(imagined).get(keys.action)
 
-    def _predict(
-        self, observation: Tensor, action: Tensor, real: TensorDictBase
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What the elites make of the imagined and of the real rows, in one pass."""
-        keys = self.model_loss.in_keys[:2]
-        return self.env.world_model.predict_together(
-            (observation, action),
-            (real.get(keys[0]), real.get(keys[1])),
-            members=self.env.world_model.elites,
-        )
-
     @torch.no_grad()
     def _imagine(
-        self, observation: Tensor, action: Tensor, *prediction: tuple[Tensor, Tensor]
+        self, observation: Tensor, action: Tensor, prediction: tuple[Tensor, Tensor] | None = None
     ) -> TensorDict:
-        """Sample one step; nothing of it is differentiated through."""
-        following, reward, terminated = self.env.transition(observation, action, *prediction)
-        keys = self.env.keys
-        return TensorDict(
-            {
-                keys.observation: observation,
-                keys.action: action,
-                "next": {
-                    keys.observation: following,
-                    keys.reward: reward,
-                    self.adversarial_loss.tensor_keys.terminated: terminated,
-                },
-            },
-            observation.shape[:1],
-        )
+        """Sample one step, from the elites' predictions if these are given."""
+        if prediction is None:
+            step = self.env.transition(observation, action)
+        else:
+            sampled = self.env.world_model.sample(observation, action, prediction)
+            step = self.env.judge(observation, action, *sampled)
+        return imagined_rows(self.env, self.adversarial_loss, observation, action, *step)
 
     def _step_and_go_on(
         self, observation: Tensor, restarts: Tensor, real: TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One update, and the observations that the trajectories go on from."""
+        """One update, and the observations of the next step."""
         metrics = self._step(observation, restarts, real)
         return metrics.pop("observation"), metrics
 
@@ -284,12 +273,9 @@ class ModelPhase:
 
     @contextmanager
     def _playing(self) -> Iterator[None]:
-        """The elites apart, and every mode as it is to be while updates are taken.
-
-        Set out here, so that what is compiled meets one mode only.
-        """
+        """Detach the elites and set all modes, outside of what is compiled."""
         loss, model = self.adversarial_loss, self.env.world_model
-        # the library's ensemble has no layers with a mode
+        # no layer of the library's ensemble depends on the mode
         plain = type(model) is EnsembleWorldModel
         self._in_training = [] if plain else training_modules(model)
         with (
@@ -299,7 +285,7 @@ class ModelPhase:
             yield
 
 
-def _known(prediction: Sequence[Tensor], batch_size: torch.Size) -> TensorDict:
-    """Mean and log-variance as the entry that losses and densities read."""
+def _as_entry(prediction: Sequence[Tensor], batch_size: torch.Size) -> TensorDict:
+    """Mean and log-variance as an entry for losses and densities."""
     mean, log_var = prediction
     return TensorDict({"mean": mean, "log_var": log_var}, batch_size)

@@ -1,4 +1,4 @@
-"""Before the game: the maximum-likelihood model and the cloned actor (Algorithm 1, line 1)."""
+"""Pretraining: the maximum-likelihood model and the cloned actor (Algorithm 1, line 1)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["EarlyStopping", "ModelFit", "clip_actions", "clone_behaviour", "fit_
 
 
 class EarlyStopping:
-    """Track each member's best holdout error, keep its best weights, say when to stop.
+    """Track each member's best holdout error and weights, and decide when to stop.
 
-    A member improves where its error falls by more than ``min_improvement`` relative to its
-    best so far; after ``patience`` looks without any improvement the fit is over.
+    A member improves when its error falls by more than ``min_improvement`` relative to its
+    best so far; after ``patience`` evaluations without any improvement the fit is over.
 
     Args:
-        world_model: the ensemble whose members are watched.
-        patience: looks without improvement (the published configuration's 10 means 11), one after
-            each pass over the data there.
+        world_model: the ensemble.
+        patience: evaluations without improvement, one per pass over the data as published (the
+            published configuration's 10 means 11).
         min_improvement: relative (1 % in the published configuration).
     """
 
@@ -43,7 +43,7 @@ class EarlyStopping:
         self.world_model = world_model
         self.patience = patience
         self.min_improvement = min_improvement
-        self.looks_without_improvement = 0
+        self.stale_evaluations = 0
         self.best_error = torch.full((world_model.num_members,), math.inf)
         self._best = [p.detach().clone() for p in self._member_parameters()]
 
@@ -51,7 +51,7 @@ class EarlyStopping:
         return [*self.world_model.weights, *self.world_model.biases]
 
     def update(self, holdout_error: Tensor) -> bool:
-        """Take the errors [num_members] at a look; True when it is time to stop."""
+        """Record the errors [num_members] of an evaluation; True when it is time to stop."""
         error = holdout_error.to(self.best_error)
         first = self.best_error.isinf() & error.isfinite()
         improved = first | (error < self.best_error * (1 - self.min_improvement))
@@ -60,12 +60,12 @@ class EarlyStopping:
         for best, parameter in zip(self._best, self._member_parameters(), strict=True):
             index = members.to(best.device)
             best[index] = parameter.detach()[index]
-        self.looks_without_improvement = 0 if improved.any() else self.looks_without_improvement + 1
-        return self.looks_without_improvement >= self.patience
+        self.stale_evaluations = 0 if improved.any() else self.stale_evaluations + 1
+        return self.stale_evaluations >= self.patience
 
     @torch.no_grad()
     def restore(self) -> Tensor:
-        """Give every member its best weights back; returns their errors [num_members]."""
+        """Restore every member's best weights; returns their errors [num_members]."""
         for best, parameter in zip(self._best, self._member_parameters(), strict=True):
             parameter.copy_(best)
         return self.best_error
@@ -78,9 +78,9 @@ class ModelFit:
     Attributes:
         holdout_mse: best holdout error of every member, mean over dimensions.
         elites: indices of the members chosen.
-        passes: passes over the bootstraps; a part of one counts as that.
+        passes: passes over the bootstraps, fractions included.
         updates: gradient steps.
-        history: the members' holdout error at each look at it.
+        history: the members' holdout errors at each evaluation.
     """
 
     holdout_mse: list[float]
@@ -110,11 +110,11 @@ def fit_world_model(
 ) -> ModelFit:
     """Fit the ensemble by maximum likelihood and choose its elites (paper sec. 5.2).
 
-    Every member learns from a bootstrap of its own of the training rows, until no member's
-    holdout error fell by more than ``min_improvement`` for ``patience`` looks at it; each member is
-    then restored to its best, and those with the lowest holdout error become the elites. As
-    published there is a look after each pass over the rows, which are as many updates as the data
-    are large; ``max_updates`` and ``holdout_every`` fit alike whatever their size.
+    Every member learns from its own bootstrap of the training rows, until no member's holdout
+    error fell by more than ``min_improvement`` for ``patience`` evaluations; each member is then
+    restored to its best, and those with the lowest holdout error become the elites. As published
+    the error is evaluated after each pass over the rows, so that the number of updates grows with
+    the data; ``max_updates`` and ``holdout_every`` make it independent of their size.
 
     Args:
         world_model: the ensemble; its input statistics are set here.
@@ -124,17 +124,17 @@ def fit_world_model(
         batch_size: rows per member and update.
         lr: Adam's learning rate.
         holdout_fraction: share of the rows held out, but not more than ``max_holdout``.
-        max_holdout: rows held out at most.
-        patience: looks without improvement before the fit stops.
-        min_improvement: relative improvement that counts.
-        max_passes: stop after as many passes in any case.
-        max_updates: stop after as many updates in any case.
-        holdout_every: updates from one look at the holdout error to the next, the last of them at
-            the end. Where None, a pass, or a fifth of ``max_updates`` where that is less.
-        standardize_reward: predict the reward in units of its own mean and standard deviation, so
-            that its unit does not matter; False predicts it as it is, as published.
+        max_holdout: largest number of rows held out.
+        patience: evaluations without improvement before the fit stops.
+        min_improvement: smallest relative improvement that counts.
+        max_passes: largest number of passes.
+        max_updates: largest number of updates.
+        holdout_every: updates between evaluations of the holdout error; there is one at the end
+            in any case. By default a pass, or a fifth of ``max_updates`` if that is less.
+        standardize_reward: predict the standardised reward, so that its unit does not matter;
+            False predicts the reward itself, as published.
         compile: compile the update.
-        on_pass: called after each look with its number and the holdout errors [num_members].
+        on_pass: called after each evaluation with its number and the holdout errors [num_members].
         bar: progress in updates.
 
     Raises:
@@ -159,7 +159,7 @@ def fit_world_model(
     device = world_model.input_mean.device
     data = transitions.select(*world_model.in_keys, *world_model.out_keys).to(device)
     order = torch.rand(num_rows, device=device).argsort()
-    # the training rows stay where they are, on the disk perhaps: only their numbers are moved
+    # the training rows are not copied, they may be memory-mapped: only their numbers are
     holdout, train = data[order[:num_holdout]], order[num_holdout:]
     world_model.fit_input_statistics(
         data.get(world_model.observation_key), data.get(world_model.action_key), train
@@ -203,11 +203,11 @@ def fit_world_model(
 
 
 def _batches(shuffle: Callable[[], Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Row numbers [*, batch_size] without end; what is left over at a pass's end is left out.
+    """Endless batches of row numbers [*, batch_size], dropping each pass's incomplete last one.
 
     Args:
-        shuffle: called when a pass begins, for its rows in their order, [*, N].
-        batch_size: not more than N.
+        shuffle: returns the order of a pass's rows, [*, N].
+        batch_size: at most N.
     """
     while True:
         rows = shuffle()
@@ -216,9 +216,9 @@ def _batches(shuffle: Callable[[], Tensor], batch_size: int) -> Iterator[Tensor]
 
 
 def _bootstraps(train: Tensor, num_members: int) -> Tensor:
-    """Draw as many of the training rows' numbers [N] as there are, for each member [M, N].
+    """Resample the training rows' numbers [N] with replacement for each member, [M, N].
 
-    On the CPU in four bytes each: of many rows the numbers alone take much memory.
+    On the CPU they are 32-bit to save memory.
     """
     small = not train.is_cuda and int(train.max()) < 2**31
     bootstrap = torch.randint(
@@ -227,41 +227,41 @@ def _bootstraps(train: Tensor, num_members: int) -> Tensor:
         dtype=torch.int32 if small else torch.int64,
         device=train.device,
     )
-    for own in bootstrap:
-        own.copy_(train[own])
+    for member in bootstrap:
+        member.copy_(train[member])
     return bootstrap
 
 
 def _shuffled(bootstrap: Tensor) -> Tensor:
-    """Every member's rows [M, N] in an order of their own."""
+    """Shuffle each member's rows [M, N] independently."""
     if bootstrap.is_cuda:
         keys = torch.rand(bootstrap.shape, device=bootstrap.device)
         return bootstrap.gather(-1, keys.argsort(dim=-1))
-    # on the CPU the same numbers come member by member, without the keys of all at once
+    # on the CPU member by member, to save memory
     rows = torch.empty_like(bootstrap)
-    for own, out in zip(bootstrap, rows, strict=True):
-        torch.index_select(own, 0, torch.rand(len(own)).argsort(), out=out)
+    for member, out in zip(bootstrap, rows, strict=True):
+        torch.index_select(member, 0, torch.rand(len(member)).argsort(), out=out)
     return rows
 
 
 def clip_actions(action: Tensor, action_spec: Bounded, margin: float = 1e-3) -> Tensor:
-    """Move actions a hair inside their bounds, where a tanh policy's density is finite.
+    """Move actions slightly inside their bounds, where a tanh policy's density is finite.
 
     Args:
         action: [*, action_size].
         action_spec: the bounds.
-        margin: share of the half range that is kept free on each side.
+        margin: width of the margin on each side, as a share of the half range.
     """
-    return action.clamp(*_inside(action_spec, action.device, margin))
+    return action.clamp(*_inner_bounds(action_spec, action.device, margin))
 
 
-def _inside(
+def _inner_bounds(
     action_spec: Bounded, device: torch.device, margin: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
-    """Bounds that leave a share of the half range free on each side."""
+    """Bounds slightly inside those of the spec."""
     low, high = action_spec.space.low.to(device), action_spec.space.high.to(device)
-    room = margin * (high - low) / 2
-    return low + room, high - room
+    width = margin * (high - low) / 2
+    return low + width, high - width
 
 
 def clone_behaviour(
@@ -281,25 +281,25 @@ def clone_behaviour(
     Args:
         actor: a tanh-Gaussian policy.
         transitions: the data [N], normalised.
-        action_spec: bounds; targets are clipped a hair inside, because the density of a tanh
-            policy at its bounds is infinite.
+        action_spec: bounds; targets are clipped slightly inside them, because the density of a
+            tanh policy at its bounds is infinite.
 
     Keyword Args:
         passes: passes over the data (50 in the published configuration).
-        updates: gradient steps in the place of ``passes``, as many whatever the data's size.
+        updates: number of gradient steps, instead of ``passes``.
         batch_size: rows per update.
         lr: Adam's learning rate.
         compile: compile the update.
         bar: progress in updates.
 
     Returns:
-        Mean metrics of the last pass, or what was begun of it (``loss_bc``).
+        Mean metrics (``loss_bc``) of the last, perhaps incomplete, pass.
     """
     device = next(actor.parameters()).device
     data = transitions.select("observation", "action").to(device)
-    inside = _inside(action_spec, device)
+    bounds = _inner_bounds(action_spec, device)
     with warnings.catch_warnings():
-        # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
+        # a missing annotation in TorchRL 0.14's BCLoss
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
         loss = BCLoss(actor)
     name = "the cloning update"
@@ -314,7 +314,7 @@ def clone_behaviour(
         if update_number % per_pass == 0:
             means = MetricMeans()
         batch = data[next(batches)]
-        batch["action"] = batch["action"].clamp(*inside)
+        batch["action"] = batch["action"].clamp(*bounds)
         means.add(step(batch))
         if bar is not None:
             bar.update(1)
