@@ -271,9 +271,6 @@ class AdversarialModelLoss(LossModule):
         loss.set_keys(**keys)
         return loss
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._set_in_keys()
-
     def _set_in_keys(self) -> None:
         action = unravel_key(self.tensor_keys.action)
         actors = keys_read(self.actor_network)
@@ -282,22 +279,13 @@ class AdversarialModelLoss(LossModule):
         self._state_keys = tuple(dict.fromkeys(k for k in (*actors, *critics) if k != action))
         # for the next state the actor itself writes those of its outputs that critics read
         self._next_keys = tuple(k for k in self._state_keys if k in actors or k not in written)
-        self._in_keys: list[NestedKey] = [
+        self.in_keys = [
             *self._state_keys,
             self.tensor_keys.action,
             *(next_key(key) for key in self._next_keys),
             next_key(self.tensor_keys.reward),
             next_key(self.tensor_keys.terminated),
         ]
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that the input must hold."""
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def _min_qvalue(self, tensordict: TensorDictBase) -> Tensor:
         """The smallest critic's value, [*B]."""

@@ -124,25 +124,13 @@ class EnsembleModelLoss(LossModule):
         # set now: setting them at first use would make a compiled loss recompile
         self._set_in_keys()
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._set_in_keys()
-
     def _set_in_keys(self) -> None:
         names = ("observation", "action", "next_observation", "next_reward")
-        self._in_keys: list[NestedKey] = [self._key(name) for name in names]
+        self.in_keys = [self._key(name) for name in names]
 
     def _key(self, name: str) -> NestedKey:
         key = getattr(self.tensor_keys, name)
         return getattr(self.world_model, f"{name}_key") if key is None else key
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that the input must hold."""
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def _targets(self, tensordict: TensorDictBase) -> Tensor:
         return torch.cat(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -101,19 +101,7 @@ class ModelTrustLoss(LossModule):
         self.divergence = divergence
         self.num_samples = num_samples
         self.register_coeff_buffer("weight", float(weight), device=device_of(world_model))
-        self._in_keys: list[NestedKey] | None = None
-
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        pass
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that the input must hold."""
-        return keys_read(self.world_model) if self._in_keys is None else self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
+        self.in_keys = keys_read(world_model)
 
     def anchor(self) -> None:
         """Make the current world model the reference."""

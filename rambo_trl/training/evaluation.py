@@ -1,11 +1,12 @@
 """Deprecated alias of :mod:`rambo_trl.experiment.evaluation`."""
 
 import warnings
+from typing import Any
 
-from rambo_trl.experiment.evaluation import *  # noqa: F403
+from rambo_trl.experiment import evaluation
 
-warnings.warn(
-    "rambo_trl.training.evaluation is now rambo_trl.experiment.evaluation",
-    DeprecationWarning,
-    stacklevel=2,
-)
+
+def __getattr__(name: str) -> Any:
+    value = getattr(evaluation, name)
+    warnings.warn("use rambo_trl.experiment.evaluation instead", DeprecationWarning, stacklevel=2)
+    return value

@@ -73,13 +73,15 @@ def test_a_seed_repeats_the_successors_and_leaves_the_global_stream_alone():
 def test_rewards_match_their_regions(action, mean):
     assert expected_reward(torch.tensor([action])).item() == mean
 
-    env = SingleTransitionEnv(batch_size=[20_000])
+
+def test_rewards_scatter_around_their_mean():
+    env = SingleTransitionEnv(batch_size=[2, 20_000])
     env.set_seed(0)
-    td = env.reset().set("action", torch.full((20_000, 1), action))
-    reward = env.step(td)["next", "reward"]
+    action = torch.tensor([-0.7, 0.7])[:, None, None].expand(2, 20_000, 1)
+    reward = env.step(env.reset().set("action", action))["next", "reward"].squeeze(-1)
     # five standard errors of a mean and of a standard deviation
-    assert reward.mean().item() == pytest.approx(mean, abs=5 * 0.2 / 20_000**0.5)
-    assert reward.std().item() == pytest.approx(0.2, abs=5 * 0.2 / 40_000**0.5)
+    assert reward.mean(1).tolist() == pytest.approx([1.0, 1.5], abs=5 * 0.2 / 20_000**0.5)
+    assert reward.std(1).tolist() == pytest.approx([0.2, 0.2], abs=5 * 0.2 / 40_000**0.5)
 
 
 def test_data_is_uniform_over_the_four_intervals():

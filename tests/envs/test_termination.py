@@ -9,12 +9,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Bounded
 
-from rambo_trl.envs import EnsembleModelEnv, termination
-from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.envs import termination
 
 SIZES = {"hopper": (11, 3), "walker2d": (17, 6), "ant": (27, 8), "inverted_double_pendulum": (9, 1)}
 HEALTHY = {
@@ -97,29 +94,13 @@ def state(rule: str, entries: dict[int, float]) -> Tensor:
 
 @pytest.mark.parametrize(("rule", "entries", "ends"), CASES)
 def test_rule_on_both_sides_of_each_bound(rule: str, entries: dict, ends: bool) -> None:
-    """Also through the env, on normalised states: the rule must see the env's own units."""
-    observation_size, action_size = SIZES[rule]
+    action_size = SIZES[rule][1]
     healthy, following = state(rule, {}), state(rule, entries)
     function = getattr(termination, rule)
     action = torch.zeros(action_size, dtype=torch.float64)
     assert function(healthy, action, following).item() is ends
     # what was before does not matter
     assert function(state(rule, {0: -5.0}), action, following).item() is ends
-
-    # statistics under which the normalised states mean something else
-    mean = torch.linspace(-3, 3, observation_size, dtype=torch.float64)
-    std = torch.linspace(0.01, 20, observation_size, dtype=torch.float64)
-    env = EnsembleModelEnv(
-        EnsembleWorldModel(observation_size, action_size, hidden_sizes=(2,)),
-        action_spec=Bounded(-1, 1, shape=(action_size,)),
-        starts=TensorDict({"observation": torch.zeros(1, observation_size)}, [1]),
-        termination=function,
-        observation_mean=mean,
-        observation_std=std,
-    )
-    rows = torch.stack([(following - mean) / std, (healthy - mean) / std])
-    got = env.is_terminal(rows.flip(0), torch.zeros(2, action_size), rows)
-    assert got.tolist() == [[ends], [False]]
 
 
 @pytest.mark.parametrize("rule", SIZES)
@@ -135,10 +116,10 @@ def test_rules_take_any_batch_shape(rule: str) -> None:
 @pytest.mark.parametrize(
     ("env_id", "episodes"),
     [
-        ("Hopper-v5", 60),
-        ("Walker2d-v5", 60),
+        ("Hopper-v5", 30),
+        ("Walker2d-v5", 30),
         ("InvertedDoublePendulum-v5", 60),
-        ("Ant-v5", 20),
+        ("Ant-v5", 8),
         ("HalfCheetah-v5", 1),
     ],
 )
@@ -181,26 +162,3 @@ def test_unknown_environments_are_named_with_a_way_out() -> None:
 @pytest.mark.parametrize("env_id", ["Hopper-v2", "Hopper-v5", "my_module:Hopper-v4"])
 def test_rules_hold_for_every_version(env_id: str) -> None:
     assert termination.rule_for(env_id) is termination.hopper
-
-
-def test_a_rule_of_ones_own_sees_all_three_in_the_envs_units() -> None:
-    seen = {}
-
-    def too_far(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        seen.update(observation=observation, action=action, next_observation=next_observation)
-        return (next_observation - observation).abs().sum(-1) > action.squeeze(-1)
-
-    mean, std = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    env = EnsembleModelEnv(
-        EnsembleWorldModel(2, 1, hidden_sizes=(2,)),
-        action_spec=Bounded(-10, 10, shape=(1,)),
-        starts=TensorDict({"observation": torch.zeros(1, 2)}, [1]),
-        termination=too_far,
-        observation_mean=mean,
-        observation_std=std,
-    )
-    observation, following = torch.zeros(2, 2), torch.ones(2, 2)
-    got = env.is_terminal(observation, torch.tensor([[6.9], [7.1]]), following)
-    assert got.tolist() == [[True], [False]]
-    torch.testing.assert_close(seen["observation"], mean.expand(2, 2))
-    torch.testing.assert_close(seen["next_observation"], (mean + std).expand(2, 2))

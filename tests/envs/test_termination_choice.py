@@ -95,7 +95,7 @@ class TestChoice:
         x = torch.tensor([[7.0, 0, 0], [8.0, 0, 0]])
         assert rule(x, x[:, :1], x).tolist() == [False, True]
         assert sys.path == before
-        with pytest.raises(ValueError, match="rules_of_mine:limit is no function but int"):
+        with pytest.raises(ValueError, match="rules_of_mine:limit is not a function but int"):
             termination.import_rule("rules_of_mine:limit")
         with pytest.raises(ValueError, match="cannot be imported .*no attribute 'fall'"):
             termination.import_rule("rules_of_mine:fall")
@@ -131,10 +131,8 @@ class TestCheck:
         assert self.check(termination.never) == (0.0, 0.0)
 
     def test_the_units_are_the_environments(self) -> None:
-        caught, _ = self.check(lambda s, a, n: n[:, 0] > (7.6 - 5) / 2)
-        assert caught == 1.0  # every state lies above
-        _, false = self.check(lambda s, a, n: n[:, 0] > (7.6 - 5) / 2)
-        assert false > 0.9
+        caught, false = self.check(lambda s, a, n: n[:, 0] > (7.6 - 5) / 2)
+        assert caught == 1.0 and false > 0.9  # nearly every state lies above
 
     def test_no_more_rows_than_asked(self) -> None:
         seen = []
@@ -235,7 +233,7 @@ class TestLearned:
         generator = torch.Generator().manual_seed(3)
         data["next", "terminated"] = torch.rand(4000, 1, generator=generator) < 0.05
         rule, _ = fit_termination(
-            data, observation_mean=MEAN, observation_std=STD, max_updates=400, patience=1
+            data, observation_mean=MEAN, observation_std=STD, max_updates=200, patience=1
         )
         fresh = make_transitions(2000, seed=5)
         probability = rule.probability(
@@ -302,9 +300,8 @@ class TestLearned:
         assert 0.02 < ended.float().mean() < 0.5 and len(rows) < 1200
         assert (ended == ends_of(raw)).float().mean() > 0.95
 
-    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")  # the compiler's own
     def test_it_compiles_as_one_graph(self, learnt: tuple) -> None:
         x, action = 3 * torch.randn(50, 3) + MEAN, torch.zeros(50, 1)
-        compiled = torch.compile(learnt[0], fullgraph=True)
+        compiled = torch.compile(learnt[0], backend="eager", fullgraph=True)
         assert torch.equal(compiled(x, action, x), learnt[0](x, action, x))

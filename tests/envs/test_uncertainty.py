@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
 
@@ -15,7 +14,7 @@ from torchrl.data import Bounded
 from torchrl.envs import check_env_specs
 
 from rambo_trl.collectors import ModelRolloutCollector
-from rambo_trl.envs import EnsembleModelEnv, uncertainty
+from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.envs.uncertainty import (
     MOPOPenalty,
     MORELHalting,
@@ -289,9 +288,3 @@ def test_compiled_collector_equals_eager(name: str) -> None:
         torch.manual_seed(5)
         results.append(collector.collect())
     torch.testing.assert_close(results[1], results[0])
-
-
-def test_example_in_the_docstring() -> None:
-    result = doctest.testmod(uncertainty)
-    assert result.attempted > 0
-    assert result.failed == 0

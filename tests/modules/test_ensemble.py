@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 import pickle
 from collections.abc import Callable
@@ -119,7 +118,7 @@ def test_batches_predicted_together_are_predicted_as_each_alone() -> None:
     torch.testing.assert_close(found, model.predict(*pairs[0]))
 
 
-@pytest.mark.parametrize("rows", [1, 7, 12])
+@pytest.mark.parametrize("rows", [1, 7])
 def test_known_predictions_give_the_same_draws_and_densities(rows: int) -> None:
     model = random_model(num_members=4, num_elites=3)
     model.elites.copy_(torch.tensor([2, 0, 3]))
@@ -277,8 +276,11 @@ def test_log_prob_is_the_elites_mixture(batch_size: tuple[int, ...]) -> None:
     got = model.log_prob(td)
     assert got.shape == batch_size
     torch.testing.assert_close(got, _mixture_by_hand(model, td, [6, 1, 3]))
-    others = _mixture_by_hand(model, td, [0, 1, 2])
-    assert not torch.allclose(got, others)
+    value = torch.cat([td["next", "observation"], td["next", "reward"]], dim=-1)
+    before, dist = td.clone(), model.get_dist(td)
+    assert (dist.batch_shape, dist.event_shape) == (batch_size, (4,))
+    torch.testing.assert_close(dist.log_prob(value), got)
+    assert set(td.keys(True)) == set(before.keys(True)) and (td == before).all()
 
 
 def _mixture_by_hand(model: EnsembleWorldModel, td: TensorDict, elites: list[int]) -> Tensor:
@@ -292,42 +294,6 @@ def _mixture_by_hand(model: EnsembleWorldModel, td: TensorDict, elites: list[int
             density += stats.norm.pdf(y, mean, np.exp(0.5 * log_var)).prod() / len(elites)
         out.append(math.log(density))
     return torch.tensor(out, dtype=torch.float64).reshape(td.batch_size)
-
-
-@pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
-def test_get_dist_agrees_with_log_prob(batch_size: tuple[int, ...]) -> None:
-    model, td = random_model(), transitions(*batch_size)
-    value = torch.cat([td["next", "observation"], td["next", "reward"]], dim=-1)
-    dist = model.get_dist(td)
-    assert (dist.batch_shape, dist.event_shape) == (batch_size, (4,))
-    torch.testing.assert_close(dist.log_prob(value), model.log_prob(td))
-
-
-def test_log_prob_far_from_the_prediction_is_finite_with_the_right_gradient() -> None:
-    # one elite, 40 standard deviations off in every dimension
-    model = constant_model(torch.zeros(2, 3), log_var=2 * math.log(0.1), elites=[1])
-    td = transitions(1, observation_size=2, action_size=1).float()
-    td["next", "observation"] = td["observation"] + 4.0
-    td["next", "reward"] = torch.full((1, 1), 4.0)
-    log_prob = model.log_prob(td)
-    want = 3 * stats.norm.logpdf(4.0, 0, 0.1)
-    assert log_prob.item() == pytest.approx(want, rel=1e-4)
-    log_prob.sum().backward()
-    grad = model.biases[-1].grad[:, 0]
-    assert grad[0].abs().max() == 0
-    torch.testing.assert_close(grad[1, :3], torch.full((3,), 4.0 / 0.01), rtol=1e-3, atol=0)
-    torch.testing.assert_close(
-        grad[1, 3:], torch.full((3,), 0.5 * (40.0**2 - 1)), rtol=1e-3, atol=0
-    )
-
-
-def test_log_prob_leaves_its_input_alone() -> None:
-    model, td = random_model(), transitions(4)
-    before = td.clone()
-    model.log_prob(td)
-    model.get_dist(td)
-    assert set(td.keys(True)) == set(before.keys(True))
-    assert (td == before).all()
 
 
 ELITES = [6, 1, 3]
@@ -349,7 +315,7 @@ def _drawn(model: EnsembleWorldModel, rows: int) -> Tensor:
 
 
 def test_samples_come_from_the_elites_uniformly_in_every_row() -> None:
-    model, rows, draws = _members_with_known_outputs(), 10, 3000
+    model, rows, draws = _members_with_known_outputs(), 10, 1200
     counts = np.zeros((rows, 7))
     for _ in range(draws):
         counts[np.arange(rows), _drawn(model, rows).numpy()] += 1
@@ -371,9 +337,9 @@ def test_any_number_of_rows_can_be_sampled(rows: int) -> None:
 def test_elites_of_neighbouring_rows_are_independent_of_their_order() -> None:
     # equal blocks in a fixed order would give neighbouring rows the same elite
     model = _members_with_known_outputs()
-    same = np.mean([(m := _drawn(model, 30))[0].item() == m[1].item() for _ in range(2000)])
+    same = np.mean([(m := _drawn(model, 30))[0].item() == m[1].item() for _ in range(800)])
     # 10 slots an elite: the partner of row 0 shares its elite in 9 of 29 cases
-    assert same == pytest.approx(9 / 29, abs=0.045)
+    assert same == pytest.approx(9 / 29, abs=0.07)
 
 
 def test_samples_have_the_predicted_mean_and_variance() -> None:
@@ -386,13 +352,6 @@ def test_samples_have_the_predicted_mean_and_variance() -> None:
         # the variance of 40,000 draws varies by 0.7 %
         assert z.var() == pytest.approx(1, abs=0.03)
     assert abs(np.corrcoef(following.ravel(), reward.ravel())[0, 1]) < 0.03
-
-
-def test_samples_are_detached() -> None:
-    model = random_model()
-    td = transitions(4)
-    observation, action = td["observation"].requires_grad_(), td["action"]
-    assert not any(x.requires_grad for x in model.sample(observation, action))
 
 
 @pytest.mark.parametrize("batch_size", [(6,), (2, 3), ()])
@@ -433,10 +392,11 @@ def test_keys_can_be_nested_and_renamed() -> None:
     torch.testing.assert_close(model.log_prob(renamed), want)
 
 
-def test_input_statistics_are_those_of_the_rows_with_a_constant_entry_left_alone() -> None:
+def test_input_statistics_are_those_of_the_rows_but_for_constant_entries() -> None:
     model = random_model()
     observation, action = 5 + 3 * torch.randn(500, 3), torch.randn(500, 2)
-    observation[:, 1] = 7.0
+    observation[:, 1] = 0.1
+    observation[::2, 1] += 1e-8  # the next number in single precision
     model.fit_input_statistics(observation, action)
     inputs = torch.cat([observation, action], -1).double().numpy()
     np.testing.assert_allclose(model.input_mean.numpy(), inputs.mean(0), rtol=1e-5, atol=1e-6)
@@ -478,29 +438,19 @@ def test_elites_trained_apart_are_the_same_members_and_are_written_back() -> Non
     batch = transitions(6)
     inside = (batch["observation"], batch["action"], model.elites)
     want = model.predict(*inside)
-    with model.elites_apart():
+    with pytest.raises(KeyboardInterrupt), model.elites_apart():
         torch.testing.assert_close(model.predict(*inside), want, rtol=0, atol=0)
         for parameter in model.elite_parameters()[:-2]:
             with torch.no_grad():
                 parameter.add_(1.0)
         moved = model.predict(*inside)
+        raise KeyboardInterrupt  # after an error too
     torch.testing.assert_close(model.predict(*inside), moved, rtol=0, atol=0)
     for old, new in zip(before, (*model.weights, *model.biases), strict=True):
         assert torch.equal(new[[0, 2]], old[[0, 2]])
         assert torch.equal(new[[1, 3]], old[[1, 3]] + 1)
     assert "_apart" not in "".join(model.state_dict())
     assert len(list(model.parameters())) == len(before) + 2
-
-
-def test_elites_trained_apart_come_back_after_an_error() -> None:
-    model = random_model(num_members=3, num_elites=2)
-    batch = transitions(4)
-    with pytest.raises(KeyboardInterrupt), model.elites_apart():
-        with torch.no_grad():
-            model.elite_parameters()[0].fill_(7.0)
-        raise KeyboardInterrupt
-    assert (model.weights[0][model.elites] == 7).all()
-    model.predict(batch["observation"], batch["action"])
 
 
 def test_all_members_can_be_asked_while_the_elites_are_apart() -> None:
@@ -556,7 +506,7 @@ def test_elites_and_statistics_survive_a_state_dict() -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_members_start_apart_within_the_published_truncation() -> None:
+def test_parameters_start_as_published() -> None:
     model = EnsembleWorldModel(11, 3)
     shapes = [tuple(w.shape) for w in model.weights]
     assert shapes == [(7, 14, 200), (7, 200, 200), (7, 200, 200), (7, 200, 200), (7, 200, 24)]
@@ -566,7 +516,7 @@ def test_members_start_apart_within_the_published_truncation() -> None:
         # standard deviation of a normal truncated at twice its own
         assert weight.std().item() == pytest.approx(0.5 * bound * 0.8796, rel=0.02)
         assert not torch.allclose(weight[0], weight[1])
-    assert all(isinstance(p, nn.Parameter) for p in model.parameters())
+    assert model.min_log_var.tolist() == [-10.0] * 12 and model.max_log_var.tolist() == [0.5] * 12
 
 
 @pytest.mark.parametrize(
@@ -581,38 +531,6 @@ def test_members_start_apart_within_the_published_truncation() -> None:
 def test_impossible_sizes_are_refused(kwargs: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         EnsembleWorldModel(3, 1, **kwargs)
-
-
-def test_example_in_the_docstring() -> None:
-    result = doctest.testmod(ensemble)
-    assert result.attempted > 0
-    assert result.failed == 0
-
-
-def test_an_entry_that_is_constant_but_for_rounding_is_left_alone() -> None:
-    model = EnsembleWorldModel(2, 1, hidden_sizes=(2,))
-    observation = torch.randn(500, 2)
-    observation[:, 1] = 0.1
-    observation[::2, 1] += 1e-8  # the next number in single precision
-    assert 0 < observation[:, 1].std() < 1e-7
-    model.fit_input_statistics(observation, torch.randn(500, 1))
-    assert model.input_std[1] == 1
-
-
-def test_a_state_taken_while_the_elites_are_apart_holds_what_they_have_become() -> None:
-    model = random_model(num_members=3, num_elites=2)
-    model.elites.copy_(torch.tensor([2, 0]))
-    with model.elites_apart():
-        with torch.no_grad():
-            model.elite_parameters()[0].fill_(7.0)
-        state = {key: value.clone() for key, value in model.state_dict().items()}
-    assert (state["weights.0"][[0, 2]] == 7).all()
-
-
-def test_the_log_variance_starts_between_the_published_bounds() -> None:
-    model = EnsembleWorldModel(2, 1)
-    assert model.min_log_var.tolist() == [-10.0] * 3
-    assert model.max_log_var.tolist() == [0.5] * 3
 
 
 class TestTheRewardsUnit:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import doctest
 import math
 import re
 from collections.abc import Callable
@@ -13,7 +11,6 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.distributions import Independent, Normal
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -31,7 +28,7 @@ from torchrl.objectives import (
 )
 
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss, COMBOLoss, adversarial_model
+from rambo_trl.objectives import AdversarialModelLoss, COMBOLoss
 
 SPEC = Bounded(-1, 1, shape=(1,))
 METRICS = ["advantage_mean", "advantage_std", "model_log_prob", "value", "qvalue"]
@@ -46,51 +43,51 @@ def deterministic_actor() -> TensorDictModule:
     return TensorDictModule(net, ["observation"], ["action"])
 
 
-def sac() -> SACLoss:
-    return SACLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-    )
+def networks() -> tuple[nn.Module, nn.Module]:
+    return make_actor(3, SPEC, hidden_sizes=(8,)), make_qvalue(3, 1, hidden_sizes=(8,))
+
+
+def deterministic() -> tuple[nn.Module, nn.Module]:
+    return deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,))
+
+
+def sac(**kwargs) -> SACLoss:
+    return SACLoss(*networks(), action_spec=SPEC, **kwargs)
+
+
+def state_value() -> ValueOperator:
+    return ValueOperator(MLP(in_features=3, out_features=1, num_cells=[8]))
 
 
 AGENTS: dict[str, Callable[[], LossModule]] = {
     "SAC": sac,
-    "TD3": lambda: TD3Loss(
-        deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,)), action_spec=SPEC
-    ),
-    "DDPG": lambda: DDPGLoss(deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,))),
-    "REDQ": lambda: REDQLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-    ),
-    "CQL": lambda: CQLLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-    ),
-    "SAC with five critics": lambda: SACLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-        num_qvalue_nets=5,
-    ),
-    "TD3+BC": lambda: TD3BCLoss(
-        deterministic_actor(), make_qvalue(3, 1, hidden_sizes=(8,)), action_spec=SPEC
-    ),
-    "IQL": lambda: IQLLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        ValueOperator(MLP(in_features=3, out_features=1, num_cells=[8])),
-    ),
-    "COMBO": lambda: COMBOLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-        num_real=4,
-    ),
+    "TD3": lambda: TD3Loss(*deterministic(), action_spec=SPEC),
+    "DDPG": lambda: DDPGLoss(*deterministic()),
+    "REDQ": lambda: REDQLoss(*networks(), action_spec=SPEC),
+    "CQL": lambda: CQLLoss(*networks(), action_spec=SPEC),
+    "SAC with five critics": lambda: sac(num_qvalue_nets=5),
+    "TD3+BC": lambda: TD3BCLoss(*deterministic(), action_spec=SPEC),
+    "IQL": lambda: IQLLoss(*networks(), state_value()),
+    "COMBO": lambda: COMBOLoss(*networks(), action_spec=SPEC, num_real=4),
 }
+
+
+def each_qvalue(agent: LossModule, td: TensorDict) -> Tensor:
+    """The values of a loss's critics, network by network: [K, *B]."""
+    values = []
+    for params in agent.qvalue_network_params.data.unbind(0):
+        with params.to_module(agent.qvalue_network):
+            value = agent.qvalue_network(td.copy())["state_action_value"]
+        values.append(value.reshape(td.batch_size))
+    return torch.stack(values)
+
+
+def at_the_mode(agent: LossModule, td: TensorDict) -> TensorDict:
+    with (
+        agent.actor_network_params.data.to_module(agent.actor_network),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+    ):
+        return agent.actor_network(td.copy())
 
 
 def imagined(model: EnsembleWorldModel, rows: int = 16) -> TensorDict:
@@ -350,51 +347,18 @@ def test_takes_actor_and_critics_live_from_a_torchrl_loss(agent: str) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
-def test_the_smallest_of_all_critics_counts(number: int) -> None:
-    agent = SACLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-        num_qvalue_nets=number,
-    )
-    model = make_model()
-    batch = imagined(model)
-    _, _, qvalue = AdversarialModelLoss.from_loss(model, agent).advantage(batch)
-    values = []
-    for i in range(number):
-        with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
-            td = agent.qvalue_network(batch.select("observation", "action"))
-            values.append(td["state_action_value"].squeeze(-1))
-    torch.testing.assert_close(qvalue, torch.stack(values).min(dim=0).values)
-    # every critic is the smallest somewhere, so none of them is passed over unnoticed
-    assert len(torch.stack(values).argmin(dim=0).unique()) > (number > 1)
-
-
-def test_critics_and_mode_are_those_of_sac() -> None:
+def test_values_are_of_sacs_smallest_critic_at_the_policys_mode(number: int) -> None:
     """V and Q recomputed with SACLoss's own parameters, network by network."""
-    agent, model = sac(), make_model()
-    loss = AdversarialModelLoss.from_loss(model, agent)
+    agent, model = sac(num_qvalue_nets=number), make_model()
     batch = imagined(model)
-    _, value, qvalue = loss.advantage(batch)
-
-    def smallest(observation: Tensor, action: Tensor) -> Tensor:
-        td = TensorDict({"observation": observation, "action": action}, observation.shape[:1])
-        values = []
-        for i in range(2):
-            with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
-                values.append(agent.qvalue_network(td.clone())["state_action_value"].squeeze(-1))
-        assert not torch.allclose(values[0], values[1])
-        return torch.minimum(*values)
-
-    torch.testing.assert_close(qvalue, smallest(batch["observation"], batch["action"]))
-    after = batch["next"].select("observation").clone()
-    with (
-        agent.actor_network_params.data.to_module(agent.actor_network),
-        set_exploration_type(ExplorationType.DETERMINISTIC),
-    ):
-        after = agent.actor_network(after)
+    _, value, qvalue = AdversarialModelLoss.from_loss(model, agent).advantage(batch)
+    values = each_qvalue(agent, batch.select("observation", "action"))
+    torch.testing.assert_close(qvalue, values.amin(dim=0))
+    # every critic is the smallest somewhere, so none of them is passed over unnoticed
+    assert len(values.argmin(dim=0).unique()) > (number > 1)
+    after = at_the_mode(agent, batch["next"].select("observation"))
     torch.testing.assert_close(after["action"], after["loc"].tanh(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(value, smallest(after["observation"], after["action"]))
+    torch.testing.assert_close(value, each_qvalue(agent, after).amin(dim=0))
 
 
 @pytest.mark.parametrize("surroundings", [ExplorationType.RANDOM, ExplorationType.MEAN])
@@ -409,22 +373,9 @@ def test_value_is_at_the_mode_whatever_the_exploration_around(
         torch.testing.assert_close(loss.advantage(batch)[0], want, rtol=0, atol=0)
 
 
-def test_a_sac_step_moves_the_value() -> None:
-    agent, model = sac(), make_model()
-    loss = AdversarialModelLoss.from_loss(model, agent)
-    batch = imagined(model)
-    batch["next", "done"] = batch["next", "terminated"]
-    before = loss(batch)["qvalue"]
-    SoftUpdate(agent, tau=0.005)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=0.05)
-    out = agent(batch.clone())
-    (out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()
-    optimizer.step()
-    assert not torch.isclose(loss(batch)["qvalue"], before)
-
-
 def test_gradients_reach_the_world_model_only() -> None:
     agent, model = sac(), make_model()
+    frozen = {n for n, p in agent.named_parameters() if not p.requires_grad}
     model.elites.copy_(torch.tensor([6, 1, 3]))
     loss = AdversarialModelLoss.from_loss(model, agent)
     batch = imagined(model)
@@ -433,6 +384,7 @@ def test_gradients_reach_the_world_model_only() -> None:
             batch[key].requires_grad_()
     loss(batch)["loss_adversarial"].backward()
     assert all(p.grad is None for p in agent.parameters())
+    assert {n for n, p in agent.named_parameters() if not p.requires_grad} == frozen
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         if "log_var" in name:
@@ -454,21 +406,15 @@ def test_agent_is_neither_trained_nor_saved_by_this_loss() -> None:
     for loss in losses:
         assert {id(p) for p in loss.parameters()} == {id(p) for p in model.parameters()}
         names = {f"world_model.{k}" for k in model.state_dict()}
-        coefficients = {"adversarial_weight", "gamma", "entropy_coeff"}
-        assert set(loss.state_dict()) == names | coefficients
+        assert set(loss.state_dict()) == names | {"adversarial_weight", "gamma"}
 
 
-def test_the_agents_own_gradients_stay_on() -> None:
-    agent, model = sac(), make_model()
-    target = {n for n, p in agent.named_parameters() if not p.requires_grad}
-    AdversarialModelLoss.from_loss(model, agent)(imagined(model))
-    assert {n for n, p in agent.named_parameters() if not p.requires_grad} == target
-
-
-def test_every_metric_is_detached() -> None:
+def test_every_metric_is_detached_and_the_input_unchanged() -> None:
     model = make_model()
-    loss = AdversarialModelLoss.from_loss(model, sac())
-    out = loss(imagined(model))
+    loss, batch = AdversarialModelLoss.from_loss(model, sac()), imagined(model)
+    before = batch.clone()
+    out = loss(batch)
+    assert set(batch.keys(True)) == set(before.keys(True)) and (batch == before).all()
     assert set(out.keys()) == set(loss.out_keys) == {"loss_adversarial", *METRICS}
     assert out["loss_adversarial"].requires_grad
     assert not any(out[key].requires_grad for key in METRICS)
@@ -477,8 +423,11 @@ def test_every_metric_is_detached() -> None:
 def test_entropy_bonus_raises_the_value_by_the_policys_entropy() -> None:
     agent, model = sac(), make_model()
     batch = imagined(model, rows=1).expand(20_000)
-    plain = AdversarialModelLoss.from_loss(model, agent).advantage(batch)[1]
-    loss = AdversarialModelLoss.from_loss(model, agent, entropy_coeff=0.5)
+    loss = AdversarialModelLoss.from_loss(model, agent)
+    state = torch.get_rng_state()
+    plain = loss.advantage(batch)[1]
+    assert torch.equal(torch.get_rng_state(), state), "without a bonus nothing is sampled"
+    loss.entropy_coeff = 0.5
     bonus = loss.advantage(batch)[1] - plain
     with agent.actor_network_params.data.to_module(agent.actor_network):
         dist = agent.actor_network.get_dist(batch["next"].select("observation")[:1].clone())
@@ -488,111 +437,6 @@ def test_entropy_bonus_raises_the_value_by_the_policys_entropy() -> None:
     entropy = -torch.trapezoid(log_density.exp() * log_density, action).item()
     assert bonus.std() > 0
     assert bonus.mean().item() == pytest.approx(0.5 * entropy, abs=0.02)
-
-
-def assign(loss: AdversarialModelLoss, value: float) -> None:
-    loss.entropy_coeff = value
-
-
-def assign_tensor(loss: AdversarialModelLoss, value: float) -> None:
-    loss.entropy_coeff = torch.tensor(value)
-
-
-def load(loss: AdversarialModelLoss, value: float) -> None:
-    loss.load_state_dict(loss.state_dict() | {"entropy_coeff": torch.tensor(value)})
-
-
-def load_and_take(loss: AdversarialModelLoss, value: float) -> None:
-    state = loss.state_dict() | {"entropy_coeff": torch.tensor(value)}
-    loss.load_state_dict(state, assign=True)
-
-
-def load_with_a_parent(loss: AdversarialModelLoss, value: float) -> None:
-    parent = nn.ModuleList([loss])
-    parent.load_state_dict(parent.state_dict() | {"0.entropy_coeff": torch.tensor(value)})
-
-
-CHANGES = [assign, assign_tensor, load, load_and_take, load_with_a_parent]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_entropy_coefficient_counts_however_it_is_changed(change: Callable) -> None:
-    model, agent = make_model(), sac()
-    batch = imagined(model)
-
-    def value(loss: AdversarialModelLoss) -> Tensor:
-        torch.manual_seed(1)
-        return loss(batch)["value"]
-
-    want = {
-        coeff: value(AdversarialModelLoss.from_loss(model, agent, entropy_coeff=coeff))
-        for coeff in (0.0, 0.25, 0.5)
-    }
-    loss = AdversarialModelLoss.from_loss(model, agent)
-    for coeff in (0.0, 0.5, 0.25, 0.0, 0.5):
-        change(loss, coeff)
-        torch.testing.assert_close(value(loss), want[coeff])
-        assert float(loss.entropy_coeff) == coeff
-    torch.testing.assert_close(value(copy.deepcopy(loss)), want[0.5])
-    assert not torch.isclose(want[0.0], want[0.5])
-
-
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_loss_takes_up_another_entropy_coefficient() -> None:
-    model, agent = make_model(), sac()
-    loss, eager = (AdversarialModelLoss.from_loss(model, agent) for _ in range(2))
-    batch = imagined(model)
-
-    def check(value: Callable[[TensorDict], Tensor], coeff: float) -> None:
-        eager.entropy_coeff = coeff
-        torch.manual_seed(1)
-        got = value(batch)
-        torch.manual_seed(1)
-        torch.testing.assert_close(got, eager.advantage(batch)[1])
-
-    value = torch.compile(lambda td: loss.advantage(td)[1], backend="eager", fullgraph=True)
-    for _ in range(2):  # torch compiles again after the first use
-        check(value, 0.0)
-    before = None
-    for _ in range(2):
-        for change in CHANGES:
-            for coeff in (0.5, 0.25):
-                change(loss, coeff)
-                check(value, coeff)
-            assign(loss, 0.0)
-            check(value, 0.0)
-        before = before or dict(counters["stats"])
-    assert before and dict(counters["stats"]) == before, "one graph with the entropy, one without"
-
-
-def test_the_policys_distribution_is_left_alone_without_an_entropy_bonus(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = make_model()
-    loss = AdversarialModelLoss.from_loss(model, sac())
-    batch = imagined(model)
-    asked = []
-    get_dist = loss.actor_network.get_dist
-    monkeypatch.setattr(loss.actor_network, "get_dist", lambda td: asked.append(1) or get_dist(td))
-    loss(batch)
-    for change in CHANGES:
-        change(loss, 0.0)
-        loss(batch)
-    assert not asked
-    assign(loss, 0.5)
-    loss(batch)
-    assert asked
-
-
-def test_entropy_bonus_can_be_scheduled_from_zero() -> None:
-    model = make_model()
-    loss = AdversarialModelLoss.from_loss(model, sac())
-    batch = imagined(model)
-    before = loss(batch)["value"]
-    loss.entropy_coeff = 0.5
-    assert not torch.isclose(loss(batch)["value"], before)
-    loss.entropy_coeff = 0.0
-    torch.testing.assert_close(loss(batch)["value"], before)
 
 
 def test_keys_can_be_renamed_and_nested() -> None:
@@ -718,12 +562,7 @@ def test_the_critics_of_a_torchrl_loss_may_write_no_last_dimension(rows: int) ->
     model = make_model()
     batch = imagined(model, rows)
     _, _, qvalue = AdversarialModelLoss.from_loss(model, agent).advantage(batch)
-    values = []
-    for i in range(2):
-        with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
-            td = agent.qvalue_network(batch.select("observation", "action"))
-            values.append(td["state_action_value"])
-    torch.testing.assert_close(qvalue, torch.minimum(*values))
+    torch.testing.assert_close(qvalue, each_qvalue(agent, batch).amin(dim=0))
 
 
 class TwoHeads(nn.Module):
@@ -808,22 +647,9 @@ def test_critics_may_read_what_the_actor_does_not(key: str | tuple[str, ...]) ->
         ("next", "terminated"),
     ]
     _, value, qvalue = loss.advantage(batch.select(*loss.in_keys))
-
-    def smallest(td: TensorDict) -> Tensor:
-        values = []
-        for i in range(2):
-            with agent.qvalue_network_params[i].data.to_module(agent.qvalue_network):
-                values.append(agent.qvalue_network(td.copy())["state_action_value"].squeeze(-1))
-        return torch.minimum(*values)
-
-    torch.testing.assert_close(qvalue, smallest(batch))
-    after = batch["next"].copy()
-    with (
-        agent.actor_network_params.data.to_module(agent.actor_network),
-        set_exploration_type(ExplorationType.DETERMINISTIC),
-    ):
-        agent.actor_network(after)
-    torch.testing.assert_close(value, smallest(after))
+    torch.testing.assert_close(qvalue, each_qvalue(agent, batch).amin(dim=0))
+    after = at_the_mode(agent, batch["next"])
+    torch.testing.assert_close(value, each_qvalue(agent, after).amin(dim=0))
     # the density is still that of what the model predicts
     torch.testing.assert_close(loss(batch)["model_log_prob"], model.log_prob(batch).mean().detach())
     for lacking in (key, following):
@@ -854,21 +680,8 @@ def test_critics_may_read_what_the_actor_writes() -> None:
     torch.testing.assert_close(value, batch["next", "observation"].sum(-1) + 1)
 
 
-def test_in_keys_are_what_is_read() -> None:
-    model = make_model()
-    loss = AdversarialModelLoss.from_loss(model, sac())
-    batch = imagined(model)
-    torch.testing.assert_close(
-        loss(batch.select(*loss.in_keys))["loss_adversarial"], loss(batch)["loss_adversarial"]
-    )
-
-
 def test_keys_of_the_agents_loss_are_taken_over() -> None:
-    agent = SACLoss(
-        make_actor(3, SPEC, hidden_sizes=(8,)),
-        make_qvalue(3, 1, hidden_sizes=(8,)),
-        action_spec=SPEC,
-    )
+    agent = sac()
     agent.set_keys(reward="gain", terminated="over")
     loss = AdversarialModelLoss.from_loss(make_model(), agent)
     assert loss.in_keys[-2:] == [("next", "gain"), ("next", "over")]
@@ -885,16 +698,6 @@ def test_keywords_do_instead_of_a_tensordict() -> None:
         torch.testing.assert_close(got[name], want[name])
     loss.select_out_keys("loss_adversarial")
     torch.testing.assert_close(loss(**keywords), want["loss_adversarial"])
-
-
-def test_the_input_is_left_unchanged() -> None:
-    model = make_model()
-    loss = AdversarialModelLoss.from_loss(model, sac())
-    batch = imagined(model)
-    before = batch.clone()
-    loss(batch)
-    assert set(batch.keys(True)) == set(before.keys(True))
-    assert (batch == before).all()
 
 
 def test_state_dict_round_trip() -> None:
@@ -944,9 +747,9 @@ def test_world_models_need_a_density() -> None:
         AdversarialModelLoss(nn.Linear(1, 1), actor, critics)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_equals_eager(backend: str) -> None:
+def test_compiled_equals_eager() -> None:
     agent, model = sac(), make_model()
     loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=1.0)
     batch = imagined(model)
@@ -956,16 +759,10 @@ def test_compiled_equals_eager(backend: str) -> None:
         return out["loss_adversarial"], out["advantage_mean"]
 
     results = []
-    for run in (objective, torch.compile(objective, backend=backend, fullgraph=True)):
+    for run in (objective, torch.compile(objective, fullgraph=True)):
         model.zero_grad()
         value, metric = run(batch)
         value.backward()
         gradients = [p.grad.clone() for p in model.parameters()]
         results.append((value.detach(), metric, gradients))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
-
-
-def test_example_in_the_docstring() -> None:
-    result = doctest.testmod(adversarial_model)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,15 +1,16 @@
-"""The updates of the model-free methods: each player's pace, the targets', the learning rates."""
+"""The updates of the model-free methods: intervals, target updates, learning rates."""
 
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import nn
 
-from rambo_trl.training.offline import OfflinePhase, Player, cosine_decay
+from rambo_trl.training import OfflinePhase, UpdateStep, cosine_decay, offline
 
 LR = 0.1
 
@@ -41,18 +42,18 @@ def make_phase(**keywords):
     def joint(batch: TensorDictBase) -> TensorDictBase:
         return slope_one(slow, "slow")(batch).update(slope_one(still, "still")(batch))
 
-    players = [
-        Player(slope_one(fast, "fast"), torch.optim.SGD([fast], lr=LR)),
-        Player(joint, both, every=3, lr_factor=[cosine_decay(4), lambda n: 1.0]),
+    steps = [
+        UpdateStep(slope_one(fast, "fast"), torch.optim.SGD([fast], lr=LR)),
+        UpdateStep(joint, both, every=3, lr_factor=[cosine_decay(4), lambda n: 1.0]),
     ]
-    return OfflinePhase(players, target, target_every=2, **keywords), (fast, slow, still), target
+    return OfflinePhase(steps, target, target_every=2, **keywords), (fast, slow, still), target
 
 
 def batches(num: int):
     return [TensorDict(x=torch.full((2,), float(i)), batch_size=[2]) for i in range(num)]
 
 
-def test_paces_targets_and_learning_rates() -> None:
+def test_intervals_targets_and_learning_rates() -> None:
     phase, (fast, slow, still), target = make_phase()
     metrics = phase.run(batches(7))
     assert fast.item() == pytest.approx(-7 * LR)  # every update
@@ -61,7 +62,7 @@ def test_paces_targets_and_learning_rates() -> None:
     assert slow.item() == pytest.approx(-LR * (1 + 0.5 * (1 + math.cos(math.pi / 4))))
     assert target.steps == 3  # after updates 2, 4 and 6
     assert phase.updates == 7
-    # each player's metrics are means over its own steps: the later player's stand
+    # metrics are means over each step's updates; of one name the later step's are kept
     assert metrics["seen"] == pytest.approx((2 + 5) / 2)
     assert set(metrics) == {"loss_fast", "loss_slow", "loss_still", "seen"}
 
@@ -71,7 +72,7 @@ def test_the_cosine_falls_to_zero_and_stays() -> None:
     assert [factor(n) for n in (0, 5, 10, 25)] == pytest.approx([1, 0.5, 0, 0])
 
 
-def test_a_restored_phase_goes_on_alike() -> None:
+def test_a_restored_phase_continues_alike() -> None:
     whole, parameters, _ = make_phase()
     whole.run(batches(5))
     saved = whole.state_dict()
@@ -90,7 +91,19 @@ def test_a_restored_phase_goes_on_alike() -> None:
     assert restored.updates == whole.updates == 11
 
 
-def test_a_pace_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="pace of at least 1"):
-        OfflinePhase([Player(slope_one(p := nn.Parameter(torch.zeros(1)), "x"),
-                             torch.optim.SGD([p], lr=1), every=0)])  # fmt: skip
+def test_an_interval_below_one_is_refused() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    step = UpdateStep(slope_one(parameter, "x"), torch.optim.SGD([parameter], lr=1), every=0)
+    with pytest.raises(ValueError, match="interval of at least 1"):
+        OfflinePhase([step])
+
+
+def test_the_old_names_are_deprecated() -> None:
+    with pytest.warns(DeprecationWarning, match="UpdateStep"):
+        assert offline.Player is UpdateStep
+    for name, member in (("evaluation", "evaluate_policy"), ("video", "record_video")):
+        old, new = (
+            import_module(f"rambo_trl.{room}.{name}") for room in ("training", "experiment")
+        )
+        with pytest.warns(DeprecationWarning, match=f"use rambo_trl.experiment.{name}"):
+            assert getattr(old, member) is getattr(new, member)

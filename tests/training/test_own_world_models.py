@@ -1,4 +1,4 @@
-"""World models and likelihood terms of a user's own: their keys, their game, what is refused."""
+"""A user's own world models and likelihood terms: keys, adversarial training, bad input."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_reverse_rollouts_with_nested_keys() -> None:
 
 
 @pytest.mark.parametrize("keys", [PLAIN, NESTED], ids=["plain", "nested"])
-def test_the_game_is_played_by_the_models_keys(keys: TransitionKeys) -> None:
+def test_adversarial_training_uses_the_models_keys(keys: TransitionKeys) -> None:
     phase = make_phase(keys)
     imagined, real = [], []
     phase.adversarial_loss.register_forward_pre_hook(lambda _, args: imagined.append(args[0]))
@@ -360,123 +360,66 @@ def test_rewards_may_have_no_last_dimension() -> None:
 
 
 OUT = [("next", "observation"), ("next", "reward")]
-ENVS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "no TensorDict module": (
-        lambda: make_env(nn.Linear(1, 1)),
-        TypeError,
-        "TensorDict module.*Linear: wrap it",
-    ),
-    "a function": (lambda: make_env(print), TypeError, "TensorDict module"),
-    "three inputs": (
+WITH_ENDS = [*OUT, ("next", "terminated")]
+
+
+def starts_of(*shape: int) -> TensorDict:
+    return TensorDict(observation=torch.randn(shape), batch_size=[9])
+
+
+def empty_starts() -> EnsembleModelEnv:
+    return make_env(starts=TensorDictReplayBuffer(storage=LazyTensorStorage(4)))
+
+
+def penalised() -> EnsembleModelEnv:
+    given = {"action_spec": SPEC, "starts": rows()}
+    return PessimisticModelEnv(Wrapped(), pessimism=MOPOPenalty(1.0), **given)
+
+
+BAD_TYPES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: make_env(nn.Linear(1, 1)), "TensorDict module.*Linear: wrap it"),
+    (lambda: make_env(print), "TensorDict module"),
+    (lambda: make_env(starts=torch.randn(9, 3)), "starts must be .*got Tensor"),
+    (lambda: make_env(termination="Hopper-v5"), "termination must be a function.*got str"),
+    (lambda: make_env(action_spec=Categorical(3)), "got Categorical"),
+    (lambda: make_env(action_spec=Composite(action=SPEC)), "got Composite"),
+    (penalised, "MOPOPenalty needs the members"),
+    (lambda: EnsembleModelLoss(Wrapped()), "EnsembleModelLoss needs the members"),
+    (lambda: fit_world_model(Wrapped(), rows()), "fit_world_model needs the members"),
+    (lambda: ModelTrustLoss(NoKeys()), "with in_keys and out_keys, got NoKeys"),
+]
+BAD_VALUES: list[tuple[Callable[[], Any], str]] = [
+    (
         lambda: make_env(Other(in_keys=["observation", "action", "goal"])),
-        ValueError,
         "reads .*'goal'.*expected one observation",
     ),
-    "not under next": (
+    (
         lambda: make_env(Other(out_keys=["observation", "reward"])),
-        ValueError,
         r"writes \['observation', 'reward'\]: expected .*'next'",
     ),
-    "no reward": (lambda: make_env(Other(out_keys=OUT[:1])), ValueError, "a reward"),
-    "ends": (
-        lambda: make_env(Other(out_keys=[*OUT, ("next", "terminated")])),
-        ValueError,
-        "'terminated'.* termination rule",
-    ),
-    "two rewards": (
+    (lambda: make_env(Other(out_keys=OUT[:1])), "a reward"),
+    (lambda: make_env(Other(out_keys=WITH_ENDS)), "'terminated'.* termination rule"),
+    (
         lambda: make_env(Other(change=two_rewards)),
-        ValueError,
         r"writes shape \[2, 2\] as \('next', 'reward'\) of 2 rows, expected \[2, 1\] or \[2\]",
     ),
-    "a wider successor": (
-        lambda: make_env(Other(change=wide)),
-        ValueError,
-        r"writes shape \[2, 4\].*expected \[2, 3\]",
-    ),
-    "another dtype": (
+    (lambda: make_env(Other(change=wide)), r"writes shape \[2, 4\].*expected \[2, 3\]"),
+    (
         lambda: make_env(Other(change=double)),
-        ValueError,
         r"writes torch.float64 as \('next', 'observation'\), expected torch.float32",
     ),
-    "nothing written": (
-        lambda: make_env(Other(change=lambda out: out.exclude("next"))),
-        ValueError,
-        "writes nothing",
-    ),
-    "another observation": (
-        lambda: make_env(starts=TensorDict(observation=torch.randn(9, 5), batch_size=[9])),
-        ValueError,
-        "the world model Wrapped fails on 2 rows .*RuntimeError",
-    ),
-    "another action": (
-        lambda: make_env(composite(), action_spec=Bounded(-1, 1, shape=(2,))),
-        ValueError,
-        "fails on 2 rows",
-    ),
-    "starts: a tensor": (
-        lambda: make_env(starts=torch.randn(9, 3)),
-        TypeError,
-        "starts must be .*got Tensor",
-    ),
-    "starts: other keys": (
-        lambda: make_env(starts=rows(NESTED)),
-        ValueError,
-        "starts must hold .* 'observation', got .*'boat'",
-    ),
-    "starts: none": (lambda: make_env(starts=rows()[:0]), ValueError, "starts hold no rows"),
-    "starts: no vectors": (
-        lambda: make_env(starts=TensorDict(observation=torch.randn(9), batch_size=[9])),
-        ValueError,
-        r"shape \[9\]: .* \[N\] for \[N, observation_size\]",
-    ),
-    "starts: empty, size unknown": (
-        lambda: make_env(starts=TensorDictReplayBuffer(storage=LazyTensorStorage(4))),
-        ValueError,
-        "fill the buffer first",
-    ),
-    "a rule by name": (
-        lambda: make_env(termination="Hopper-v5"),
-        TypeError,
-        "termination must be a function.*got str",
-    ),
-    "discrete actions": (
-        lambda: make_env(action_spec=Categorical(3)),
-        TypeError,
-        "got Categorical",
-    ),
-    "actions in a group": (
-        lambda: make_env(action_spec=Composite(action=SPEC)),
-        TypeError,
-        "got Composite",
-    ),
-    "actions of many envs": (
+    (lambda: make_env(Other(change=lambda out: out.exclude("next"))), "writes nothing"),
+    (lambda: make_env(starts=starts_of(9, 5)), "Wrapped fails on 2 rows .*RuntimeError"),
+    (lambda: make_env(composite(), action_spec=Bounded(-1, 1, shape=(2,))), "fails on 2 rows"),
+    (lambda: make_env(starts=rows(NESTED)), "starts must hold .* 'observation', got .*'boat'"),
+    (lambda: make_env(starts=rows()[:0]), "starts hold no rows"),
+    (lambda: make_env(starts=starts_of(9)), r"shape \[9\]: .* \[N\] for \[N, observation_size\]"),
+    (empty_starts, "fill the buffer first"),
+    (
         lambda: make_env(action_spec=Bounded(-1, 1, shape=(4, 1))),
-        ValueError,
         r"\[4, 1\], expected \[action_size\]",
     ),
-    "MOPO": (
-        lambda: PessimisticModelEnv(
-            Wrapped(), pessimism=MOPOPenalty(1.0), action_spec=SPEC, starts=rows()
-        ),
-        TypeError,
-        "MOPOPenalty needs the members",
-    ),
-    "the ensemble's loss": (
-        lambda: EnsembleModelLoss(Wrapped()),
-        TypeError,
-        "EnsembleModelLoss needs the members",
-    ),
-    "the ensemble's fit": (
-        lambda: fit_world_model(Wrapped(), rows()),
-        TypeError,
-        "fit_world_model needs the members",
-    ),
-    "the trust term": (
-        lambda: ModelTrustLoss(NoKeys()),
-        TypeError,
-        "with in_keys and out_keys, got NoKeys",
-    ),
-}
+]
 
 
 class NoKeys(nn.Module):
@@ -484,39 +427,32 @@ class NoKeys(nn.Module):
         return td["observation"].sum(-1)
 
 
-@pytest.mark.parametrize("case", ENVS)
-def test_models_and_starts_that_do_not_fit(case: str) -> None:
-    make, kind, match = ENVS[case]
+@pytest.mark.parametrize(
+    ("kind", "make", "match"),
+    [*((TypeError, *case) for case in BAD_TYPES), *((ValueError, *case) for case in BAD_VALUES)],
+)
+def test_models_and_starts_that_do_not_fit(kind: type, make: Callable, match: str) -> None:
     with pytest.raises(kind, match=match):
         make()
 
 
-POLICIES: dict[str, tuple[Any, type[Exception], str]] = {
-    "no TensorDict module": (
-        nn.Linear(3, 1),
-        TypeError,
-        "reads 'observation' and writes 'action', got Linear",
-    ),
-    "not callable": ("random", TypeError, "got str"),
-    "another action": (
-        make_actor(writes="act"),
-        ValueError,
-        r"must write 'action' \[2, 1\].* but \['act'\]",
-    ),
-    "another observation": (
-        make_actor(reads="obs"),
-        ValueError,
-        r"hold 'observation' \[2, 3\] and nothing else \(KeyError.*obs",
-    ),
-    "too many actions": (make_actor(outputs=2), ValueError, r"of shape \[2, 2\] for 2 rows"),
-    "another size": (make_actor(inputs=5), ValueError, "fails on rows.*RuntimeError"),
-    "returns a tensor": (lambda td: td["observation"], ValueError, "no TensorDict but Tensor"),
-}
-
-
-@pytest.mark.parametrize("case", POLICIES)
-def test_policies_that_do_not_fit(case: str) -> None:
-    policy, kind, match = POLICIES[case]
+@pytest.mark.parametrize(
+    ("policy", "kind", "match"),
+    [
+        (nn.Linear(3, 1), TypeError, "reads 'observation' and writes 'action', got Linear"),
+        ("random", TypeError, "got str"),
+        (make_actor(writes="act"), ValueError, r"must write 'action' \[2, 1\].* only \['act'\]"),
+        (
+            make_actor(reads="obs"),
+            ValueError,
+            r"hold 'observation' \[2, 3\] and nothing else \(KeyError.*obs",
+        ),
+        (make_actor(outputs=2), ValueError, r"shape \[2, 2\] for 2 rows"),
+        (make_actor(inputs=5), ValueError, "fails on rows.*RuntimeError"),
+        (lambda td: td["observation"], ValueError, "to a TensorDict; it writes Tensor"),
+    ],
+)
+def test_policies_that_do_not_fit(policy: Any, kind: type, match: str) -> None:
     with pytest.raises(kind, match=match):
         ModelRolloutCollector(make_env(), policy)
 
@@ -532,68 +468,46 @@ def phase_of(**parts: Any) -> ModelPhase:
     return ModelPhase(**given | parts)
 
 
-def shared(make: Callable[[nn.Module], dict[str, Any]]) -> Callable[[], ModelPhase]:
-    def build() -> ModelPhase:
-        model = Wrapped()
-        return phase_of(model=model, **make(model))
-
-    return build
+def adversary(*args: Any, **kwargs: Any) -> Callable[[nn.Module], dict[str, Any]]:
+    return lambda model: {"adversarial_loss": make_loss(model, *args, **kwargs)}
 
 
-PHASES: dict[str, tuple[Callable[[], ModelPhase], type[Exception], str]] = {
-    "another env": (
-        lambda: phase_of(env=nn.Identity()),
-        TypeError,
-        "env must be an EnsembleModelEnv",
-    ),
-    "another model in the loss": (
-        lambda: phase_of(adversarial_loss=make_loss(Wrapped())),
-        ValueError,
-        "adversarial_loss holds another world model",
-    ),
-    "another model in the term": (
-        lambda: phase_of(model_loss=Likelihood(Wrapped())),
-        ValueError,
-        "model_loss holds another world model",
-    ),
-    "unreduced": (
-        shared(lambda m: {"adversarial_loss": make_loss(m, reduction="none")}),
-        ValueError,
-        "adversarial_loss has reduction='none'",
-    ),
-    "a critic's goal": (
-        shared(lambda m: {"adversarial_loss": make_loss(m, PLAIN, "goal")}),
-        ValueError,
-        "adversarial loss fails on imagined rows.*goal",
-    ),
-    "an agent of other keys": (
-        shared(lambda m: {"adversarial_loss": make_loss(m, NESTED)}),
-        ValueError,
-        "policy fails on rows that hold 'observation'.*boat",
-    ),
-    "data as a TensorDict": (
-        lambda: phase_of(real_buffer=rows()),
-        TypeError,
-        "real_buffer must be a replay buffer, got TensorDict",
-    ),
-    "data of other keys": (
-        lambda: phase_of(real_buffer=make_buffer(NESTED)),
-        ValueError,
-        r"model_loss reads \['observation'.*does not hold",
-    ),
-    "a term without keys": (
-        shared(lambda m: {"model_loss": nn.Identity()}),
-        TypeError,
-        "model_loss must be a loss module with in_keys",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", PHASES)
-def test_parts_of_the_game_that_do_not_fit(case: str) -> None:
-    make, kind, match = PHASES[case]
+@pytest.mark.parametrize(
+    ("parts", "kind", "match"),
+    [
+        (lambda m: {"env": nn.Identity()}, TypeError, "env must be an EnsembleModelEnv"),
+        (
+            lambda m: {"adversarial_loss": make_loss(Wrapped())},
+            ValueError,
+            "adversarial_loss and env hold different world models",
+        ),
+        (
+            lambda m: {"model_loss": Likelihood(Wrapped())},
+            ValueError,
+            "model_loss and env hold different world models",
+        ),
+        (adversary(reduction="none"), ValueError, "adversarial_loss has reduction='none'"),
+        (adversary(PLAIN, "goal"), ValueError, "adversarial loss fails on imagined rows.*goal"),
+        (adversary(NESTED), ValueError, "policy fails on rows that hold 'observation'.*boat"),
+        (
+            lambda m: {"real_buffer": rows()},
+            TypeError,
+            "real_buffer must be a replay buffer, got TensorDict",
+        ),
+        (
+            lambda m: {"real_buffer": make_buffer(NESTED)},
+            ValueError,
+            r"model_loss reads \['observation'.*does not hold",
+        ),
+        (lambda m: {"model_loss": nn.Identity()}, TypeError, "must be a loss module with in_keys"),
+    ],
+)
+def test_parts_of_the_model_phase_that_do_not_fit(
+    parts: Callable[[nn.Module], dict[str, Any]], kind: type, match: str
+) -> None:
+    model = Wrapped()
     with pytest.raises(kind, match=match):
-        make()
+        phase_of(model=model, **parts(model))
 
 
 def test_a_term_that_adds_nothing_is_refused() -> None:
@@ -604,11 +518,6 @@ def test_a_term_that_adds_nothing_is_refused() -> None:
     model = Wrapped()
     with pytest.raises(ValueError, match=r"begin with 'loss_', such as loss_model, got \['loss'\]"):
         phase_of(model=model, model_loss=Nameless(model)).run(1)
-
-
-def test_starts_of_any_batch_size() -> None:
-    drawn = make_env(starts=rows().reshape(8, 5)).sample_starts(30)
-    assert drawn.shape == (30, 3)
 
 
 def test_a_buffer_s_rows_are_looked_at_when_they_are_drawn() -> None:

@@ -57,7 +57,7 @@ def test_fit_recovers_a_linear_gaussian_system(settings: dict) -> None:
     model = EnsembleWorldModel(2, 1, num_members=3, num_elites=2, **settings)
     data = linear_transitions(3000)
     before = data.clone()
-    fit = fit_world_model(model, data, lr=5e-3, batch_size=128, patience=4, max_passes=40)
+    fit = fit_world_model(model, data, lr=1e-2, batch_size=128, patience=4, max_passes=20)
     assert (data == before).all()
     observation, action = torch.randn(300, 2), 2 * torch.rand(300, 1) - 1
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_fit_recovers_a_linear_gaussian_system(settings: dict) -> None:
     # the reported error is that of the model as it is left, on rows that it was not fitted on
     floor = NOISE.square().mean().item()
     assert all(0.8 * floor < e < 1.6 * floor for e in fit.holdout_mse)
-    assert fit.passes == len(fit.history) <= 40
+    assert fit.passes == len(fit.history) <= 20
 
 
 def test_early_stopping_restores_each_members_best_weights() -> None:
@@ -102,17 +102,6 @@ def test_early_stopping_restores_each_members_best_weights() -> None:
             assert (parameter[member] == marked).all()
     # the bounds are shared by the members and stay
     torch.testing.assert_close([model.min_log_var, model.max_log_var], bounds)
-
-
-def test_early_stopping_keeps_a_copy_not_a_view() -> None:
-    model = small_model()
-    stopping = EarlyStopping(model)
-    stopping.update(torch.ones(7))
-    kept = model.weights[0].detach().clone()
-    with torch.no_grad():
-        model.weights[0].zero_()
-    stopping.restore()
-    torch.testing.assert_close(model.weights[0].detach(), kept)
 
 
 def test_any_improvement_starts_the_patience_anew() -> None:
@@ -163,6 +152,11 @@ def test_members_learn_from_bootstraps_of_their_own_and_never_from_the_holdout()
     fit_world_model(model, named_transitions(400), batch_size=40, max_passes=2)
     held_out = set(model.held_out[0].tolist())
     assert len(held_out) == 40
+    # from all over the data, not the last episodes: within six standard errors of the mean
+    assert np.mean(list(held_out)) == pytest.approx(199.5, abs=6 * 400 / (12 * 40) ** 0.5)
+    train = np.array(sorted(set(range(400)) - held_out))
+    assert model.input_mean[0].item() == pytest.approx(train.mean(), rel=1e-5)
+    assert model.input_std[0].item() == pytest.approx(train.std(), rel=1e-5)
     assert all(set(rows.tolist()) == held_out for rows in model.held_out)
     assert all(batch.shape == (7, 40) for batch in model.fitted)
     assert len(model.fitted) == 2 * 9
@@ -180,14 +174,6 @@ def test_members_learn_from_bootstraps_of_their_own_and_never_from_the_holdout()
             assert not torch.equal(seen[member], seen[other])
 
 
-def test_input_statistics_are_the_training_rows() -> None:
-    model = RecordingModel()
-    fit_world_model(model, named_transitions(400), batch_size=40, max_passes=1)
-    train = np.array(sorted(set(range(400)) - set(model.held_out[0].int().tolist())))
-    assert model.input_mean[0].item() == pytest.approx(train.mean(), rel=1e-5)
-    assert model.input_std[0].item() == pytest.approx(train.std(), rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("rows", "kwargs", "held_out"),
     [
@@ -196,7 +182,7 @@ def test_input_statistics_are_the_training_rows() -> None:
         (30, {"holdout_fraction": 0.01}, 1),
         (5, {}, 1),
         (2, {}, 1),
-        (12_000, {}, 1000),
+        (10_100, {}, 1000),
     ],
 )
 def test_number_of_rows_held_out(rows: int, kwargs: dict, held_out: int) -> None:
@@ -213,37 +199,20 @@ def test_fits_that_cannot_work_are_refused() -> None:
             fit_world_model(RecordingModel(), named_transitions(100), **kwargs)
 
 
-def test_fit_reports_every_pass_and_update() -> None:
-    class Bar:
-        updates = 0
-
-        def update(self, n: int = 1) -> None:
-            self.updates += n
-
-    passes, bar = [], Bar()
-    fit_world_model(
-        RecordingModel(),
-        named_transitions(400),
-        batch_size=40,
-        max_passes=3,
-        on_pass=lambda i, error: passes.append((i, error.shape)),
-        bar=bar,
-    )
-    assert passes == [(i, (7,)) for i in (1, 2, 3)]
-    assert bar.updates == 27
-
-
 @pytest.mark.parametrize(
-    ("settings", "looks"),
+    ("settings", "evaluations"),
     [
         ({"max_updates": 20, "holdout_every": 8}, [8, 16, 20]),  # passes of 9 updates
         ({"max_updates": 20}, [4, 8, 12, 16, 20]),
         ({"max_updates": 200}, [*range(9, 200, 9), 200]),
         ({"max_updates": 3, "holdout_every": 8}, [3]),
         ({"max_updates": 20, "max_passes": 1, "holdout_every": 20}, [9]),
+        ({"max_passes": 3}, [9, 18, 27]),
     ],
 )
-def test_a_budget_in_updates_is_kept_whatever_a_pass_is(settings: dict, looks: list[int]) -> None:
+def test_a_budget_in_updates_is_kept_whatever_a_pass_is(
+    settings: dict, evaluations: list[int]
+) -> None:
     class Bar:
         updates = 0
 
@@ -256,15 +225,16 @@ def test_a_budget_in_updates_is_kept_whatever_a_pass_is(settings: dict, looks: l
         named_transitions(400),
         batch_size=40,
         patience=100,
-        on_pass=lambda i, _: seen.append(bar.updates),
+        on_pass=lambda i, error: seen.append((i, bar.updates, len(error))),
         bar=bar,
         **settings,
     )
-    assert seen == looks and fit.updates == bar.updates == looks[-1]
-    assert len(fit.history) == len(looks) and fit.passes == pytest.approx(looks[-1] / 9)
+    assert seen == [(i, updates, 7) for i, updates in enumerate(evaluations, 1)]
+    assert fit.updates == bar.updates == evaluations[-1]
+    assert len(fit.history) == len(evaluations) and fit.passes == pytest.approx(evaluations[-1] / 9)
 
 
-@pytest.mark.parametrize("rows", [60, 500, 5000])
+@pytest.mark.parametrize("rows", [60, 5000])
 def test_as_many_updates_for_few_rows_as_for_many(rows: int) -> None:
     data = linear_transitions(rows)
     fit = fit_world_model(
@@ -274,13 +244,13 @@ def test_as_many_updates_for_few_rows_as_for_many(rows: int) -> None:
     assert all(map(math.isfinite, fit.holdout_mse))
 
 
-def test_patience_counts_looks() -> None:
+def test_patience_counts_evaluations() -> None:
     model, data = small_model(), linear_transitions(400)
     settings = {"lr": 1e-9, "batch_size": 40, "patience": 3, "holdout_every": 2}
     assert fit_world_model(model, data, max_updates=1000, **settings).updates == 2 * (1 + 3)
 
 
-def test_looks_draw_no_random_number() -> None:
+def test_evaluations_draw_no_random_numbers() -> None:
     models = [small_model() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     data, drawn = linear_transitions(400), []
@@ -295,15 +265,6 @@ def test_looks_draw_no_random_number() -> None:
 def test_a_budget_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1 or None, got 0"):
         fit_world_model(RecordingModel(), named_transitions(100), **{name: 0})
-
-
-def test_fit_lowers_the_likelihood_loss() -> None:
-    model, data = small_model(), linear_transitions(500)
-    loss = EnsembleModelLoss(model)
-    model.fit_input_statistics(data["observation"], data["action"])
-    before = loss(data)["loss_model"].item()
-    fit_world_model(model, data, lr=3e-3, batch_size=64, max_passes=4)
-    assert loss(data)["loss_model"].item() < before - 1
 
 
 LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 5.0])
@@ -333,7 +294,7 @@ def clone(action: Tensor, observation: Tensor, **kwargs):
 def test_cloned_mode_is_the_datas_policy() -> None:
     observation = torch.randn(1000, 3)
     action = policy_by_hand(observation) + 0.05 * torch.randn(1000, 2)
-    actor, metrics = clone(action.clamp(LOW, HIGH), observation, passes=40, lr=1e-2)
+    actor, metrics = clone(action.clamp(LOW, HIGH), observation, passes=15, lr=2e-2)
     observation = torch.randn(200, 3)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         mode = actor(TensorDict({"observation": observation}, [200]))["action"]
@@ -342,6 +303,7 @@ def test_cloned_mode_is_the_datas_policy() -> None:
     assert set(metrics) == {"loss_bc"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_cloning_update_is_compiled_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="rambo_trl.runtime.compiling"):
@@ -410,13 +372,6 @@ def test_fit_leaves_each_members_best_weights_and_chooses_by_them(
     assert fit.elites == [3, 4, 5, 6, 0]
 
 
-def test_held_out_rows_come_from_all_over_the_data() -> None:
-    model = RecordingModel()
-    fit_world_model(model, named_transitions(400), max_passes=1)
-    # the mean of 40 of 400 rows, within six standard errors: not the last episodes
-    assert model.held_out[0].mean().item() == pytest.approx(199.5, abs=6 * 400 / (12 * 40) ** 0.5)
-
-
 def test_cloning_sees_every_row_and_shuffles_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
@@ -438,23 +393,25 @@ def test_cloning_sees_every_row_and_shuffles_each_pass(monkeypatch: pytest.Monke
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("unit", [1e6, 1e-6, 1e20])
-def test_rewards_of_any_unit_are_learnt_alike(unit: float) -> None:
+def test_rewards_of_any_unit_are_learnt_alike() -> None:
     def fitted(scale: float, **settings) -> tuple[EnsembleWorldModel, float]:
         torch.manual_seed(0)
         data = linear_transitions(600)
         data["next", "reward"] = scale * data["next", "reward"]
         model = small_model()
-        fit_world_model(model, data, lr=3e-3, batch_size=64, max_passes=15, **settings)
+        fit_world_model(model, data, lr=1e-2, batch_size=64, max_passes=5, **settings)
         with torch.no_grad():
             mean, _ = model.predict(data["observation"], data["action"])
         reward = data["next", "reward"] / scale
         error = (mean.mean(0)[:, -1:] / scale - reward).square().mean() / reward.var()
         return model, error.item()
 
-    model, error = fitted(unit)
-    assert error < 0.1 and error == pytest.approx(fitted(1.0)[1], rel=0.2)
-    assert float(model.reward_std) > 0.1 * unit
+    in_plain_units = fitted(1.0)[1]
+    for unit in (1e6, 1e-6, 1e20):
+        model, error = fitted(unit)
+        assert error < 0.1 and error == pytest.approx(in_plain_units, rel=0.2)
+        assert float(model.reward_std) > 0.1 * unit
     # as published: the unit decides
-    model, error = fitted(unit, standardize_reward=False) if unit < 1e10 else (None, 1.0)
-    assert model is None or (float(model.reward_std) == 1 and error > 0.5)
+    for unit in (1e6, 1e-6):
+        model, error = fitted(unit, standardize_reward=False)
+        assert float(model.reward_std) == 1 and error > 0.5
