@@ -268,7 +268,7 @@ def test_every_step_of_trajectories_is_a_start() -> None:
     env = make_env(starts=TensorDict(observation=observation, batch_size=[4, 5]))
     rows = {tuple(row) for row in observation.reshape(-1, 3).tolist()}
     assert {tuple(row) for row in env.sample_starts(200).tolist()} == rows
-    with pytest.raises(ValueError, match=r"starts' observation is of shape \[4, 5, 3\]: give"):
+    with pytest.raises(ValueError, match=r"starts' observation is of shape \[4, 5, 3\]: the"):
         make_env(starts=TensorDict(observation=observation, batch_size=[4]))
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=7)
     buffer.extend(TensorDict(observation=observation, batch_size=[4]))

@@ -159,6 +159,17 @@ def test_unknown_environments_are_named_with_a_way_out() -> None:
     assert "termination=" in message
 
 
-@pytest.mark.parametrize("env_id", ["Hopper-v2", "Hopper-v5", "my_module:Hopper-v4"])
-def test_rules_hold_for_every_version(env_id: str) -> None:
-    assert termination.rule_for(env_id) is termination.hopper
+@pytest.mark.parametrize(
+    ("env_id", "rule"),
+    [
+        ("Hopper-v2", termination.hopper),
+        ("my_module:Hopper-v4", termination.hopper),
+        ("Ant-v5", termination.ant),
+        ("AntMaze_UMaze-v4", termination.never),
+        ("my_module:PointMaze_Large-v3", termination.never),
+    ],
+)
+def test_rules_hold_for_every_version(env_id: str, rule: termination.TerminationRule) -> None:
+    assert termination.rule_for(env_id) is rule
+    for ends in (torch.zeros(4) > 0, torch.ones(4) > 0):  # whatever the data
+        assert termination.choose_rule("auto", env_id=env_id, terminated=ends) is rule

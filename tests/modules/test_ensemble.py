@@ -216,12 +216,6 @@ def test_products_between_hidden_layers_alone_are_rounded(dtype: torch.dtype) ->
         assert off.median() < 1e-6 and off.max() < 2e-3
 
 
-def test_a_single_hidden_layer_has_no_product_to_round() -> None:
-    plain, rounding = twins(hidden_sizes=(16,))
-    inputs = torch.randn(9, 3), torch.randn(9, 2)
-    torch.testing.assert_close(plain.predict(*inputs), rounding.predict(*inputs), rtol=0, atol=0)
-
-
 def test_gradients_through_rounded_products_are_those_of_the_exact_ones_but_for_rounding() -> None:
     plain, rounding = twins(hidden_sizes=(64, 64, 64))
     td = transitions(200, observation_size=3, action_size=2).float()

@@ -261,14 +261,6 @@ def test_advantages_are_clipped_after_they_are_standardised() -> None:
     torch.testing.assert_close(loose, hand_loss()(hand_batch())["loss_adversarial"])
 
 
-def test_gradient_step_makes_lucky_successors_less_likely() -> None:
-    loss = hand_loss()
-    loss(hand_batch())["loss_adversarial"].backward()
-    step = -loss.world_model.density.grad
-    assert step.argmin() == HAND_ADVANTAGE.argmax()
-    assert step.argmax() == HAND_ADVANTAGE.argmin()
-
-
 @pytest.mark.parametrize("batch_size", [(4,), (2, 2)])
 def test_any_batch_shape(batch_size: tuple[int, ...]) -> None:
     want = hand_loss()(hand_batch())["loss_adversarial"]
@@ -680,13 +672,6 @@ def test_critics_may_read_what_the_actor_writes() -> None:
     torch.testing.assert_close(value, batch["next", "observation"].sum(-1) + 1)
 
 
-def test_keys_of_the_agents_loss_are_taken_over() -> None:
-    agent = sac()
-    agent.set_keys(reward="gain", terminated="over")
-    loss = AdversarialModelLoss.from_loss(make_model(), agent)
-    assert loss.in_keys[-2:] == [("next", "gain"), ("next", "over")]
-
-
 def test_keywords_do_instead_of_a_tensordict() -> None:
     model = make_model()
     loss = AdversarialModelLoss.from_loss(model, sac(), adversarial_weight=1.0)
@@ -720,9 +705,11 @@ def test_the_discount_is_the_agents_unless_given() -> None:
     assert float(given.gamma) == pytest.approx(0.5)
 
 
-def test_agents_without_actor_or_critic_are_refused() -> None:
+def test_agents_and_models_need_their_parts() -> None:
     with pytest.raises(TypeError, match="actor_network and qvalue_network"):
         AdversarialModelLoss.from_loss(make_model(), nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="log_prob"):
+        AdversarialModelLoss(nn.Linear(1, 1), *hand_agent())
 
 
 @pytest.mark.parametrize(
@@ -739,12 +726,6 @@ def test_agents_without_actor_or_critic_are_refused() -> None:
 def test_settings_are_checked(kwargs: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         hand_loss(**kwargs)
-
-
-def test_world_models_need_a_density() -> None:
-    actor, critics = hand_agent()
-    with pytest.raises(TypeError, match="log_prob"):
-        AdversarialModelLoss(nn.Linear(1, 1), actor, critics)
 
 
 @pytest.mark.slow

@@ -205,30 +205,25 @@ def test_the_adversary_lowers_the_value_in_a_model_of_any_kind() -> None:
     assert found[1] < found[0] - 0.1
 
 
-def test_an_ensemble_by_a_likelihood_that_knows_no_members() -> None:
+@pytest.mark.parametrize(
+    ("members", "shape"), [(None, (16,)), ("all", (3, 16)), ("elites", (2, 16))]
+)
+def test_a_likelihood_may_ask_for_a_batch_for_each_member(
+    members: str | None, shape: tuple[int, ...]
+) -> None:
     model = EnsembleWorldModel(3, 1, num_members=3, num_elites=2, hidden_sizes=(8,))
     model.elites.copy_(torch.tensor([2, 0]))
-    phase = make_phase(model=model)
+    loss = Likelihood(model)
+    if members:
+        loss.members = members
+    phase = ModelPhase(make_env(model), make_loss(model), loss, make_buffer(), batch_size=16)
     seen = []
-    phase.model_loss.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    loss.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     before = model.weights[0].detach().clone()
     phase.run(2)
-    assert seen == [(16,)] * 2
+    assert seen == [shape] * 2
     moved = (model.weights[0] != before).flatten(1).any(1)
     assert moved.tolist() == [True, False, True]  # whose density it is
-
-
-def test_a_likelihood_may_ask_for_a_batch_for_each_member() -> None:
-    model = EnsembleWorldModel(3, 1, num_members=3, num_elites=2, hidden_sizes=(8,))
-    loss = Likelihood(model)
-    for members, batches in (("all", 3), ("elites", 2)):
-        loss.members = members
-        phase = ModelPhase(make_env(model), make_loss(model), loss, make_buffer(), batch_size=4)
-        seen = []
-        hook = loss.register_forward_pre_hook(lambda _, args, s=seen: s.append(args[0].shape))
-        phase.run(1)
-        hook.remove()
-        assert seen == [(batches, 4)]
 
 
 def test_nothing_random_is_used_up_by_trying_the_parts() -> None:
