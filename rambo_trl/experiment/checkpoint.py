@@ -25,6 +25,7 @@ from torchrl.data import ReplayBuffer
 from rambo_trl.data import RealModelReplayBuffer
 from rambo_trl.data.storage import why_unreadable
 from rambo_trl.experiment.folder import write_atomically
+from rambo_trl.runtime.optimizers import load_optimizer
 from rambo_trl.runtime.places import expand_home
 
 __all__ = [
@@ -264,26 +265,6 @@ def _load(part: Stateful, state: Any) -> None:
         load_optimizer(part, state)
     else:
         part.load_state_dict(state)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Restore an optimiser's state, but keep the kernels of the device that it is on now.
-
-    Args:
-        optimizer: on any device.
-        state_dict: one of the same parameters, from any device.
-
-    Raises:
-        ValueError: if its parameter groups are others.
-    """
-    kernels = ("fused", "foreach", "capturable")
-    saved, now = state_dict["param_groups"], optimizer.param_groups
-    if len(saved) == len(now):  # torch refuses others
-        saved = [
-            {**group, **{key: own[key] for key in kernels if key in own}}
-            for group, own in zip(saved, now, strict=True)
-        ]
-    optimizer.load_state_dict({**state_dict, "param_groups": saved})
 
 
 class Checkpoints:

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torch.optim.lr_scheduler import LambdaLR
 from torchrl.objectives.utils import TargetNetUpdater
 
-from rambo_trl.experiment.checkpoint import load_optimizer
+from rambo_trl.runtime.optimizers import load_optimizer
 from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar
 
 __all__ = ["OfflinePhase", "UpdateStep", "cosine_decay"]
