@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from run_evaluation import mode_values
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from torchrl.objectives import CrossQLoss, LossModule, SACLoss, TD3Loss
 
 from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.envs import EnsembleModelEnv
-from rambo_trl.experiment.evaluation import evaluate_policy
+from rambo_trl.experiment.evaluation import evaluate_policy, mode_values
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss

@@ -365,24 +365,20 @@ def test_settings_are_checked(kwargs: dict, match: str) -> None:
         make_loss(**kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize(
-    ("backend", "choice"),
-    [("eager", "rollout"), pytest.param("inductor", "logsumexp", marks=pytest.mark.slow)],
-)
-def test_compiled_equals_eager(backend: str, choice: str) -> None:
-    loss, batch = make_loss(penalized_actions=choice), make_batch()
+def test_compiled_equals_eager() -> None:
+    loss, batch = make_loss(penalized_actions="logsumexp"), make_batch()
     loss(batch)  # the target entropy is made on first use
 
     def objective(batch: TensorDict) -> Tensor:
         out = loss(batch)
         return torch.stack([out[k] for k in (*SAC_TERMS, "loss_conservative")])
 
-    options = {"fallback_random": True} if backend == "inductor" else None
     results = []
     for run in (
         objective,
-        torch.compile(objective, backend=backend, fullgraph=True, options=options),
+        torch.compile(objective, fullgraph=True, options={"fallback_random": True}),
     ):
         loss.zero_grad()
         torch.manual_seed(3)

@@ -206,7 +206,7 @@ def test_actors_term_does_not_train_the_critics() -> None:
 
 def test_agent_learns_a_one_step_task() -> None:
     # reward -10 (a - 0.5)^2 and the end: Q is the reward, and the best action 0.5
-    agent = make_agent(alpha_init=0.1)
+    agent = make_agent(alpha_init=0.03)
     phase = AgentPhase(agent, critic_lr=3e-2, actor_lr=1e-2)
 
     def batches(num: int):
@@ -216,7 +216,7 @@ def test_agent_learns_a_one_step_task() -> None:
             batch["next", "terminated"] = batch["next", "done"] = torch.ones(64, 1) > 0
             yield batch
 
-    metrics = phase.run(batches(200))
+    metrics = phase.run(batches(300))
     assert {"loss_actor", "loss_qvalue", "loss_alpha", "mean_q"} <= set(metrics)
     with torch.no_grad(), agent.actor_network_params.to_module(agent.actor_network):
         td = agent.actor_network(TensorDict({"observation": torch.randn(200, 3)}, [200]))
