@@ -1,4 +1,4 @@
-"""LikelihoodBudget: the multiplier's ascent, bounds and state, and a constrained game solved."""
+"""LikelihoodBudget: the multiplier's ascent, bounds and state, and a constrained problem solved."""
 
 from __future__ import annotations
 

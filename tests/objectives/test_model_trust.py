@@ -1,4 +1,4 @@
-"""ModelTrustLoss against closed forms, its gradients, its reference, its place in the game."""
+"""ModelTrustLoss against closed forms, its gradients, its reference, its use in the model phase."""
 
 from __future__ import annotations
 

@@ -33,10 +33,10 @@ NOISE = 0.05
 ROWS = 1000
 
 EPOCHS = 16
-LAST_EPOCHS = 4  # results are means over these: the two players circle around their balance
+LAST_EPOCHS = 4  # results are means over these: agent and model oscillate around their equilibrium
 AGENT_UPDATES = 40
 MODEL_UPDATES = 60
-ADVERSARIAL_WEIGHT = 0.75  # large, because so short a game must get somewhere
+ADVERSARIAL_WEIGHT = 0.75  # large, for so short a training
 
 
 def true_reward(action: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def make_transitions() -> TensorDict:
 
 @dataclass
 class Outcome:
-    """What came of the game, as means over its last epochs."""
+    """Results, as means over the last epochs."""
 
     mode: float  # the policy's action
     true: float  # what it is worth
@@ -87,8 +87,8 @@ def assess(actor: TensorDictModuleBase, model: EnsembleWorldModel) -> Outcome:
     return Outcome(mode.item(), true_reward(mode).item(), predicted[0].item(), error.item())
 
 
-def play(seed: int, adversarial_weight: float) -> Outcome:
-    """The game from the data on, made of the library's own parts."""
+def train(seed: int, adversarial_weight: float) -> Outcome:
+    """RAMBO from the data on, assembled from the library's parts."""
     torch.manual_seed(seed)
     spec = Bounded(-1, 1, shape=(1,))
     transitions = make_transitions()
@@ -132,7 +132,7 @@ def play(seed: int, adversarial_weight: float) -> Outcome:
 
 @pytest.mark.slow
 def test_the_adversary_keeps_the_policy_where_the_data_is():
-    robust = play(seed=0, adversarial_weight=ADVERSARIAL_WEIGHT)
+    robust = train(seed=0, adversarial_weight=ADVERSARIAL_WEIGHT)
 
     assert LOW < robust.mode < HIGH + 0.05  # the best covered action is the edge itself
     assert robust.true > 0.1  # the best of the covered actions is worth 0.3
@@ -143,7 +143,7 @@ def test_the_adversary_keeps_the_policy_where_the_data_is():
 
 @pytest.mark.slow
 def test_without_the_adversary_the_policy_exploits_the_model():
-    naive = play(seed=0, adversarial_weight=0.0)
+    naive = train(seed=0, adversarial_weight=0.0)
 
     assert naive.mode > CLIFF + 0.1
     assert naive.true < BAD + 0.1
