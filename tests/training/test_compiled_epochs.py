@@ -25,7 +25,7 @@ class Run:
     metrics: list[dict[str, float]]
     states: list[dict[str, Tensor]]
     compiled: int  # frames in the first update of each phase
-    recompiled: int  # frames after it
+    recompiled: int  # frames in those after it
 
 
 def epoch(work: Workload, num: int = 4) -> dict[str, float]:
@@ -44,12 +44,14 @@ def train(compile: bool) -> Run:
     work = Workload(compile=compile, **ODD_SIZES)
     work.collector.chunk_size = 20
     torch.manual_seed(3)
-    frames, metrics, states = [counters["frames"]["ok"]], [], []
+    frames, metrics, states = [], [], []
     for num in (1, 2 * work.model.horizon):
-        metrics.append(epoch(work, num))
+        work.rollouts()
+        before = counters["frames"]["ok"]
+        metrics.append({**work.agent_updates(num), **work.model_updates(num)})
+        frames.append(counters["frames"]["ok"] - before)
         states.append(state(work))
-        frames.append(counters["frames"]["ok"])
-    return Run(work, metrics, states, frames[1] - frames[0], frames[2] - frames[1])
+    return Run(work, metrics, states, *frames)
 
 
 @pytest.fixture(scope="module")
