@@ -99,9 +99,9 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         (loss.value_network_params.parameters(), cfg.agent.value_lr),
     )
     decay = cosine_decay(cfg.epochs * cfg.agent_updates)  # of the actor's rate
-    player = UpdateStep(loss, optimizer, lr_factor=[decay, lambda _: 1.0, lambda _: 1.0])
+    step = UpdateStep(loss, optimizer, lr_factor=[decay, lambda _: 1.0, lambda _: 1.0])
     target_update = SoftUpdate(loss, tau=cfg.agent.tau)
-    phase = OfflinePhase([player], target_update, compile=cfg.compile)
+    phase = OfflinePhase([step], target_update, compile=cfg.compile)
     metrics = critic_metrics(loss, actor, data, cfg.device)
     run.track(label="IQL", policy=actor, reward_unit=unit, loss=loss, phase=phase)
     monitor = DivergenceMonitor(
