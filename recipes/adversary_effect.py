@@ -2,7 +2,7 @@
 
 Compares the model as it was fitted (``pretrained_model.safetensors`` in the run folder) with the
 one after adversarial training: on the data and away from it, one step and many. Adversarial
-training is to leave the former alone and to lower the value of the latter (paper sec. 4.2), until
+training is to leave the former alone and to lower the value of the latter (paper sec. 5), until
 the policy's value in the model is a lower bound on its value in the environment (Proposition 1).
 Writes ``adversary_effect.png`` and ``adversary_effect.json`` into the run folder, or where
 ``--out`` says. The last line says whether the adversary's effect stands out from the noise of the

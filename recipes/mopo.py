@@ -12,13 +12,13 @@ import launcher.starting  # noqa: F401
 import torch
 from launcher.launch import launch
 from launcher.parts import (
-    fill_buffer,
-    learnt_only,
+    add_rollouts,
+    learned_or_none,
     make_agent_phase,
     make_buffers,
     make_collector,
     make_critic,
-    make_env,
+    make_model_env,
     make_policy,
     make_sac,
     make_termination,
@@ -71,7 +71,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # lambda is for the data's own units
     units = torch.cat([data.observation_std, data.observation_std.new_tensor([data.reward_scale])])
     penalty = MOPOPenalty(cfg.penalty_coefficient, units=units.to(cfg.device))
-    env = make_env(
+    env = make_model_env(
         PessimisticModelEnv, data, world_model, real.storage[:], termination, pessimism=penalty
     )
     collector = make_collector(cfg, env, actor)
@@ -79,7 +79,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         label="MOPO",
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learnt_only(termination),
+        termination=learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
@@ -90,14 +90,14 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # the largest penalty: log-variances have an upper bound
     largest = world_model.max_log_var.detach() + 2 * world_model.output_scale.log()
     most = float(penalty.of(largest[None, None])) * data.reward_scale
-    at_start = start_observations(data, cfg.device)
+    start_states = start_observations(data, cfg.device)
     monitor = DivergenceMonitor(max_abs_reward(data) + most, cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("rollouts"):
-            epoch.log(fill_buffer(imagined, collector, mixed.keys))
+            epoch.log(add_rollouts(imagined, collector, mixed.keys))
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, at_start)})
+            epoch.log({"start_value": mean_value(sac, actor, start_states)})
     return run.finish(
         results={
             "agent_updates": run.progress["epoch"] * cfg.agent_updates,

@@ -11,13 +11,13 @@ from typing import Any
 import launcher.starting  # noqa: F401
 from launcher.launch import launch
 from launcher.parts import (
-    fill_buffer,
-    learnt_only,
+    add_rollouts,
+    learned_or_none,
     make_agent_phase,
     make_buffers,
     make_collector,
     make_critic,
-    make_env,
+    make_model_env,
     make_policy,
     make_sac,
     make_termination,
@@ -48,7 +48,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     termination = make_termination(cfg, data)
     # until the model is fitted it knows nothing of halts
     halting = MORELHalting(0.0, 0.0)
-    env = make_env(
+    env = make_model_env(
         PessimisticModelEnv, data, world_model, real.storage[:], termination, pessimism=halting
     )
     collector = make_collector(cfg, env, actor)
@@ -56,7 +56,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         label="MOReL (SAC)",
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learnt_only(termination),
+        termination=learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
@@ -76,14 +76,14 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         f"halting: beyond a disagreement of {halting.threshold:.4g}, with reward {halt_reward:.4g}"
     )
     largest = max(max_abs_reward(data), abs(halt_reward))
-    at_start = start_observations(data, cfg.device)
+    start_states = start_observations(data, cfg.device)
     monitor = DivergenceMonitor(largest, cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("rollouts"):
-            epoch.log(fill_buffer(imagined, collector, mixed.keys))
+            epoch.log(add_rollouts(imagined, collector, mixed.keys))
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, at_start)})
+            epoch.log({"start_value": mean_value(sac, actor, start_states)})
     return run.finish(
         results={
             "agent_updates": run.progress["epoch"] * cfg.agent_updates,

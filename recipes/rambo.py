@@ -7,18 +7,19 @@ the algorithm. Parts that other methods have too are made in ``launcher/parts.py
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import launcher.starting  # noqa: F401
+import launcher.starting  # noqa: F401  # a notice before the slow imports
 from launcher.launch import launch
 from launcher.parts import (
-    fill_buffer,
-    learnt_only,
+    add_rollouts,
+    learned_or_none,
     make_adversary,
     make_agent_phase,
     make_buffers,
     make_critic,
-    make_env,
+    make_model_env,
     make_policy,
     make_sac,
     make_termination,
@@ -29,7 +30,7 @@ from launcher.parts import (
     start_observations,
 )
 from launcher.pretraining import pretrain
-from launcher.variants import ModelConstraint, Rollouts
+from launcher.variants import DataTerm, RolloutCollector
 from omegaconf import DictConfig
 from torchrl.objectives import SACLoss
 
@@ -46,91 +47,99 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train a policy on the data by Algorithm 1.
 
     Args:
-        run: what surrounds the algorithm: it times, logs, evaluates, checkpoints and resumes.
-        cfg: the settings of ``config/rambo.yaml``.
+        run: times, logs, evaluates, checkpoints and resumes the algorithm.
+        cfg: the settings of ``config/rambo.yaml``; lambda is ``adversarial_weight``, k
+            ``rollout_length``.
         data: transitions with actions in [-1, 1] and standardised observations.
 
     Returns:
-        What ``results.json`` says.
+        The contents of ``results.json``.
     """
-    # networks: the ensemble of Gaussian dynamics models, the tanh-Gaussian policy, a critic Q(s, a)
+    # networks: an ensemble of Gaussian dynamics models, a tanh-Gaussian policy, and a critic
+    # Q(s, a), which the SAC loss replicates
     world_model = make_world_model(cfg, data)
     actor, critic = make_policy(cfg, data), make_critic(cfg, data)
 
     # replay buffers: the data, the imagined transitions, and batches with a fixed share of each
     real, imagined, mixed = make_buffers(cfg, data)
 
-    # the agent: TorchRL's soft actor-critic loss, and its updates (AgentPhase)
+    # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
     sac = make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
     agent = make_agent_phase(cfg, sac)
 
-    # the model as a TorchRL environment whose episodes start in states of the data, and rollouts of
-    # the policy in it (ModelRolloutCollector)
-    starts, termination = real.storage[:], make_termination(cfg, data)
-    env = make_env(EnsembleModelEnv, data, world_model, starts, termination)
-    collector = Rollouts(cfg, data, env, actor, starts, termination)
+    # the model as a TorchRL environment that is reset to states from the data, and k-step rollouts
+    # of the policy in it (by default a ModelRolloutCollector)
+    data_rows, termination = real.storage[:], make_termination(cfg, data)
+    env = make_model_env(EnsembleModelEnv, data, world_model, data_rows, termination)
+    collector = RolloutCollector(cfg, data, env, actor, data_rows, termination)
 
     # the adversary: lambda times the Model Gradient (Eq. 5) lowers the agent's value in the model,
-    # and the likelihood of real transitions holds the model to the data; together they are Eq. 9
-    # (ModelPhase)
-    adversarial = AdversarialModelLoss.from_loss(
+    # and a data term, by default the likelihood of real transitions, keeps the model accurate on
+    # the data; together they are Eq. 9, and the update loop is a ModelPhase
+    model_gradient = AdversarialModelLoss.from_loss(
         world_model,
         sac,
         adversarial_weight=cfg.adversarial_weight,
         gamma=cfg.agent.gamma,
         advantage_clip=cfg.advantage_clip,
     )
-    constraint = ModelConstraint(cfg, data, adversarial)
+    data_term = DataTerm(cfg, data, model_gradient)
     adversary = make_adversary(
-        cfg, env, adversarial, real, constraint.loss, after_update=constraint.after_update
+        cfg, env, model_gradient, real, data_term.loss, after_update=data_term.after_update
     )
+    # with lambda = 0 there is no line 5 at all (the paper's ablation)
     model_updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
 
-    # all that checkpoints hold: a run that resumes finds it as it was
+    # everything that a checkpoint saves, so that the run can resume
     run.track(
         label=rambo_label(cfg.adversarial_weight, data.name),
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learnt_only(termination),
+        termination=learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
         collector=collector,
         model=adversary,
-        model_trust=constraint.trust,
-        likelihood_budget=constraint.budget,
+        model_trust=data_term.trust,
+        likelihood_budget=data_term.budget,
         **collector.pretrained_parts,
     )
 
-    # line 1: the model by maximum likelihood, and the cloned policy
-    pretrain(run, cfg, data, world_model, actor, collector)
-    constraint.anchor(run)
+    # line 1: fit the model by maximum likelihood; beyond Algorithm 1, the actor starts as a clone
+    # of the behaviour policy (clone_behaviour), and reverse rollouts have a model of their own
+    pretrain(run, cfg, data, world_model, actor, further=collector)
+    data_term.record_fit(run)  # the fitted model's error, and what Eq. 7 and 8 refer to
 
-    at_start = start_observations(data, cfg.device)
+    start_states = start_observations(data, cfg.device)
     monitor = DivergenceMonitor(
-        max_abs_reward(data), cfg.agent.gamma, max_model_error=constraint.error_bound(run)
+        max_abs_reward(data), cfg.agent.gamma, max_model_error=data_term.error_bound(run)
     )
-    updates = cfg.agent_updates + model_updates // cfg.model_updates_every
-    for epoch in run.epochs(monitor=monitor, updates=updates):  # line 2
-        with epoch.phase("rollouts"):  # line 3: k-step rollouts of the policy in the model
-            epoch.log(fill_buffer(imagined, collector, mixed.keys))
-        with epoch.phase("agent") as bar:  # line 4: the agent, on real and imagined transitions
+    updates_per_epoch = cfg.agent_updates + model_updates // cfg.model_updates_every
+    # line 2: n_iter = cfg.epochs iterations
+    for epoch in run.epochs(monitor=monitor, updates=updates_per_epoch):
+        # line 3: k-step rollouts of the policy in the model
+        with epoch.phase("rollouts"):
+            epoch.log(add_rollouts(imagined, collector, mixed.keys))
+        # line 4: update the agent on real and imagined transitions
+        with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, at_start)})
-        # line 5: the model, against the agent and true to the data
+            epoch.log({"start_value": mean_value(sac, actor, start_states)})
+        # line 5: update the model to lower the agent's value while still fitting the data
         if model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             with epoch.phase("model") as bar:
                 epoch.log(adversary.run(model_updates, bar), prefix="model_")
-                epoch.log(constraint.metrics(), prefix="model_")
+                epoch.log(data_term.metrics())
 
-    done = run.progress["epoch"]
+    epochs_done = run.progress["epoch"]
     return run.finish(
         results={
-            "agent_updates": done * cfg.agent_updates,
+            "agent_updates": epochs_done * cfg.agent_updates,
             "adversarial_weight": cfg.adversarial_weight,
-            "model_updates": -(-done // cfg.model_updates_every) * model_updates,
+            "model_updates": math.ceil(epochs_done / cfg.model_updates_every) * model_updates,
             **model_results(run, cfg),
         },
+        # a few more updates with and without the adversary, undone afterwards
         adversary=adversary_effect(adversary, data, gamma=cfg.agent.gamma),
     )
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from launcher.parts import (
-    fill_buffer,
+    add_rollouts,
     make_adversary,
     make_agent_phase,
     make_buffers,
     make_collector,
     make_critic,
-    make_env,
+    make_model_env,
     make_policy,
     make_sac,
     make_world_model,
@@ -159,7 +159,7 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
     loss = COMBOLoss if method.conservative else SACLoss
     agent_loss = make_sac(loss, cfg, data, actor, critic, **settings)
     agent = make_agent_phase(cfg, agent_loss)
-    env = make_env(KnownRewardEnv, data, world_model, real.storage[:], ends_at_once)
+    env = make_model_env(KnownRewardEnv, data, world_model, real.storage[:], ends_at_once)
     collector = make_collector(cfg, env, actor)
     adversarial = AdversarialModelLoss.from_loss(
         world_model,
@@ -176,7 +176,7 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
 
     snapshots = []
     for epoch in range(1, cfg.epochs + 1):
-        fill_buffer(imagined, collector, mixed.keys)  # line 3
+        add_rollouts(imagined, collector, mixed.keys)  # line 3
         agent.run(mixed.batches(cfg.agent_updates))  # line 4
         if method.adversarial:
             adversary.run(cfg.model_updates)  # line 5

@@ -98,7 +98,7 @@ class AdversarialModelLoss(LossModule):
         advantage_clip: largest magnitude of the (standardised) advantage, so that no single
             row drives an update; None, the default, leaves it as it is.
         baseline: subtract Q(s, a); without it the gradient has the same mean and more
-            variance (paper sec. 4.2).
+            variance (paper sec. 5.1).
         entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
             added to V(s'). 0, the default, computes none; else the actor needs ``get_dist``. A
             number, which can be assigned to.

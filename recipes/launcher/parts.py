@@ -50,7 +50,7 @@ Env = TypeVar("Env", bound=EnsembleModelEnv)
 
 
 def make_world_model(cfg: DictConfig, data: OfflineDataset) -> EnsembleWorldModel:
-    """The ensemble of dynamics models, of the data's sizes."""
+    """The ensemble of dynamics models, with the sizes of the data."""
     return EnsembleWorldModel(
         data.observation_size,
         data.action_size,
@@ -73,7 +73,7 @@ def make_policy(cfg: DictConfig, data: OfflineDataset) -> Actor:
 
 
 def make_critic(cfg: DictConfig, data: OfflineDataset) -> ValueOperator:
-    """A critic Q(s, a), which the losses make several of."""
+    """A critic Q(s, a), which the losses replicate."""
     return make_qvalue(
         data.observation_size,
         data.action_size,
@@ -166,7 +166,7 @@ def mean_value(loss: LossModule, actor: TensorDictModuleBase, observation: Tenso
 def critic_metrics(
     loss: LossModule, actor: TensorDictModuleBase, data: OfflineDataset, device: str
 ) -> Callable[[], dict[str, float]]:
-    """What critics make of the policy's mode, on rows of the data and in the first states."""
+    """The critics' mean values of the policy's mode, on rows of the data and at episode starts."""
     rows = data.transitions["observation"][draw_rows(len(data), VALUE_ROWS)].to(device)
     places = {"mean_q": rows, "start_value": start_observations(data, device)}
     return lambda: {name: mean_value(loss, actor, at) for name, at in places.items()}
@@ -181,7 +181,7 @@ def max_abs_reward(data: OfflineDataset) -> float:
 
 
 def make_termination(cfg: DictConfig, data: OfflineDataset) -> TerminationRule:
-    """The rule as chosen; a learnt one is fitted here, alike for a resumed run."""
+    """The termination rule as configured; a learned one is fitted here, alike when resumed."""
     rule = termination_rule(cfg, data)
     if not isinstance(rule, str):
         return rule
@@ -198,12 +198,12 @@ def make_termination(cfg: DictConfig, data: OfflineDataset) -> TerminationRule:
     return learnt
 
 
-def learnt_only(rule: TerminationRule) -> LearnedTermination | None:
-    """A learnt rule, which checkpoints hold; None for any other."""
+def learned_or_none(rule: TerminationRule) -> LearnedTermination | None:
+    """The rule if it is learned, for checkpoints; None for any other."""
     return rule if isinstance(rule, LearnedTermination) else None
 
 
-def make_env(
+def make_model_env(
     env: type[Env],
     data: OfflineDataset,
     world_model: EnsembleWorldModel,
@@ -211,7 +211,7 @@ def make_env(
     termination: TerminationRule,
     **settings: Any,
 ) -> Env:
-    """The model as an environment whose episodes start in ``starts``, [N] rows."""
+    """The model as an environment that is reset to the observations of ``starts``, rows [N]."""
     return env(
         world_model,
         action_spec=data.action_spec,
@@ -238,17 +238,17 @@ def make_adversary(
     env: EnsembleModelEnv,
     adversarial: AdversarialModelLoss,
     real: TensorDictReplayBuffer,
-    constraint: TensorDictModuleBase | None = None,
+    data_term: TensorDictModuleBase | None = None,
     after_update: Callable[[dict[str, Tensor]], object] | None = None,
 ) -> ModelPhase:
-    """Line 5 of Algorithm 1: the adversarial loss and what holds the model to the data.
+    """Line 5 of Algorithm 1: the adversarial loss and the data term.
 
     That is by default the likelihood of real transitions under the elites (Eq. 9).
     """
     return ModelPhase(
         env,
         adversarial,
-        constraint or EnsembleModelLoss(adversarial.world_model, members="elites"),
+        data_term or EnsembleModelLoss(adversarial.world_model, members="elites"),
         real,
         batch_size=cfg.model.batch_size,
         horizon=cfg.rollout_length,
@@ -266,7 +266,7 @@ class RolloutSource(Protocol):
         ...
 
 
-def fill_buffer(
+def add_rollouts(
     imagined: TensorDictReplayBuffer, collector: RolloutSource, keys: Any
 ) -> dict[str, float | int]:
     """Line 3 of Algorithm 1: add a round of rollouts to the buffer; returns its metrics."""
@@ -280,7 +280,7 @@ def fill_buffer(
 
 
 def model_results(run: Run, cfg: DictConfig) -> dict[str, Any]:
-    """What ``results.json`` says of every model-based method."""
+    """The entries of ``results.json`` that every model-based method has."""
     progress = run.progress
     measured = ("holdout_mse", "model_passes", "reverse_holdout_mse")
     return {

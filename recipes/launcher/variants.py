@@ -1,4 +1,4 @@
-"""RAMBO's variants as parts: what holds the adversary to the data, and reverse rollouts.
+"""RAMBO's variants as parts: the data term of the adversary's update, and reverse rollouts.
 
 By default they are the paper's; see ``docs/variants.md``.
 """
@@ -12,7 +12,7 @@ import torch
 from launcher.parts import (
     Actor,
     make_collector,
-    make_env,
+    make_model_env,
     make_policy,
     make_world_model,
 )
@@ -45,17 +45,18 @@ from rambo_trl.objectives import (
 ERROR_ROWS = 1000
 
 
-class ModelConstraint:
-    """What holds the adversary to the data, and whether the model still fits them.
+class DataTerm:
+    """The term that keeps the model accurate on the data, and how well it still fits them.
 
     As published, a likelihood term beside lambda times the adversarial one (Eq. 9). With
     ``model_term`` a distance to the fitted model takes its place (Eq. 8); with
-    ``likelihood_budget`` lambda follows from how far the term may rise (Eq. 7).
+    ``likelihood_budget`` lambda follows from how far the term may rise (our lambda is the inverse
+    of Eq. 7's multiplier).
 
     Args:
         cfg: the configuration.
-        data: of which some rows are set aside.
-        adversarial: whose lambda a budget changes.
+        data: a fixed sample of whose rows measures the model's error.
+        adversarial: the adversarial loss, whose lambda the budget changes.
 
     Attributes:
         loss: the model's term of an update.
@@ -79,8 +80,8 @@ class ModelConstraint:
         rows = draw_rows(len(data), ERROR_ROWS)
         self._rows = data.transitions[rows].to(cfg.device)
 
-    def anchor(self, run: Run) -> None:
-        """Set the likelihood budget and anchor the trust term; a resumed run has both."""
+    def record_fit(self, run: Run) -> None:
+        """Record the fitted model's error, set the budget, anchor the trust term; once a run."""
         if run.progress["epoch"]:
             return
         run.progress["fitted_error"] = self.model_error().tolist()
@@ -118,13 +119,13 @@ class ModelConstraint:
 
     def metrics(self) -> dict[str, Any]:
         """The model's error, entry by entry, and lambda where it changes."""
-        metrics: dict[str, Any] = {"error": self.model_error()}
+        metrics: dict[str, Any] = {"model_error": self.model_error()}
         if self.budget is not None:
-            metrics["lambda"] = float(self.budget.adversarial_loss.adversarial_weight)
+            metrics["model_lambda"] = float(self.budget.adversarial_loss.adversarial_weight)
         return metrics
 
 
-class Rollouts:
+class RolloutCollector:
     """Forward rollouts, or with ``rollout_direction`` reverse ones in their place or beside them.
 
     Reverse rollouts lead into the data (ROMI, Wang et al. 2021, https://arxiv.org/abs/2110.00188),
@@ -166,8 +167,10 @@ class Rollouts:
         self.reverse_model = make_world_model(cfg, data)
         if cfg.rollout_policy == "current":
             self.reverse_policy = make_policy(cfg, data)
+        model, rows = self.reverse_model, self._transitions
+        reverse_env = make_model_env(EnsembleModelEnv, data, model, rows, termination)
         self.reverse = ReverseRolloutCollector(
-            make_env(EnsembleModelEnv, data, self.reverse_model, self._transitions, termination),
+            reverse_env,
             self.reverse_policy,
             num_starts=num_starts,
             horizon=cfg.rollout_length,
