@@ -1,4 +1,4 @@
-"""What the recipes' tests share: small data sets, a toy method, run folders that are made up."""
+"""What the recipes' tests share: a small data set, and run folders that are made up."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from typing import Any
 import gymnasium
 import minari
 import pytest
-import torch
-from launcher.command_line import compose_jobs
 from minari.data_collector import EpisodeBuffer
-from tensordict import TensorDict
-from torchrl.data import Bounded
-from training_run import Run
 
-from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.folder import RunFolder
-from rambo_trl.experiment.signals import Interruption
-from rambo_trl.modules import make_actor
 
 ENV_ID = "InvertedDoublePendulum-v5"
 
@@ -114,67 +105,3 @@ def _make_run(
             }
         )  # fmt: skip
     return str(path)
-
-
-class ToyMethod:
-    """A method whose policy's parameters all are the number of the epoch last learnt."""
-
-    label = "toy"
-    updates = 1
-    reward_unit = 1.0
-
-    def __init__(self) -> None:
-        self.actor = make_actor(1, Bounded(-1, 1, shape=(1,)), hidden_sizes=(4,))
-        self.learn(0)
-
-    def learn(self, epoch: int) -> None:
-        for parameter in self.actor.parameters():
-            parameter.data.fill_(float(epoch))
-
-    def stateful_parts(self) -> dict[str, Any]:
-        return {"actor": self.actor}
-
-    def monitor(self) -> DivergenceMonitor:
-        return DivergenceMonitor(1.0, 0.9)  # a mean Q of up to 20
-
-    def results(self) -> dict[str, Any]:
-        return {}
-
-    def sanity(self) -> dict[str, Any]:
-        return {}
-
-
-class Toy:
-    """Runs of the toy method on twenty rows, in no time."""
-
-    Method = ToyMethod
-
-    @staticmethod
-    def config(*words: str) -> Any:
-        """The configuration of a run; settings are not checked."""
-        words = ("schedule=smoke", "agent.hidden_sizes=[4]", *words)
-        (cfg,) = compose_jobs("bc", words, check=lambda cfg: None)
-        return cfg
-
-    @classmethod
-    def run(
-        cls, path: Path, *words: str, env_id: str | None = None, signals: Interruption | None = None
-    ) -> Run:
-        """A run in a folder, new or one to go on with."""
-        numbers = torch.linspace(-1, 1, 20).unsqueeze(-1)
-        following = TensorDict(
-            observation=numbers,
-            reward=numbers,
-            terminated=torch.ones(20, 1, dtype=torch.bool),
-            batch_size=[20],
-        )
-        rows = TensorDict(observation=numbers, action=numbers, next=following, batch_size=[20])
-        data = OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)), env_id=env_id)
-        folder = RunFolder(path) if path.exists() else RunFolder.create(path)
-        return Run(cls.config(*words), data, folder, signals or Interruption())
-
-
-@pytest.fixture(scope="session")
-def toy() -> type[Toy]:
-    """Runs whose training is a toy, for tests of what happens around it."""
-    return Toy
