@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 import gymnasium
 import minari
 import pytest
+from launcher.command_line import compose_jobs
 from minari.data_collector import EpisodeBuffer
+from omegaconf import DictConfig, OmegaConf
 
+from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.run import Inspection
 
 ENV_ID = "InvertedDoublePendulum-v5"
 
@@ -105,3 +111,53 @@ def _make_run(
             }
         )  # fmt: skip
     return str(path)
+
+
+def compose(name: str, *words: str, task: str = "") -> DictConfig:
+    """A recipe's configuration, with the published values of a task where it has null."""
+    (cfg,) = compose_jobs(name, words, check=lambda cfg: None)
+    published = getattr(importlib.import_module(name), "published", lambda task: {})
+    for key, value in published(task).items():
+        if OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+class Parts(Inspection):
+    """What a recipe makes of its configuration, without a training.
+
+    Attributes:
+        monitor: what says when a run has diverged.
+        updates: gradient steps of an epoch.
+        results: what ``results.json`` says of the method only.
+        penalty: what it takes off a reward at most.
+    """
+
+    monitor: DivergenceMonitor
+    updates: int
+    results: Mapping[str, Any]
+    penalty: float
+
+    def __init__(self, name: str, cfg: DictConfig, data: OfflineDataset) -> None:
+        super().__init__()
+        importlib.import_module(name).train(self, cfg, data)
+
+    def epochs(self, **given: Any) -> Any:
+        self.monitor, self.updates = given["monitor"], given["updates"]
+        return super().epochs()
+
+    def finish(self, **given: Any) -> dict[str, Any]:
+        self.results, self.penalty = given["results"], given.get("penalty", 0.0)
+        return {}
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., DictConfig]:
+    """Composes a recipe's configuration, unchecked."""
+    return compose
+
+
+@pytest.fixture(scope="session")
+def parts_of() -> type[Parts]:
+    """Makes a recipe's parts."""
+    return Parts

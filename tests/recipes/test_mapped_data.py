@@ -15,9 +15,9 @@ import pytest
 import rambo
 import torch
 from launcher.command_line import compose_jobs
+from launcher.launch import make_run
 from tensordict import MemoryMappedTensor
 from torchrl.data import Bounded
-from training_run import Run
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.checkpoint import seed_everything
@@ -67,7 +67,8 @@ def train(data: OfflineDataset, path: Path) -> dict[str, Any]:
     )  # fmt: skip
     (cfg,) = compose_jobs("rambo", words, check=lambda cfg: None)
     seed_everything(0)
-    return rambo.train(Run(cfg, data, RunFolder.create(path / "run"), Interruption()))
+    run = make_run(cfg, data, RunFolder.create(path / "run"), Interruption())
+    return rambo.train(run, cfg, data)
 
 
 def test_a_mapped_set_gives_the_same_run_and_is_never_copied(

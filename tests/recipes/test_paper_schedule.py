@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from launcher.parts import make_buffers
 from omegaconf import DictConfig, OmegaConf
-from rambo import Rambo
 
 from rambo_trl.data import OfflineDataset
 
 ROOT = Path(__file__).parents[2]
+TASK = "task=inverteddoublependulum-medium-replay"
 ACTION_SIZE, OBSERVATION_SIZE = 1, 9
 
 
@@ -25,54 +27,57 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def cfg() -> DictConfig:
-    return composed("schedule=paper", "task=inverteddoublependulum-medium-replay")
+    return composed("schedule=paper", TASK)
 
 
 @pytest.fixture(scope="module")
-def rambo(cfg: DictConfig, tiny_dataset: None) -> Rambo:
-    return Rambo(SimpleNamespace(cfg=cfg, dataset=OfflineDataset.load(cfg.dataset)))
+def data(cfg: DictConfig, tiny_dataset: None) -> OfflineDataset:
+    return OfflineDataset.load(cfg.dataset)
 
 
 def widths(module: torch.nn.Module) -> list[int]:
     return [layer.out_features for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
 
 
-def test_the_counts_of_an_epoch(cfg: DictConfig, rambo: Rambo) -> None:
+def test_the_published_values_reach_the_parts(
+    cfg: DictConfig, data: OfflineDataset, parts_of: Callable[..., Any]
+) -> None:
+    rambo = parts_of("rambo", cfg, data)
+    agent, adversary, model = (rambo.parts[key] for key in ("agent", "model", "world_model"))
+    # an epoch
     assert (cfg.epochs, cfg.agent_updates, cfg.model_updates) == (2000, 1000, 1000)
-    assert (rambo.model_updates, rambo.updates) == (1000, 2000)
-    assert rambo.collector.num_starts == 50_000
-    assert rambo.collector.horizon == rambo.adversary.horizon == cfg.rollout_length
-    assert rambo.collector.policy is rambo.actor
-    assert rambo.model_buffer._storage.max_size == 5 * 50_000 * cfg.rollout_length
+    assert rambo.updates == 2000
+    assert rambo.results["agent_updates"] == rambo.results["model_updates"] == 1000
+    collector = rambo.parts["collector"].forward
+    assert collector.num_starts == 50_000 and collector.policy is rambo.policy
+    assert collector.horizon == adversary.horizon == cfg.rollout_length
+    assert rambo.parts["model_buffer"]._storage.max_size == 5 * 50_000 * cfg.rollout_length
+    mixed = make_buffers(cfg, data)[2]
+    assert (mixed.batch_size, mixed.num_real, mixed.num_model) == (256, 128, 128)
 
-
-def test_the_agents_settings(rambo: Rambo) -> None:
-    groups = rambo.agent.optimizer.param_groups
+    # the agent
+    loss, groups = agent.loss, agent.optimizer.param_groups
     assert [group["lr"] for group in groups] == [3e-4, 1e-4, 1e-4]  # critics, actor, temperature
-    assert groups[2]["params"] == [rambo.loss.log_alpha]
-    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in rambo.actor.parameters()}
-    assert rambo.agent.target_update.eps == pytest.approx(1 - 0.005)
-    assert rambo.loss.loss_function == "l2"
-    assert float(rambo.loss.log_alpha.detach().exp()) == 1.0
-    assert float(rambo.loss.target_entropy) == -ACTION_SIZE
-    assert float(rambo.loss.value_estimator.gamma) == pytest.approx(0.99)
-    assert rambo.loss.num_qvalue_nets == 2
-    assert widths(rambo.actor) == [256, 256, 2 * ACTION_SIZE]
-    critics = [tuple(p.shape) for p in rambo.loss.qvalue_network_params.parameters()]
+    assert groups[2]["params"] == [loss.log_alpha]
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in rambo.policy.parameters()}
+    assert agent.target_update.eps == pytest.approx(1 - 0.005)
+    assert (loss.loss_function, loss.num_qvalue_nets) == ("l2", 2)
+    assert float(loss.log_alpha.detach().exp()) == 1.0
+    assert float(loss.target_entropy) == -ACTION_SIZE
+    assert float(loss.value_estimator.gamma) == pytest.approx(0.99)
+    assert widths(rambo.policy) == [256, 256, 2 * ACTION_SIZE]
+    critics = [tuple(p.shape) for p in loss.qvalue_network_params.parameters()]
     assert sorted(shape for shape in critics if len(shape) == 3) == sorted(
         [(2, 256, OBSERVATION_SIZE + ACTION_SIZE), (2, 256, 256), (2, 1, 256)]
     )
-    assert (rambo.mixed.batch_size, rambo.mixed.num_real, rambo.mixed.num_model) == (256, 128, 128)
 
-
-def test_the_models_settings(cfg: DictConfig, rambo: Rambo) -> None:
-    model = rambo.world_model
+    # the model and the adversary
     assert (model.num_members, model.num_elites) == (7, 5)
     assert model.hidden_sizes == (200, 200, 200, 200)
-    assert rambo.likelihood.weight_decay == [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
-    assert rambo.adversary.optimizer.param_groups[0]["lr"] == 3e-4
-    assert rambo.adversary.batch_size == 256
-    adversarial = rambo.adversary.adversarial_loss
+    assert adversary.model_loss.weight_decay == [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
+    assert adversary.optimizer.param_groups[0]["lr"] == 3e-4 and adversary.batch_size == 256
+    adversarial = adversary.adversarial_loss
+    assert adversary.env.world_model is adversarial.world_model is model
     assert float(adversarial.adversarial_weight) == pytest.approx(cfg.adversarial_weight)
     assert float(adversarial.gamma) == pytest.approx(0.99)
     assert (adversarial.reduction, adversarial.normalize_advantage) == ("mean", True)
@@ -80,7 +85,7 @@ def test_the_models_settings(cfg: DictConfig, rambo: Rambo) -> None:
     assert float(adversarial.entropy_coeff) == 0
 
 
-def test_what_comes_before_the_game_and_what_is_measured(cfg: DictConfig) -> None:
+def test_what_comes_before_adversarial_training_and_what_is_measured(cfg: DictConfig) -> None:
     fit = {"lr": 3e-4, "batch_size": 256, "patience": 10, "min_improvement": 0.01}
     assert {key: cfg.model[key] for key in fit} == fit
     # until 10 passes bring no improvement, each with a look at the held-out rows
@@ -90,29 +95,36 @@ def test_what_comes_before_the_game_and_what_is_measured(cfg: DictConfig) -> Non
     assert OmegaConf.to_container(cfg.evaluation) == {"episodes": 10, "every": 10, "last": 10}
 
 
-def test_a_value_of_the_schedule_reaches_what_it_is_for(tiny_dataset: None) -> None:
+def test_a_value_of_the_schedule_reaches_what_it_is_for(
+    data: OfflineDataset, parts_of: Callable[..., Any]
+) -> None:
     # other values than the defaults of the parts, which would hide a setting that goes nowhere
     cfg = composed(
-        "schedule=paper", "task=inverteddoublependulum-medium-replay", "rollout_length=3",
-        "rollout_starts=70", "retained_epochs=2", "adversarial_weight=0.5", "agent.gamma=0.9",
-        "agent.tau=0.25", "agent.critic_lr=1e-2", "agent.actor_lr=2e-2", "agent.alpha_lr=3e-2",
-        "agent.alpha_init=0.1", "agent.real_fraction=0.25", "agent.batch_size=40",
-        "model.batch_size=24", "model.adversarial_lr=4e-2", "num_critics=3",
+        "schedule=paper", TASK, "rollout_length=3", "rollout_starts=70", "retained_epochs=2",
+        "adversarial_weight=0.5", "agent.gamma=0.9", "agent.tau=0.25", "agent.critic_lr=1e-2",
+        "agent.actor_lr=2e-2", "agent.alpha_lr=3e-2", "agent.alpha_init=0.1",
+        "agent.real_fraction=0.25", "agent.batch_size=40", "model.batch_size=24",
+        "model.adversarial_lr=4e-2", "num_critics=3", "advantage_clip=0.5",
+        "agent_updates=7", "model_updates=6", "model_updates_every=2",
     )  # fmt: skip
-    rambo = Rambo(SimpleNamespace(cfg=cfg, dataset=OfflineDataset.load(cfg.dataset)))
-    assert rambo.model_buffer._storage.max_size == 2 * 70 * 3
-    assert (rambo.collector.num_starts, rambo.collector.horizon) == (70, 3)
-    assert (rambo.adversary.batch_size, rambo.adversary.horizon) == (24, 3)
-    assert rambo.adversary.optimizer.param_groups[0]["lr"] == 4e-2
-    adversarial = rambo.adversary.adversarial_loss
-    assert float(adversarial.adversarial_weight) == 0.5
-    for gamma in (adversarial.gamma, rambo.loss.value_estimator.gamma):
+    rambo = parts_of("rambo", cfg, data)
+    agent, adversary = rambo.parts["agent"], rambo.parts["model"]
+    assert rambo.updates == 10
+    assert rambo.parts["model_buffer"]._storage.max_size == 2 * 70 * 3
+    collector = rambo.parts["collector"].forward
+    assert (collector.num_starts, collector.horizon) == (70, 3)
+    assert (adversary.batch_size, adversary.horizon) == (24, 3)
+    assert adversary.optimizer.param_groups[0]["lr"] == 4e-2
+    adversarial = adversary.adversarial_loss
+    assert float(adversarial.adversarial_weight) == adversarial.advantage_clip == 0.5
+    for gamma in (adversarial.gamma, agent.loss.value_estimator.gamma, rambo.monitor.gamma):
         assert float(gamma) == pytest.approx(0.9)
-    assert [g["lr"] for g in rambo.agent.optimizer.param_groups] == [1e-2, 2e-2, 3e-2]
-    assert rambo.agent.target_update.eps == pytest.approx(0.75)
-    assert float(rambo.loss.log_alpha.detach().exp()) == pytest.approx(0.1)
-    assert (rambo.mixed.num_real, rambo.mixed.num_model) == (10, 30)
-    assert rambo.loss.num_qvalue_nets == 3
+    assert [g["lr"] for g in agent.optimizer.param_groups] == [1e-2, 2e-2, 3e-2]
+    assert agent.target_update.eps == pytest.approx(0.75)
+    assert float(agent.loss.log_alpha.detach().exp()) == pytest.approx(0.1)
+    assert agent.loss.num_qvalue_nets == 3
+    mixed = make_buffers(cfg, data)[2]
+    assert (mixed.num_real, mixed.num_model) == (10, 30)
 
 
 @pytest.mark.parametrize(

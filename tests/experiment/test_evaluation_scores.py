@@ -1,4 +1,4 @@
-"""What runs record of the critics and of evaluations, against direct computations."""
+"""What runs record of critics and of evaluations, against direct computations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launcher.start import choose_run_dir
-from model_based import START_ROWS, first_rows
-from omegaconf import OmegaConf
-from run_evaluation import Evaluation, mode_values, write_policy
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.evaluation import EvaluationResult, rollout_episodes
+from rambo_trl.experiment.evaluation import (
+    Evaluation,
+    EvaluationResult,
+    mode_values,
+    rollout_episodes,
+    write_policy,
+)
 from rambo_trl.experiment.policy import load_policy
 from rambo_trl.modules import make_actor, make_qvalue
 
@@ -45,6 +47,11 @@ def test_the_lowest_critic_values_the_mode() -> None:
     assert (torch.stack(each).argmin(dim=0) != 0).any(), "not always the first critic"
 
 
+def evaluation(actor: Any, dataset: Any, **settings: Any) -> Evaluation:
+    defaults = {"num_episodes": 2, "seed": 0, "gamma": None, "device": "cpu", "hidden_sizes": [4]}
+    return Evaluation(actor, dataset, **{**defaults, **settings})
+
+
 @pytest.mark.parametrize("shift", [0.0, -1.0])
 def test_discounted_returns_are_of_the_rewards_that_are_trained_on(shift: float) -> None:
     dataset: Any = SimpleNamespace(
@@ -54,48 +61,14 @@ def test_discounted_returns_are_of_the_rewards_that_are_trained_on(shift: float)
         reward_shift=shift,
         normalized_score=lambda value: None,
     )
-    cfg = OmegaConf.create(
-        {
-            "agent": {"gamma": 0.5}, "evaluation": {"episodes": 2}, "seed": 0, "device": "cpu",
-            "evaluate_beside": False,
-        }
-    )  # fmt: skip
     result = EvaluationResult(np.array([1.0, 2.0]), np.array([1, 2]), np.array([1.0, 1.5]))
-    row = Evaluation(make_actor(3, SPEC), dataset, cfg)._scores(result)
+    row = evaluation(make_actor(3, SPEC), dataset, gamma=0.5)._scores(result)
     # rewards 1 + shift; 1 + shift, 1 + shift
     assert row["discounted_return_mean"] == pytest.approx((1 + shift) * (1 + 1.5) / 2)
     assert row["return_mean"] == 1.5
 
 
-def test_first_rows_follow_ends() -> None:
-    done = torch.tensor([False, True, True, False, False, True]).unsqueeze(-1)
-    assert first_rows(done).tolist() == [0, 2, 3]
-    # episodes of two kinds in turn: neither is passed over
-    many = first_rows(torch.ones(2 * START_ROWS, 1, dtype=torch.bool))
-    assert len(many.unique()) == START_ROWS
-    assert 0.4 < (many % 2).float().mean() < 0.6
-
-
-def test_a_run_of_one_s_own_data_is_not_named_after_the_default_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "log.hdf5").touch()
-
-    def name(*words: str, method: str = "rambo") -> str:
-        values = dict(word.split("=") for word in words)
-        cfg = {"run_dir": None, "method": method, "schedule_name": "quick", "seed": 3} | values
-        found = choose_run_dir(OmegaConf.create(cfg), "hopper-medium-replay", words)
-        assert found.parent == Path("runs")
-        return found.name.split("-quick-seed3-")[0]
-
-    assert name() == name("task=x") == name("task=x", "dataset=mine/a-v0") == "hopper-medium-replay"
-    assert name("dataset=mine/heater-v0", method="bc") == "bc-mine-heater-v0"
-    assert name(f"dataset={tmp_path}/log.hdf5") == name("dataset=log.hdf5") == "log"
-    assert name("dataset=../x y.h5") == "x-y.h5"
-
-
-def test_an_evaluation_plays_the_policy_that_is_written(tmp_path: Path, toy: Any) -> None:
+def test_an_evaluation_plays_the_policy_that_is_written(tmp_path: Path) -> None:
     # states that are not normalised, or twice, are answered otherwise
     spec = Bounded(-3, 3, shape=(1,))
     rows = TensorDict(
@@ -110,14 +83,13 @@ def test_an_evaluation_plays_the_policy_that_is_written(tmp_path: Path, toy: Any
         batch_size=[50],
     )
     dataset = OfflineDataset(rows, action_spec=spec, env_id="InvertedPendulum-v5")
-    cfg = toy.config("evaluate_beside=false", "evaluation.episodes=3")
     actor = make_actor(4, dataset.action_spec, hidden_sizes=[4])
-    evaluation = Evaluation(actor, dataset, cfg)
-    write_policy(tmp_path / "p.safetensors", actor, dataset, cfg)
+    write_policy(tmp_path / "p.safetensors", actor, dataset, [4], 0)
     policy = load_policy(tmp_path / "p.safetensors")
-    seed = evaluation._seed(2)
+    of_epochs = evaluation(actor, dataset, num_episodes=3)
+    seed = of_epochs.first_seed + 2 * 3
     want = rollout_episodes(policy, "InvertedPendulum-v5", num_episodes=3, seed=seed)
-    assert evaluation(2)["return_mean"] == want.return_mean
+    assert of_epochs(2)["return_mean"] == want.return_mean
 
     def raw(observation: np.ndarray) -> np.ndarray:
         return policy(dataset.denormalize(torch.as_tensor(observation).float()).numpy())
