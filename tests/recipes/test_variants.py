@@ -3,41 +3,88 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
+import functools
 import re
-import subprocess
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rambo
 import torch
 from launcher.command_line import compose_jobs
+from launcher.launch import make_run
 from launcher.start import resumed_config
-from omegaconf import OmegaConf
-from rambo import Rambo
+from launcher.variants import ModelConstraint
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from tensordict import TensorDict
 from torchrl.data import Bounded
-from training_run import Run
+from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import seed_everything
 from rambo_trl.experiment.divergence import ModelErrorBound
 from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.run import Run
 from rambo_trl.experiment.signals import Interruption
-from rambo_trl.objectives import EnsembleModelLoss, ModelTrustLoss
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
 
-ROOT = Path(__file__).parents[2]
-TASK = ["schedule=smoke", "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0"]
+SMALL = (
+    "schedule=smoke", "termination=none", "rollout_length=2", "rollout_starts=50", "epochs=1",
+    "agent_updates=2", "model_updates=6", "model.batch_size=64", "adversarial_weight=0.1",
+    "model.max_updates=40", "model.holdout_every=20", "cloning.updates=20", "agent.batch_size=64",
+)  # fmt: skip
 
 
-def rambo(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "recipes/rambo.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+def configured(*words: str) -> DictConfig:
+    (cfg,) = compose_jobs("rambo", [*SMALL, *words], check=lambda cfg: None)
+    return cfg
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+@functools.cache
+def noise() -> OfflineDataset:
+    """Steps of noise."""
+    torch.manual_seed(0)
+    observation, action = torch.randn(300, 2), 2 * torch.rand(300, 1) - 1
+    after = TensorDict(
+        observation=observation + 0.1 * action,
+        reward=action + 0.3 * torch.randn(300, 1),
+        terminated=torch.zeros(300, 1, dtype=torch.bool),
+        batch_size=[300],
+    )
+    rows = TensorDict(observation=observation, action=action, next=after, batch_size=[300])
+    return OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)))
+
+
+class Trained:
+    """A run of RAMBO, by default of one epoch, with its parts as they are at its end."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, cfg = folder, configured(*words)
+        new = RunFolder(folder) if folder.exists() else RunFolder.create(folder)
+        run = make_run(cfg, noise(), new, Interruption())
+        track = run.track
+
+        def noting(**parts: Any) -> None:
+            self.parts = parts
+            track(**parts)
+
+        run.track = noting  # type: ignore[method-assign]
+        seed_everything(0)
+        self.run: Run = run
+        self.results = rambo.train(run, cfg, noise())
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        with (self.folder / "metrics.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def fitted(self) -> dict[str, torch.Tensor]:
+        """The model before adversarial training."""
+        return load_file(self.folder / "pretrained_model.safetensors")
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -51,80 +98,31 @@ def test_the_defaults_are_the_papers() -> None:
     assert cfg.model_matmul_dtype == "float32"
 
 
-def pretrained(folder: Path, *words: str) -> Rambo:
-    """RAMBO after its pretraining, on steps of noise: the same for whatever variant."""
-    torch.manual_seed(0)
-    observation, action = torch.randn(300, 2), 2 * torch.rand(300, 1) - 1
-    following = TensorDict(
-        observation=observation + 0.1 * action,
-        reward=action + 0.3 * torch.randn(300, 1),
-        terminated=torch.zeros(300, 1, dtype=torch.bool),
-        batch_size=[300],
-    )
-    rows = TensorDict(observation=observation, action=action, next=following, batch_size=[300])
-    dataset = OfflineDataset(rows, action_spec=Bounded(-1, 1, shape=(1,)))
-    small = [
-        "schedule=smoke", "termination=none", "rollout_length=2", "rollout_starts=50",
-        "model_updates=6", "model.batch_size=64", "adversarial_weight=0.1",
-    ]  # fmt: skip
-    (cfg,) = compose_jobs("rambo", [*small, *words], check=lambda cfg: None)
-    run = Run(cfg, dataset, RunFolder.create(folder), Interruption())
-    rambo = Rambo(run)
-    run.begin(rambo)
-    rambo.pretrain()
-    return rambo
-
-
-def game(rambo: Rambo) -> dict[str, float]:
-    """The metrics of the adversary's first turn."""
-    row: dict[str, float] = {}
-    for _ in rambo.run.epochs():
-        row.update(rambo.roll_out())
-        row.update(rambo.improve_agent())
-        row.update(rambo.update_model())
-        return row
-    raise AssertionError("no epoch")
-
-
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_the_clip_of_the_advantage_reaches_the_adversary(
-    clip: float | None, tmp_path: Path
-) -> None:
-    rambo = pretrained(tmp_path / "run", f"advantage_clip={clip or 'null'}")
-    loss = rambo.adversary.adversarial_loss
-    assert loss.advantage_clip == clip and loss.world_model is rambo.world_model
-    rows = rambo.collector.collect()
-    with torch.no_grad():
-        advantage = loss.advantage(rows)[0]
-        weight = (advantage - advantage.mean()) / advantage.std(correction=0)
-        assert weight.abs().max() > 1
-        if clip is not None:
-            weight = weight.clamp(-clip, clip)
-        wanted = 0.1 * (weight * rambo.world_model.log_prob(rows)).mean()
-        torch.testing.assert_close(loss(rows)["loss_adversarial"], wanted, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("term", ["likelihood", "kl", "total_variation"])
-def test_the_models_term_is_what_the_adversary_is_held_to(term: str, tmp_path: Path) -> None:
-    rambo = pretrained(tmp_path / "run", f"model_term={term}")
-    loss, model = rambo.adversary.model_loss, rambo.world_model
+def test_the_models_term_is_what_the_adversary_is_held_to(
+    term: str, parts_of: Callable[..., Any]
+) -> None:
+    parts = parts_of("rambo", configured(f"model_term={term}"), noise()).parts
+    loss, model = parts["model"].model_loss, parts["world_model"]
     assert loss.world_model is model and loss.members == "elites"
     if term == "likelihood":
-        assert isinstance(loss, EnsembleModelLoss) and rambo.trust is None
-        assert "model_trust" not in rambo.stateful_parts()
-        row = game(rambo)
-        assert "loss_model" in row and "loss_trust" not in row
-        return
-    assert isinstance(loss, ModelTrustLoss) and loss.divergence == term
-    assert rambo.trust is rambo.stateful_parts()["model_trust"] is loss
-    # measured from the fitted model, not from the one that it was made of
-    fitted = {key: value.clone() for key, value in model.state_dict().items()}
-    row = game(rambo)
+        assert isinstance(loss, EnsembleModelLoss) and parts["model_trust"] is None
+    else:
+        assert isinstance(loss, ModelTrustLoss) and loss.divergence == term
+        assert parts["model_trust"] is loss
+    assert parts["likelihood_budget"] is None
+
+
+def test_a_trust_term_is_measured_from_the_fitted_model(tmp_path: Path) -> None:
+    trained = Trained(tmp_path / "run", "model_term=kl")
+    (row,), fitted = trained.rows, trained.fitted
     assert "loss_model" not in row
-    assert row["loss_trust"] == pytest.approx(row["model_trust_distance"]) and row["loss_trust"] > 0
-    reference = loss.reference.state_dict()
+    assert float(row["loss_trust"]) == pytest.approx(float(row["model_trust_distance"]))
+    assert float(row["loss_trust"]) > 0
+    reference = trained.parts["model_trust"].reference.state_dict()
     assert all(torch.equal(reference[key], value) for key, value in fitted.items())
-    assert any((value != fitted[key]).any() for key, value in model.state_dict().items())
+    model = trained.parts["world_model"].state_dict()
+    assert any((model[key] != value).any() for key, value in fitted.items())
 
 
 def among(rows: torch.Tensor, data: torch.Tensor) -> int:
@@ -142,41 +140,34 @@ def test_rollouts_leave_the_data_or_lead_into_it(
     words = [f"rollout_direction={direction}"]
     if direction == "reverse":
         words.append("adversarial_weight=0")
-    rambo = pretrained(tmp_path / "run", *words)
-    data = rambo.run.dataset.transitions
-    assert rambo.roll_out()["model_transitions"] == 100
-    rows = rambo.model_buffer[:]
+    if direction == "both":  # models round their products where they are told to
+        words.append("model_matmul_dtype=bfloat16")
+    trained = Trained(tmp_path / "run", *words)
+    parts, data, (row,) = trained.parts, noise().transitions, trained.rows
+    assert float(row["model_transitions"]) == 100
+    rollouts = parts["model_buffer"][:]
     # the first step of each rollout has one end in the data
-    assert among(rows["observation"], data["observation"]) == leaving
-    assert among(rows["next", "observation"], data["next", "observation"]) == arriving
-    parts = {"reverse_model", "reverse_policy"} & set(rambo.stateful_parts())
+    assert among(rollouts["observation"], data["observation"]) == leaving
+    assert among(rollouts["next", "observation"], data["next", "observation"]) == arriving
+    names = {"reverse_model", "reverse_policy"} & parts.keys()
+    assert parts["model"].env.world_model is parts["world_model"]
+    dtype = torch.bfloat16 if direction == "both" else None
+    assert parts["world_model"].matmul_dtype is dtype
     if direction == "forward":
-        assert rambo.reverse is None and not parts
+        assert not names and "reverse_holdout_mse" not in trained.results
         return
-    assert len(parts) == 2 and "reverse_holdout_mse" in rambo.results()
+    assert len(names) == 2 and "reverse_holdout_mse" in trained.results
     # the reverse model was fitted to the data read backwards, where its input is what follows
-    model = rambo.reverse.model
-    following = data["next", "observation"].mean(0)
-    assert (model.input_mean[:2] - following).abs().max() < 0.05
-    assert (model.input_mean - rambo.world_model.input_mean).abs().max() > 0
-    assert rambo.adversary.env is rambo.env and rambo.env.world_model is not model
-
-
-def test_models_round_their_products_where_they_are_told_to(tmp_path: Path) -> None:
-    words = ["rollout_direction=both", "model_matmul_dtype=bfloat16"]
-    rounding = pretrained(tmp_path / "rounding", *words)
-    models = [rounding.world_model, rounding.reverse.model]
-    assert [model.matmul_dtype for model in models] == 2 * [torch.bfloat16]
-    assert rounding.env.world_model is rounding.adversary.env.world_model is models[0]
-    assert pretrained(tmp_path / "exact").world_model.matmul_dtype is None
-    # the game is played with what was fitted
-    rounding.roll_out()
-    before = [weight.clone() for weight in models[0].weights]
-    assert all(math.isfinite(value) for value in rounding.adversary.run(6).values())
-    elites = models[0].elites
-    assert all(
-        (a[elites] != b[elites]).any() for a, b in zip(before, models[0].weights, strict=True)
-    )
+    model = parts["reverse_model"]
+    assert model.matmul_dtype is dtype
+    after = data["next", "observation"].mean(0)
+    assert (model.input_mean[:2] - after).abs().max() < 0.05
+    assert (model.input_mean - parts["world_model"].input_mean).abs().max() > 0
+    if direction == "both":  # the adversary has moved all of the forward model's elites
+        elites, moved = parts["world_model"].elites, parts["world_model"].state_dict()
+        weights = [key for key in moved if key.startswith("weights")]
+        assert weights
+        assert all((moved[k][elites] != trained.fitted[k][elites]).any() for k in weights)
 
 
 def test_a_run_keeps_the_digits_that_it_began_with() -> None:
@@ -190,57 +181,52 @@ def test_a_run_keeps_the_digits_that_it_began_with() -> None:
 
 
 def test_the_way_back_is_cloned_or_random_and_pretrained_once(tmp_path: Path) -> None:
-    words = ["rollout_direction=both", "pretrained=auto", f"cache_dir={tmp_path / 'cache'}"]
-    first = pretrained(tmp_path / "first", *words)
-    second = pretrained(tmp_path / "second", *words)
-    assert len(list((tmp_path / "cache").glob("*.pt"))) == 1
-    for name in ("world_model", "actor", "reverse_model", "reverse_policy"):
-        one, other = (run.pretrained_parts()[name].state_dict() for run in (first, second))
+    cache = tmp_path / "cache"
+    words = ["rollout_direction=both", "pretrained=auto", f"cache_dir={cache}", "epochs=0"]
+    runs = [Trained(tmp_path / name, *words) for name in ("first", "second")]
+    assert len(list(cache.glob("*.pt"))) == 1
+    for name in ("world_model", "policy", "reverse_model", "reverse_policy"):
+        one, other = (run.parts[name].state_dict() for run in runs)
         assert all(torch.equal(value, other[key]) for key, value in one.items())
-    fresh = pretrained(tmp_path / "fresh", "rollout_direction=both", "cloning.passes=0")
-    before, after = fresh.reverse.policy.state_dict(), first.reverse.policy.state_dict()
-    assert any((value != before[key]).any() for key, value in after.items())
-    assert first.reverse.collector.policy is first.reverse.policy
-    third = pretrained(tmp_path / "third", *words, "rollout_policy=random")
-    assert third.reverse.policy is None is third.reverse.collector.policy
-    assert len(list((tmp_path / "cache").glob("*.pt"))) == 2
-    assert "reverse_policy" not in third.stateful_parts()
+    fresh = Trained(tmp_path / "fresh", "rollout_direction=both", "cloning.passes=0", "epochs=0")
+    cloned = runs[0].parts["reverse_policy"]
+    before = fresh.parts["reverse_policy"].state_dict()
+    assert any((value != before[key]).any() for key, value in cloned.state_dict().items())
+    assert runs[0].parts["collector"].reverse.policy is cloned
+    random = Trained(tmp_path / "random", *words, "rollout_policy=random")
+    assert random.parts["collector"].reverse.policy is None
+    assert "reverse_policy" not in random.parts and len(list(cache.glob("*.pt"))) == 2
 
 
-@pytest.mark.usefixtures("tiny_dataset")
-@pytest.mark.slow
+#: what checkpoints hold: the names of earlier versions, whose runs are resumed
+USUAL = {
+    "actor", "world_model", "agent_loss", "agent_optimizer", "model_buffer", "collector",
+    "model_optimizer",
+}  # fmt: skip
+ALL = (
+    "num_critics=3", "advantage_clip=1.5", "model_updates_every=2", "model_term=kl",
+    "likelihood_budget=0.001", "budget_lr=100", "rollout_direction=both",
+    "termination=none",
+)  # fmt: skip
+
+
 def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
-    words = [
-        *TASK,
-        "num_critics=3",
-        "advantage_clip=1.5",
-        "model_updates_every=2",
-        "model_term=kl",
-        "likelihood_budget=0.001",
-        "budget_lr=100",
-        "rollout_direction=both",
-    ]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ended = rambo(tmp_path, *words, "epochs=4", f"run_dir={whole}")
-    assert ended.returncode == 0, ended.stderr
-    found = rows(whole)
+    whole = Trained(tmp_path / "whole", *ALL, "epochs=4")
+    rows = whole.rows
     # the adversary's turn comes in epochs 1 and 3
-    assert [bool(row["loss_trust"]) for row in found] == [True, False, True, False]
-    assert "loss_model" not in found[0]
-    assert json.loads((whole / "results.json").read_text())["model_updates"] == 40
+    assert [bool(row["loss_trust"]) for row in rows] == [True, False, True, False]
+    assert "loss_model" not in rows[0]
+    assert whole.results["model_updates"] == 2 * 6
     # lambda moved from the task's own
-    lambdas = [float(row["model_lambda"]) for row in found if row["model_lambda"]]
-    assert lambdas[0] != pytest.approx(3e-4)
-    assert lambdas[1] != pytest.approx(lambdas[0])
+    lambdas = [float(row["model_lambda"]) for row in rows if row["model_lambda"]]
+    assert lambdas[0] != pytest.approx(0.1) and lambdas[1] != pytest.approx(lambdas[0])
+    further = {"model_trust", "likelihood_budget", "reverse_model", "reverse_policy"}
+    saved = torch.load(whole.run.checkpoints.last, weights_only=True)["parts"]
+    assert saved.keys() == (USUAL - {"actor"}) | further
 
-    assert rambo(tmp_path, *words, "epochs=2", f"run_dir={parts}").returncode == 0
-    ended = rambo(tmp_path, f"resume={parts}", "epochs=4")
-    assert ended.returncode == 0, ended.stderr
-    for one, other in zip(found, rows(parts), strict=True):
-        same = {
-            key: value for key, value in one.items() if "return" not in key and "score" not in key
-        }
-        assert same == {key: other[key] for key in same}
+    Trained(tmp_path / "parts", *ALL, "epochs=2")
+    resumed = Trained(tmp_path / "parts", *ALL, "epochs=4")
+    assert resumed.rows == rows and resumed.run.progress["epoch"] == 4
 
 
 @pytest.mark.parametrize(
@@ -279,39 +265,71 @@ def test_reverse_rollouts_need_settings_that_they_make_sense_with() -> None:
             compose_jobs("rambo", words)
 
 
-def test_what_the_model_is_held_to_was_measured_on_the_same_rows(tmp_path: Path) -> None:
-    rambo = pretrained(tmp_path / "run")
-    kept = rambo.run.progress["fitted_error"]
-    rows = rambo.run.dataset.transitions
-    assert len(rambo.error_rows) == len(rows)  # which are fewer than a thousand
-    bound = rambo.monitor().max_model_error
-    assert isinstance(bound, ModelErrorBound) and bound.fitted.tolist() == kept
-    # a run that is too old to have kept it has the fitted model's file
-    with torch.no_grad():  # as the game does
-        rambo.world_model.biases[-1].add_(1.0)
-    rambo.run.progress.update(epoch=1)
-    del rambo.run.progress["fitted_error"]
+def constrained(**settings: Any) -> tuple[ModelConstraint, EnsembleWorldModel]:
+    """A model as drawn, and what holds it to the data."""
+    torch.manual_seed(0)
+    spec, model = Bounded(-1, 1, shape=(1,)), EnsembleWorldModel(2, 1, hidden_sizes=(8,))
+    agent = SACLoss(make_actor(2, spec), make_qvalue(2, 1), action_spec=spec)
+    defaults = {"model_term": "likelihood", "likelihood_budget": None, "device": "cpu"}
+    cfg = OmegaConf.create({**defaults, "budget_lr": 0.1, **settings})
+    loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=0.1)
+    return ModelConstraint(cfg, noise(), loss), model
+
+
+class Progress:
+    """A run that has none."""
+
+    def __init__(self, progress: Mapping[str, Any]) -> None:
+        self.progress = dict(progress)
+
+
+def test_what_the_model_is_held_to_was_measured_on_the_same_rows() -> None:
+    constraint, model = constrained()
+    run: Any = Progress({"epoch": 0, "holdout_mse": [0.3, 0.7]})
     drawn = torch.get_rng_state()
-    torch.testing.assert_close(rambo.fitted_error().tolist(), kept)
+    constraint.anchor(run)
+    kept = run.progress["fitted_error"]
+    assert kept == constraint.model_error().tolist() == constraint.metrics()["error"].tolist()
+    with torch.no_grad():  # as adversarial training does
+        model.biases[-1].add_(1.0)
+    run.progress["epoch"] = 1
+    constraint.anchor(run)  # of a run that is resumed
+    bound = constraint.error_bound(run)
+    assert isinstance(bound, ModelErrorBound)
+    assert torch.equal(bound.fitted, torch.tensor(kept)) and kept != pytest.approx([0.7] * 3)
+    assert constraint.model_error().mean() > sum(kept) / 3 + 0.5
+    # a run that is too old to have kept it has the holdout error for every entry
+    del run.progress["fitted_error"]
+    assert constraint.error_bound(run).fitted.tolist() == pytest.approx([0.7] * 3)
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert rambo.model_error().mean() > 0.5
-    # or, without it, the holdout error for every entry
-    del rambo.run.progress["fitted_error"]
-    (tmp_path / "run/pretrained_model.safetensors").unlink()
-    holdout = max(rambo.run.progress["holdout_mse"])
-    assert rambo.fitted_error().tolist() == pytest.approx([holdout] * 3)
 
 
-def test_the_model_s_error_is_that_of_the_elites(tmp_path: Path) -> None:
-    rambo = pretrained(tmp_path / "run")
-    model, rows = rambo.world_model, rambo.error_rows
-    following = torch.cat([rows["next", "observation"], rows["next", "reward"]], dim=-1)
+def test_the_model_s_error_is_that_of_the_elites() -> None:
+    constraint, model = constrained()
+    model.elites.copy_(torch.arange(1, 1 + len(model.elites)))
+    rows = noise().transitions  # which are fewer than a thousand
+    after = torch.cat([rows["next", "observation"], rows["next", "reward"]], dim=-1)
+    scale = model.output_scale
     with torch.no_grad():
         mean, _ = model.predict(rows["observation"], rows["action"], model.elites)
-        scale = model.output_scale
-        wanted = ((mean - following) / scale).square().mean(dim=(0, 1))
         every, _ = model.predict(rows["observation"], rows["action"])
-    torch.testing.assert_close(rambo.model_error(), wanted, rtol=1e-4, atol=0)
-    assert rambo.run.progress["fitted_error"] == rambo.model_error().tolist()
-    others = ((every - following) / scale).square().mean(dim=(0, 1))
+    wanted = ((mean - after) / scale).square().mean(dim=(0, 1))
+    torch.testing.assert_close(constraint.model_error(), wanted, rtol=1e-4, atol=0)
+    others = ((every - after) / scale).square().mean(dim=(0, 1))
     assert not torch.allclose(others, wanted, rtol=1e-3)
+
+
+def test_a_budget_begins_where_the_fit_ends() -> None:
+    constraint, _ = constrained(likelihood_budget=0.5)
+    budget, rows = constraint.budget, noise().transitions
+    assert budget is not None and constraint.trust is None
+    with torch.no_grad():
+        fitted = constraint.loss(rows)["loss_model"]
+    constraint.anchor(Progress({"epoch": 0}))  # type: ignore[arg-type]
+    assert float(budget.budget) == pytest.approx(0.5 + float(fitted), rel=1e-5)
+    weight = float(budget.adversarial_loss.adversarial_weight)
+    assert constraint.metrics()["lambda"] == pytest.approx(weight)
+    assert constraint.after_update is not None
+    constraint.after_update({"loss_model": fitted + 10.0})  # far beyond it
+    assert constraint.metrics()["lambda"] < weight
+    assert constrained()[0].after_update is None
