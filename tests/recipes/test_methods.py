@@ -17,14 +17,12 @@ import numpy as np
 import pytest
 import torch
 from launcher.command_line import compose_jobs
-from launcher.settings import method_settings
+from launcher.launch import make_run
+from launcher.parts import make_buffers, make_data_batches
 from launcher.start import resumed_config
-from model_based import train_model_based
-from model_free import train_model_free
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchrl.data import Bounded
-from training_run import Run
 
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset
@@ -32,19 +30,19 @@ from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.signals import Interruption
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-#: recipe to its class, its label, and a metric that shows the method's own part at work
+#: recipe to its label, and a metric that shows the method's own part at work
 MODEL_BASED = {
-    "mopo": ("MOPO", "MOPO", "model_reward"),
-    "morel": ("MOReL", "MOReL (SAC)", "model_terminated"),
-    "combo": ("COMBO", "COMBO", "loss_conservative"),
+    "mopo": ("MOPO", "model_reward"),
+    "morel": ("MOReL (SAC)", "model_terminated"),
+    "combo": ("COMBO", "loss_conservative"),
 }
-MODEL_FREE = {
-    "cql": ("CQL", "CQL", "loss_cql"),
-    "iql": ("IQL", "IQL", "loss_value"),
-    "td3_bc": ("TD3BC", "TD3+BC", "cloning_error"),
-    "bc": ("BC", "BC", "loss_bc"),
+METHODS = {
+    **MODEL_BASED,
+    "cql": ("CQL", "loss_cql"),
+    "iql": ("IQL", "loss_value"),
+    "td3_bc": ("TD3+BC", "cloning_error"),
+    "bc": ("BC", "loss_bc"),
 }
-METHODS = {**MODEL_BASED, **MODEL_FREE}
 TINY = (
     "task=inverteddoublependulum-medium-replay", "schedule=smoke", "dataset=test/idp/tiny-v0",
 )  # fmt: skip
@@ -75,7 +73,7 @@ def test_a_run_and_its_resumption(
     name: str, recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = recipe(name, *TINY, "agent_updates=5", "run_dir=run", "checkpoints_kept=2")
-    _, label, metric = METHODS[name]
+    label, metric = METHODS[name]
     results = json.loads((folder / "results.json").read_text())
     assert results["method"] == label and results["schedule"] == "smoke"
     assert results["diverged"] is False and results["epochs"] == 2
@@ -175,6 +173,7 @@ def test_every_setting_has_a_rule_and_the_shipped_ones_pass(name: str, schedule:
     (rambo,) = compose_jobs("rambo", [f"schedule={schedule}"])
     for key in ("epochs", "agent_updates", "evaluation", "agent.hidden_sizes"):
         assert OmegaConf.select(cfg, key) == OmegaConf.select(rambo, key)
+    assert cfg.on_divergence == "stop", "unless told otherwise"
     # the method's own settings hold whatever the schedule
     assert cfg.agent.tau == 0.005 or name in ("morel", "bc")
 
@@ -308,33 +307,28 @@ LEARNT: dict[str, tuple[list[str], float]] = {
 }
 
 
-def compose(name: str, *words: str, task: str = "") -> DictConfig:
-    """A method's configuration, with the published values of a task where it has null."""
-    (cfg,) = compose_jobs(name, words, check=lambda cfg: None)
-    published = getattr(importlib.import_module(name), "published", lambda task: {})
-    for key, value in published(task).items():
-        if OmegaConf.select(cfg, key) is None:
-            OmegaConf.update(cfg, key, value)
-    return cfg
+@pytest.fixture
+def train(tmp_path: Path, composed: Callable[..., DictConfig]) -> Callable[..., Any]:
+    """Trains a method on some data: its results and the first row of its metrics."""
 
+    def train(name: str, data: OfflineDataset, *words: str) -> tuple[dict[str, Any], Any]:
+        folder = RunFolder.create(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        cfg = composed(name, *words)
+        results = importlib.import_module(name).train(
+            make_run(cfg, data, folder, Interruption()), cfg, data
+        )
+        return {**results, "folder": folder.path}, rows(folder.path)[0]
 
-def make_run(name: str, data: OfflineDataset, folder: Path, *words: str) -> Run:
-    cfg = compose(name, *words)
-    if name in MODEL_FREE:
-        cfg = method_settings(cfg)
-    return Run(cfg, data, RunFolder.create(folder), Interruption())
+    return train
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_beats_the_datas_mean(name: str, tmp_path: Path) -> None:
+def test_beats_the_datas_mean(name: str, train: Callable[..., Any]) -> None:
     data = one_step_data()
     words, threshold = LEARNT[name]
-    run = make_run(name, data, tmp_path / "run", *FAST, *words)
-    method = getattr(importlib.import_module(name), METHODS[name][0])
-    train = train_model_based if name in MODEL_BASED else train_model_free
-    results = train(run, method)
+    results, _ = train(name, data, *FAST, *words)
     assert results["diverged"] is False
-    policy = load_policy(tmp_path / "run/policy.safetensors")
+    policy = load_policy(results["folder"] / "policy.safetensors")
     observation = torch.linspace(-0.9, 0.9, 100).unsqueeze(-1)
     learnt = worth(observation, policy(observation)).mean().item()
     # 0.76 in the mean; what a noiseless clone is worth: 0.91
@@ -376,7 +370,9 @@ IN_ANTMAZE = {"iql": {"agent.expectile": 0.9, "agent.temperature": 10}}
 
 
 @pytest.mark.parametrize("name", PUBLISHED_VALUES)
-def test_published_values_hold_in_every_schedule_and_task(name: str) -> None:
+def test_published_values_hold_in_every_schedule_and_task(
+    name: str, composed: Callable[..., DictConfig]
+) -> None:
     wanted = {**PUBLISHED_VALUES[name], "agent.gamma": 0.99, "agent.batch_size": 256}
     if name != "bc":  # which has no critics
         wanted["agent.tau"] = 0.005
@@ -385,15 +381,40 @@ def test_published_values_hold_in_every_schedule_and_task(name: str) -> None:
     tasks = {"hopper-medium-replay": {}, "d4rl-antmaze-medium-play": IN_ANTMAZE.get(name, {})}
     for task, others in tasks.items():
         for schedule in schedules:
-            cfg = compose(name, f"schedule={schedule}", f"task={task}", task=task)
+            cfg = composed(name, f"schedule={schedule}", f"task={task}", task=task)
             found = {key: OmegaConf.select(cfg, key) for key in wanted}
             assert found == {**wanted, **others}
 
 
-def as_published(name: str, folder: Path) -> Any:
-    """A method as its configuration makes it, on data of rows that are worth -1 to 1."""
-    run = make_run(name, one_step_data(rows=300), folder, "schedule=smoke", "termination=none")
-    return getattr(importlib.import_module(name), METHODS[name][0])(run)
+@pytest.fixture
+def made(composed: Callable[..., DictConfig], parts_of: Callable[..., Any]) -> Callable[..., Any]:
+    """A method's parts, and batches of the data, which are rows that are worth -1 to 1."""
+
+    def made(name: str, *words: str, data: OfflineDataset | None = None) -> Any:
+        data = data or one_step_data(rows=300)
+        cfg = composed(name, "schedule=smoke", "termination=none", *words)
+        parts = parts_of(name, cfg, data)
+        parts.cfg, parts.batches = cfg, make_data_batches(cfg, data.transitions).batches
+        return parts
+
+    return made
+
+
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]) -> Callable[..., Any]:
+    """A method's parts, and the rows that it trains on."""
+
+    def trained_on(name: str, data: OfflineDataset) -> Any:
+        rows: list[Any] = []
+
+        def noting(cfg: DictConfig, transitions: Any) -> Any:
+            rows.append(transitions)
+            return make_data_batches(cfg, transitions)
+
+        monkeypatch.setattr(importlib.import_module(name), "make_data_batches", noting)
+        return made(name, data=data), rows[0]
+
+    return trained_on
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
@@ -413,24 +434,24 @@ def answer(params: Any, value: float) -> None:
             tensor.data.fill_(value)
 
 
-def test_iqls_published_values_reach_its_loss(tmp_path: Path) -> None:
-    method = as_published("iql", tmp_path / "run")
-    loss, (player,) = method.loss, method.phase.players
+def test_iqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
+    iql = made("iql")
+    loss, phase = iql.parts["loss"], iql.parts["phase"]
+    (player,) = phase.players
     assert player.losses is loss
     assert (loss.expectile, loss.temperature) == (0.7, 3)
     rates = learning_rates(player.optimizer)
     for network in ("actor", "qvalue", "value"):
         assert rates_of(getattr(loss, f"{network}_network_params").parameters(), rates) == {3e-4}
     actor_factor, *others = player.lr_factor
-    last = method.run.cfg.epochs * method.run.cfg.agent_updates
+    last = iql.cfg.epochs * iql.cfg.agent_updates
     factors = [actor_factor(n) for n in (0, last // 2, last)]
     assert factors == pytest.approx([1, 0.5, 0])
     assert [factor(last) for factor in others] == [1, 1]
-    assert method.phase.target_update.eps == 1 - 0.005
-    assert float(loss.value_estimator.gamma) == pytest.approx(0.99)
+    assert phase.target_update.eps == 1 - 0.005
 
     # the same in what is computed: Q = 0.2 throughout, and V below or above it
-    batch = next(iter(method.data.batches(1)))
+    batch = next(iter(iql.batches(1)))
     answer(loss.target_qvalue_network_params, 0.2)
     with torch.no_grad():
         log_prob = float(loss.actor_network.get_dist(batch).log_prob(batch["action"]).mean())
@@ -442,12 +463,11 @@ def test_iqls_published_values_reach_its_loss(tmp_path: Path) -> None:
                 assert float(out["loss_actor"]) == pytest.approx(-weight * log_prob, rel=1e-4)
 
 
-def test_td3_bcs_published_values_reach_its_loss_and_pace(tmp_path: Path) -> None:
-    method = as_published("td3_bc", tmp_path / "run")
-    loss, phase = method.loss, method.phase
+def test_td3_bcs_published_values_reach_its_loss_and_pace(made: Callable[..., Any]) -> None:
+    td3_bc = made("td3_bc")
+    loss, phase = td3_bc.parts["loss"], td3_bc.parts["phase"]
     assert (loss.alpha, loss.policy_noise, loss.noise_clip) == (2.5, 0.2, 0.5)
     assert [player.every for player in phase.players] == [1, 2] and phase.target_every == 2
-    assert all(player.losses.__self__ is method for player in phase.players)
     critics, actor = (learning_rates(player.optimizer) for player in phase.players)
     assert rates_of(loss.qvalue_network_params.parameters(), critics) == {3e-4}
     assert rates_of(loss.actor_network_params.parameters(), actor) == {3e-4}
@@ -455,47 +475,55 @@ def test_td3_bcs_published_values_reach_its_loss_and_pace(tmp_path: Path) -> Non
 
     # alpha is the weight of a critic's value that is divided by its mean magnitude
     answer(loss.qvalue_network_params, -1.7)
-    batch = next(iter(method.data.batches(1)))
-    metrics = method.actor_losses(batch).detach()
+    metrics = phase.players[1].losses(next(iter(td3_bc.batches(1)))).detach()
     assert float(metrics["loss_actor"] - metrics["cloning_error"]) == pytest.approx(2.5, rel=1e-4)
 
     # who has moved after each of four updates
-    parts = {
+    networks = {
         "critics": loss.qvalue_network_params,
         "actor": loss.actor_network_params,
         "target critics": loss.target_qvalue_network_params,
         "target actor": loss.target_actor_network_params,
     }
     moved = []
-    for batch in method.data.batches(4):
-        before = {name: params.data.clone() for name, params in parts.items()}
+    for batch in td3_bc.batches(4):
+        before = {name: params.data.clone() for name, params in networks.items()}
         phase.run([batch])
-        moved.append({name for name in parts if (parts[name].data != before[name]).any()})
-    assert moved == [{"critics"}, set(parts), {"critics"}, set(parts)]
+        moved.append({name for name in before if (networks[name].data != before[name]).any()})
+    assert moved == [{"critics"}, set(networks), {"critics"}, set(networks)]
 
 
-def test_cqls_published_values_reach_its_loss(tmp_path: Path) -> None:
-    method = as_published("cql", tmp_path / "run")
-    loss, (player,) = method.loss, method.phase.players
+def test_cqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
+    cql = made("cql")
+    loss, (player,) = cql.parts["loss"], cql.parts["phase"].players
     assert (loss.min_q_weight, loss.num_random) == (5, 10)
     assert not loss.with_lagrange, "the weight is fixed"
     assert loss.deterministic_backup and not loss.max_q_backup, "no entropy in the target"
-    assert player.losses.__self__ is method
     rates = learning_rates(player.optimizer)
     assert rates_of(loss.qvalue_network_params.parameters(), rates) == {3e-4}
     assert rates_of([*loss.actor_network_params.parameters(), loss.log_alpha], rates) == {1e-4}
-    assert method.phase.target_update.eps == 1 - 0.005
+    assert cql.parts["phase"].target_update.eps == 1 - 0.005
+
+    # the weight reaches its term, and no cloning stands in for the actor's
+    terms, batch = {}, next(iter(cql.batches(1)))
+    for weight in (1, 5):
+        loss.min_q_weight = weight
+        torch.manual_seed(1)
+        terms[weight] = player.losses(batch.copy()).detach()
+        assert "loss_actor_bc" not in terms[weight]
+    assert float(terms[5]["loss_cql"]) == pytest.approx(5 * float(terms[1]["loss_cql"]), rel=1e-4)
 
 
-def test_bc_is_maximum_likelihood_at_its_rate(tmp_path: Path) -> None:
-    method = as_published("bc", tmp_path / "run")
-    (player,) = method.phase.players
-    assert player.losses is method.loss and method.phase.target_update is None
+def test_bc_is_maximum_likelihood_at_its_rate(made: Callable[..., Any]) -> None:
+    bc = made("bc")
+    loss, phase = bc.parts["loss"], bc.parts["phase"]
+    (player,) = phase.players
+    assert player.losses is loss and phase.target_update is None
     rates = learning_rates(player.optimizer)
-    assert rates_of(method.actor.parameters(), rates) == {3e-4} == set(rates.values())
-    batch = next(iter(method.data.batches(1)))
-    likelihood = method.actor.get_dist(batch).log_prob(batch["action"]).mean()
-    torch.testing.assert_close(method.loss(batch)["loss_bc"], -likelihood)
+    assert rates_of(bc.policy.parameters(), rates) == {3e-4} == set(rates.values())
+    batch = next(iter(bc.batches(1)))
+    likelihood = bc.policy.get_dist(batch).log_prob(batch["action"]).mean()
+    torch.testing.assert_close(loss(batch)["loss_bc"], -likelihood)
 
 
 @pytest.mark.parametrize(
@@ -503,24 +531,26 @@ def test_bc_is_maximum_likelihood_at_its_rate(tmp_path: Path) -> None:
     [("mopo", 13, 3e-4, 3e-4), ("combo", 128, 3e-4, 1e-4)],
 )
 def test_the_model_based_methods_published_values_reach_the_agent(
-    name: str, real: int, critic: float, others: float, tmp_path: Path
+    name: str, real: int, critic: float, others: float, made: Callable[..., Any]
 ) -> None:
-    method = as_published(name, tmp_path / "run")
-    assert (method.mixed.num_real, method.mixed.batch_size) == (real, 256)
-    loss, rates = method.loss, learning_rates(method.agent.optimizer)
-    assert method.agent.loss is loss and method.agent.target_update.eps == 1 - 0.005
+    method = made(name)
+    agent, collector = method.parts["agent"], method.parts["collector"]
+    mixed = make_buffers(method.cfg, one_step_data(rows=300))[2]
+    assert (mixed.num_real, mixed.batch_size) == (real, 256)
+    loss, rates = agent.loss, learning_rates(agent.optimizer)
+    assert agent.target_update.eps == 1 - 0.005
     assert rates_of(loss.qvalue_network_params.parameters(), rates) == {critic}
     assert rates_of([*loss.actor_network_params.parameters(), loss.log_alpha], rates) == {others}
     # of tasks that none is published for
-    assert method.collector.horizon == 5
+    assert collector.horizon == 5
     if name == "mopo":
-        assert method.env.pessimism.coefficient == 1.0
+        assert collector.env.pessimism.coefficient == 1.0
     else:
         assert (loss.conservative_weight, loss.num_real) == (0.5, real)
         assert loss.penalized_actions == "logsumexp"
 
 
-def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
+def test_mopo_penalises_the_rollouts(made: Callable[..., Any]) -> None:
     """The same rollouts with and without: rewards differ by the coefficient times u(s, a).
 
     u(s, a) is of the data's own units, and of all members, elites or not.
@@ -528,21 +558,14 @@ def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
     data, found = one_step_data(rows=300), {}
     data.observation_std *= 7
     data.reward_scale = 4.0
-    module = importlib.import_module("mopo")
     for coefficient in (0, 2):
         torch.manual_seed(1)
-        words = [*FAST, *MODEL_SETTINGS, "model.max_passes=2", "clone_behaviour=false"]
-        words += ["rollout_starts=50", f"penalty_coefficient={coefficient}"]
-        run = make_run("mopo", data, tmp_path / str(coefficient), *words)
-        method = module.MOPO(run)
-        run.begin(method)
-        method.pretrain()
-        method.roll_out()
-        found[coefficient] = method.model_buffer[:]
+        words = ["rollout_starts=50", "rollout_length=1", f"penalty_coefficient={coefficient}"]
+        mopo = made("mopo", *words, data=data)
+        found[coefficient] = mopo.parts["collector"].collect()
     rollouts = found[0]
     assert torch.equal(rollouts["action"], found[2]["action"])
-    model = method.world_model
-    _, log_var = model.predict(rollouts["observation"], rollouts["action"])
+    _, log_var = mopo.parts["world_model"].predict(rollouts["observation"], rollouts["action"])
     stds = log_var.exp().sqrt()
     stds[..., :-1] *= data.observation_std
     stds[..., -1] *= data.reward_scale
@@ -551,103 +574,68 @@ def test_mopo_penalises_the_rollouts(tmp_path: Path) -> None:
     torch.testing.assert_close(difference.squeeze(-1), 2 * uncertainty)
     # a mean Q that the penalty alone explains is no divergence
     largest = float(data.transitions["next", "reward"].abs().max()) * data.reward_scale
-    assert method.max_abs_reward() - largest >= float(difference.max())
+    assert mopo.monitor.max_abs_reward == pytest.approx(largest + mopo.penalty)
+    assert mopo.penalty >= float(difference.max())
 
 
-def test_combos_weight_reaches_its_term(tmp_path: Path) -> None:
+def test_combos_weight_reaches_its_term(train: Callable[..., Any]) -> None:
     words = [*FAST, *MODEL_SETTINGS, "model.max_passes=1", "cloning.passes=1", "epochs=1"]
     words += ["agent_updates=2", "conservative_weight=3"]
-    run = make_run("combo", one_step_data(rows=300), tmp_path / "run", *words)
-    train_model_based(run, importlib.import_module("combo").COMBO)
-    (row,) = rows(tmp_path / "run")
+    _, row = train("combo", one_step_data(rows=300), *words)
     penalized, data = float(row["penalized_qvalue"]), float(row["data_qvalue"])
     assert float(row["loss_conservative"]) == pytest.approx(3 * 2 * (penalized - data), rel=1e-3)
 
 
-def test_cqls_weight_reaches_its_term(tmp_path: Path) -> None:
-    found = {}
-    for weight in (1, 5):
-        torch.manual_seed(1)
-        words = [*FAST, "epochs=1", "agent_updates=1", f"agent.conservative_weight={weight}"]
-        run = make_run("cql", one_step_data(rows=300), tmp_path / str(weight), *words)
-        train_model_free(run, importlib.import_module("cql").CQL)
-        (row,) = rows(tmp_path / str(weight))
-        found[weight] = float(row["loss_cql"])
-        assert "loss_actor_bc" not in row
-    assert found[5] == pytest.approx(5 * found[1], rel=1e-4)
-
-
-def test_iql_scales_rewards_by_the_returns(tmp_path: Path) -> None:
+def test_iql_scales_rewards_by_the_returns(trained_on: Callable[..., Any]) -> None:
     data = one_step_data(rows=300)
-    run = make_run("iql", data, tmp_path / "run", *FAST)
-    method = importlib.import_module("iql").IQL(run)
-    reward = method.transitions["next", "reward"]
+    iql, transitions = trained_on("iql", data)
+    reward, own = transitions["next", "reward"], data.transitions["next", "reward"]
     assert float(reward.max() - reward.min()) == pytest.approx(1000, rel=1e-4)
-    # a copy: the data set itself is untouched
-    assert data.transitions["next", "reward"].max() <= 1
-    data.behaviour_returns = np.ones(300)
-    with pytest.raises(ValueError, match=r"set agent\.scale_rewards=false"):
-        importlib.import_module("iql").IQL(run)
-    data.behaviour_returns = np.ones(0)
-    with pytest.raises(ValueError, match=r"no episode .* whole, .*agent\.scale_rewards=false"):
-        importlib.import_module("iql").IQL(run)
+    assert own.max() <= 1, "the data set itself is untouched"
+    # the bound on Q is of the rewards that it trains on, and in the data's unit, as what is shown
+    unit = float(own.max() - own.min()) / 1000
+    assert iql.monitor.max_abs_reward == pytest.approx(unit * float(reward.abs().max()))
+    for returns, message in ((np.ones(300), "all episodes"), (np.ones(0), "no episode .* whole")):
+        data.behaviour_returns = returns
+        with pytest.raises(ValueError, match=message + r".*: set agent\.scale_rewards=false"):
+            trained_on("iql", data)
 
 
-def test_a_smaller_threshold_halts_morel_sooner(tmp_path: Path) -> None:
-    data = one_step_data(rows=500)
-    words = [*FAST, *MODEL_SETTINGS, "agent_updates=2", "model.max_passes=2", "epochs=1"]
-    found = {}
-    for stds in ("0", "null"):
-        run = make_run("morel", data, tmp_path / stds, *words, f"halting.num_stds={stds}")
-        results = train_model_based(run, importlib.import_module("morel").MOReL)
-        found[stds] = float(rows(tmp_path / stds)[0]["model_terminated"])
-        assert results["halting"]["reward"] == pytest.approx(
-            float(data.transitions["next", "reward"].min())
-        )
+def test_a_smaller_threshold_halts_morel_sooner_and_costs_the_penalty(
+    made: Callable[..., Any],
+) -> None:
+    data, found = one_step_data(rows=300), {}
+    worst = float(data.transitions["next", "reward"].min())
+    for stds, penalty in (("0", 0), ("null", 2)):
+        morel = made("morel", f"halting.num_stds={stds}", f"halting.penalty={penalty}", data=data)
+        collector = morel.parts["collector"]
+        found[stds] = float(collector.collect()["next", "terminated"].float().mean())
+        assert morel.results["halting"]["reward"] == pytest.approx(worst - penalty)
+        assert collector.env.pessimism.halt_reward == pytest.approx(worst - penalty)
     assert found["0"] > found["null"] + 0.2
 
 
 @pytest.mark.parametrize("name", ["mopo", "morel", "combo", "cql", "iql", "td3_bc"])
-def test_the_discount_factor_reaches_the_targets(name: str, tmp_path: Path) -> None:
+def test_the_discount_factor_reaches_the_targets(name: str, made: Callable[..., Any]) -> None:
     # another one than TorchRL's default, which would hide a setting that goes nowhere
-    words = ["schedule=smoke", "termination=none", "agent.gamma=0.9"]
-    run = make_run(name, one_step_data(rows=300), tmp_path / "run", *words)
-    method = getattr(importlib.import_module(name), METHODS[name][0])(run)
-    assert float(method.loss.value_estimator.gamma) == pytest.approx(0.9)
+    method = made(name, "agent.gamma=0.9")
+    loss = method.parts["agent"].loss if name in MODEL_BASED else method.parts["loss"]
+    assert float(loss.value_estimator.gamma) == pytest.approx(0.9) == method.monitor.gamma
 
 
-def test_combo_knows_which_rows_are_real(tmp_path: Path) -> None:
+def test_combo_knows_which_rows_are_real(made: Callable[..., Any]) -> None:
     # at one half the real rows are as many as the imagined ones
-    words = ["schedule=smoke", "termination=none", "agent.real_fraction=0.25"]
-    run = make_run("combo", one_step_data(rows=300), tmp_path / "run", *words)
-    method = importlib.import_module("combo").COMBO(run)
-    assert method.loss.num_real == method.mixed.num_real == 64
-
-
-def test_a_halt_is_worth_less_by_the_penalty(tmp_path: Path) -> None:
-    words = ["schedule=smoke", "termination=none", "halting.penalty=2"]
-    run = make_run("morel", one_step_data(rows=300), tmp_path / "run", *words)
-    method = importlib.import_module("morel").MOReL(run)
-    method.on_fitted()
-    worst = float(run.dataset.transitions["next", "reward"].min())
-    assert method.env.pessimism.halt_reward == pytest.approx(worst - 2)
+    combo = made("combo", "agent.real_fraction=0.25")
+    mixed = make_buffers(combo.cfg, one_step_data(rows=300))[2]
+    assert combo.parts["agent"].loss.num_real == mixed.num_real == 64
 
 
 @pytest.mark.parametrize("name", ["iql", "bc"])
-def test_actions_at_the_bounds_are_cloned_from_within(name: str, tmp_path: Path) -> None:
+def test_actions_at_the_bounds_are_cloned_from_within(
+    name: str, trained_on: Callable[..., Any]
+) -> None:
     data = one_step_data(rows=300)
     data.transitions["action"][0] = 1.0
-    run = make_run(name, data, tmp_path / "run", "schedule=smoke")
-    method = getattr(importlib.import_module(name), METHODS[name][0])(run)
-    assert method.transitions["action"].abs().max() < 1
+    _, transitions = trained_on(name, data)
+    assert transitions["action"].abs().max() < 1
     assert data.transitions["action"].max() == 1, "the data set itself is untouched"
-
-
-def test_iqls_bound_on_q_is_of_the_rewards_that_it_trains_on(tmp_path: Path) -> None:
-    run = make_run("iql", one_step_data(rows=300), tmp_path / "run", "schedule=smoke")
-    method = importlib.import_module("iql").IQL(run)
-    largest = float(method.transitions["next", "reward"].abs().max())
-    assert largest > 2 * float(run.dataset.transitions["next", "reward"].abs().max())
-    # what is followed is shown in the data's unit
-    assert method.monitor().max_abs_reward == pytest.approx(largest * method.reward_unit)
-    assert largest > 100 * float(run.dataset.transitions["next", "reward"].abs().max())

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
-from rambo_trl.modules import EnsembleWorldModel
+from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import COMBOLoss
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "config" / "single_transition.yaml"
@@ -82,11 +82,48 @@ def test_seeds_are_different_whole_numbers(seeds: object) -> None:
         single_transition.check(cfg)
 
 
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The losses and phases that trainings make, in that order."""
+    found: list[Any] = []
+
+    def noting(make: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            found.append(make(*args, **kwargs))
+            return found[-1]
+
+        return made
+
+    for name in ("make_sac", "make_agent_phase", "make_adversary"):
+        made = noting(getattr(single_transition_training, name))
+        monkeypatch.setattr(single_transition_training, name, made)
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:The name target_")  # an annotation that TorchRL lacks
-def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
-    cfg = tiny()
-    assert set(cfg.methods) == set(single_transition_training.METHODS)
-    runs = [single_transition_training.train(name, 0, cfg) for name in cfg.methods]
+def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path, noted: list[Any]) -> None:
+    cfg = OmegaConf.merge(tiny(), {"agent": {"real_fraction": 0.25}})
+    methods = single_transition_training.METHODS
+    assert set(cfg.methods) == set(methods)
+    assert [name for name, m in methods.items() if m.adversarial] == ["rambo"]
+    runs = []
+    for name in cfg.methods:
+        noted.clear()
+        runs.append(single_transition_training.train(name, 0, cfg))
+        loss, agent, adversary = noted
+        if name == "combo":  # only it is conservative, and is told the real rows of its batches
+            assert isinstance(loss, COMBOLoss) and loss.num_real == 4
+            assert loss.conservative_weight == cfg.combo.conservative_weight
+            assert loss.penalized_actions == cfg.combo.penalized_actions
+        else:
+            assert type(loss) is SACLoss
+        # both players' steps shrink to their last share
+        share, lrs = cfg.final_lr_share, (cfg.agent.critic_lr, cfg.agent.actor_lr)
+        rates = [group["lr"] for group in agent.optimizer.param_groups]
+        assert rates == pytest.approx([share * lr for lr in (*lrs, cfg.agent.alpha_lr)])
+        (group,) = adversary.optimizer.param_groups
+        last = share if name == "rambo" else 1.0
+        assert group["lr"] == pytest.approx(last * cfg.model.adversarial_lr)
     assert [[s.epoch for s in run.snapshots] for run in runs] == [[1, 2]] * 3
     again = single_transition_training.train("combo", 0, cfg)
     assert again.mode == runs[list(cfg.methods).index("combo")].mode
@@ -94,10 +131,7 @@ def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path) -> None:
     single_transition_figure.draw(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     table = single_transition.format_table(single_transition.summarise(runs))
-    assert "RAMBO" in table
-    assert "1.49 +- 0.04" in table
-    assert "COMBO" in table
-    assert "1.34 +- 0.14" in table
+    assert all(words in table for words in ("RAMBO", "1.49 +- 0.04", "COMBO", "1.34 +- 0.14"))
 
 
 @pytest.mark.slow
@@ -150,40 +184,6 @@ def test_the_legend_fits_into_the_figure(
     assert whole.y0 <= box.y0 and box.y1 <= whole.y1
 
 
-@pytest.mark.filterwarnings("ignore:The name target_")
-def test_combo_is_told_how_many_rows_of_its_batches_are_real(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told = []
-
-    def make(*args, num_real: int, **kwargs) -> SACLoss:
-        told.append(num_real)
-        return original(*args, num_real=num_real, **kwargs)
-
-    original = single_transition_training.make_agent_loss
-    monkeypatch.setattr(single_transition_training, "make_agent_loss", make)
-    cfg = OmegaConf.merge(tiny(), {"epochs": 1, "agent": {"real_fraction": 0.25}})
-    single_transition_training.train("combo", 0, cfg)
-    assert told == [4]
-
-
-def test_only_combo_is_conservative_and_only_rambo_adversarial() -> None:
-    methods = single_transition_training.METHODS
-    assert [name for name, m in methods.items() if m.conservative] == ["combo"]
-    assert [name for name, m in methods.items() if m.adversarial] == ["rambo"]
-
-
-def test_combo_s_loss_is_configured_and_knows_the_real_rows() -> None:
-    cfg, spec = tiny(), Bounded(-1.0, 1.0, (1,))
-    loss = single_transition_training.make_agent_loss(cfg, spec, conservative=True, num_real=5)
-    assert isinstance(loss, COMBOLoss)
-    assert loss.num_real == 5
-    assert loss.conservative_weight == cfg.combo.conservative_weight
-    assert loss.penalized_actions == cfg.combo.penalized_actions
-    loss = single_transition_training.make_agent_loss(cfg, spec, conservative=False, num_real=5)
-    assert type(loss) is SACLoss
-
-
 def test_the_table_s_deviation_is_the_sample_s() -> None:
     runs = [
         single_transition_training.Run("combo", seed, 0.0, reward, 0.5, 1.0, [])
@@ -195,9 +195,9 @@ def test_the_table_s_deviation_is_the_sample_s() -> None:
 
 
 def test_a_snapshot_by_hand() -> None:
-    cfg, spec = tiny(), Bounded(-1.0, 1.0, (1,))
+    spec = Bounded(-1.0, 1.0, (1,))
     model = EnsembleWorldModel(1, 1, num_members=3, num_elites=2, hidden_sizes=())
-    loss = single_transition_training.make_agent_loss(cfg, spec, conservative=False, num_real=5)
+    loss = SACLoss(make_actor(1, spec), make_qvalue(1, 1), action_spec=spec)
     shot = single_transition_training.take_snapshot(4, model, loss)
     grid = single_transition_training.GRID
     with torch.no_grad():
@@ -212,24 +212,3 @@ def test_a_snapshot_by_hand() -> None:
             values.append(loss.qvalue_network(rows.copy())["state_action_value"].squeeze(-1))
     assert not torch.allclose(*values)
     torch.testing.assert_close(shot.qvalue, torch.minimum(*values).detach())
-
-
-@pytest.mark.filterwarnings("ignore:The name target_")
-def test_both_players_steps_shrink_to_their_last_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    phases = []
-
-    def noting(make: Any) -> Any:
-        def made(*args: Any, **kwargs: Any) -> Any:
-            phases.append(make(*args, **kwargs))
-            return phases[-1]
-
-        return made
-
-    for name in ("AgentPhase", "ModelPhase"):
-        made = noting(getattr(single_transition_training, name))
-        monkeypatch.setattr(single_transition_training, name, made)
-    cfg = tiny()
-    single_transition_training.train("rambo", 0, cfg)
-    rates = [group["lr"] for phase in phases for group in phase.optimizer.param_groups]
-    lrs = (cfg.agent.critic_lr, cfg.agent.actor_lr, cfg.agent.alpha_lr, cfg.model.adversarial_lr)
-    assert rates == pytest.approx([cfg.final_lr_share * lr for lr in lrs])
