@@ -27,6 +27,7 @@ from torchrl.data import Bounded
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.folder import RunFolder
+from rambo_trl.experiment.run import stateful
 from rambo_trl.experiment.signals import Interruption
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -112,18 +113,25 @@ def test_a_run_and_its_resumption(
 
 @pytest.mark.usefixtures("tiny_dataset")
 def test_a_run_that_diverges_before_its_first_checkpoint_is_marked(
-    recipe: Callable[..., Path],
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     # model-free: no pretraining has left a checkpoint to go back to
     folder = recipe("td3_bc", *TINY, "agent.critic_lr=100000", "checkpoint_every=50", "run_dir=run")
     results = json.loads((folder / "results.json").read_text())
-    assert results["diverged"] is True and results["divergence"]["epoch"] == 1
+    assert results["diverged"] is True and results["score"] == 0
+    assert results["divergence"]["epoch"] == results["epochs"] == 1
+    assert "DIVERGED" in capsys.readouterr().out
     assert np.isfinite(load_policy(folder / "policy.safetensors")(np.zeros(9))).all()
 
 
+@pytest.mark.usefixtures("tiny_dataset")
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
+        ("rambo", ["dataset=bundled/hoper/medium-replay-v0"], "bundled/hopper/medium-replay-v0"),
+        ("rambo", ["rollout_length=0"], "rollout_length"),
+        ("rambo", ["agent.batch_size=100000"], "agent.batch_size"),
+        ("rambo", ["resume=nowhere"], "nowhere"),
         ("cql", ["rollout_length=3"], "cql has no setting 'rollout_length'"),
         ("iql", ["model.lr=1e-3"], "iql has no setting 'model.lr'"),
         ("iql", ["agent={alpha_lr: 1e-3}"], "iql has no setting 'agent.alpha_lr'"),
@@ -157,6 +165,17 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(
+    recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("seed: 1\n")
+    with pytest.raises(SystemExit) as end:
+        recipe("bc", *TINY, "run_dir=run")
+    assert end.value.code == 2 and "error: run folder run" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_a_run_is_resumed_by_its_own_recipe() -> None:
@@ -415,6 +434,20 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]) -> Cal
         return made(name, data=data), rows[0]
 
     return trained_on
+
+
+IN_MODEL = {"world_model", "agent_loss", "agent_optimizer", "model_buffer", "collector"}
+
+
+@pytest.mark.parametrize("name", ["rambo", *METHODS])
+def test_checkpoints_have_the_names_of_earlier_versions(
+    name: str, made: Callable[..., Any]
+) -> None:
+    parts = made(name).parts
+    wanted = IN_MODEL if name in {"rambo", *MODEL_BASED} else {"loss", "phase"}
+    assert stateful(parts).keys() == wanted | ({"model_optimizer"} if name == "rambo" else set())
+    if name in MODEL_BASED:  # where a rule is learnt, it is held too
+        assert parts["termination"] is None
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:

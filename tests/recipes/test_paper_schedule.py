@@ -126,6 +126,11 @@ def test_a_value_of_the_schedule_reaches_what_it_is_for(
     mixed = make_buffers(cfg, data)[2]
     assert (mixed.num_real, mixed.num_model) == (10, 30)
 
+    # without an adversary the model is not updated
+    cfg.adversarial_weight = 0.0
+    rambo = parts_of("rambo", cfg, data)
+    assert (rambo.updates, rambo.results["model_updates"]) == (7, 0)
+
 
 @pytest.mark.parametrize(
     ("row", "key"),

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 
 import h5py
@@ -65,55 +61,6 @@ def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:
     assert action.shape == (3, 1) and np.abs(action).max() <= 1
 
 
-def test_without_an_adversary_the_model_is_not_updated(tmp_path: Path) -> None:
-    done = run("run_dir=plain", "adversarial_weight=0", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "plain/results.json").read_text())
-    assert results["model_updates"] == 0 and results["agent_updates"] == 40
-
-
-def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
-    settings = ("epochs=6", "checkpoint_every=2", "seed=3")
-    assert run("run_dir=whole", *settings, cwd=tmp_path).returncode == 0
-    killed = subprocess.Popen(
-        command("run_dir=killed", *settings),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    metrics = tmp_path / "killed/metrics.csv"
-    deadline = time.monotonic() + 200
-    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 4:
-        assert time.monotonic() < deadline and killed.poll() is None
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed/results.json").exists()
-    done = run("resume=killed", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert metrics.read_text() == (tmp_path / "whole/metrics.csv").read_text()
-    policies = [(tmp_path / n / "policy.safetensors").read_bytes() for n in ("whole", "killed")]
-    assert policies[0] == policies[1]
-
-
-def test_matrix_products_have_the_precision_asked_for(tmp_path: Path) -> None:
-    rule = """
-        import torch
-        def looking(observation, action, next_observation):
-            with open("precisions", "a") as file:
-                print(torch.get_float32_matmul_precision(), file=file)
-            return torch.zeros(len(observation), dtype=torch.bool)
-    """
-    (tmp_path / "rules.py").write_text(textwrap.dedent(rule))
-    settings = ("termination=rules:looking", "odd_data=accept", "epochs=1", "run_dir=run")
-    done = run(*settings, "float32_matmul_precision=medium", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "medium" in (tmp_path / "precisions").read_text().split()
-    done = run("resume=run", "epochs=2", "float32_matmul_precision=high", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "precisions").read_text().split()[-1] == "high"
-
-
 @pytest.mark.gpu
 def test_deterministic_runs_on_a_gpu_repeat(tmp_path: Path) -> None:
     settings = ("device=cuda", "deterministic=true", "compile=true", "seed=3")
@@ -134,16 +81,6 @@ def test_evaluations_beside_training_change_nothing(tmp_path: Path) -> None:
     for file in ("metrics.csv", "policy.safetensors"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
     assert "epoch    5 | return" in done.stdout + done.stderr
-
-
-def test_a_diverged_run_is_marked_and_scored_zero(tmp_path: Path) -> None:
-    done = run("run_dir=broken", "agent.critic_lr=1000", "epochs=4", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "broken/results.json").read_text())
-    assert results["diverged"] is True and results["score"] == 0
-    assert results["divergence"]["epoch"] == results["epochs"] == 1
-    assert "DIVERGED" in done.stdout
-    assert np.isfinite(load_policy(tmp_path / "broken/policy.safetensors")(np.zeros(9))).all()
 
 
 @pytest.mark.slow
@@ -190,31 +127,3 @@ def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(
     said = capsys.readouterr().out
     assert f"out: {tmp_path / 'weight1'}: {found[1]['divergence']['reason']}\n" in said
     assert "chosen: RAMBO (adversarial_weight=0.0003), smoke" in said
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (("dataset=bundled/hoper/medium-replay-v0",), "bundled/hopper/medium-replay-v0"),
-        (("rollout_length=0",), "rollout_length"),
-        (("agent.batch_size=100000",), "agent.batch_size"),
-        (("resume=nowhere",), "nowhere"),
-    ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-    tmp_path: Path, overrides: tuple[str, ...], words: str
-) -> None:
-    done = run("run_dir=refused", *overrides, cwd=tmp_path)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and words in errors[0]
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken/config.yaml").write_text("seed: 1\n")
-    done = run("run_dir=taken", cwd=tmp_path)
-    assert done.returncode == 2 and "taken" in done.stderr
-    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["config.yaml"]

@@ -60,10 +60,20 @@ def outcome(folder: Path) -> tuple[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: None) -> Path:
-    """An undisturbed run."""
+    """An undisturbed run, whose pretraining others may share."""
     cwd = tmp_path_factory.mktemp("whole")
-    finish(start(cwd, *SETTINGS, "run_dir=run"))
+    finish(start(cwd, *SETTINGS, "run_dir=run", "pretrained=auto", "cache_dir=cache"))
     return cwd / "run"
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path, whole: Path) -> None:
+    run = start(tmp_path, *SETTINGS, "run_dir=run", "checkpoint_every=2")
+    wait_for(run, tmp_path / "run/metrics.csv", lines=4)
+    run.kill()
+    finish(run, code=-signal.SIGKILL)
+    assert not (tmp_path / "run/results.json").exists()
+    finish(start(tmp_path, "resume=run"))
+    assert outcome(tmp_path / "run") == outcome(whole)
 
 
 def test_a_signal_in_an_epoch_leaves_a_checkpoint_of_it(tmp_path: Path, whole: Path) -> None:
@@ -112,11 +122,11 @@ def test_a_kill_while_the_behaviour_is_cloned(tmp_path: Path, whole: Path) -> No
 
 
 def test_shared_pretraining_changes_no_number(tmp_path: Path, whole: Path) -> None:
-    finish(start(tmp_path, *SETTINGS, "pretrained=auto", "run_dir=first"))
-    out, err = finish(start(tmp_path, *SETTINGS, "pretrained=auto", "run_dir=second"))
-    assert "pretrained: runs/pretrained/" in out + err and "fit the model" not in err
-    assert outcome(tmp_path / "first") == outcome(tmp_path / "second") == outcome(whole)
-    results = [json.loads((p / "results.json").read_text()) for p in (whole, tmp_path / "second")]
+    words = ("pretrained=auto", f"cache_dir={whole.parent / 'cache'}", "run_dir=run")
+    out, err = finish(start(tmp_path, *SETTINGS, *words))
+    assert f"pretrained: {whole.parent / 'cache'}/" in out + err and "fit the model" not in err
+    assert outcome(tmp_path / "run") == outcome(whole)
+    results = [json.loads((p / "results.json").read_text()) for p in (whole, tmp_path / "run")]
     for key in ("cloned_score", "holdout_mse", "model_passes", "score"):
         assert results[0][key] == results[1][key]
     assert results[0]["checkpoint_bytes"] > 0 and results[0]["seconds"]["checkpoint"] > 0
