@@ -11,7 +11,12 @@ import hydra
 import torch
 from hydra._internal.utils import get_args_parser
 from launcher.command_line import CONFIG_DIR, check_command_line, refuse
-from launcher.program import EndingWell, announce_compilation, refusing_bad_input
+from launcher.program import (
+    EndingWell,
+    announce_compilation,
+    cannot_write,
+    refusing_bad_input,
+)
 from launcher.start import prepare
 from launcher.sweep import name_sweep, sweep_job
 from omegaconf import DictConfig, OmegaConf
@@ -99,7 +104,7 @@ def launch(
             try:
                 results = train(run, cfg, data)
             except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
-                if run.begun:
+                if run.begun or cannot_write(error):
                     raise
                 refuse(error)  # the parts do not fit each other or the run's checkpoint
             finally:  # it would wait for the evaluations beside a run that has failed

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 from launcher.command_line import describe, refuse, setting
 from torchrl._utils import logger
@@ -25,6 +26,12 @@ from rambo_trl.runtime.terminal import set_up_messages
 warnings.filterwarnings("ignore", message=".*inline_inbuilt_nn_modules is deprecated")
 logger.setLevel("WARNING")  # TorchRL reports every storage that it makes
 set_up_messages()
+
+
+def cannot_write(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether an error says that a disk takes no more, which is not the input's fault."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return isinstance(error, OSError) and error.errno in full
 
 
 @contextmanager
@@ -95,6 +102,5 @@ class EndingWell:
                 hint = f"nothing is saved yet; {hint}"
             print(f"interrupted by {error.name}; {hint}", file=sys.stderr)
             raise SystemExit(error.exit_code)
-        cannot_write = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-        if isinstance(error, OSError) and error.errno in cannot_write:
+        if cannot_write(error):
             refuse(f"{describe(error)}; once that is settled, {hint}", code=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +17,12 @@ from omegaconf import OmegaConf
 
 from rambo_trl.data import OfflineDataset
 
+WORDS = (
+    "schedule=smoke", "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0",
+)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("tiny_dataset")
 
-@pytest.mark.usefixtures("tiny_dataset")
+
 @pytest.mark.parametrize("error", [ValueError("no such part"), OSError("no such file")])
 @pytest.mark.parametrize("begun", [False, True])
 def test_errors_before_a_run_has_begun_are_refused_and_later_ones_raised(
@@ -36,10 +41,7 @@ def test_errors_before_a_run_has_begun_are_refused_and_later_ones_raised(
         raise error
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    words = [
-        "schedule=smoke", "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0",
-        "float32_matmul_precision=medium", f"run_dir={tmp_path}/run",
-    ]  # fmt: skip
+    words = [*WORDS, "float32_matmul_precision=medium", f"run_dir={tmp_path}/run"]
     monkeypatch.setattr(sys, "argv", ["bc.py", *words])
     try:
         with pytest.raises(type(error) if begun else SystemExit) as end:
@@ -56,6 +58,19 @@ def test_errors_before_a_run_has_begun_are_refused_and_later_ones_raised(
     assert run.options.epochs == run.options.evaluation_episodes == 2
     assert run.options.hidden_sizes == [32, 32] and run.options.schedule_name == "smoke"
     assert run.options.settings["dataset"] == "test/idp/tiny-v0"
+
+
+def test_a_full_disk_is_not_the_input_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(run: Any, *_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = [*WORDS, f"run_dir={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["bc.py", *words])
+    with pytest.raises(SystemExit) as end:
+        launch("bc", train)
+    assert end.value.code == 1 and "once that is settled, resume with: " in capsys.readouterr().err
 
 
 def test_a_run_may_be_resumed_with_another_precision() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -230,19 +229,13 @@ def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("advantage_clip=0", "advantage_clip must be a finite number above 0 or null, got 0"),
-        ("model_term=js", "model_term must be one of likelihood, kl, total_variation, got js"),
-        ("model_updates_every=0", "model_updates_every must be a whole number of at least 1"),
-        ("num_critics=0", "num_critics must be a whole number of at least 1, got 0"),
-        ("likelihood_budget=-1", "likelihood_budget must be a finite number above 0 or null"),
-        ("rollout_direction=back", "rollout_direction must be one of forward, reverse, both, got"),
-        ("budget_lr=0", "budget_lr must be a finite number above 0, got 0"),
-    ],
-)
-def test_bad_values_are_refused(word: str, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    "word",
+    ["advantage_clip=0", "model_term=js", "model_updates_every=0", "num_critics=0",
+     "likelihood_budget=-1", "rollout_direction=back", "budget_lr=0"],
+)  # fmt: skip
+def test_bad_values_are_refused(word: str) -> None:
+    key, value = word.split("=")
+    with pytest.raises(ValueError, match=f"^{key} must be .*, got {value}"):
         compose_jobs("rambo", ["schedule=smoke", word])
 
 
