@@ -473,13 +473,13 @@ def answer(params: Any, value: float) -> None:
 def test_iqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
     iql = made("iql")
     loss, phase = iql.parts["loss"], iql.parts["phase"]
-    (player,) = phase.players
-    assert player.losses is loss
+    (step,) = phase.steps
+    assert step.losses is loss
     assert (loss.expectile, loss.temperature) == (0.7, 3)
-    rates = learning_rates(player.optimizer)
+    rates = learning_rates(step.optimizer)
     for network in ("actor", "qvalue", "value"):
         assert rates_of(getattr(loss, f"{network}_network_params").parameters(), rates) == {3e-4}
-    actor_factor, *others = player.lr_factor
+    actor_factor, *others = step.lr_factor
     last = iql.cfg.epochs * iql.cfg.agent_updates
     factors = [actor_factor(n) for n in (0, last // 2, last)]
     assert factors == pytest.approx([1, 0.5, 0])
@@ -503,15 +503,15 @@ def test_td3_bcs_published_values_reach_its_loss_and_pace(made: Callable[..., An
     td3_bc = made("td3_bc")
     loss, phase = td3_bc.parts["loss"], td3_bc.parts["phase"]
     assert (loss.alpha, loss.policy_noise, loss.noise_clip) == (2.5, 0.2, 0.5)
-    assert [player.every for player in phase.players] == [1, 2] and phase.target_every == 2
-    critics, actor = (learning_rates(player.optimizer) for player in phase.players)
+    assert [step.every for step in phase.steps] == [1, 2] and phase.target_every == 2
+    critics, actor = (learning_rates(step.optimizer) for step in phase.steps)
     assert rates_of(loss.qvalue_network_params.parameters(), critics) == {3e-4}
     assert rates_of(loss.actor_network_params.parameters(), actor) == {3e-4}
     assert phase.target_update.eps == 1 - 0.005
 
     # alpha is the weight of a critic's value that is divided by its mean magnitude
     answer(loss.qvalue_network_params, -1.7)
-    metrics = phase.players[1].losses(next(iter(td3_bc.batches(1)))).detach()
+    metrics = phase.steps[1].losses(next(iter(td3_bc.batches(1)))).detach()
     assert float(metrics["loss_actor"] - metrics["cloning_error"]) == pytest.approx(2.5, rel=1e-4)
 
     # who has moved after each of four updates
@@ -531,11 +531,11 @@ def test_td3_bcs_published_values_reach_its_loss_and_pace(made: Callable[..., An
 
 def test_cqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
     cql = made("cql")
-    loss, (player,) = cql.parts["loss"], cql.parts["phase"].players
+    loss, (step,) = cql.parts["loss"], cql.parts["phase"].steps
     assert (loss.min_q_weight, loss.num_random) == (5, 10)
     assert not loss.with_lagrange, "the weight is fixed"
     assert loss.deterministic_backup and not loss.max_q_backup, "no entropy in the target"
-    rates = learning_rates(player.optimizer)
+    rates = learning_rates(step.optimizer)
     assert rates_of(loss.qvalue_network_params.parameters(), rates) == {3e-4}
     assert rates_of([*loss.actor_network_params.parameters(), loss.log_alpha], rates) == {1e-4}
     assert cql.parts["phase"].target_update.eps == 1 - 0.005
@@ -545,7 +545,7 @@ def test_cqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
     for weight in (1, 5):
         loss.min_q_weight = weight
         torch.manual_seed(1)
-        terms[weight] = player.losses(batch.copy()).detach()
+        terms[weight] = step.losses(batch.copy()).detach()
         assert "loss_actor_bc" not in terms[weight]
     assert float(terms[5]["loss_cql"]) == pytest.approx(5 * float(terms[1]["loss_cql"]), rel=1e-4)
 
@@ -553,9 +553,9 @@ def test_cqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
 def test_bc_is_maximum_likelihood_at_its_rate(made: Callable[..., Any]) -> None:
     bc = made("bc")
     loss, phase = bc.parts["loss"], bc.parts["phase"]
-    (player,) = phase.players
-    assert player.losses is loss and phase.target_update is None
-    rates = learning_rates(player.optimizer)
+    (step,) = phase.steps
+    assert step.losses is loss and phase.target_update is None
+    rates = learning_rates(step.optimizer)
     assert rates_of(bc.policy.parameters(), rates) == {3e-4} == set(rates.values())
     batch = next(iter(bc.batches(1)))
     likelihood = bc.policy.get_dist(batch).log_prob(batch["action"]).mean()

@@ -185,7 +185,7 @@ def begun(folder: Path, name: str, *words: str) -> Begun:
     seed_everything(cfg.seed)
     recipe = importlib.import_module(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "pretrain", lambda *parts: raise_(Begun(*parts)))
+        patch.setattr(recipe, "pretrain", lambda *parts, further=None: raise_(Begun(*parts, further)))
         with pytest.raises(Begun) as caught:
             recipe.train(run, cfg, run.dataset)
     return caught.value

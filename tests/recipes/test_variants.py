@@ -14,7 +14,7 @@ import torch
 from launcher.command_line import compose_jobs
 from launcher.launch import make_run
 from launcher.start import resumed_config
-from launcher.variants import ModelConstraint
+from launcher.variants import DataTerm
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from tensordict import TensorDict
@@ -258,7 +258,7 @@ def test_reverse_rollouts_need_settings_that_they_make_sense_with() -> None:
             compose_jobs("rambo", words)
 
 
-def constrained(**settings: Any) -> tuple[ModelConstraint, EnsembleWorldModel]:
+def constrained(**settings: Any) -> tuple[DataTerm, EnsembleWorldModel]:
     """A model as drawn, and what holds it to the data."""
     torch.manual_seed(0)
     spec, model = Bounded(-1, 1, shape=(1,)), EnsembleWorldModel(2, 1, hidden_sizes=(8,))
@@ -266,7 +266,7 @@ def constrained(**settings: Any) -> tuple[ModelConstraint, EnsembleWorldModel]:
     defaults = {"model_term": "likelihood", "likelihood_budget": None, "device": "cpu"}
     cfg = OmegaConf.create({**defaults, "budget_lr": 0.1, **settings})
     loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=0.1)
-    return ModelConstraint(cfg, noise(), loss), model
+    return DataTerm(cfg, noise(), loss), model
 
 
 class Progress:
@@ -277,28 +277,28 @@ class Progress:
 
 
 def test_what_the_model_is_held_to_was_measured_on_the_same_rows() -> None:
-    constraint, model = constrained()
+    data_term, model = constrained()
     run: Any = Progress({"epoch": 0, "holdout_mse": [0.3, 0.7]})
     drawn = torch.get_rng_state()
-    constraint.anchor(run)
+    data_term.record_fit(run)
     kept = run.progress["fitted_error"]
-    assert kept == constraint.model_error().tolist() == constraint.metrics()["error"].tolist()
+    assert kept == data_term.model_error().tolist() == data_term.metrics()["model_error"].tolist()
     with torch.no_grad():  # as adversarial training does
         model.biases[-1].add_(1.0)
     run.progress["epoch"] = 1
-    constraint.anchor(run)  # of a run that is resumed
-    bound = constraint.error_bound(run)
+    data_term.record_fit(run)  # of a run that is resumed
+    bound = data_term.error_bound(run)
     assert isinstance(bound, ModelErrorBound)
     assert torch.equal(bound.fitted, torch.tensor(kept)) and kept != pytest.approx([0.7] * 3)
-    assert constraint.model_error().mean() > sum(kept) / 3 + 0.5
+    assert data_term.model_error().mean() > sum(kept) / 3 + 0.5
     # a run that is too old to have kept it has the holdout error for every entry
     del run.progress["fitted_error"]
-    assert constraint.error_bound(run).fitted.tolist() == pytest.approx([0.7] * 3)
+    assert data_term.error_bound(run).fitted.tolist() == pytest.approx([0.7] * 3)
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_the_model_s_error_is_that_of_the_elites() -> None:
-    constraint, model = constrained()
+    data_term, model = constrained()
     model.elites.copy_(torch.arange(1, 1 + len(model.elites)))
     rows = noise().transitions  # which are fewer than a thousand
     after = torch.cat([rows["next", "observation"], rows["next", "reward"]], dim=-1)
@@ -307,22 +307,22 @@ def test_the_model_s_error_is_that_of_the_elites() -> None:
         mean, _ = model.predict(rows["observation"], rows["action"], model.elites)
         every, _ = model.predict(rows["observation"], rows["action"])
     wanted = ((mean - after) / scale).square().mean(dim=(0, 1))
-    torch.testing.assert_close(constraint.model_error(), wanted, rtol=1e-4, atol=0)
+    torch.testing.assert_close(data_term.model_error(), wanted, rtol=1e-4, atol=0)
     others = ((every - after) / scale).square().mean(dim=(0, 1))
     assert not torch.allclose(others, wanted, rtol=1e-3)
 
 
 def test_a_budget_begins_where_the_fit_ends() -> None:
-    constraint, _ = constrained(likelihood_budget=0.5)
-    budget, rows = constraint.budget, noise().transitions
-    assert budget is not None and constraint.trust is None
+    data_term, _ = constrained(likelihood_budget=0.5)
+    budget, rows = data_term.budget, noise().transitions
+    assert budget is not None and data_term.trust is None
     with torch.no_grad():
-        fitted = constraint.loss(rows)["loss_model"]
-    constraint.anchor(Progress({"epoch": 0}))  # type: ignore[arg-type]
+        fitted = data_term.loss(rows)["loss_model"]
+    data_term.record_fit(Progress({"epoch": 0}))  # type: ignore[arg-type]
     assert float(budget.budget) == pytest.approx(0.5 + float(fitted), rel=1e-5)
     weight = float(budget.adversarial_loss.adversarial_weight)
-    assert constraint.metrics()["lambda"] == pytest.approx(weight)
-    assert constraint.after_update is not None
-    constraint.after_update({"loss_model": fitted + 10.0})  # far beyond it
-    assert constraint.metrics()["lambda"] < weight
+    assert data_term.metrics()["model_lambda"] == pytest.approx(weight)
+    assert data_term.after_update is not None
+    data_term.after_update({"loss_model": fitted + 10.0})  # far beyond it
+    assert data_term.metrics()["model_lambda"] < weight
     assert constrained()[0].after_update is None
