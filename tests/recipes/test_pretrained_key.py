@@ -184,15 +184,15 @@ def begun(folder: Path, name: str, *words: str) -> Begun:
     run = make_run(cfg, data(), path, Interruption())
     seed_everything(cfg.seed)
     recipe = importlib.import_module(name)
+
+    def begin(*parts: Any, further: Any = None) -> None:
+        raise Begun(*parts, further)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "pretrain", lambda *parts, further=None: raise_(Begun(*parts, further)))
+        patch.setattr(recipe, "pretrain", begin)
         with pytest.raises(Begun) as caught:
             recipe.train(run, cfg, run.dataset)
     return caught.value
-
-
-def raise_(error: BaseException) -> None:
-    raise error
 
 
 def state(method: Begun) -> dict[str, torch.Tensor]:
