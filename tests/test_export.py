@@ -33,7 +33,6 @@ def policy_path(tmp_path: Path) -> Path:
         observation_mean=torch.linspace(-2, 2, SIZE),
         observation_std=torch.linspace(0.1, 3, SIZE),
         action_spec=BOUNDS,
-        hidden_sizes=(16, 8),
         env_id="Hopper-v5",
         data=DataDescription(
             ("temp_C", *(f"x{i}" for i in range(SIZE - 1))),
@@ -188,7 +187,6 @@ def wide_policy(path: Path) -> Policy:
         action_spec=spec,
         action_low=torch.zeros(2),
         action_high=torch.tensor([50_000.0, 1.2]),
-        hidden_sizes=(16, 8),
         env_id="",
     )
     return load_policy(path)

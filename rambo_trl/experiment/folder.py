@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import math
-import numbers
 import os
 import platform
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +113,14 @@ def new_folder(path: str | os.PathLike[str]) -> Path:
     """
     path = expand_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made, number = path, 1
-    while True:
+    made = path
+    for number in count(2):
         try:
             made.mkdir()
+            break
         except FileExistsError:
-            number += 1
             made = path.with_name(f"{path.name}-{number}")
-        else:
-            return made
+    return made
 
 
 class RunFolder:
@@ -132,9 +129,6 @@ class RunFolder:
     Use :meth:`create` for a new run and :meth:`open` to resume one. Every file is either replaced
     as a whole or, like ``metrics.csv``, extended by one whole line at a time, so a run that is
     killed leaves a folder that can be read and resumed.
-
-    Args:
-        path: the folder.
 
     Attributes:
         path: the folder.
@@ -151,15 +145,11 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = expand_home(path)
         self.checkpoint_dir = self.path / "checkpoint"
-        self._columns: list[str] | None = None
         self._lock: int | None = None
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Make the folder of a new run.
-
-        Args:
-            path: the folder; it may exist as long as it holds no run.
+        """Make the folder of a new run; it may exist as long as it holds no run.
 
         Raises:
             FileExistsError: if the folder already holds a run, or the path is a file.
@@ -179,9 +169,6 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Open the folder of an earlier run.
-
-        Args:
-            path: the folder.
 
         Raises:
             FileNotFoundError: if there is no such folder or no run in it.
@@ -237,63 +224,50 @@ class RunFolder:
                 a later row may leave some out. None and columns left out become empty cells.
 
         Raises:
-            ValueError: if the row has no ``"epoch"``, or a key that the first row did not have.
-            TypeError: if a value is not a number.
-            OSError: if it cannot be written; the rows before it are then as they were.
+            ValueError: for a key that the first row did not have.
+            OSError: if it cannot be written.
         """
-        if row.get("epoch") is None:
-            raise ValueError(f"a metrics row needs 'epoch', got the keys {sorted(row)}")
-        cells = {key: _to_cell(key, value) for key, value in row.items()}
-        text = ""
-        if self._columns is None:
-            self._columns = self._recover_columns()
-        if self._columns is None:
-            self._columns = list(cells)
-            text = _format_line(self._columns)
-        unknown = [key for key in cells if key not in self._columns]
-        if unknown:
-            raise ValueError(
-                f"{_METRICS} has no column {', '.join(map(repr, unknown))}: "
-                f"its columns are {', '.join(self._columns)}"
-            )
-        text += _format_line([cells.get(column, "") for column in self._columns])
-        _append(self.path / _METRICS, text.encode())
+        columns = next(csv.reader(self._read_lines()), None)
+        with (self.path / _METRICS).open("a", newline="") as file:
+            writer = csv.DictWriter(file, columns or list(row), lineterminator="\n")
+            if columns is None:
+                writer.writeheader()
+            writer.writerow(row)
 
     def read_metrics(self) -> list[dict[str, Number | None]]:
         """All rows of ``metrics.csv``, empty cells as None; an empty list before the first.
 
         A last line that was never finished is left out.
         """
-        header, lines = self._read_lines()
-        columns, *rows = csv.reader([header or "\n", *lines])
-        return [dict(zip(columns, map(_from_cell, row), strict=True)) for row in rows]
+        rows = csv.DictReader(self._read_lines())
+        return [{key: _from_cell(cell) for key, cell in row.items()} for row in rows]
 
     def truncate_metrics(self, epoch: int) -> None:
-        """Drop the rows after an epoch, so that a resumed run can write them again.
+        """Drop the rows after an epoch, and half a line that a kill has left.
 
         Args:
             epoch: the last epoch to keep. The kept lines stay as they are, byte for byte.
         """
-        header, lines = self._read_lines()
+        header, *lines = self._read_lines() or [""]
         rows = zip(lines, self.read_metrics(), strict=True)
         kept = [line for line, row in rows if (row["epoch"] or 0) <= epoch]
-        if kept and header:
+        if kept:
             write_atomically(self.path / _METRICS, "".join([header, *kept]).encode())
         else:
             (self.path / _METRICS).unlink(missing_ok=True)
-            self._columns = None
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json`` in one step; floats that are not finite become null.
 
         Args:
-            results: JSON-like values; NumPy scalars and paths are converted.
+            results: JSON-like values and NumPy scalars.
 
         Raises:
-            TypeError: if a value has no JSON form; the message names it.
+            TypeError: if a value has no JSON form.
         """
-        text = json.dumps(_to_json(results, "results"), indent=2, allow_nan=False) + "\n"
-        write_atomically(self.path / _RESULTS, text.encode())
+        text = json.dumps(results, default=_to_json)
+        finite = json.loads(text, parse_constant=lambda _: None)
+        write_atomically(self.path / _RESULTS, (json.dumps(finite, indent=2) + "\n").encode())
 
     def read_results(self) -> dict[str, Any]:
         """Read ``results.json``.
@@ -312,54 +286,11 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} {why_unreadable(error)}") from error
 
-    def _recover_columns(self) -> list[str] | None:
-        """Columns of an earlier ``metrics.csv``; what follows its last whole line is cut off."""
-        header, lines = self._read_lines()
-        if header is None:
-            (self.path / _METRICS).unlink(missing_ok=True)
-            return None
-        finished = "".join([header, *lines]).encode()
-        if (self.path / _METRICS).stat().st_size != len(finished):
-            write_atomically(self.path / _METRICS, finished)
-        return next(csv.reader([header]))
-
-    def _read_lines(self) -> tuple[str | None, list[str]]:
-        """Header and rows of ``metrics.csv`` as finished lines, line ends included."""
+    def _read_lines(self) -> list[str]:
+        """The finished lines of ``metrics.csv``, header and line ends included."""
         path = self.path / _METRICS
-        if not path.is_file():
-            return None, []
-        lines = path.read_bytes().decode().splitlines(keepends=True)
-        finished = [line for line in lines if line.endswith("\n")]
-        return (finished[0], finished[1:]) if finished else (None, [])
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append in one write, so that a kill cannot leave half a row; all or nothing."""
-    with path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            done = file.write(data)
-            while done < len(data):  # a disk that is all but full takes a part in silence
-                done += file.write(data[done:])
-        except OSError as error:
-            file.truncate(before)
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def _format_line(cells: Sequence[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
-
-
-def _to_cell(key: str, value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, numbers.Integral):
-        return str(int(value))
-    if isinstance(value, numbers.Real):
-        return repr(float(value))  # reads back as the same float
-    raise TypeError(f"metric {key!r} must be a number or None, got {type(value).__name__}")
+        lines = path.read_bytes().decode().splitlines(keepends=True) if path.is_file() else []
+        return [line for line in lines if line.endswith("\n")]
 
 
 def _from_cell(cell: str) -> Number | None:
@@ -371,19 +302,7 @@ def _from_cell(cell: str) -> Number | None:
         return float(cell)
 
 
-def _to_json(value: object, name: str) -> Any:
+def _to_json(value: object) -> Any:
     if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    raise TypeError(f"{name} has no JSON form: {type(value).__name__}")
+        return value.item()
+    raise TypeError(f"results have no JSON form of a {type(value).__name__}")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -27,8 +24,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rambo_trl.data.columns import DataDescription
 from rambo_trl.data.environment import specification_text
 from rambo_trl.data.scaling import denormalize_action, flat_bounds
-from rambo_trl.data.storage import why_unreadable
-from rambo_trl.experiment.folder import write_atomically
+from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.runtime.places import expand_home
 
@@ -86,10 +82,8 @@ class Policy:
     env_spec: EnvSpec | None = None
 
     def __post_init__(self) -> None:
-        limits = None
-        if self.data is not None:
-            limits = self.data.limits(self.observation_mean, self.observation_std)
-        self._limits = limits
+        data, mean, std = self.data, self.observation_mean, self.observation_std
+        self._limits = None if data is None else data.limits(mean, std)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
@@ -185,7 +179,6 @@ def save_policy(
     observation_mean: torch.Tensor,
     observation_std: torch.Tensor,
     action_spec: Bounded,
-    hidden_sizes: Sequence[int],
     env_id: str,
     action_low: torch.Tensor | None = None,
     action_high: torch.Tensor | None = None,
@@ -205,7 +198,6 @@ def save_policy(
         observation_std: the data's standard deviation per dimension, [observation_size];
             positive.
         action_spec: bounds of the actor's actions, [action_size].
-        hidden_sizes: widths of the actor's hidden layers.
         env_id: the Gymnasium environment that the policy was trained for.
         action_low: what the lower bounds stand for in the environment's units, [action_size]; where
             None the actor's actions are in them.
@@ -224,7 +216,7 @@ def save_policy(
         "format_version": _FORMAT_VERSION,
         "env_id": env_id,
         "network": {"kind": "tanh_normal_mlp", "activation": "relu"},
-        "hidden_sizes": [int(size) for size in hidden_sizes],
+        "hidden_sizes": _hidden_sizes(actor),
         "action_low": action_low.flatten().tolist(),
         "action_high": action_high.flatten().tolist(),
         "notes": dict(notes or {}),
@@ -239,18 +231,11 @@ def save_policy(
     for i, layer in enumerate(_linear_layers(actor)):
         tensors[f"layers.{i}.weight"] = layer.weight
         tensors[f"layers.{i}.bias"] = layer.bias
-    # Copies, since parameters that share one storage cannot be written as they are.
-    tensors = {
-        key: value.detach().to("cpu", None if key in _STATISTICS else torch.float32, copy=True)
-        for key, value in tensors.items()
-    }
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
-    try:
-        policy = _build(header, tensors, torch.device("cpu"))
-        _check_actions(policy, actor, action_spec)
-    except ValueError as error:
-        raise ValueError(f"cannot save the policy: {error}") from None
-    write_atomically(expand_home(path), save(tensors, metadata={_METADATA_KEY: json.dumps(header)}))
+    tensors = {k: v.detach().cpu() for k, v in tensors.items()}
+    tensors = {k: v if k in _STATISTICS else v.float() for k, v in tensors.items()}
+    with _refusing("cannot save the policy"):
+        _check_actions(_build(header, tensors, torch.device("cpu")), actor, action_spec)
+    write_safetensors(path, tensors, _METADATA_KEY, header)
 
 
 def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Policy:
@@ -273,10 +258,8 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
     header, tensors = read_safetensors(path, _METADATA_KEY, "policy file")
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but not one written by save_policy")
-    try:
+    with _refusing(f"{path} is not a usable policy file"):
         return _build(header, tensors, torch.device(device))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a usable policy file: {error}") from None
 
 
 def load_into_actor(
@@ -305,33 +288,31 @@ def load_into_actor(
     """
     policy = load_policy(path)
     mean, std = observation_mean.cpu(), observation_std.cpu()
-    _require(
-        mean.shape == policy.observation_mean.shape,
-        f"{path} takes observations of {len(policy.observation_mean)} entries, the data's have "
-        f"{len(mean)}",
-    )
-    # in units of the data's deviation: as good as the same where sums were taken in another order
-    shift = (policy.observation_mean - mean) / std
-    _require(
-        bool(torch.cat([shift, policy.observation_std / std - 1]).abs().max() <= 1e-3),
-        f"{path} was trained on other data: its observations are normalised otherwise",
-    )
-    bounds = flat_bounds(action_spec.space.low, action_spec.space.high)
-    saved_bounds = policy.action_low, policy.action_high
-    for end, saved, wanted in zip(("low", "high"), saved_bounds, bounds, strict=True):
-        assert saved is not None
-        _require(
-            torch.equal(saved, wanted),
-            f"{path} has actions with {end} {saved.tolist()}, the data's have {wanted.tolist()}",
+    same = mean.shape == policy.observation_mean.shape
+    if same:  # in units of the data's deviation: sums may have been taken in another order
+        shift = (policy.observation_mean - mean) / std
+        same = bool(torch.cat([shift, policy.observation_std / std - 1]).abs().max() <= 1e-3)
+    if not same:
+        raise ValueError(
+            f"{path} was trained on other data: its observations are normalised otherwise"
         )
+    for end, saved, wanted in zip(
+        ("low", "high"),
+        (policy.action_low, policy.action_high),
+        flat_bounds(action_spec.space.low, action_spec.space.high),
+        strict=True,
+    ):
+        assert saved is not None
+        if not torch.equal(saved, wanted):
+            raise ValueError(
+                f"{path} has actions with {end} {saved.tolist()}, the data's have {wanted.tolist()}"
+            )
     saved_widths, widths = _hidden_sizes(policy.actor), _hidden_sizes(actor)
-    _require(
-        saved_widths == widths,
-        f"{path} has hidden layers of {saved_widths}, this actor has {widths}",
-    )
+    if saved_widths != widths:
+        raise ValueError(f"{path} has hidden layers of {saved_widths}, this actor has {widths}")
     with torch.no_grad():
-        for own, saved in zip(actor.parameters(), policy.actor.parameters(), strict=True):
-            own.copy_(saved)
+        for parameter, saved in zip(actor.parameters(), policy.actor.parameters(), strict=True):
+            parameter.copy_(saved)
 
 
 def policy_path(path: str | os.PathLike[str]) -> Path:
@@ -376,31 +357,14 @@ def _check_actions(policy: Policy, actor: TensorDictModuleBase, action_spec: Bou
         )
 
 
-def read_safetensors(
-    path: Path, key: str, kind: str
-) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
-    """A file's tensors, after the JSON object in its metadata's ``key``, None without one.
-
-    Raises:
-        ValueError: if the file cannot be read, saying that it is not a ``kind``.
-    """
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what a file's header and tensors may raise into one line."""
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(key, "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        why = why_unreadable(error, damaged=f"is not a {kind}, or only a part of one")
-        raise ValueError(f"{path} {why}") from None
-    try:
-        header = json.loads(text)
-    except json.JSONDecodeError:
-        header = None
-    return header if isinstance(header, dict) else None, tensors
-
-
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise ValueError(problem)
+        yield
+    except Exception as error:  # of many types
+        reason = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"{what}: {reason}") from error
 
 
 def _build(
@@ -408,82 +372,40 @@ def _build(
     tensors: Mapping[str, torch.Tensor],
     device: torch.device,
 ) -> Policy:
-    """The policy that header and tensors describe, its actor in float32 and in [-1, 1].
-
-    Raises:
-        ValueError: for the first thing that does not fit.
-    """
-    version, env_id, text = (header.get(k) for k in ("format_version", "env_id", "env_spec"))
-    _require(
-        version == _FORMAT_VERSION,
-        f"format_version is {version}, this version of rambo_trl reads {_FORMAT_VERSION}",
-    )
-    _require(isinstance(env_id, str), "env_id must be a string")
-    try:
-        env_spec = None if text is None else EnvSpec.from_json(text)
-    except Exception as error:  # of many types
+    """The policy that header and tensors describe, its actor in float32 and in [-1, 1]."""
+    version, text = header["format_version"], header.get("env_spec")
+    if version != _FORMAT_VERSION:
         raise ValueError(
-            f"env_spec is no specification of an environment ({type(error).__name__}: {error})"
-        ) from error
-    hidden: Any = header.get("hidden_sizes")
-    _require(
-        isinstance(hidden, list) and all(type(n) is int and n > 0 for n in hidden),
-        f"hidden_sizes must be positive integers, got {hidden}",
-    )
-    bounds: list[Any] = [header.get("action_low"), header.get("action_high")]
-    try:
-        low, high = flat_bounds(*(torch.tensor(bound, dtype=torch.float64) for bound in bounds))
-        _require(len(low) == len(high) > 0, "")
-        _require(bool(((low < high) & (high - low).isfinite()).all()), "")
-    except (ValueError, TypeError, RuntimeError):
-        raise ValueError(
-            "action_low and action_high must be finite numbers, the first below the second, got "
-            f"{bounds[0]} and {bounds[1]}"
-        ) from None
-    mean, std = (tensors.get(key, torch.tensor(0.0)) for key in _STATISTICS)
-    _require(
-        mean.ndim == 1 and mean.shape == std.shape,
-        f"{' and '.join(_STATISTICS)} must be [observation_size], got shapes "
-        f"{list(mean.shape)} and {list(std.shape)}",
-    )
-    _require(
-        bool((mean.isfinite() & std.isfinite() & (std > 0)).all()),
-        "observation_mean must be finite and observation_std finite and positive",
-    )
-    expected = {key: list(mean.shape) for key in _STATISTICS}
-    for i, (fan_in, fan_out) in enumerate(pairwise([len(mean), *hidden, 2 * len(low)])):
-        expected |= {f"layers.{i}.weight": [fan_out, fan_in], f"layers.{i}.bias": [fan_out]}
-    shapes = {key: list(value.shape) for key, value in tensors.items()}
-    for key in sorted(expected.keys() | shapes.keys()):
-        _require(
-            expected.get(key) == shapes.get(key),
-            f"{key} should have the shape {expected.get(key)}, got {shapes.get(key)}",
+            f"format_version is {version}, this version of rambo_trl reads {_FORMAT_VERSION}"
         )
-    data = None
-    if "observation_names" in header:  # else the file of an older version
-        try:
-            data = DataDescription.of_header(header, (len(mean), len(low)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
-
+    bounds = [
+        torch.tensor(header[key], dtype=torch.float64) for key in ("action_low", "action_high")
+    ]
+    low, high = flat_bounds(*bounds)
+    if not ((low < high) & (high - low).isfinite()).all():
+        raise ValueError("action_low must be below action_high, and both must be finite")
+    mean, std = (tensors[key] for key in _STATISTICS)
+    if not (mean.isfinite() & std.isfinite() & (std > 0)).all():
+        raise ValueError("observation_mean must be finite and observation_std finite and positive")
     # The initial weights are drawn and then replaced; the caller's random stream stays untouched.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         actor = make_actor(
             len(mean),
             Bounded(-1, 1, shape=low.shape, dtype=torch.float32),
-            hidden_sizes=hidden,
+            hidden_sizes=header["hidden_sizes"],
             device=device,
             dtype=torch.float32,
         )
     for i, layer in enumerate(_linear_layers(actor)):
         layer.load_state_dict({key: tensors[f"layers.{i}.{key}"] for key in ("weight", "bias")})
+    described = "observation_names" in header  # else the file of an older version
     return Policy(
         actor.requires_grad_(False).eval(),
         observation_mean=mean.to(device),
         observation_std=std.to(device),
-        env_id=str(env_id),
-        env_spec=env_spec,
+        env_id=header["env_id"],
+        env_spec=None if text is None else EnvSpec.from_json(text),
         action_low=low.to(device),
         action_high=high.to(device),
-        data=data,
+        data=DataDescription.of_header(header, (len(mean), len(low))) if described else None,
     )

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.torch import save
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl._utils import logger as torchrl_logger
@@ -29,8 +28,9 @@ from rambo_trl.experiment.checkpoint import (
     set_random_state,
     unchanged_on_failure,
 )
-from rambo_trl.experiment.folder import remove_unfinished, write_atomically
-from rambo_trl.experiment.policy import POLICY_FILE, load_into_actor, read_safetensors
+from rambo_trl.experiment.folder import remove_unfinished
+from rambo_trl.experiment.policy import POLICY_FILE, load_into_actor
+from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.runtime.places import expand_home
 
@@ -168,9 +168,8 @@ def save_fitted_model(
         digest: the data's, of :func:`dataset_digest`.
         measured: JSON-like results of the fit, such as its holdout errors.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in world_model.state_dict().items()}
     header = {"format": _MODEL_FORMAT, "dataset_digest": digest, "measured": dict(measured)}
-    write_atomically(expand_home(path), save(state, metadata={_MODEL_KEY: json.dumps(header)}))
+    write_safetensors(path, world_model.state_dict(), _MODEL_KEY, header)
 
 
 def load_fitted_model(
@@ -181,8 +180,7 @@ def load_fitted_model(
     if not path.is_file():
         raise FileNotFoundError(f"no fitted model at {path}")
     header, state = read_safetensors(path, _MODEL_KEY, "readable model file")
-    known = {"format", "dataset_digest", "measured"}
-    if header is None or header.get("format") != _MODEL_FORMAT or not known <= header.keys():
+    if header is None or header.get("format") != _MODEL_FORMAT:
         raise ValueError(
             f"{path} does not say, as this version reads it, what its model was fitted to: it "
             "must be a pretrained_model.safetensors of a run of this version"

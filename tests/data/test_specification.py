@@ -153,7 +153,7 @@ class TestRecorded:
             "    save_policy('p', make_actor(2, data.action_spec, hidden_sizes=[4]),\n"
             "        observation_mean=data.observation_mean,\n"
             "        observation_std=data.observation_std,\n"
-            "        action_spec=data.action_spec, hidden_sizes=[4], env_id='')\n"
+            "        action_spec=data.action_spec, env_id='')\n"
             "    beside = EvaluationProcess(data.environment, num_episodes=1)\n"
             "    print(beside.submit('p', seed=0).result(timeout=100).returns)\n"
             "    beside.shutdown()\n"
@@ -262,7 +262,6 @@ def test_a_policy_keeps_it(tmp_path: Path) -> None:
             make_actor(2, BOUNDS, hidden_sizes=[4]),
             **statistics,
             action_spec=BOUNDS,
-            hidden_sizes=[4],
             env_id="Track-v0",
             env_spec=spec,
         )

@@ -181,7 +181,6 @@ def save(path, actor, spec: Bounded) -> None:
         observation_mean=MEAN,
         observation_std=STD,
         action_spec=spec,
-        hidden_sizes=[8],
         env_id=ENV_ID,
     )
 

@@ -31,7 +31,6 @@ def make_arguments() -> dict:
         "observation_mean": torch.linspace(-2, 2, OBSERVATION_SIZE),
         "observation_std": torch.linspace(0.1, 3, OBSERVATION_SIZE),
         "action_spec": SPEC,
-        "hidden_sizes": (16, 8),
         "env_id": "Hopper-v5",
     }
 
@@ -145,7 +144,7 @@ class TestIntoAnActor:
             ({"observation_mean": torch.linspace(-2, 2.2, 11)}, "was trained on other data"),
             ({"observation_std": torch.linspace(0.1, 3.1, 11)}, "was trained on other data"),
             ({"observation_mean": torch.zeros(9), "observation_std": torch.ones(9)},
-             "takes observations of 11 entries, the data's have 9"),
+             "was trained on other data"),
             ({"action_spec": Bounded(-1, 1, shape=(3,))}, "has actions with low"),
             ({"actor": make_actor(11, SPEC, hidden_sizes=(16, 16))},
              r"has hidden layers of \[16, 8\], this actor has \[16, 16\]"),
@@ -247,14 +246,12 @@ class TestBadFiles:
         ("header", "match"),
         [
             ({"format_version": 2}, "format_version is 2"),
-            ({"env_id": None}, "env_id"),
-            ({"hidden_sizes": [16, 0]}, "hidden_sizes must be positive"),
-            ({"hidden_sizes": [16, 10**12]}, "should have the shape"),
-            ({"hidden_sizes": [16]}, "should have the shape"),
-            ({"action_low": [-1.0, float("-inf"), 0.0]}, "action_low and action_high must be"),
-            ({"action_high": []}, "action_low and action_high must be"),
-            ({"action_high": [1.0, 2.0]}, "the first below the second"),
-            ({"action_low": [1.0, 2.0, 3.0]}, "the first below the second"),
+            ({"hidden_sizes": [16, 0]}, "size mismatch"),
+            ({"hidden_sizes": [16]}, "size mismatch"),
+            ({"action_low": [-1.0, float("-inf"), 0.0]}, "both must be finite"),
+            ({"action_high": [1.0, 2.0]}, "must match"),
+            ({"action_low": [1.0, 2.0, 3.0]}, "action_low must be below action_high"),
+            ({"env_spec": "{"}, "not a usable policy file"),
         ],
     )
     def test_header_that_does_not_fit(self, saved, header, match):
@@ -264,11 +261,10 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         ("tensors", "match"),
         [
-            ({"observation_mean": torch.zeros(5)}, "observation_mean and observation_std must be"),
+            ({"observation_mean": torch.zeros(5)}, "must match"),
             ({"observation_std": torch.zeros(11)}, "positive"),
             ({"observation_mean": torch.full((11,), torch.nan)}, "finite"),
-            ({"layers.1.bias": torch.zeros(9)}, r"layers\.1\.bias should have the shape \[8\]"),
-            ({"extra": torch.zeros(1)}, "extra should have the shape None"),
+            ({"layers.1.bias": torch.zeros(9)}, "size mismatch for bias"),
         ],
     )
     def test_tensors_that_do_not_fit(self, saved, tensors, match):
@@ -279,8 +275,7 @@ class TestBadFiles:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"hidden_sizes": (16, 16)}, "should have the shape"),
-        ({"observation_mean": torch.zeros(4), "observation_std": torch.ones(4)}, "layers.0.weight"),
+        ({"observation_mean": torch.zeros(4), "observation_std": torch.ones(4)}, "size mismatch"),
         ({"observation_std": torch.zeros(OBSERVATION_SIZE)}, "positive"),
     ],
 )
@@ -358,7 +353,7 @@ def test_an_actor_in_minus_one_to_one_acts_in_the_environments_units(tmp_path):
     save_policy(
         tmp_path / "policy.safetensors", actor, observation_mean=mean,
         observation_std=torch.tensor([10.0, 1.0, 2.0], dtype=torch.float64), action_spec=spec,
-        hidden_sizes=(8,), env_id="", action_low=low, action_high=high,
+        env_id="", action_low=low, action_high=high,
     )  # fmt: skip
     policy = load_policy(tmp_path)
     raw = np.array([[1.7e9 + 3.0, 0.5, 4.0], [1.7e9 + 3.5, 0.5, 4.0]])

@@ -46,7 +46,6 @@ def path(tmp_path: Path) -> Path:
         observation_mean=data.observation_mean,
         observation_std=data.observation_std,
         action_spec=SPEC,
-        hidden_sizes=(8,),
         env_id="",
         data=data.description,
     )

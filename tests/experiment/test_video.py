@@ -28,7 +28,6 @@ def policy(tmp_path: Path) -> Policy:
         observation_mean=torch.zeros(11),
         observation_std=torch.ones(11),
         action_spec=SPEC,
-        hidden_sizes=(8,),
         env_id="Hopper-v5",
     )
     return load_policy(tmp_path / "policy.safetensors")
