@@ -53,6 +53,17 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...  # noqa: D102
 
 
+def stateful(parts: Mapping[str, Any]) -> dict[str, Stateful]:
+    """What checkpoints hold of parts, by name; those that are made of several, one by one."""
+    states: dict[str, Stateful] = {}
+    for name, part in parts.items():
+        if hasattr(part, "stateful_parts"):
+            states |= {f"{name}_{key}": state for key, state in part.stateful_parts.items()}
+        elif part is not None:
+            states[name] = part
+    return states
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch, from which a run's own randomness is drawn, and Python's and NumPy's."""
     torch.manual_seed(seed)

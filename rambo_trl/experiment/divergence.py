@@ -107,8 +107,7 @@ class DivergenceMonitor:
         max_abs_reward: the largest absolute reward in the data.
         gamma: discount factor.
         margin: factor on the bound.
-        max_model_error: bound on ``"model_error"``, such as :func:`model_error_bound`'s on its
-            entries or a number for their mean; None for no bound.
+        max_model_error: bound on ``"model_error"``; None for no bound.
 
     Raises:
         ValueError: if the discount factor is not below 1 or the reward is not finite.
@@ -119,7 +118,7 @@ class DivergenceMonitor:
         max_abs_reward: float,
         gamma: float,
         margin: float = 2.0,
-        max_model_error: ModelErrorBound | float | None = None,
+        max_model_error: ModelErrorBound | None = None,
     ) -> None:
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma must lie in [0, 1), got {gamma}")
@@ -157,18 +156,8 @@ class DivergenceMonitor:
                 f"mean Q {mean_q:.4g} is beyond {self.q_bound:.4g}, more than the data's "
                 "rewards and the policy's entropy allow"
             )
-        return self._check_model(metrics.get("model_error"))
-
-    def _check_model(self, error: float | Tensor | None) -> str | None:
-        bound = self.max_model_error
-        if isinstance(bound, ModelErrorBound):
-            return bound.check(error) if isinstance(error, Tensor) else None
-        if error is None or bound is None:
-            return None
-        mean = float(torch.as_tensor(error).mean())
-        if mean <= bound:
-            return None
-        return f"the model's error is {mean:.4g}, beyond {bound:.4g}: it no longer fits the data"
+        error, bound = metrics.get("model_error"), self.max_model_error
+        return bound.check(error) if bound is not None and isinstance(error, Tensor) else None
 
 
 def _is_finite(value: float | Tensor) -> bool:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,12 +18,13 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
-from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_logged
-from rambo_trl.data.playing import Flatten, flattening, play_start, play_step
+from rambo_trl.data import OfflineDataset
+from rambo_trl.data.playing import Flatten
 from rambo_trl.data.scaling import denormalize_action
-from rambo_trl.experiment.policy import load_policy, save_policy
+from rambo_trl.experiment.episodes import EvaluationResult, rollout_episodes
+from rambo_trl.experiment.evaluation_process import EvaluationProcess
+from rambo_trl.experiment.policy import save_policy
 from rambo_trl.modules.modes import evaluating
-from rambo_trl.runtime.importing import import_user_module, imported_user_modules
 
 __all__ = [
     "SCORE_COLUMNS",
@@ -52,81 +47,6 @@ SCORE_COLUMNS = ("score", "score_std", "return_mean", "return_std", "discounted_
 EVALUATION_SEED = 1_000_000
 #: seeds that each run has for its episodes
 EVALUATION_SEEDS = 10_000_000
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """What some episodes gave.
-
-    Attributes:
-        returns: undiscounted returns [episodes].
-        lengths: in steps [episodes].
-        discounted_returns: with the discount factor that was asked for [episodes].
-    """
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    discounted_returns: np.ndarray
-
-    @property
-    def return_mean(self) -> float:
-        """Mean return over the episodes."""
-        return float(self.returns.mean())
-
-    @property
-    def return_std(self) -> float:
-        """Standard deviation of the return over the episodes."""
-        return float(self.returns.std())
-
-
-def rollout_episodes(
-    act: Callable[[np.ndarray], np.ndarray],
-    environment: str | EnvSpec,
-    *,
-    num_episodes: int,
-    seed: int,
-    flatten: Flatten | None = None,
-    gamma: float = 1.0,
-) -> EvaluationResult:
-    """Play one episode in each of ``num_episodes`` copies of an environment at once.
-
-    Args:
-        act: maps observations [num_episodes, observation_size] to actions
-            [num_episodes, action_size].
-        environment: a registered Gymnasium id, or a specification.
-        num_episodes: number of episodes, all started together.
-        seed: seed of the first copy; the following copies take the following seeds.
-        flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``;
-            by the environment's observation space where None.
-        gamma: discount factor of the discounted returns.
-
-    Returns:
-        The episodes' returns and lengths. Copies that have ended wait for the others.
-
-    Raises:
-        ValueError: if the environment is not installed or does not follow Gymnasium's interface
-            (:func:`~rambo_trl.data.check_environment` finds it before).
-    """
-    with mujoco_messages_logged():
-        envs = [make_environment(environment) for _ in range(num_episodes)]
-    try:
-        flatten = flatten or flattening(envs[0])
-        rows = [play_start(env, flatten, seed=seed + i) for i, env in enumerate(envs)]
-        returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
-        lengths = np.zeros(num_episodes, dtype=np.int64)
-        running = np.ones(num_episodes, dtype=bool)
-        while running.any():
-            action = act(np.stack(rows))
-            for i in np.flatnonzero(running):
-                rows[i], reward, terminated, truncated = play_step(envs[i], action[i], flatten)
-                returns[i] += reward
-                discounted_returns[i] += gamma ** lengths[i] * reward
-                lengths[i] += 1
-                running[i] = not (terminated or truncated)
-    finally:
-        for env in envs:
-            env.close()
-    return EvaluationResult(returns, lengths, discounted_returns)
 
 
 def evaluate_policy(
@@ -191,100 +111,6 @@ def evaluate_policy(
         )
 
 
-class EvaluationProcess:
-    """Evaluate saved policies in a process of its own, while training goes on in this one.
-
-    The process starts with the first policy and uses one thread of the CPU.
-
-    Args:
-        environment: a registered Gymnasium id, or a specification.
-        num_episodes: number of episodes.
-        flatten: makes a vector of an observation; it must be picklable.
-        gamma: discount factor of the discounted returns.
-
-    Examples:
-        >>> evaluations = EvaluationProcess("Hopper-v5")
-        >>> future = evaluations.submit("policy.safetensors", seed=0)  # doctest: +SKIP
-        >>> future.result().return_mean  # doctest: +SKIP
-    """
-
-    def __init__(
-        self,
-        environment: str | EnvSpec,
-        *,
-        num_episodes: int = 10,
-        flatten: Flatten | None = None,
-        gamma: float = 1.0,
-    ) -> None:
-        self.environment = environment
-        self.num_episodes = num_episodes
-        self.flatten = flatten
-        self.gamma = gamma
-        self._pool: ProcessPoolExecutor | None = None
-
-    def submit(self, path: str | os.PathLike[str], *, seed: int) -> Future[EvaluationResult]:
-        """Evaluate a file of :func:`~rambo_trl.experiment.policy.save_policy`.
-
-        Args:
-            path: the file, which is removed once it was read.
-            seed: seed of the first episode.
-        """
-        if self._pool is None:
-            # a forked process would share the accelerator's and the threads' state
-            self._pool = ProcessPoolExecutor(
-                1,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_set_up_process,
-                initargs=(imported_user_modules(),),
-            )
-        return self._pool.submit(
-            _evaluate_file,
-            os.fspath(path),
-            self.environment,
-            num_episodes=self.num_episodes,
-            seed=seed,
-            flatten=self.flatten,
-            gamma=self.gamma,
-        )
-
-    def shutdown(self) -> None:
-        """End the process; what was not evaluated yet is given up."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-    def kill(self) -> None:
-        """End the process at once, in the middle of an evaluation too."""
-        if self._pool is not None:
-            for process in list((self._pool._processes or {}).values()):
-                process.kill()
-            self.shutdown()
-
-
-def _set_up_process(user_modules: tuple[str, ...]) -> None:
-    # signals may reach the whole group of processes: the run decides what becomes of this one
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    for name in user_modules:  # a specification does not say what registers its environment
-        with suppress(Exception):  # as where one is imported: what is missing is told there
-            import_user_module(name)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _evaluate_file(path: str, environment: str | EnvSpec, **settings: Any) -> EvaluationResult:
-    policy = load_policy(path)
-    os.remove(path)
-    return rollout_episodes(policy, environment, **settings)
-
-
 def evaluation_seed(seed: int) -> int:
     """The seed of the first episode that a run with this seed may evaluate."""
     return EVALUATION_SEED + EVALUATION_SEEDS * seed
@@ -312,7 +138,6 @@ class Evaluation:
         seed: the run's.
         gamma: discount factor; None for a method without critics.
         device: where the policy lives.
-        hidden_sizes: of the policy, for its file.
         beside: evaluate in a process beside training; on a GPU only where None.
 
     Attributes:
@@ -329,29 +154,24 @@ class Evaluation:
         seed: int,
         gamma: float | None,
         device: str,
-        hidden_sizes: Sequence[int],
         beside: bool | None = None,
     ) -> None:
-        self.policy, self.dataset, self.device = policy, dataset, device
-        self.num_episodes, self.hidden_sizes, self.seed = num_episodes, hidden_sizes, seed
+        self.policy, self.dataset, self.device, self.seed = policy, dataset, device, seed
+        self.stride, self.gamma = num_episodes, gamma
         layout = dataset.observation_layout
         self.flatten = None if layout is None else layout.flatten
-        self.first_seed, self.stride = evaluation_seed(seed), num_episodes
-        self.gamma = gamma
+        self.settings: dict[str, Any] = {
+            "num_episodes": num_episodes, "flatten": self.flatten, "gamma": gamma or 0.0
+        }  # fmt: skip
         self.process: EvaluationProcess | None = None
         if beside is None:  # a CPU has better things to do
             beside = torch.device(device).type != "cpu"
         if beside and dataset.environment is not None:
-            self.process = EvaluationProcess(
-                dataset.environment,
-                num_episodes=self.num_episodes,
-                flatten=self.flatten,
-                gamma=self.gamma or 0.0,
-            )
+            self.process = EvaluationProcess(dataset.environment, **self.settings)
             self.policies = TemporaryDirectory(prefix="rambo_trl")
 
     def _first_seed(self, epoch: int) -> int:
-        return self.first_seed + epoch * self.stride
+        return evaluation_seed(self.seed) + epoch * self.stride
 
     def __call__(self, epoch: int) -> Scores:
         """Evaluate after an epoch: a value for each of :data:`SCORE_COLUMNS`."""
@@ -361,12 +181,10 @@ class Evaluation:
         result = evaluate_policy(
             self.policy,
             environment,
-            num_episodes=self.num_episodes,
             seed=self._first_seed(epoch),
-            **self.dataset.statistics,
-            flatten=self.flatten,
-            gamma=self.gamma or 0.0,
             device=self.device,
+            **self.dataset.statistics,
+            **self.settings,
         )
         return self._scores(result)
 
@@ -377,11 +195,11 @@ class Evaluation:
             scores.set_result(self(epoch))
             return scores
         path = Path(self.policies.name) / f"{epoch}.safetensors"
-        write_policy(path, self.policy, self.dataset, self.hidden_sizes, self.seed)
+        write_policy(path, self.policy, self.dataset, self.seed)
 
-        def hand_on(found: Future[EvaluationResult]) -> None:
+        def hand_on(future: Future[EvaluationResult]) -> None:
             try:
-                scores.set_result(self._scores(found.result()))
+                scores.set_result(self._scores(future.result()))
             except Exception as error:  # one that got lost here would be waited for in vain
                 scores.set_exception(error)
 
@@ -440,11 +258,7 @@ def mode_values(loss: LossModule, actor: TensorDictModuleBase, observation: Tens
 
 
 def write_policy(
-    path: Path,
-    actor: Any,
-    dataset: OfflineDataset,
-    hidden_sizes: Sequence[int],
-    seed: int,
+    path: Path, actor: TensorDictModuleBase, dataset: OfflineDataset, seed: int
 ) -> None:
     """Write the actor with the data's scaling, so that it runs without them."""
     save_policy(
@@ -452,7 +266,6 @@ def write_policy(
         actor,
         **dataset.statistics,
         action_spec=dataset.action_spec,
-        hidden_sizes=list(hidden_sizes),
         env_id=dataset.env_id or "",
         env_spec=dataset.env_spec,
         data=dataset.description,

@@ -15,6 +15,7 @@ from rambo_trl.experiment.evaluation import evaluation_seed
 from rambo_trl.experiment.folder import RunFolder, package_versions
 from rambo_trl.experiment.learning_curve import format_value, plot_learning_curve
 from rambo_trl.experiment.loggers import Tracker
+from rambo_trl.experiment.options import RunOptions
 from rambo_trl.experiment.policy import load_policy
 from rambo_trl.experiment.video import record_video
 
@@ -57,10 +58,8 @@ def summarise(
     folder: RunFolder,
     dataset: OfflineDataset,
     rows: Sequence[Mapping[str, float | int | None]],
+    options: RunOptions,
     *,
-    seed: int,
-    schedule_name: str,
-    num_last: int,
     method: str,
     cloned: Mapping[str, float | None],
     divergence: Mapping[str, Any] | None,
@@ -73,7 +72,7 @@ def summarise(
     the paper scores it. Of a run that recorded nothing to draw there is no figure.
     """
     evaluated = [row for row in rows if row.get("return_mean") is not None]
-    last = evaluated[-num_last:]
+    last = evaluated[-options.evaluation_last :]
 
     def mean(key: str) -> float | None:
         values = [float(v) for row in last if (v := row.get(key)) is not None]
@@ -97,13 +96,13 @@ def summarise(
         "cloned_return_mean": cloned.get("return_mean"),
         "diverged": divergence is not None,
         "divergence": divergence,
-        "seed": seed,
-        "evaluation_seed": evaluation_seed(seed),
+        "seed": options.seed,
+        "evaluation_seed": evaluation_seed(options.seed),
         "dataset": dataset.name,
         "dataset_transitions": len(dataset),
         "env": dataset.env_id,
         "evaluated": dataset.environment is not None,
-        "schedule": schedule_name,
+        "schedule": options.schedule_name,
         "epochs": int(rows[-1]["epoch"] or 0) if rows else 0,
         "sanity": sanity,
         **extra,

@@ -8,41 +8,30 @@ resumes and notices divergence.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.checkpoint import Checkpoints, Stateful
+from rambo_trl.experiment.checkpoint import Checkpoints, stateful
 from rambo_trl.experiment.divergence import DivergenceMonitor
-from rambo_trl.experiment.evaluation import (
-    SCORE_COLUMNS,
-    Evaluation,
-    Scores,
-    score_text,
-    write_policy,
-)
+from rambo_trl.experiment.epoch import Epoch, Metrics, Stopwatch, epoch_line
+from rambo_trl.experiment.evaluation import SCORE_COLUMNS, Evaluation, Scores, write_policy
 from rambo_trl.experiment.folder import RunFolder, remove_unfinished
-from rambo_trl.experiment.learning_curve import format_value
-from rambo_trl.experiment.loggers import Tracker, TrackerName
+from rambo_trl.experiment.loggers import Tracker
+from rambo_trl.experiment.options import RunOptions
 from rambo_trl.experiment.pretrained import dataset_digest, file_digest
 from rambo_trl.experiment.results import finish_tracking, summarise
 from rambo_trl.experiment.sanity import check_sanity
 from rambo_trl.experiment.signals import Interruption
 from rambo_trl.runtime.progress import Bar, busy
 
-__all__ = ["Epoch", "Inspection", "Run", "RunOptions", "Stopwatch"]
-
-Metrics = dict[str, Any]
+__all__ = ["Epoch", "Inspection", "Run", "RunOptions", "Stopwatch", "epoch_line"]
 
 #: columns of ``metrics.csv`` in the rewards' units: the data's there, the learner's in training
 REWARD_COLUMNS = frozenset({
@@ -51,112 +40,6 @@ REWARD_COLUMNS = frozenset({
 })  # fmt: skip
 #: columns of ``metrics.csv`` that folders of earlier versions do not have
 _LATER_COLUMNS = frozenset({"start_value", "discounted_return_mean"})
-#: what the progress bar calls phases that have other names in ``results.json``
-_PHASES = {"rollouts": "imagined rollouts", "model": "adversary"}
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is evaluated, saved and logged.
-
-    Attributes:
-        epochs: how many.
-        seed: decides the evaluations' seeds.
-        device: where the policy lives.
-        gamma: discount factor; None for a method without critics.
-        hidden_sizes: the policy's, for its file.
-        schedule_name: of the schedule, for the results.
-        evaluation_episodes: episodes of an evaluation.
-        evaluation_every: epochs between evaluations.
-        evaluation_last: the last so many epochs are evaluated too; the score is their mean.
-        evaluate_beside: evaluate in a process beside training; on a GPU only where None.
-        checkpoint_every: epochs between checkpoints.
-        checkpoint_minutes: minutes after which there is one in any case; None for no limit.
-        checkpoints_kept: the newest so many are kept.
-        on_divergence: stop, or continue with the run marked.
-        logger: where metrics go besides ``metrics.csv``.
-        video: of the trained policy.
-        settings: the whole configuration, plain values, for ``config.yaml`` and the logger.
-        config_text: the same as YAML.
-        given: files that pretrained parts are taken from, by their settings.
-    """
-
-    epochs: int
-    seed: int = 0
-    device: str = "cpu"
-    gamma: float | None = None
-    hidden_sizes: Sequence[int] = (256, 256)
-    schedule_name: str = ""
-    evaluation_episodes: int = 10
-    evaluation_every: int = 10
-    evaluation_last: int = 10
-    evaluate_beside: bool | None = None
-    checkpoint_every: int = 20
-    checkpoint_minutes: float | None = 5
-    checkpoints_kept: int = 1
-    on_divergence: Literal["stop", "continue"] = "stop"
-    logger: TrackerName = "csv"
-    video: str = "none"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    config_text: str = ""
-    given: Mapping[str, Path] = field(default_factory=dict)
-
-
-class Stopwatch:
-    """Seconds per phase.
-
-    Args:
-        seconds: phase to seconds so far; added to.
-
-    Attributes:
-        bar: says which phase it is, where there is one.
-        worked: phase to seconds of this process, without those that compilation took.
-    """
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.worked: dict[str, float] = {}
-        self.bar: Bar | None = None
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the block's duration to a phase."""
-        bar = self.bar
-        waited = 0.0
-        if bar is not None:
-            bar.set_postfix_str(_PHASES.get(phase, phase))
-            waited = bar.waited
-        started = time.perf_counter()
-        yield
-        elapsed = time.perf_counter() - started
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
-        if bar is not None:
-            elapsed -= bar.waited - waited
-        self.worked[phase] = self.worked.get(phase, 0.0) + elapsed
-
-
-class Epoch:
-    """One epoch: its phases are timed, what is logged becomes its row of ``metrics.csv``.
-
-    Attributes:
-        number: from 1.
-        row: the metrics so far.
-    """
-
-    def __init__(self, number: int, watch: Stopwatch, bar: Bar) -> None:
-        self.number, self.row = number, Metrics(epoch=number)
-        self._watch, self._bar = watch, bar
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[Bar]:
-        """Time a block as one phase; yields the progress bar of gradient steps."""
-        with self._watch(name):
-            yield self._bar
-
-    def log(self, metrics: Mapping[str, Any], *, prefix: str = "") -> None:
-        """Add metrics to the row, under their names after ``prefix``; ``loss_*`` keep theirs."""
-        for name, value in metrics.items():
-            self.row[name if name.startswith("loss") else f"{prefix}{name}"] = value
 
 
 class _Unwritten(NamedTuple):
@@ -237,7 +120,6 @@ class Run:
             seed=options.seed,
             gamma=options.gamma,
             device=options.device,
-            hidden_sizes=options.hidden_sizes,
             beside=options.evaluate_beside,
         )
         self.checkpoints = Checkpoints(
@@ -253,7 +135,7 @@ class Run:
         self.folder.write_config(options.config_text)  # a resumed run's may differ
         if self.checkpoints.last.is_file():
             self.saved = dict(self.progress)
-        stride = max(self.progress.get("evaluation_stride", 0), self.evaluation.num_episodes)
+        stride = max(self.progress.get("evaluation_stride", 0), options.evaluation_episodes)
         self.evaluation.stride = self.progress["evaluation_stride"] = stride
         self.watch = Stopwatch(self.progress["seconds"])
         self.tracker = Tracker(options.logger, self.folder.path, settings=dict(options.settings))
@@ -323,10 +205,10 @@ class Run:
                 yield epoch
                 self._end_epoch(epoch.row, self._updating_seconds() - before)
                 bar.lap()
-                if self.signals.received and not self.stopped:
-                    self._leave(number)
-                    break
                 if self.stopped:
+                    break
+                if self.signals.received:
+                    self._leave(number)
                     break
             bar.set_postfix_str("")
         if self.progress["divergence"]:
@@ -426,16 +308,14 @@ class Run:
         """
         progress, options = self.progress, self.options
         path = self.folder.path / "policy.safetensors"
-        write_policy(path, self.policy, self.dataset, options.hidden_sizes, options.seed)
+        write_policy(path, self.policy, self.dataset, options.seed)
         with busy("writing the results"):
             rows = self.folder.read_metrics()
             summary = summarise(
                 self.folder,
                 self.dataset,
                 rows,
-                seed=options.seed,
-                schedule_name=options.schedule_name,
-                num_last=options.evaluation_last,
+                options,
                 method=self.label,
                 cloned=progress.get("cloned", {}),
                 divergence=progress["divergence"],
@@ -495,31 +375,3 @@ class Inspection(Run):
     def finish(self, **_: Any) -> dict[str, Any]:
         """There are no results."""
         return {}
-
-
-def stateful(parts: Mapping[str, Any]) -> dict[str, Stateful]:
-    """What checkpoints hold of parts, by name; those that are made of several, one by one."""
-    states: dict[str, Stateful] = {}
-    for name, part in parts.items():
-        if hasattr(part, "stateful_parts"):
-            states |= {f"{name}_{key}": state for key, state in part.stateful_parts.items()}
-        elif part is not None:
-            states[name] = part
-    return states
-
-
-def epoch_line(row: Mapping[str, Any]) -> str:
-    """What an epoch did, as a line."""
-    parts = [f"epoch {row['epoch']:4d}"]
-    if row["return_mean"] is not None:
-        parts.append(f"return {format_value(row['return_mean']):>8}{score_text(row)}")
-    if "mean_q" in row:
-        parts.append(f"mean Q {format_value(row['mean_q'], 2):>8}")
-    if "loss_model" in row:
-        parts.append(f"model loss {row['loss_model']:7.3f}")
-    if "model_trust_distance" in row:  # with model_term=kl or total_variation
-        parts.append(f"trust distance {row['model_trust_distance']:.3g}")
-    if "model_advantage_mean" in row:
-        mean, std = row["model_advantage_mean"], row["model_advantage_std"]
-        parts.append(f"advantage {mean:6.2f} +- {std:.2f}")
-    return " | ".join(parts)

@@ -50,10 +50,6 @@ def refuse(error: BaseException | str, code: int = 2) -> NoReturn:
 def setting(key: str, value: object) -> str:
     """A setting as one word of a command line, quoted so that a shell and then Hydra read it back.
 
-    Args:
-        key: the setting's.
-        value: a text, or what is one when it is printed.
-
     Examples:
         >>> print(setting("resume", "runs/hopper"), setting("dataset", "a (1).hdf5"))
         resume=runs/hopper 'dataset="a (1).hdf5"'
@@ -128,7 +124,7 @@ def compose_jobs(
         config_name: file in ``config/``, without its extension.
         overrides: as on the command line.
         multirun: whether values such as ``0,1,2`` make a job each.
-        check: as of :func:`check_command_line`.
+        check: as for :func:`check_command_line`.
 
     Raises:
         ValueError: one line that names the setting.
@@ -176,13 +172,7 @@ def compose_jobs(
 def name_of_data(cfg: DictConfig, task: str, words: Sequence[str], root: str | Path = ".") -> str:
     """What a run's folder is called after: the task, or a data set that was given without one.
 
-    Such a data set may have nothing to do with the default task.
-
-    Args:
-        cfg: the run's.
-        task: the task's name.
-        words: the command line's settings.
-        root: the folder that files are looked up from.
+    Such a data set may have nothing to do with the default task. Files are looked up from ``root``.
     """
     given = {word.partition("=")[0].lstrip("+") for word in words}
     if "dataset" not in given or "task" in given:
@@ -234,11 +224,7 @@ def _ends(override: Override) -> str:
 
 
 def _check_keys(config_name: str, job: Iterable[str]) -> None:
-    """Refuse a job's words that set nothing; to be called where Hydra is initialised.
-
-    Raises:
-        ValueError: naming the key, and the nearest one that there is.
-    """
+    """Refuse a job's words that set nothing; to be called where Hydra is initialised."""
     loaded = OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml")
     groups = {name for entry in loaded.defaults if OmegaConf.is_dict(entry) for name in entry}
     model = SETTINGS.get(config_name)

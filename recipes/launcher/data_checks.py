@@ -51,7 +51,7 @@ def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
 
     Args:
         cfg: the configuration.
-        task: the task, where the user chose one.
+        task: where the user chose one.
 
     Raises:
         ValueError: if a termination rule cannot be imported, the environment is not installed, a
@@ -96,11 +96,9 @@ def check_task(
     Args:
         cfg: the configuration.
         dataset: the data; those of one's own come with the default task.
-        task: the task's name.
+        task: its name.
         words: the command line's settings.
-
-    Keyword Args:
-        schedule: the schedule's name.
+        schedule: its name.
         filled_in: settings with the method's published values for the task.
 
     Raises:
@@ -168,10 +166,6 @@ def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
 def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
     """Refuse data that the configuration cannot train on, before any long work.
 
-    Args:
-        cfg: the configuration.
-        dataset: the data.
-
     Raises:
         ValueError: if a batch is larger than the data, the environment to evaluate in is not
             installed or has other sizes than the data, there is no termination rule, or something
@@ -237,12 +231,7 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
     by_name = cfg.termination == "auto"
     if rule is never and (not by_name or is_maze(dataset.env_id)):  # as in the paper: no maze ends
         return
-    ended, others = check_rule(
-        rule,
-        dataset.transitions,
-        **dataset.statistics,
-        device=cfg.device,
-    )
+    ended, others = check_rule(rule, dataset.transitions, **dataset.statistics, device=cfg.device)
     false = others or 0.0
     misfit = max(0.0 if ended is None else 1 - ended, false)
     if misfit <= 0.01:
@@ -267,11 +256,7 @@ def check_termination(cfg: DictConfig, dataset: OfflineDataset) -> None:
 def termination_rule(
     cfg: DictConfig, dataset: OfflineDataset
 ) -> TerminationRule | Literal["learned"]:
-    """The rule that the configuration chooses for the data, or the word ``"learned"``.
-
-    Raises:
-        ValueError: saying what to choose instead.
-    """
+    """The rule that the configuration chooses for the data, or the word ``"learned"``."""
     return choose_rule(
         cfg.termination,
         env_id=dataset.env_spec or dataset.env_id,
@@ -282,11 +267,12 @@ def termination_rule(
 
 def load_data(cfg: DictConfig) -> OfflineDataset:
     """Load the data; with ``env_id=none`` no environment is looked for."""
-    no_environment = cfg.env_id == "none"
-    env_id = None if no_environment else cfg.env_id
     dataset = OfflineDataset.load(
-        cfg.dataset, env_id=env_id, reward_shift=cfg.reward_shift, reward_scale=cfg.reward_scale
+        cfg.dataset,
+        env_id=None if cfg.env_id == "none" else cfg.env_id,
+        reward_shift=cfg.reward_shift,
+        reward_scale=cfg.reward_scale,
     )
-    if no_environment:
+    if cfg.env_id == "none":
         dataset.has_simulator = False
     return dataset

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import rambo
 import torch
-from launcher.command_line import compose_jobs, describe
+from launcher.command_line import compose_jobs
 from launcher.data_checks import load_data
 from launcher.pretraining import FITTED_MODEL
 from launcher.settings import leaf_keys, with_later_settings
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.experiment.checkpoint import load_checkpoint
+from rambo_trl.experiment.checkpoint import load_checkpoint, stateful
 from rambo_trl.experiment.folder import RunFolder
-from rambo_trl.experiment.pretrained import dataset_digest
-from rambo_trl.experiment.run import Inspection, stateful
+from rambo_trl.experiment.pretrained import dataset_digest, load_parts
+from rambo_trl.experiment.run import Inspection
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.training.phases import ModelPhase
 
@@ -84,43 +82,13 @@ def load_finished(path: Path, fitted_file: Path | None = None) -> FinishedRun:
         stateful(parts),
         restore_random=False,
     )
-    if progress.get("dataset_digest", dataset_digest(data)) != dataset_digest(data):
+    digest = dataset_digest(data)
+    if progress.get("dataset_digest", digest) != digest:
         raise ValueError(f"data set {data.name} is no longer what this run was trained on")
     if not progress["epoch"]:
         raise ValueError(f"{path} has trained no epoch yet: there is none in its checkpoint")
-    fitted = read_fitted(fitted_file, parts["world_model"])
+    fitted = copy.deepcopy(parts["world_model"])
+    load_parts(fitted_file, {"world_model": fitted}, data, digest=digest)
+    if not torch.equal(fitted.elites, parts["world_model"].elites):  # which training leaves alone
+        raise ValueError(f"{fitted_file} is of another fit than this run's: its elites differ")
     return FinishedRun(cfg, data, parts["model"], fitted, progress["epoch"])
-
-
-def read_fitted(file: Path, world_model: EnsembleWorldModel) -> EnsembleWorldModel:
-    """Read the model that adversarial training began with.
-
-    Args:
-        file: ``pretrained_model.safetensors``, or a file of the cache of pretrained parts.
-        world_model: the model after it.
-
-    Raises:
-        ValueError: if the file cannot be read or is of another fit.
-    """
-    try:
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)["parts"]["world_model"]
-        )
-        fitted = copy.deepcopy(world_model)
-        fitted.load_state_dict(state)
-    except (SafetensorError, RuntimeError, LookupError, TypeError, OSError) as error:
-        raise ValueError(f"{file} does not hold this run's model: {describe(error)}") from error
-    except Exception as error:  # torch.load raises what the unpickler stumbles over
-        raise ValueError(f"{file} is not readable: {describe(error)}") from error
-    for name in (
-        "input_mean",
-        "input_std",
-        "reward_mean",
-        "reward_std",
-        "elites",
-    ):  # what adversarial training leaves as it is
-        if not torch.equal(getattr(fitted, name), getattr(world_model, name)):
-            raise ValueError(f"{file} is of another fit than this run's: its {name} differs")
-    return fitted

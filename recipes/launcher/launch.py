@@ -45,7 +45,6 @@ def make_run(
         seed=cfg.seed,
         device=cfg.device,
         gamma=cfg.agent.get("gamma"),
-        hidden_sizes=list(cfg.agent.hidden_sizes),
         schedule_name=cfg.schedule_name,
         evaluation_episodes=cfg.evaluation.episodes,
         evaluation_every=cfg.evaluation.every,

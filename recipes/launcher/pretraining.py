@@ -40,13 +40,9 @@ class Pretrainable(Protocol):
     """A further part that is pretrained along with the model and the actor."""
 
     @property
-    def pretrained_parts(self) -> dict[str, Any]:
-        """What pretraining changes, by name."""
-        ...
+    def pretrained_parts(self) -> dict[str, Any]: ...  # noqa: D102
 
-    def pretrain(self, run: Run) -> None:
-        """Pretrain it."""
-        ...
+    def pretrain(self, run: Run) -> None: ...  # noqa: D102
 
 
 def pretrain(
@@ -193,34 +189,29 @@ def clone_with_bar(
 
 
 def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
-    """The run's place in the cache of pretrained parts.
-
-    Args:
-        cfg: the configuration.
-        progress: the run's.
-        parts: what pretraining changes, by name.
+    """The run's place in the cache of pretrained parts, which are what pretraining changes.
 
     Raises:
         OSError: if a file that a setting names cannot be read.
     """
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    assert isinstance(model, dict)
-    model.pop("adversarial_lr", None)  # of adversarial training
-    cloning = OmegaConf.to_container(cfg.cloning, resolve=True)
-    assert isinstance(cloning, dict)
-    for group, name in ((model, "max_updates"), (model, "holdout_every"), (cloning, "updates")):
-        if group.get(name) is None:  # older files do not name them
-            group.pop(name, None)
+    later = ("max_updates", "holdout_every", "updates")  # which older files do not name
+    model, cloning = (
+        {
+            key: value
+            for key, value in OmegaConf.to_object(group).items()
+            if key != "adversarial_lr" and not (key in later and value is None)
+        }
+        for group in (cfg.model, cfg.cloning)
+    )
     # all that decides what pretraining leaves behind, the random state included: the agent's
     # networks are drawn before it, and threads decide in which order sums are taken
     settings = {
-        **{key: OmegaConf.select(cfg, key) for key in ("seed", "device", "compile")},
+        **{key: cfg[key] for key in ("seed", "device", "compile", "clone_behaviour")},
         "threads": torch.get_num_threads(),
         "dataset_digest": progress.get("dataset_digest"),
         "agent.hidden_sizes": list(cfg.agent.hidden_sizes),
         "model": model,
         "cloning": cloning,
-        "clone_behaviour": cfg.clone_behaviour,
         "evaluation.episodes": cfg.evaluation.episodes,
         "versions": package_versions(),
     }

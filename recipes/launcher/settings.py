@@ -37,11 +37,7 @@ RESUME_MAY_CHANGE = frozenset({*PLACES, *keys_of(Operation), *keys_of(Pretrained
 
 
 def check_config(cfg: DictConfig, model: type[BaseModel] | None = None) -> None:
-    """Refuse values of a wrong type or out of their range before any work starts.
-
-    Args:
-        cfg: the configuration.
-        model: what its settings may be; by default its method's.
+    """Refuse what the model, by default its method's, does not allow, before any work starts.
 
     Raises:
         ValueError: naming the key, what was expected and what came.
@@ -94,11 +90,7 @@ def with_later_settings(saved: DictConfig, keys: Collection[str]) -> DictConfig:
 
 
 def settle_budgets(cfg: DictConfig, given: Collection[str]) -> None:
-    """Leave of each budget in updates and in passes the one that was asked for.
-
-    Args:
-        cfg: the configuration; changed.
-        given: keys of the command line.
+    """Leave of each budget in updates and in passes the one that the command line asked for.
 
     Raises:
         ValueError: if both were.

@@ -34,13 +34,7 @@ from rambo_trl.runtime.places import expand_home
 
 
 def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Path:
-    """The run's folder: ``run_dir`` where it is set, else one under ``runs/``, not made here.
-
-    Args:
-        cfg: the run's.
-        task: the task's name.
-        words: the command line's settings.
-    """
+    """The run's folder: ``run_dir`` where it is set, else one under ``runs/``, not made here."""
     if cfg.run_dir is not None:
         return expand_home(cfg.run_dir)
     task = name_of_data(cfg, task, words)
@@ -84,11 +78,6 @@ def read_config(folder: RunFolder) -> DictConfig:
 def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration of a run to be resumed: its own, but for what the command line may change.
 
-    Args:
-        cfg: composed from the command line.
-        saved: the run folder's.
-        overrides: the command line's words.
-
     Raises:
         ValueError: if one of them differs from the run's own and may not.
     """
@@ -123,11 +112,6 @@ def resumed_config(cfg: DictConfig, saved: DictConfig, overrides: Sequence[str])
 def check_progress(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
     """Stop where a resumed run has nothing left to do, unless something else is asked for.
 
-    Args:
-        cfg: the resumed run's.
-        folder: the run folder.
-        overrides: the command line's words.
-
     Raises:
         ValueError: if it has done more epochs than it is now to have.
         SystemExit: with code 0 where it has ended, which is said.
@@ -151,19 +135,8 @@ def check_progress(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str])
         raise SystemExit(0)
 
 
-def check_run(cfg: DictConfig) -> None:
-    """Refuse settings that cannot be, and what they ask for that is not installed."""
-    check_config(cfg)
-    check_tracker(cfg.logger)
-    check_video(cfg.video)
-
-
 def check_places(cfg: DictConfig, path: Path) -> None:
     """Refuse a new run's folder that cannot be made, and files that are not there.
-
-    Args:
-        cfg: the run's.
-        path: its folder.
 
     Raises:
         OSError: naming what is in the way, or missing.
@@ -209,8 +182,6 @@ def prepare(
         folder = RunFolder.open(cfg.resume)
         folder.lock()
         cfg = resumed_config(cfg, read_config(folder), words)
-        check_run(cfg)
-        check_progress(cfg, folder, words)
     else:
         task = hydra.runtime.choices["task"]
         values = published(task) if published else {}
@@ -218,7 +189,12 @@ def prepare(
         for key, value in filled_in.items():
             OmegaConf.update(cfg, key, value)
         settle_budgets(cfg, keys)
-        check_run(cfg)
+    check_config(cfg)
+    check_tracker(cfg.logger)
+    check_video(cfg.video)
+    if folder is not None:
+        check_progress(cfg, folder, words)
+    else:
         path = choose_run_dir(cfg, task, words)
         check_places(cfg, path)
     if cfg.deterministic:

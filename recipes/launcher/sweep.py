@@ -48,11 +48,7 @@ def name_sweep() -> None:
 
 
 def sweep_job(script: str) -> Callable[[DictConfig], float | None]:
-    """What Hydra runs as a job, here or on another machine.
-
-    Args:
-        script: the recipe.
-    """
+    """What Hydra runs as a job of a recipe's script, here or on another machine."""
     recipe, folder, cwd = str(Path(script).resolve()), str(Path(__file__).parents[1]), os.getcwd()
 
     # Workers are sent this function by value: all that it needs is named in it.
@@ -129,11 +125,7 @@ def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
 
 
 def _check_settings(cfg: DictConfig, path: Path, words: Sequence[str]) -> None:
-    """Refuse to take a finished run for one with other settings.
-
-    Raises:
-        RuntimeError: naming the setting.
-    """
+    """Refuse to take a finished run for one with other settings."""
     saved = OmegaConf.load(path / "config.yaml")
     assert isinstance(saved, DictConfig)
     saved, cfg, given_keys = with_later_settings(saved, leaf_keys(cfg)), cfg.copy(), keys_set(words)

@@ -246,7 +246,7 @@ class TestBadFiles:
         ("header", "match"),
         [
             ({"format_version": 2}, "format_version is 2"),
-            ({"hidden_sizes": [16, 0]}, "size mismatch"),
+            ({"hidden_sizes": [16, 0]}, "not a usable policy file"),
             ({"hidden_sizes": [16]}, "size mismatch"),
             ({"action_low": [-1.0, float("-inf"), 0.0]}, "both must be finite"),
             ({"action_high": [1.0, 2.0]}, "must match"),

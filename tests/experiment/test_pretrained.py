@@ -239,7 +239,7 @@ class TestPartsOfAnyFile:
         parts, digest = self.parts(0), dataset_digest(dataset())
         model, policy = (tmp_path / name for name in PART_FILES.values())
         save_fitted_model(model, parts["world_model"], digest=digest, measured=self.measured)
-        write_policy(policy, parts["actor"], dataset(), [4], 0)
+        write_policy(policy, parts["actor"], dataset(), 0)
         settings = {"dataset_digest": digest}
         store = Pretrained("auto", parts, settings=settings, folder=tmp_path / "cache")
         store.save(self.measured)
@@ -333,7 +333,7 @@ class TestPartsOfAnyFile:
             action_spec=Bounded(*bounds, shape=(1,), dtype=torch.float64),
         )
         actors = [make_actor(2, data.action_spec, hidden_sizes=[4]) for _ in range(2)]
-        write_policy(tmp_path / "policy.safetensors", actors[0], data, [4], 0)
+        write_policy(tmp_path / "policy.safetensors", actors[0], data, 0)
         load_parts(tmp_path, {"actor": actors[1]}, data, digest=dataset_digest(data))
         for one, other in zip(actors[0].parameters(), actors[1].parameters(), strict=True):
             assert torch.equal(one, other)

@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 import torch
 from adversary_effect import describe_effect
-from launcher.inspection import read_fitted
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded
@@ -184,31 +182,6 @@ def test_rollouts_that_explode_are_not_compared() -> None:
     assert credible_steps((fine, fine), 0.5) == 5 == credible_steps((fine, fine), 1.0)
     assert credible_steps((fine, exploding), 1.0) == 3
     assert credible_steps((fine, exploding), 0.4) == 1  # there is always a step to show
-
-
-class TestFittedModel:
-    def test_is_read(self, parts: tuple[Any, Any, Any], tmp_path: Path) -> None:
-        model, _, _ = parts
-        save_file(dict(model.state_dict()), tmp_path / "a.safetensors")
-        after = lowered(model, by=1.0)
-        found = read_fitted(tmp_path / "a.safetensors", after)
-        for name, value in model.state_dict().items():
-            torch.testing.assert_close(found.state_dict()[name], value)
-        assert not torch.equal(after.biases[-1], found.biases[-1])
-
-    def test_of_another_fit_is_refused(self, parts: tuple[Any, Any, Any], tmp_path: Path) -> None:
-        model, _, _ = parts
-        other = copy.deepcopy(model)
-        other.elites.copy_(torch.tensor([2, 1]))
-        save_file(dict(other.state_dict()), tmp_path / "a.safetensors")
-        with pytest.raises(ValueError, match=r"of another fit than this run's: its elites differ"):
-            read_fitted(tmp_path / "a.safetensors", model)
-        save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
-        (tmp_path / "c.safetensors").write_text("no")
-        (tmp_path / "d.pt").write_text("no")
-        for name in ("b.safetensors", "c.safetensors", "d.pt"):
-            with pytest.raises(ValueError, match=name):
-                read_fitted(tmp_path / name, model)
 
 
 def made_up(real: float, adversarial: float) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def test_the_policy_of_a_bc_run_alone(
 @pytest.fixture
 def policy_file(pretrained_run: Begun, tmp_path: Path) -> Path:
     run = pretrained_run.run
-    write_policy(tmp_path / "policy.safetensors", pretrained_run.actor, run.dataset, [32, 32], 0)
+    write_policy(tmp_path / "policy.safetensors", pretrained_run.actor, run.dataset, 0)
     return tmp_path / "policy.safetensors"
 
 
