@@ -133,10 +133,8 @@ def save_checkpoint(
         The file's size in bytes.
 
     Raises:
-        TypeError: if the progress holds anything else; the message names it, and nothing is
-            written.
-        OSError: if it cannot be written, on a full disk for instance; the message names the
-            file and says whether an earlier one is kept.
+        TypeError: if the progress holds anything else; nothing is written then.
+        OSError: if it cannot be written, saying whether an earlier file is kept.
     """
     path = expand_home(path)
     state = {
@@ -159,13 +157,8 @@ def save_checkpoint(
 def _plain(value: Any, name: str | None) -> Any:
     """The value with Python's numbers in place of NumPy's, in dicts, lists and tuples too.
 
-    Args:
-        value: a part's state or a run's progress.
-        name: the progress's, to refuse what would not come back; None for a part's state, of
-            which anything else stays as it is (a module's has a class and attributes of its own).
-
-    Raises:
-        TypeError: if it has no such form; the message names it.
+    What would not come back is refused, with its name, in the progress. In a part's state, which
+    has no ``name``, it stays as it is (a module's has a class and attributes of its own).
     """
     if isinstance(value, np.generic):
         value = value.item()

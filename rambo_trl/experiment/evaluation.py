@@ -23,6 +23,7 @@ from rambo_trl.data.playing import Flatten
 from rambo_trl.data.scaling import denormalize_action
 from rambo_trl.experiment.episodes import EvaluationResult, rollout_episodes
 from rambo_trl.experiment.evaluation_process import EvaluationProcess
+from rambo_trl.experiment.options import RunOptions
 from rambo_trl.experiment.policy import save_policy
 from rambo_trl.modules.modes import evaluating
 
@@ -132,13 +133,7 @@ class Evaluation:
     Args:
         policy: the actor.
         dataset: names the environment and holds normalisation and reference scores.
-
-    Keyword Args:
-        num_episodes: episodes of an evaluation.
-        seed: the run's.
-        gamma: discount factor; None for a method without critics.
-        device: where the policy lives.
-        beside: evaluate in a process beside training; on a GPU only where None.
+        options: the run's.
 
     Attributes:
         stride: seeds from one epoch's first episode to the next one's; at least as many as there
@@ -146,32 +141,27 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        policy: TensorDictModuleBase,
-        dataset: OfflineDataset,
-        *,
-        num_episodes: int,
-        seed: int,
-        gamma: float | None,
-        device: str,
-        beside: bool | None = None,
+        self, policy: TensorDictModuleBase, dataset: OfflineDataset, options: RunOptions
     ) -> None:
-        self.policy, self.dataset, self.device, self.seed = policy, dataset, device, seed
-        self.stride, self.gamma = num_episodes, gamma
+        self.policy, self.dataset, self.options = policy, dataset, options
+        self.stride = options.evaluation_episodes
         layout = dataset.observation_layout
         self.flatten = None if layout is None else layout.flatten
         self.settings: dict[str, Any] = {
-            "num_episodes": num_episodes, "flatten": self.flatten, "gamma": gamma or 0.0
-        }  # fmt: skip
+            "num_episodes": options.evaluation_episodes,
+            "flatten": self.flatten,
+            "gamma": options.gamma or 0.0,
+        }
         self.process: EvaluationProcess | None = None
+        beside = options.evaluate_beside
         if beside is None:  # a CPU has better things to do
-            beside = torch.device(device).type != "cpu"
+            beside = torch.device(options.device).type != "cpu"
         if beside and dataset.environment is not None:
             self.process = EvaluationProcess(dataset.environment, **self.settings)
             self.policies = TemporaryDirectory(prefix="rambo_trl")
 
     def _first_seed(self, epoch: int) -> int:
-        return evaluation_seed(self.seed) + epoch * self.stride
+        return evaluation_seed(self.options.seed) + epoch * self.stride
 
     def __call__(self, epoch: int) -> Scores:
         """Evaluate after an epoch: a value for each of :data:`SCORE_COLUMNS`."""
@@ -182,7 +172,7 @@ class Evaluation:
             self.policy,
             environment,
             seed=self._first_seed(epoch),
-            device=self.device,
+            device=self.options.device,
             **self.dataset.statistics,
             **self.settings,
         )
@@ -195,7 +185,7 @@ class Evaluation:
             scores.set_result(self(epoch))
             return scores
         path = Path(self.policies.name) / f"{epoch}.safetensors"
-        write_policy(path, self.policy, self.dataset, self.seed)
+        write_policy(path, self.policy, self.dataset, self.options.seed)
 
         def hand_on(future: Future[EvaluationResult]) -> None:
             try:
@@ -225,8 +215,9 @@ class Evaluation:
             "return_std": result.return_std,
             "discounted_return_mean": None,
         }
-        if self.gamma is not None:  # of rewards with the shift, as in training
-            weights = (1 - self.gamma**result.lengths) / (1 - self.gamma)
+        gamma = self.options.gamma
+        if gamma is not None:  # of rewards with the shift, as in training
+            weights = (1 - gamma**result.lengths) / (1 - gamma)
             shifted = result.discounted_returns + self.dataset.reward_shift * weights
             row["discounted_return_mean"] = float(shifted.mean())
         if self.dataset.reference_scores is not None:

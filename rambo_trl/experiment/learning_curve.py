@@ -47,10 +47,8 @@ def plot_learning_curve(
     logged_mean: float | None = None,
     logged_best: float | None = None,
     y_label: str = "normalised score",
-    x_label: str = "epoch",
     policy_label: str = "policy",
     num_final: int = 10,
-    dpi: int = 130,
 ) -> Path | None:
     """Draw a run's evaluations against its data, and below them the critics' mean Q.
 
@@ -69,11 +67,9 @@ def plot_learning_curve(
         logged_mean: mean discounted return of the data's episodes, for ``start_value``.
         logged_best: the highest one.
         y_label: what the score is.
-        x_label: what an epoch is.
         policy_label: what to call the learnt policy.
         num_final: the final score is the mean of the last so many evaluations (10 in the paper,
             sec. 6), or of all where there are fewer; it is drawn as a bar across them.
-        dpi: resolution; the figure is 8 x 5.6 inches.
 
     Returns:
         The path written; None, and no file, where the rows hold nothing to draw.
@@ -93,7 +89,7 @@ def plot_learning_curve(
         columns = {key: columns[key] for key in ("score", "mean_q") if key in columns}
     if not columns:
         return None
-    figure = Figure(figsize=(8, 5.6), dpi=dpi)
+    figure = Figure(figsize=(8, 5.6), dpi=130)
     ratios = [3.2 if key in ("score", "start_value") else 1.0 for key in columns]
     subplots = figure.subplots(len(columns), 1, sharex=True, height_ratios=ratios, squeeze=False)
     panels = dict(zip(columns, subplots[:, 0], strict=True))
@@ -126,7 +122,7 @@ def plot_learning_curve(
 
     axes = subplots[-1, 0]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
-    axes.set_xlabel(x_label)
+    axes.set_xlabel("epoch")
     figure.align_ylabels()
     figure.suptitle(literal(fill(title, 65)), x=0.01, ha="left", size=13, weight="bold")
     subplots[0, 0].set_title(fill(summary, 95), size=10, color=GREY)

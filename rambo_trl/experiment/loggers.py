@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torchrl._utils import logger as torchrl_logger
 from torchrl.record.loggers import Logger, MLFlowLogger, TensorboardLogger, get_logger
@@ -22,20 +22,16 @@ __all__ = ["TrackerName", "Tracker", "check_tracker"]
 #: all but ``csv`` are also the module that is needed and the extra that brings it
 TrackerName = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
 _STATE = "tracking.json"
+#: what runs are gathered under
+_PROJECT = "rambo_trl"
 
 
 def check_tracker(name: str) -> None:
     """Refuse a tracker that is not known or not installed, before any work.
 
-    Args:
-        name: see :class:`Tracker`.
-
     Raises:
-        ValueError: for an unknown name.
         ImportError: saying what to install.
     """
-    if name not in get_args(TrackerName):
-        raise ValueError(f"logger must be one of {', '.join(get_args(TrackerName))}, got {name}")
     if name != "csv" and importlib.util.find_spec(name) is None:
         raise ImportError(f"logger={name} needs {name}: pip install 'rambo_trl[{name}]'")
 
@@ -53,10 +49,8 @@ class Tracker:
             run folder unless ``MLFLOW_TRACKING_URI`` is set) or ``"trackio"``.
         folder: the run folder, which also names the run.
         settings: the run's settings, nested as they like.
-        project: what runs are gathered under.
 
     Raises:
-        ValueError: for an unknown name.
         ImportError: if the tracker's package is not installed.
 
     Examples:
@@ -72,7 +66,6 @@ class Tracker:
         folder: str | os.PathLike[str],
         *,
         settings: Mapping[Any, Any] | None = None,
-        project: str = "rambo_trl",
     ) -> None:
         check_tracker(name)
         self.name, self.folder = name, Path(folder)
@@ -83,7 +76,7 @@ class Tracker:
             file = self.folder / _STATE
             state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             resumed = state.get("logger") == name
-            self.logger, run_id = self._open(project, state.get("id") if resumed else None)
+            self.logger, run_id = self._open(state.get("id") if resumed else None)
             write_atomically(file, json.dumps({"logger": name, "id": run_id}).encode())
             # a resumed run keeps the settings that it began with, which trackers do not replace
             if settings and not resumed:
@@ -147,10 +140,10 @@ class Tracker:
                 f"{' '.join(str(error).split()) or type(error).__name__}"
             )
 
-    def _open(self, project: str, run_id: str | None) -> tuple[Logger, str]:
+    def _open(self, run_id: str | None) -> tuple[Logger, str]:
         """Begin a run in the tracker, or continue one; with what the tracker knows it by."""
         if self.name == "mlflow":
-            return self._open_mlflow(project, run_id)
+            return self._open_mlflow(run_id)
         run_id = run_id or uuid.uuid4().hex[:8]
         # Trackio knows runs by their names alone, and folders elsewhere may be called the same
         if self.name == "trackio" and not run_id.startswith(self.folder.name):
@@ -161,13 +154,13 @@ class Tracker:
             self.name,
             str(self.folder),
             names[self.name],
-            wandb_kwargs={"project": project, "id": run_id, "offline": offline},
-            trackio_kwargs={"project": project},
+            wandb_kwargs={"project": _PROJECT, "id": run_id, "offline": offline},
+            trackio_kwargs={"project": _PROJECT},
         )
         assert logger is not None
         return logger, run_id
 
-    def _open_mlflow(self, project: str, run_id: str | None) -> tuple[Logger, str]:
+    def _open_mlflow(self, run_id: str | None) -> tuple[Logger, str]:
         # get_logger's store is a folder of files, which MLflow no longer takes
         import mlflow
 
@@ -180,7 +173,7 @@ class Tracker:
         if run_id is not None:
             os.environ["MLFLOW_RUN_ID"] = run_id
         try:
-            logger = MLFlowLogger(project, store, artifact_location=artifacts)
+            logger = MLFlowLogger(_PROJECT, store, artifact_location=artifacts)
         finally:
             os.environ.pop("MLFLOW_RUN_ID", None)
         mlflow.set_tag("mlflow.runName", self.folder.name)

@@ -21,6 +21,7 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.data.columns import DataDescription
 from rambo_trl.data.environment import specification_text
 from rambo_trl.data.scaling import denormalize_action, flat_bounds
@@ -36,8 +37,7 @@ __all__ = ["Policy", "load_into_actor", "load_policy", "save_policy"]
 _METADATA_KEY = "rambo_trl_policy"
 _FORMAT_VERSION = 1
 
-#: before it is written a policy is compared with its actor on so many states, up to this share of
-#: the bounds
+#: states in which a policy is compared with its actor, and the share of the bounds allowed
 _CHECKED_STATES, _TOLERANCE = 64, 1e-5
 
 #: kept in double precision where the data need it
@@ -194,13 +194,11 @@ def save_policy(
     Args:
         path: the file to write or replace, usually ``*.safetensors``.
         actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`.
-        observation_mean: the data's mean per dimension, [observation_size].
-        observation_std: the data's standard deviation per dimension, [observation_size];
-            positive.
+        observation_mean: see :class:`Policy`.
+        observation_std: see :class:`Policy`; positive.
         action_spec: bounds of the actor's actions, [action_size].
-        env_id: the Gymnasium environment that the policy was trained for.
-        action_low: what the lower bounds stand for in the environment's units, [action_size]; where
-            None the actor's actions are in them.
+        env_id: see :class:`Policy`.
+        action_low: what the lower bounds stand for, see :class:`Policy`.
         action_high: what the upper bounds stand for.
         data: see :class:`Policy`.
         env_spec: see :class:`Policy`.
@@ -263,12 +261,7 @@ def load_policy(path: str | os.PathLike[str], *, device: torch.device | str = "c
 
 
 def load_into_actor(
-    path: str | os.PathLike[str],
-    actor: TensorDictModuleBase,
-    *,
-    observation_mean: torch.Tensor,
-    observation_std: torch.Tensor,
-    action_spec: Bounded,
+    path: str | os.PathLike[str], actor: TensorDictModuleBase, dataset: OfflineDataset
 ) -> None:
     """Give an actor the weights of a policy that was trained on the same data.
 
@@ -277,9 +270,7 @@ def load_into_actor(
     Args:
         path: a file that :func:`save_policy` wrote, or a run's folder that holds it.
         actor: made by :func:`~rambo_trl.modules.actor_critic.make_actor`; changed in place.
-        observation_mean: the data's mean per dimension, [observation_size].
-        observation_std: the data's standard deviation per dimension, [observation_size].
-        action_spec: bounds of the actions in the environment's units, [action_size].
+        dataset: the data.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -287,7 +278,7 @@ def load_into_actor(
             action bounds or another network.
     """
     policy = load_policy(path)
-    mean, std = observation_mean.cpu(), observation_std.cpu()
+    mean, std = dataset.observation_mean.cpu(), dataset.observation_std.cpu()
     same = mean.shape == policy.observation_mean.shape
     if same:  # in units of the data's deviation: sums may have been taken in another order
         shift = (policy.observation_mean - mean) / std
@@ -299,7 +290,7 @@ def load_into_actor(
     for end, saved, wanted in zip(
         ("low", "high"),
         (policy.action_low, policy.action_high),
-        flat_bounds(action_spec.space.low, action_spec.space.high),
+        flat_bounds(dataset.action_low, dataset.action_high),
         strict=True,
     ):
         assert saved is not None

@@ -16,7 +16,6 @@ from filelock import FileLock
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl._utils import logger as torchrl_logger
-from torchrl.data import Bounded
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.environment import particulars
@@ -39,7 +38,6 @@ __all__ = [
     "Pretrained",
     "dataset_digest",
     "file_digest",
-    "load_fitted_model",
     "load_parts",
     "part_file",
     "save_fitted_model",
@@ -123,16 +121,9 @@ def load_parts(
                 restore_parts(file, {name: part}, entry["parts"])
                 measured |= entry["progress"]["measured"]
             elif isinstance(part, EnsembleWorldModel):
-                measured |= load_fitted_model(file, part, digest=digest)
+                measured |= _load_fitted_model(file, part, digest)
             else:
-                low, high = data.action_low, data.action_high
-                load_into_actor(
-                    file,
-                    part,
-                    observation_mean=data.observation_mean,
-                    observation_std=data.observation_std,
-                    action_spec=Bounded(low, high, dtype=low.dtype),
-                )
+                load_into_actor(file, part, data)
     return measured
 
 
@@ -172,11 +163,8 @@ def save_fitted_model(
     write_safetensors(path, world_model.state_dict(), _MODEL_KEY, header)
 
 
-def load_fitted_model(
-    path: str | os.PathLike[str], world_model: nn.Module, *, digest: str
-) -> dict[str, Any]:
-    """:func:`load_parts` for a file of :func:`save_fitted_model` alone."""
-    path = expand_home(path)
+def _load_fitted_model(path: Path, world_model: nn.Module, digest: str) -> dict[str, Any]:
+    """Load what :func:`save_fitted_model` wrote; returns what was measured."""
     if not path.is_file():
         raise FileNotFoundError(f"no fitted model at {path}")
     header, state = read_safetensors(path, _MODEL_KEY, "readable model file")

@@ -7,10 +7,8 @@ from textwrap import wrap
 from typing import Any
 
 import torch
-from gymnasium.envs.registration import EnvSpec
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.playing import Flatten
 from rambo_trl.experiment.evaluation import evaluation_seed
 from rambo_trl.experiment.folder import RunFolder, package_versions
 from rambo_trl.experiment.learning_curve import format_value, plot_learning_curve
@@ -21,30 +19,25 @@ from rambo_trl.experiment.video import record_video
 
 
 def finish_tracking(
-    tracker: Tracker,
-    video: str,
-    *,
-    environment: str | EnvSpec | None,
-    flatten: Flatten | None = None,
-    say: Callable[[str], object],
+    tracker: Tracker, video: str, dataset: OfflineDataset, say: Callable[[str], object]
 ) -> None:
     """Record the trained policy if asked to, and send the run's figure and video on.
 
     Args:
         tracker: closed here.
         video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
-        environment: where it is evaluated; without one there is no video.
-        flatten: makes a vector of an observation; by its observation space where None.
+        dataset: names the environment; without one there is no video.
         say: takes a line on why there is no video.
     """
     files = [path for path in [tracker.folder / "learning_curve.png"] if path.is_file()]
+    environment, layout = dataset.environment, dataset.observation_layout
     if video != "none" and environment is None:
         say("no video: there is no environment")
     elif video != "none":
         try:
             path = tracker.folder / f"policy.{video}"
             policy = load_policy(path.with_name("policy.safetensors"))
-            record_video(policy, path, environment=environment, flatten=flatten)
+            record_video(policy, path, environment=environment, flatten=layout and layout.flatten)
             files.append(path)
         except Exception as error:  # a run that has ended well is not spoilt by any
             reason = " ".join(str(error).split()) or type(error).__name__

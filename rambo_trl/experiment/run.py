@@ -113,15 +113,7 @@ class Run:
         for path in (self.folder.path, self.folder.checkpoint_dir):  # which are locked
             remove_unfinished(path)
         self.label, self.policy, self.reward_unit = label, policy, reward_unit
-        self.evaluation = Evaluation(
-            policy,
-            self.dataset,
-            num_episodes=options.evaluation_episodes,
-            seed=options.seed,
-            gamma=options.gamma,
-            device=options.device,
-            beside=options.evaluate_beside,
-        )
+        self.evaluation = Evaluation(policy, self.dataset, options)
         self.checkpoints = Checkpoints(
             self.folder.checkpoint_dir,
             stateful(parts),
@@ -142,12 +134,8 @@ class Run:
         self.begun = True
 
     def _begin_or_resume(self) -> dict[str, Any]:
-        digest = dataset_digest(self.dataset)
-        given = {
-            f"{key}_digest": file_digest(path)
-            for key, path in self.options.given.items()
-            if path.is_file()
-        }
+        digest, files = dataset_digest(self.dataset), self.options.given.items()
+        given = {f"{key}_digest": file_digest(path) for key, path in files if path.is_file()}
         progress = self.checkpoints.load()
         if progress is None:
             return {
@@ -330,13 +318,7 @@ class Run:
                     "checkpoint_bytes": self.checkpoints.size,
                 },
             )
-            finish_tracking(
-                self.tracker,
-                options.video,
-                environment=self.dataset.environment,
-                flatten=self.evaluation.flatten,
-                say=self.say,
-            )
+            finish_tracking(self.tracker, options.video, self.dataset, self.say)
         return summary
 
 

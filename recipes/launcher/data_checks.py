@@ -49,14 +49,10 @@ MISFIT = 0.03
 def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
     """Refuse what needs no data to be refused, before they are built, downloaded or read.
 
-    Args:
-        cfg: the configuration.
-        task: where the user chose one.
-
     Raises:
         ValueError: if a termination rule cannot be imported, the environment is not installed, a
             batch is larger than the set that would be built, or that is of another environment
-            than the task.
+            than the task, where the user chose one.
     """
     # only methods with a model have a termination rule
     if cfg.get("termination", "none") not in ("auto", "none", "learned"):
@@ -93,13 +89,8 @@ def check_task(
 ) -> None:
     """Refuse a task of another environment than the data, or tell which of its settings are used.
 
-    Args:
-        cfg: the configuration.
-        dataset: the data; those of one's own come with the default task.
-        task: its name.
-        words: the command line's settings.
-        schedule: its name.
-        filled_in: settings with the method's published values for the task.
+    One's own data come with the default task. Settings ``filled_in`` have the method's published
+    values for it.
 
     Raises:
         ValueError: if the user gave the task and its environment has other sizes than the data.

@@ -46,9 +46,8 @@ def load_finished(path: Path, fitted_file: Path | None = None) -> FinishedRun:
     """Read a run folder.
 
     Args:
-        path: the run folder.
-        fitted_file: the model before adversarial training, or a file of the cache of pretrained
-            parts; the run folder's by default.
+        path: the folder.
+        fitted_file: holds the model before adversarial training; by default the folder's.
 
     Raises:
         OSError, ValueError: one line on what is missing or does not fit.

@@ -49,9 +49,8 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: naming the folder that is in the way.
     """
-    existing = path.absolute()
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
+    parents = (path.absolute(), *path.absolute().parents)
+    existing = next(p for p in parents if p.exists() or p.is_symlink())
     if not existing.is_dir():
         raise NotADirectoryError(f"run folder {path} cannot be made: {existing} is no folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -159,15 +158,14 @@ def prepare(
     *,
     published: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> tuple[DictConfig, OfflineDataset, RunFolder]:
-    """Check the configuration, load the data, open or make the run folder and keep it.
+    """Check the configuration, load the data, open or make the run folder and lock it.
 
     Args:
         cfg: composed by Hydra from the command line.
         published: a task's name to the values of settings that are null.
 
     Returns:
-        The run's configuration (a resumed run's own) with the settings that its method has, its
-        data and its folder.
+        The run's configuration (a resumed run's own, of its method's settings), data and folder.
 
     Raises:
         ValueError, KeyError, TypeError, OSError: one line on what to change. Nothing is written

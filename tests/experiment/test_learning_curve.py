@@ -49,7 +49,7 @@ def summary(figure: Figure) -> str:
 def test_writes_a_png_of_the_promised_size_and_leaves_matplotlib_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     path = plot_learning_curve(
-        make_rows(20), tmp_path / "new" / "curve.png", cloned=12.0, dpi=100, **REFERENCES
+        make_rows(20), tmp_path / "new" / "curve.png", cloned=12.0, **REFERENCES
     )
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"

@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -118,20 +119,16 @@ class TestRoundTrip:
 
 class TestIntoAnActor:
     def load(self, path: Path, actor=None, **changes) -> None:
-        own = make_arguments()
-        fitting = {k: own[k] for k in ("observation_mean", "observation_std", "action_spec")}
-        load_into_actor(path, actor or own["actor"], **fitting | changes)
+        fitting = make_arguments() | changes
+        space = fitting["action_spec"].space
+        data = SimpleNamespace(**fitting, action_low=space.low, action_high=space.high)
+        load_into_actor(path, actor or fitting["actor"], data)
 
     def test_it_has_the_policys_weights_and_can_be_trained(self, saved):
         path, arguments = saved
         actor, state = make_arguments()["actor"], torch.get_rng_state()
-        load_into_actor(
-            path,
-            actor,
-            observation_mean=arguments["observation_mean"] + 1e-6,  # sums in another order
-            observation_std=arguments["observation_std"],
-            action_spec=SPEC,
-        )
+        mean = arguments["observation_mean"] + 1e-6  # sums in another order
+        self.load(path, actor, observation_mean=mean)
         assert torch.equal(torch.get_rng_state(), state)
         assert actor is not arguments["actor"]
         for key, value in arguments["actor"].state_dict().items():
