@@ -52,10 +52,6 @@ Number = float | int
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write a file so that a reader finds the old content or the new, never a part of it.
 
-    Args:
-        path: the file to write or replace.
-        data: its whole content.
-
     Raises:
         OSError: if it cannot be written, naming the file; an earlier one is then as it was.
     """
@@ -75,13 +71,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
 
 
 def remove_unfinished(folder: str | os.PathLike[str], name: str = "*") -> None:
-    """Remove what a killed :func:`write_atomically` left in a folder.
-
-    Args:
-        folder: where to look.
-        name: of the files whose remains are removed, ``*`` for all; nobody else may be writing
-            any of them.
-    """
+    """Remove what a killed :func:`write_atomically` left of files, which nobody else may write."""
     for path in Path(folder).glob(f".{name}.*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -89,9 +79,7 @@ def remove_unfinished(folder: str | os.PathLike[str], name: str = "*") -> None:
 def package_versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that a result depends on.
 
-    Returns:
-        Package name to version; None for a package that is not installed (for instance
-        ``rambo_trl`` itself, when it runs from a source tree).
+    None is for what is not installed, such as ``rambo_trl`` when it runs from a source tree.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _VERSIONED_PACKAGES:
@@ -105,11 +93,7 @@ def package_versions() -> dict[str, str | None]:
 def new_folder(path: str | os.PathLike[str]) -> Path:
     """Make a new folder: the path, or the first free one of path-2, path-3, ...
 
-    Args:
-        path: the folder; those above it are made too.
-
-    Returns:
-        The one made. Of processes that ask at once each gets a different one.
+    Folders above it are made too. Of processes that ask at once each gets a different one.
     """
     path = expand_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,10 +40,10 @@ _FORMAT_VERSION = 1
 #: states in which a policy is compared with its actor, and the share of the bounds allowed
 _CHECKED_STATES, _TOLERANCE = 64, 1e-5
 
-#: kept in double precision where the data need it
+#: double where the data need it
 _STATISTICS = ("observation_mean", "observation_std")
 
-#: what a policy's file is called in a run folder
+#: in a run folder
 POLICY_FILE = "policy.safetensors"
 
 
@@ -359,9 +359,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _build(
-    header: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    device: torch.device,
+    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
 ) -> Policy:
     """The policy that header and tensors describe, its actor in float32 and in [-1, 1]."""
     version, text = header["format_version"], header.get("env_spec")

@@ -21,12 +21,12 @@ from rambo_trl.experiment.video import record_video
 def finish_tracking(
     tracker: Tracker, video: str, dataset: OfflineDataset, say: Callable[[str], object]
 ) -> None:
-    """Record the trained policy if asked to, and send the run's figure and video on.
+    """Record the trained policy if asked to, send the figure and video on, close the tracker.
 
     Args:
-        tracker: closed here.
-        video: ``"none"``, ``"gif"`` or ``"mp4"``; ``policy.gif`` or ``policy.mp4`` in the folder.
-        dataset: names the environment; without one there is no video.
+        tracker: of the run.
+        video: ``"none"``, ``"gif"`` or ``"mp4"``, which is then ``policy.gif`` or ``policy.mp4``.
+        dataset: names the environment.
         say: takes a line on why there is no video.
     """
     files = [path for path in [tracker.folder / "learning_curve.png"] if path.is_file()]
@@ -37,7 +37,8 @@ def finish_tracking(
         try:
             path = tracker.folder / f"policy.{video}"
             policy = load_policy(path.with_name("policy.safetensors"))
-            record_video(policy, path, environment=environment, flatten=layout and layout.flatten)
+            flatten = None if layout is None else layout.flatten
+            record_video(policy, path, environment=environment, flatten=flatten)
             files.append(path)
         except Exception as error:  # a run that has ended well is not spoilt by any
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -196,7 +196,9 @@ class Run:
                 if self.stopped:
                     break
                 if self.signals.received:
-                    self._leave(number)
+                    if self.saved is None or self.saved["epoch"] != number:
+                        self._save()
+                    self.evaluation.shutdown()
                     break
             bar.set_postfix_str("")
         if self.progress["divergence"]:
@@ -244,12 +246,6 @@ class Run:
         with self.signals.shielded(), self.watch("checkpoint"):
             self.checkpoints.save(self.progress)
             self.saved = dict(self.progress)
-
-    def _leave(self, epoch: int) -> None:
-        """End for a signal, with a checkpoint of the epoch."""
-        if self.saved is None or self.saved["epoch"] != epoch:
-            self._save()
-        self.evaluation.shutdown()
 
     def saved_text(self) -> str:
         """What a resumed run starts from, in words."""

@@ -78,17 +78,6 @@ class Interruption:
             self._stop_timer()
         return self._signum is not None
 
-    def cause_of(self, error: BaseException | None) -> Interrupted | None:
-        """The signal behind an error that left the block, if there is one.
-
-        Interrupted code may fail while it cleans up, and raise another error.
-        """
-        if isinstance(error, Interrupted):
-            return error
-        if error is not None and self._raised and self._signum is not None:
-            return Interrupted(self._signum)
-        return None
-
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             self._earlier = {s: signal.signal(s, self._handle) for s in self.signals}
@@ -98,9 +87,10 @@ class Interruption:
         self._stop_timer()
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
-        cause = self.cause_of(error)
-        if cause is not None and cause is not error:
-            raise cause from error
+        if self._raised and self._signum is not None and not isinstance(error, Interrupted | None):
+            raise Interrupted(
+                self._signum
+            ) from error  # interrupted code failed while it cleaned up
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

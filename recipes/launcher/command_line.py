@@ -91,8 +91,7 @@ def check_command_line(
 
     Args:
         config_name: file in ``config/``, without its extension.
-        check: looks at one composed configuration, raises ValueError; by default
-            :func:`~launcher.settings.check_config` with the method's settings.
+        check: as for :func:`compose_jobs`.
         argv: the command line's words; the process's own where None.
 
     Raises:
@@ -124,7 +123,8 @@ def compose_jobs(
         config_name: file in ``config/``, without its extension.
         overrides: as on the command line.
         multirun: whether values such as ``0,1,2`` make a job each.
-        check: as for :func:`check_command_line`.
+        check: looks at one composed configuration, raises ValueError; by default
+            :func:`~launcher.settings.check_config` with the method's settings.
 
     Raises:
         ValueError: one line that names the setting.
@@ -266,5 +266,4 @@ def _named(key: str, value: object) -> list[str]:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -14,23 +14,12 @@ from launcher.command_line import CONFIG_DIR, keys_set
 from launcher.settings import leaf_keys, shown
 from omegaconf import DictConfig, OmegaConf
 
-from rambo_trl.data import (
-    ObservationLayout,
-    OfflineDataset,
-    check_environment,
-    make_environment,
-)
+from rambo_trl.data import ObservationLayout, OfflineDataset, check_environment, make_environment
 from rambo_trl.data.bundled import bundled_plan
 from rambo_trl.data.environment import environment_spaces, is_maze, known_family, registered_spec
 from rambo_trl.data.names import parse_d4rl_name
 from rambo_trl.data.playing import try_environment
-from rambo_trl.envs.termination import (
-    TerminationRule,
-    check_rule,
-    choose_rule,
-    import_rule,
-    never,
-)
+from rambo_trl.envs.termination import TerminationRule, check_rule, choose_rule, import_rule, never
 from rambo_trl.modules.statistics import largest_magnitude
 
 #: the environments of the tasks, by the first word of their names
@@ -49,10 +38,8 @@ MISFIT = 0.03
 def check_before_data(cfg: DictConfig, task: str | None = None) -> None:
     """Refuse what needs no data to be refused, before they are built, downloaded or read.
 
-    Raises:
-        ValueError: if a termination rule cannot be imported, the environment is not installed, a
-            batch is larger than the set that would be built, or that is of another environment
-            than the task, where the user chose one.
+    That is a termination rule or an environment that cannot be imported, a batch larger than the
+    set that would be built, and a set of another environment than the task that the user chose.
     """
     # only methods with a model have a termination rule
     if cfg.get("termination", "none") not in ("auto", "none", "learned"):
@@ -155,13 +142,7 @@ def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
 
 
 def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
-    """Refuse data that the configuration cannot train on, before any long work.
-
-    Raises:
-        ValueError: if a batch is larger than the data, the environment to evaluate in is not
-            installed or has other sizes than the data, there is no termination rule, or something
-            in the data may be a mistake.
-    """
+    """Refuse data that the configuration cannot train on, before any long work."""
     if dataset.environment is None:
         print(
             f"note: {dataset.name} without an environment: the policy is not evaluated"
@@ -182,11 +163,7 @@ def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
 
 
 def _check_rewards(cfg: DictConfig, dataset: OfflineDataset) -> None:
-    """Tell of rewards, taken as they are, that a model of observations of size 1 hardly learns.
-
-    Raises:
-        ValueError: if their squares are beyond float32.
-    """
+    """Tell of rewards, taken as they are, that a model of observations of size 1 hardly learns."""
     largest = largest_magnitude(dataset.transitions["next", "reward"])
     if cfg.reward_scale != 1 or largest == 0 or 1e-3 <= largest <= 1e3:
         return

@@ -25,20 +25,12 @@ from rambo_trl.training.phases import ModelPhase
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of RAMBO whose training has ended.
-
-    Attributes:
-        cfg: its configuration.
-        data: its data.
-        adversary: its model's phase, as its checkpoint has it.
-        fitted: the world model before adversarial training.
-        epoch: epochs done.
-    """
+    """A run of RAMBO whose training has ended."""
 
     cfg: DictConfig
     data: OfflineDataset
-    adversary: ModelPhase
-    fitted: EnsembleWorldModel
+    adversary: ModelPhase  # as its checkpoint has it
+    fitted: EnsembleWorldModel  # before adversarial training
     epoch: int
 
 

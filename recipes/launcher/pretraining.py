@@ -194,14 +194,15 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
     Raises:
         OSError: if a file that a setting names cannot be read.
     """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     later = ("max_updates", "holdout_every", "updates")  # which older files do not name
     model, cloning = (
         {
             key: value
-            for key, value in OmegaConf.to_object(group).items()
+            for key, value in plain[group].items()
             if key != "adversarial_lr" and not (key in later and value is None)
         }
-        for group in (cfg.model, cfg.cloning)
+        for group in ("model", "cloning")
     )
     # all that decides what pretraining leaves behind, the random state included: the agent's
     # networks are drawn before it, and threads decide in which order sums are taken

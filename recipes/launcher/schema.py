@@ -15,11 +15,7 @@ from rambo_trl.experiment.folder import GIVEN_PARTS
 
 
 def check_device(name: str) -> str:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: saying which there are.
-    """
+    """Refuse a device that is not there, saying which there are."""
     try:
         device = torch.device(name)
     except RuntimeError:

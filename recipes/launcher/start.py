@@ -175,13 +175,12 @@ def prepare(
     words = hydra.overrides.task
     keys = keys_set(words)
     cfg = method_settings(cfg)
-    folder = task = None
+    folder, task = None, hydra.runtime.choices["task"]
     if cfg.resume is not None:
         folder = RunFolder.open(cfg.resume)
         folder.lock()
         cfg = resumed_config(cfg, read_config(folder), words)
     else:
-        task = hydra.runtime.choices["task"]
         values = published(task) if published else {}
         filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
         for key, value in filled_in.items():
@@ -197,9 +196,9 @@ def prepare(
         check_places(cfg, path)
     if cfg.deterministic:
         make_deterministic()
-    check_before_data(cfg, task=task if "task" in keys else None)
+    check_before_data(cfg, task=task if folder is None and "task" in keys else None)
     dataset = load_data(cfg)
-    if task is not None:
+    if folder is None:
         schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
         check_task(cfg, dataset, task, words, schedule=schedule, filled_in=filled_in)
     check_data(cfg, dataset)

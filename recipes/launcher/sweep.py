@@ -65,12 +65,7 @@ def sweep_job(script: str) -> Callable[[DictConfig], float | None]:
 
 
 def run_job(cfg: DictConfig, recipe: str, cwd: str) -> float | None:
-    """Run one job of a sweep to its end, again if it is killed.
-
-    Args:
-        cfg: the job's configuration, composed by Hydra.
-        recipe: the program to run.
-        cwd: where the sweep was started; its folder counts from there.
+    """Run one job of a sweep, begun in ``cwd``, to its end, again if it is killed.
 
     Returns:
         What a search is told: how far the mean Q strays at the end of training, see

@@ -133,10 +133,6 @@ def test_trackio_and_resumed_beside_a_folder_of_the_same_name(folder, monkeypatc
 
 
 class TestWhatGoesWrong:
-    def test_unknown(self):
-        with pytest.raises(ValueError, match=r"logger must be one of csv, .*, got wand"):
-            check_tracker("wand")
-
     def test_not_installed(self, monkeypatch, folder):
         monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install 'rambo_trl\[mlflow\]'"):

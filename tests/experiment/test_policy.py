@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +8,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from torch import nn
@@ -20,6 +17,7 @@ from torchrl.modules import ProbabilisticActor
 
 from rambo_trl.experiment.evaluation import evaluate_policy, rollout_episodes
 from rambo_trl.experiment.policy import Policy, load_into_actor, load_policy, save_policy
+from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules.actor_critic import make_actor
 
 OBSERVATION_SIZE = 11
@@ -38,21 +36,18 @@ def make_arguments() -> dict:
 
 @pytest.fixture
 def saved(tmp_path) -> tuple[Path, dict]:
-    arguments = make_arguments()
-    path = tmp_path / "policy.safetensors"
+    arguments, path = make_arguments(), tmp_path / "policy.safetensors"
+    state = torch.get_rng_state()
     save_policy(path, **arguments)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert arguments["actor"].training
     return path, arguments
 
 
 def rewrite(path: Path, header=None, tensors=None) -> None:
     """Change a good file's header or tensors."""
-    with safe_open(path, framework="pt") as file:
-        old = json.loads(file.metadata()["rambo_trl_policy"])
-    save_file(
-        load_file(path) | (tensors or {}),
-        path,
-        metadata={"rambo_trl_policy": json.dumps(old | (header or {}))},
-    )
+    kept, old = read_safetensors(path, "rambo_trl_policy", "policy file")[::-1]
+    write_safetensors(path, kept | (tensors or {}), "rambo_trl_policy", old | (header or {}))
 
 
 class TestRoundTrip:
@@ -66,7 +61,9 @@ class TestRoundTrip:
 
     def test_everything_is_kept_in_a_file_that_its_run_folder_stands_for(self, saved):
         path, arguments = saved
+        before = torch.get_rng_state()
         policy = load_policy(path.parent)
+        assert torch.equal(torch.get_rng_state(), before)
         assert policy.env_id == "Hopper-v5"
         for name in ("observation_mean", "observation_std"):
             assert torch.equal(getattr(policy, name), arguments[name])
@@ -84,11 +81,6 @@ class TestRoundTrip:
         observation = torch.randn(OBSERVATION_SIZE)
         with set_exploration_type(ExplorationType.RANDOM):
             assert torch.equal(policy(observation), policy(observation))
-
-    def test_loading_leaves_the_random_state(self, saved):
-        before = torch.get_rng_state()
-        load_policy(saved[0])
-        assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_in_float32_whatever_the_default(self, saved, dtype):
@@ -162,13 +154,8 @@ class TestCall:
         assert (observation == 1).all()
         assert isinstance(action, np.ndarray)
         assert action.dtype == np.float32 and action.shape == (*lead, 3)
-
-    @pytest.mark.parametrize("lead", [(), (2,)])
-    def test_lists(self, saved, lead):
-        policy, observation = load_policy(saved[0]), np.ones((*lead, OBSERVATION_SIZE))
-        action = policy(observation.tolist())
-        assert isinstance(action, np.ndarray)
-        np.testing.assert_array_equal(action, policy(observation))
+        if action.size:
+            np.testing.assert_array_equal(load_policy(saved[0])(observation.tolist()), action)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
     def test_readings_that_are_not_finite_are_refused(self, saved, value):
@@ -220,18 +207,6 @@ class TestBadFiles:
         data = saved[0].read_bytes()
         saved[0].write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
         self.assert_refused(saved[0], "is not a policy file, or only a part of one")
-
-    def test_a_pickle_is_refused_and_never_run(self, tmp_path):
-        class Trap:
-            def __reduce__(self):
-                return (Path.touch, (tmp_path / "sprung",))
-
-        path = tmp_path / "policy.safetensors"
-        path.write_bytes(pickle.dumps(Trap()))
-        self.assert_refused(path, "is not a policy file")
-        torch.save({"weight": torch.zeros(3)}, path)
-        self.assert_refused(path, "is not a policy file")
-        assert not (tmp_path / "sprung").exists()
 
     @pytest.mark.parametrize("metadata", [None, {"rambo_trl_policy": "{"},
                                           {"rambo_trl_policy": "[1]"}])  # fmt: skip
@@ -315,15 +290,6 @@ class TestAnotherPolicyThanTheActor:
             save_policy(path, **arguments | {"actor": actor})
         assert torch.equal(torch.get_rng_state(), state)
         assert not path.exists()
-
-    def test_the_check_leaves_actor_and_random_state(self, tmp_path):
-        arguments = make_arguments()
-        actor, state = arguments["actor"], torch.get_rng_state()
-        weights = {key: value.clone() for key, value in actor.state_dict().items()}
-        save_policy(tmp_path / "policy.safetensors", **arguments)
-        assert torch.equal(torch.get_rng_state(), state)
-        assert actor.training and all(p.requires_grad for p in actor.parameters())
-        assert all(torch.equal(actor.state_dict()[key], value) for key, value in weights.items())
 
     def test_an_actor_in_float64_is_rounded(self, tmp_path):
         spec = Bounded(SPEC.space.low, SPEC.space.high, dtype=torch.float64)
