@@ -144,7 +144,8 @@ class DivergenceMonitor:
         Returns:
             None, or one sentence on what has gone wrong.
         """
-        broken = [k for k, v in metrics.items() if v is not None and not _is_finite(v)]
+        known = {k: torch.as_tensor(v) for k, v in metrics.items() if v is not None}
+        broken = [key for key, value in known.items() if not value.isfinite().all()]
         if broken:
             return f"not finite: {', '.join(broken)}"
         alpha, entropy = metrics.get("alpha"), metrics.get("entropy")
@@ -158,7 +159,3 @@ class DivergenceMonitor:
             )
         error, bound = metrics.get("model_error"), self.max_model_error
         return bound.check(error) if bound is not None and isinstance(error, Tensor) else None
-
-
-def _is_finite(value: float | Tensor) -> bool:
-    return bool(torch.as_tensor(value).isfinite().all())

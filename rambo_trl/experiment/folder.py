@@ -139,8 +139,6 @@ class RunFolder:
             FileExistsError: if the folder already holds a run, or the path is a file.
         """
         folder = cls(path)
-        if folder.path.exists() and not folder.path.is_dir():
-            raise FileExistsError(f"run folder {folder.path} is a file: choose another folder")
         files = [name for name in (_CONFIG, _METRICS, _RESULTS) if (folder.path / name).exists()]
         if files:
             raise FileExistsError(
@@ -163,9 +161,6 @@ class RunFolder:
         if not (folder.path / _CONFIG).is_file():
             raise FileNotFoundError(f"run folder {folder.path} holds no run: {_CONFIG} is missing")
         return folder
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
 
     def lock(self) -> None:
         """Keep the folder for this process until it ends, however it ends.

@@ -82,17 +82,16 @@ class Tracker:
             if settings and not resumed:
                 self.logger.log_hparams(_flat(settings))
 
-    def log_metrics(self, row: Mapping[str, float | int | None]) -> None:
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Send one epoch.
 
         Args:
             row: column to number, ``"epoch"`` among them; None is left out.
         """
         metrics = {k: v for k, v in row.items() if v is not None and k != "epoch"}
-        step = row["epoch"]
         if self.logger is not None:
             with self._off_on_error():
-                self.logger.log_metrics(metrics, step=None if step is None else int(step))
+                self.logger.log_metrics(metrics, step=row["epoch"])
 
     def log_file(self, path: str | os.PathLike[str]) -> None:
         """Send a figure (``.png``) or a video (``.gif``, ``.mp4``), named as its file.

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
+from numpy.typing import ArrayLike
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -28,9 +29,6 @@ from rambo_trl.data.scaling import denormalize_action, flat_bounds
 from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.runtime.places import expand_home
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 __all__ = ["Policy", "load_into_actor", "load_policy", "save_policy"]
 

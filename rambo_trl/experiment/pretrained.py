@@ -194,9 +194,8 @@ class Pretrained:
 
     Args:
         choice: ``None`` (pretrain always), ``"auto"`` (a file under ``folder`` named after the
-            settings) or the path of such a file. A file named by its path may come from other
-            settings (another seed, say) as long as its parts fit and the data is the same; the
-            run then keeps its own random state.
+            settings) or the path of such a file. That may come from other settings (another seed,
+            say) if its parts fit and the data is the same; the random state is then left alone.
         parts: what pretraining changes, by name.
 
     Keyword Args:
@@ -273,8 +272,7 @@ class Pretrained:
 
         Raises:
             FileNotFoundError: if a file named by its path is not there.
-            ValueError: if the file cannot be read, its parts do not fit, or it was made from
-                other data.
+            ValueError: if it cannot be read, does not fit, or is of other data.
         """
         if self.path is None or (self._shared and not self.path.is_file()):
             return None

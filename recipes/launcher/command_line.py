@@ -135,8 +135,11 @@ def compose_jobs(
     if config_name == "bc" and sweeper in OFFLINE_SEARCHES:
         raise ValueError(f"bc has no mean Q that hydra/sweeper={sweeper} could go by")
     if sweeper:
-        # other sweepers draw from intervals, whose ends are checked here
-        parsed = [_parse(_ends(o)) if o.is_interval_sweep() else o for o in parsed]
+        for n, override in enumerate(parsed):
+            interval = override.value()
+            if isinstance(interval, IntervalSweep):  # drawn from; its ends are checked here
+                ends = f"{interval.start},{interval.end}"
+                parsed[n] = _parse(f"{override.key_or_group}={ends}")
     jobs = [[o.input_line or "" for o in parsed]]
     sweeps = [o for o in parsed if o.is_sweep_override()]
     if sweeps and not multirun:
@@ -214,13 +217,6 @@ def _parse(text: str) -> Override:
         raise ValueError(reason or f"cannot read {text!r}: settings are given as key=value") from (
             error
         )
-
-
-def _ends(override: Override) -> str:
-    """An interval's override, as one with its two ends."""
-    interval = override.value()
-    assert isinstance(interval, IntervalSweep)
-    return f"{override.key_or_group}={interval.start},{interval.end}"
 
 
 def _check_keys(config_name: str, job: Iterable[str]) -> None:

@@ -14,8 +14,6 @@ from rambo_trl.experiment.folder import GIVEN_PARTS, LATER_SETTINGS
 
 #: how long pretraining takes, in updates or in passes over the data
 BUDGETS = (("model.max_updates", "model.max_passes"), ("cloning.updates", "cloning.passes"))
-#: pydantic's words for a kind of value, and plainer ones
-_PLAINER = ("a valid boolean", "true or false")
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -62,10 +60,11 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     expected = " or ".join(
-        re.sub(r"^\w+ should | after validation.*", "", problem["msg"].replace(*_PLAINER))
+        re.sub(r"^\w+ should | after validation.*", "", problem["msg"])
         for problem in problems
         if key_of(problem) == key
     )
+    expected = expected.replace("a valid boolean", "true or false")
     return f"{key} must {expected}, got {shown(first['input'])}"
 
 

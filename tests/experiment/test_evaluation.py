@@ -101,32 +101,6 @@ def test_discounted_returns_are_those_of_the_rewards(countdown: str) -> None:
     assert got.discounted_returns.tolist() == [1, 2 + 0.5, 3 + 1 + 0.25]
 
 
-class InWholeNumbers(Countdown):
-    """Begins with a whole number, goes on by tenths."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=5)
-        return np.array([0]), {}
-
-    def step(self, action: Any) -> Any:
-        return (np.array([0.5 - self.left / 10]), *super().step(action)[1:])
-
-
-def test_the_first_observation_is_no_pattern_for_the_others() -> None:
-    seen: list[float] = []
-
-    def act(observation: np.ndarray) -> np.ndarray:
-        seen.append(float(observation[0, 0]))
-        return np.zeros((1, 1))
-
-    gymnasium.register("InWholeNumbers-v0", InWholeNumbers)
-    try:
-        rollout_episodes(act, "InWholeNumbers-v0", num_episodes=1, seed=0)
-    finally:
-        del gymnasium.registry["InWholeNumbers-v0"]
-    assert seen == pytest.approx([0, 0, 0.1, 0.2, 0.3])
-
-
 class InRows(Countdown):
     """Takes actions in two rows only."""
 

@@ -18,10 +18,12 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.evaluation import (
     Evaluation,
     EvaluationResult,
+    evaluation_seed,
     mode_values,
     rollout_episodes,
     write_policy,
 )
+from rambo_trl.experiment.options import RunOptions
 from rambo_trl.experiment.policy import load_policy
 from rambo_trl.modules import make_actor, make_qvalue
 
@@ -48,8 +50,7 @@ def test_the_lowest_critic_values_the_mode() -> None:
 
 
 def evaluation(actor: Any, dataset: Any, **settings: Any) -> Evaluation:
-    defaults = {"num_episodes": 2, "seed": 0, "gamma": None, "device": "cpu", "hidden_sizes": [4]}
-    return Evaluation(actor, dataset, **{**defaults, **settings})
+    return Evaluation(actor, dataset, RunOptions(epochs=1, **settings))
 
 
 @pytest.mark.parametrize("shift", [0.0, -1.0])
@@ -84,10 +85,10 @@ def test_an_evaluation_plays_the_policy_that_is_written(tmp_path: Path) -> None:
     )
     dataset = OfflineDataset(rows, action_spec=spec, env_id="InvertedPendulum-v5")
     actor = make_actor(4, dataset.action_spec, hidden_sizes=[4])
-    write_policy(tmp_path / "p.safetensors", actor, dataset, [4], 0)
+    write_policy(tmp_path / "p.safetensors", actor, dataset, 0)
     policy = load_policy(tmp_path / "p.safetensors")
-    of_epochs = evaluation(actor, dataset, num_episodes=3)
-    seed = of_epochs.first_seed + 2 * 3
+    of_epochs = evaluation(actor, dataset, evaluation_episodes=3)
+    seed = evaluation_seed(0) + 2 * 3
     want = rollout_episodes(policy, "InvertedPendulum-v5", num_episodes=3, seed=seed)
     assert of_epochs(2)["return_mean"] == want.return_mean
 

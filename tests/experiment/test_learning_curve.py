@@ -53,7 +53,7 @@ def test_writes_a_png_of_the_promised_size_and_leaves_matplotlib_alone(tmp_path)
     )
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", data[16:24]) == (800, 560)
+    assert struct.unpack(">II", data[16:24]) == (1040, 728)
     assert dict(matplotlib.rcParams) == before and matplotlib.pyplot.get_fignums() == []
 
 

@@ -23,10 +23,11 @@ from launcher.program import announce_compilation
 from torch import nn
 
 from rambo_trl.experiment import checkpoint, evaluation
+from rambo_trl.experiment.checkpoint import stateful
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.evaluation import EVALUATION_SEED, EvaluationResult, write_policy
 from rambo_trl.experiment.results import last_screen
-from rambo_trl.experiment.run import Epoch, Inspection, Stopwatch, epoch_line, stateful
+from rambo_trl.experiment.run import Epoch, Inspection, Stopwatch, epoch_line
 from rambo_trl.experiment.signals import Interrupted, Interruption
 from rambo_trl.runtime.progress import Bar
 
@@ -339,7 +340,7 @@ def policy_epoch(run: Any) -> int:
     for epoch in range(5):
         run.learn(epoch)
         path = run.folder.path.parent / "policy.safetensors"
-        write_policy(path, run.actor, run.dataset, (4,), run.options.seed)
+        write_policy(path, run.actor, run.dataset, run.options.seed)
         policies.append(path.read_bytes())
     assert len(set(policies)) == 5
     return policies.index((run.folder.path / "policy.safetensors").read_bytes())

@@ -27,6 +27,7 @@ from torchrl.objectives import SACLoss
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss
 from rambo_trl.reporting import adversary_figure, adversary_measures
@@ -336,6 +337,11 @@ def test_a_run_from_its_start_to_its_figure(
     assert (tmp_path / "out/adversary_effect.png").stat().st_size > 20_000
     assert not (run / "adversary_effect.json").exists()
     assert "error on" in capsys.readouterr().out
+    key, other = "rambo_trl_fitted_model", tmp_path / "other.safetensors"
+    header, state = read_safetensors(run / "pretrained_model.safetensors", key, "model")
+    write_safetensors(other, state | {"elites": state["elites"].flip(0)}, key, header or {})
+    assert adversary_effect.main([str(run), "--pretrained", str(other)]) == 2
+    assert "of another fit than this run's: its elites differ" in capsys.readouterr().err
     # and select_run's bound is recorded
     assert json.loads((run / "results.json").read_text())["q_bound"] > 0
 

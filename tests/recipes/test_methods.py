@@ -26,8 +26,8 @@ from torchrl.data import Bounded
 
 from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset
+from rambo_trl.experiment.checkpoint import stateful
 from rambo_trl.experiment.folder import RunFolder
-from rambo_trl.experiment.run import stateful
 from rambo_trl.experiment.signals import Interruption
 
 RECIPES = Path(__file__).parents[2] / "recipes"
