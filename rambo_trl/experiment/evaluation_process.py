@@ -41,10 +41,10 @@ class EvaluationProcess:
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, path: str | os.PathLike[str], *, seed: int) -> Future[EvaluationResult]:
-        """Evaluate a file of :func:`~rambo_trl.experiment.policy.save_policy`.
+        """Evaluate a file of :func:`~rambo_trl.experiment.policy.save_policy` and remove it.
 
         Args:
-            path: the file, which is removed once it was read.
+            path: the file.
             seed: seed of the first episode.
         """
         if self._pool is None:

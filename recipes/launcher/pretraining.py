@@ -189,11 +189,7 @@ def clone_with_bar(
 
 
 def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
-    """The run's place in the cache of pretrained parts, which are what pretraining changes.
-
-    Raises:
-        OSError: if a file that a setting names cannot be read.
-    """
+    """The run's place in the cache of pretrained parts, which are what pretraining changes."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     later = ("max_updates", "holdout_every", "updates")  # which older files do not name
     model, cloning = (

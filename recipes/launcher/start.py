@@ -44,11 +44,7 @@ def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Pat
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a run folder that could not be made or written to.
-
-    Raises:
-        OSError: naming the folder that is in the way.
-    """
+    """Refuse a run folder that could not be made or written to, naming what is in the way."""
     parents = (path.absolute(), *path.absolute().parents)
     existing = next(p for p in parents if p.exists() or p.is_symlink())
     if not existing.is_dir():
@@ -135,11 +131,7 @@ def check_progress(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str])
 
 
 def check_places(cfg: DictConfig, path: Path) -> None:
-    """Refuse a new run's folder that cannot be made, and files that are not there.
-
-    Raises:
-        OSError: naming what is in the way, or missing.
-    """
+    """Refuse a new run's folder that cannot be made, and files that are not there."""
     check_writable(path if cfg.run_dir is not None else path.parent)
     if cfg.run_dir is not None and path.exists():
         RunFolder.create(path)  # refuses a folder that holds a run
