@@ -67,7 +67,7 @@ class ToyRun(Run):
         self.learn(0)
         folder = RunFolder(path) if path.exists() else RunFolder.create(path)
         often = {"evaluation_episodes": 2, "evaluation_every": 1, "checkpoint_every": 1}
-        options = {"epochs": 4, "hidden_sizes": (4,), "gamma": 0.9, **often, **options}
+        options = {"epochs": 4, "gamma": 0.9, **often, **options}
         super().__init__(data, folder, signals or Interruption(), RunOptions(**options), say=print)
 
     def learn(self, epoch: int) -> None:
