@@ -243,7 +243,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[range]:
 
     def submit(self: Any, path: Path, *, seed: int) -> Future[EvaluationResult]:
         future: Future[EvaluationResult] = Future()
-        future.set_result(evaluate(num_episodes=self.num_episodes, seed=seed))
+        future.set_result(evaluate(num_episodes=self.settings["num_episodes"], seed=seed))
         return future
 
     monkeypatch.setattr(evaluation, "evaluate_policy", evaluate)
