@@ -72,7 +72,8 @@ class GradientStep:
         name: str = "an update",
     ) -> None:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        getattr(losses, "in_keys", None)  # else TorchRL sets them in the first call: two graphs
+        for lazy in ("in_keys", "target_entropy"):  # which TorchRL else sets inside the graph
+            getattr(losses, lazy, None)
 
         def gradients(
             *batches: TensorDictBase | Tensor,

@@ -58,6 +58,8 @@ class AgentPhase:
         compile: bool = False,
     ) -> None:
         self.loss = loss
+        # TorchRL makes a buffer of it at first use: inside a graph each call would remove it again
+        getattr(loss, "target_entropy", None)
         self.target_update = FlatSoftUpdate(loss, tau=tau)
         self.optimizer = adam(
             (loss.qvalue_network_params.parameters(), critic_lr),

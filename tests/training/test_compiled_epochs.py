@@ -72,6 +72,11 @@ def test_compiled_epochs_equal_eager_ones(compiled: Run) -> None:
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
+def test_a_compiled_agent_keeps_its_target_entropy(compiled: Run) -> None:
+    loss = compiled.work.agent.loss
+    assert "_target_entropy" in loss._buffers and "_target_entropy" in loss.state_dict()
+
+
 def test_an_update_is_compiled_once(compiled: Run) -> None:
     assert compiled.compiled > 0 and compiled.recompiled == 0
 
