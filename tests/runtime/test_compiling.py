@@ -137,6 +137,35 @@ def test_a_function_in_the_place_of_another_is_seen() -> None:
     assert owner.call(torch.zeros(())) == -1
 
 
+def test_modes_coefficients_and_rules_of_modules_are_checked() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.coefficient, self.offset, self.inner = 0.0, None, nn.Dropout(1.0)
+            self.rule = lambda x: x
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.rule(self.inner(x))
+            x = x if self.offset is None else x + self.offset
+            return x * self.coefficient if self.coefficient else x
+
+    module = Scaled().eval()
+    run, one = compile_like_eager(lambda x: module(x)), torch.ones(())
+    assert run(one) == 1
+    module.coefficient = 2.0
+    assert run(one) == 2
+    module.coefficient = 3.0
+    assert run(one) == 3
+    module.offset = 1.0
+    assert run(one) == 6
+    module.train()
+    assert run(one) == 3
+    module.eval()
+    assert run(one) == 6
+    module.rule = lambda x: x + 1
+    assert run(one) == 9
+
+
 def test_without_a_compiler_it_runs_eagerly_with_one_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
