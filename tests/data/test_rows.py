@@ -75,7 +75,7 @@ def test_starts_that_a_rule_is_tried_on_come_from_all_over() -> None:
     rows = periodic(8000)
     rows["action"][:2000] = -1.0  # the first ones say nothing
     rows["action"][2000:] = 1.0
-    with pytest.warns(UserWarning, match="ends 7. % of the transitions in starts"):
+    with pytest.warns(UserWarning, match="ends 7. % of the non-terminal transitions in starts"):
         EnsembleModelEnv(
             EnsembleWorldModel(1, 1, hidden_sizes=(2,)),
             action_spec=Bounded(-1, 1, shape=(1,)),

@@ -391,3 +391,28 @@ def test_a_resumed_run_remembers_the_entropy_that_its_bound_holds(tmp_path: Path
         results = run.train(lambda n: {"alpha": 1.0, **(early if n == 1 else late)})
     # 2 * (1 + 5) / (1 - 0.9); without the entropy it were 20
     assert results["q_bound"] == pytest.approx(120) and results["diverged"] is False
+
+
+def test_other_data_are_refused_and_the_runs_settings_stay(tmp_path: Path, toy: Any) -> None:
+    toy(tmp_path / "run", config_text="dataset: a\n").train()
+    run = toy(tmp_path / "run", config_text="dataset: b\n")
+    run.dataset.transitions["next", "reward"] += 1
+    with pytest.raises(ValueError, match="not, or no longer, what this run began with"):
+        run.train()
+    assert (tmp_path / "run/config.yaml").read_text() == "dataset: a\n"
+    toy(tmp_path / "run", config_text="dataset: b\n").train()
+    assert (tmp_path / "run/config.yaml").read_text() == "dataset: b\n"
+
+
+def test_a_given_part_that_moved_is_the_same_one(tmp_path: Path, toy: Any) -> None:
+    for name, content in (("p", "policy"), ("q", "policy"), ("r", "another")):
+        (tmp_path / name).write_text(content)
+
+    def begin(name: str) -> None:
+        toy(tmp_path / "run", given={"cloned_policy": tmp_path / name}).train()
+
+    begin("p")
+    begin("q")
+    with pytest.raises(ValueError, match="cloned_policy is another file"):
+        begin("r")
+    begin("gone")  # it is not needed any more

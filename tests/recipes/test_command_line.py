@@ -14,7 +14,6 @@ from launcher.command_line import check_command_line, compose_jobs, setting
 from launcher.program import EndingWell
 from launcher.start import check_progress
 from launcher.sweep import name_sweep
-from omegaconf import OmegaConf
 
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.signals import Interrupted
@@ -69,38 +68,6 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     with pytest.raises(SystemExit):  # of the last word, which is no setting
         check_command_line("rambo")
     assert sys.argv[2] == f'dataset="{tmp_path}/me é/x.hdf5"' and sys.argv[3] == "~x"
-
-
-def test_other_data_are_refused_and_the_run_s_settings_stay(tmp_path: Path, toy: Any) -> None:
-    run = toy.run(tmp_path / "run", "dataset=a")
-    run.begin(toy.Method())
-    run.checkpoints.save(run.progress)
-    before = (tmp_path / "run/config.yaml").read_text()
-    run = toy.run(tmp_path / "run", "dataset=b")
-    run.dataset.transitions["next", "reward"] += 1
-    with pytest.raises(ValueError, match="not, or no longer, what this run began with"):
-        run.begin(toy.Method())
-    assert (tmp_path / "run/config.yaml").read_text() == before
-    run = toy.run(tmp_path / "run", "dataset=b")
-    run.begin(toy.Method())
-    assert OmegaConf.load(tmp_path / "run/config.yaml").dataset == "b"
-
-
-def test_a_given_part_that_moved_is_the_same_one(tmp_path: Path, toy: Any) -> None:
-    for name, content in (("p", "policy"), ("q", "policy"), ("r", "another")):
-        (tmp_path / name).write_text(content)
-
-    def begin(name: str) -> None:
-        run = toy.run(tmp_path / "run")
-        run.cfg.cloned_policy = str(tmp_path / name)
-        run.begin(toy.Method())
-        run.checkpoints.save(run.progress)
-
-    begin("p")
-    begin("q")
-    with pytest.raises(ValueError, match="cloned_policy is another file"):
-        begin("r")
-    begin("gone")  # it is not needed any more
 
 
 def test_a_finished_run_is_said_to_be_and_fewer_epochs_are_refused(
