@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import single_transition
-import single_transition_figure
-import single_transition_training
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +18,7 @@ from torchrl.objectives import SACLoss
 
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import COMBOLoss
+from rambo_trl.reporting.single_transition import GRID, METHODS, Run, Snapshot, _limits, draw
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "config" / "single_transition.yaml"
 
@@ -95,21 +94,20 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return made
 
     for name in ("make_sac", "make_agent_phase", "make_adversary"):
-        made = noting(getattr(single_transition_training, name))
-        monkeypatch.setattr(single_transition_training, name, made)
+        made = noting(getattr(single_transition, name))
+        monkeypatch.setattr(single_transition, name, made)
     return found
 
 
 @pytest.mark.filterwarnings("ignore:The name target_")  # an annotation that TorchRL lacks
 def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path, noted: list[Any]) -> None:
     cfg = OmegaConf.merge(tiny(), {"agent": {"real_fraction": 0.25}})
-    methods = single_transition_training.METHODS
-    assert set(cfg.methods) == set(methods)
-    assert [name for name, m in methods.items() if m.adversarial] == ["rambo"]
+    assert set(cfg.methods) == set(METHODS)
+    assert [name for name, m in METHODS.items() if m.adversarial] == ["rambo"]
     runs = []
     for name in cfg.methods:
         noted.clear()
-        runs.append(single_transition_training.train(name, 0, cfg))
+        runs.append(single_transition.train(name, 0, cfg))
         loss, agent, adversary = noted
         if name == "combo":  # only it is conservative, and is told the real rows of its batches
             assert isinstance(loss, COMBOLoss) and loss.num_real == 4
@@ -125,10 +123,10 @@ def test_every_method_runs_repeats_and_is_drawn(tmp_path: Path, noted: list[Any]
         last = share if name == "rambo" else 1.0
         assert group["lr"] == pytest.approx(last * cfg.model.adversarial_lr)
     assert [[s.epoch for s in run.snapshots] for run in runs] == [[1, 2]] * 3
-    again = single_transition_training.train("combo", 0, cfg)
+    again = single_transition.train("combo", 0, cfg)
     assert again.mode == runs[list(cfg.methods).index("combo")].mode
     assert len({run.mode for run in runs}) == 3, "the methods differ"
-    single_transition_figure.draw(runs, tmp_path / "figure.png")
+    draw(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     table = single_transition.format_table(single_transition.summarise(runs))
     assert all(words in table for words in ("RAMBO", "1.49 +- 0.04", "COMBO", "1.34 +- 0.14"))
@@ -143,9 +141,7 @@ def test_the_adversary_makes_the_policy_stay_where_the_model_is_right() -> None:
         {"epochs": 35, "model": {"num_members": 2, "num_elites": 2}, "figure": {"epochs": []}},
     )
     seed = 1
-    robust, naive = (
-        single_transition_training.train(name, seed, cfg) for name in ("rambo", "no_adversary")
-    )
+    robust, naive = (single_transition.train(name, seed, cfg) for name in ("rambo", "no_adversary"))
     # of the actions in the data the best is worth 1.5, the next one 1.25; off the data it is 0.5
     assert robust.true_reward > 1.4, f"RAMBO's action {robust.mode:.2f} is not the best one"
     assert naive.true_reward < 1.4, f"{naive.mode:.2f} is found without an adversary too"
@@ -155,13 +151,11 @@ def test_the_adversary_makes_the_policy_stay_where_the_model_is_right() -> None:
 
 
 def test_no_curve_leaves_the_figure() -> None:
-    flat = torch.ones_like(single_transition_training.GRID.squeeze(-1))
+    flat = torch.ones_like(GRID.squeeze(-1))
     for mean, std, qvalue in ((9.0, 1.0, 0.0), (-4.0, 2.0, 1.0), (1.0, 0.1, 7.0), (1.0, 0.1, -7.0)):
-        snapshot = single_transition_training.Snapshot(
-            1, mean * flat, std * flat, qvalue * flat, 0.0
-        )
-        run = single_transition_training.Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot])
-        low, high = single_transition_figure._limits([run])
+        snapshot = Snapshot(1, mean * flat, std * flat, qvalue * flat, 0.0)
+        run = Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot])
+        low, high = _limits([run])
         assert low <= min(0.0, mean - std, qvalue)
         assert high > max(0.0, mean + std, qvalue)
 
@@ -170,12 +164,12 @@ def test_no_curve_leaves_the_figure() -> None:
 def test_the_legend_fits_into_the_figure(
     columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flat = torch.ones_like(single_transition_training.GRID.squeeze(-1))
-    snapshot = single_transition_training.Snapshot(1, flat, 0.1 * flat, flat, 0.0)
-    run = single_transition_training.Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot] * columns)
+    flat = torch.ones_like(GRID.squeeze(-1))
+    snapshot = Snapshot(1, flat, 0.1 * flat, flat, 0.0)
+    run = Run("combo", 0, 0.0, 0.5, 0.5, 1.0, [snapshot] * columns)
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, _: drawn.append(figure))
-    single_transition_figure.draw([run], tmp_path / "figure.png")
+    draw([run], tmp_path / "figure.png")
     (figure,) = drawn
     figure.canvas.draw()
     (legend,), whole = figure.legends, figure.bbox
@@ -186,8 +180,7 @@ def test_the_legend_fits_into_the_figure(
 
 def test_the_table_s_deviation_is_the_sample_s() -> None:
     runs = [
-        single_transition_training.Run("combo", seed, 0.0, reward, 0.5, 1.0, [])
-        for seed, reward in enumerate((1.0, 2.0, 4.5))
+        Run("combo", seed, 0.0, reward, 0.5, 1.0, []) for seed, reward in enumerate((1.0, 2.0, 4.5))
     ]
     row = single_transition.summarise(runs)["combo"]
     assert row["true_reward_mean"] == pytest.approx(2.5)
@@ -198,15 +191,14 @@ def test_a_snapshot_by_hand() -> None:
     spec = Bounded(-1.0, 1.0, (1,))
     model = EnsembleWorldModel(1, 1, num_members=3, num_elites=2, hidden_sizes=())
     loss = SACLoss(make_actor(1, spec), make_qvalue(1, 1), action_spec=spec)
-    shot = single_transition_training.take_snapshot(4, model, loss)
-    grid = single_transition_training.GRID
+    shot = single_transition.take_snapshot(4, model, loss)
     with torch.no_grad():
-        mean, log_var = model.predict(torch.zeros_like(grid), grid, model.elites)
+        mean, log_var = model.predict(torch.zeros_like(GRID), GRID, model.elites)
         mean, variance = mean[..., 0], log_var[..., 0].exp()
         second = (variance + mean.square()).mean(dim=0)  # moment of the elites' mixture
     torch.testing.assert_close(shot.successor_mean, mean.mean(dim=0))
     torch.testing.assert_close(shot.successor_std.square(), second - mean.mean(dim=0).square())
-    rows, values = TensorDict(observation=torch.zeros(401, 1), action=grid, batch_size=[401]), []
+    rows, values = TensorDict(observation=torch.zeros(401, 1), action=GRID, batch_size=[401]), []
     for number in range(2):
         with loss.qvalue_network_params[number].data.to_module(loss.qvalue_network):
             values.append(loss.qvalue_network(rows.copy())["state_action_value"].squeeze(-1))

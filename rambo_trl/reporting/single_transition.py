@@ -3,15 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from single_transition_training import GRID, METHODS, Run, Snapshot
+from torch import Tensor
 
 from rambo_trl.envs.single_transition import DATA_INTERVALS, expected_reward
 from rambo_trl.runtime.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, add_legend, styled
+
+GRID = torch.linspace(-1, 1, 401).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table and of the figure.
+
+    Attributes:
+        title: its name there.
+        adversarial: whether the model plays against the agent.
+        conservative: whether COMBO's term pushes the critics down off the data.
+        paper: mean and standard deviation in the paper's Table 3, where it has the method.
+    """
+
+    title: str
+    adversarial: bool
+    conservative: bool = False
+    paper: tuple[float, float] | None = None
+
+
+METHODS = {
+    "rambo": Method("RAMBO", adversarial=True, paper=(1.49, 0.04)),
+    "combo": Method("COMBO", adversarial=False, conservative=True, paper=(1.34, 0.14)),
+    "no_adversary": Method("no adversary", adversarial=False),
+}
+
+
+@dataclass
+class Snapshot:
+    """What is believed of the actions in ``GRID`` after an epoch, and what the policy does."""
+
+    epoch: int
+    successor_mean: Tensor
+    successor_std: Tensor
+    qvalue: Tensor
+    mode: float
+
+
+@dataclass
+class Run:
+    """One seed of one method."""
+
+    method: str
+    seed: int
+    mode: float  # the final policy's action
+    true_reward: float  # its expected reward in the real environment
+    predicted_reward: float  # the same in the model
+    seconds: float
+    snapshots: list[Snapshot]
 
 
 def _draw_panel(axes: Axes, snapshot: Snapshot) -> None:
@@ -28,24 +79,21 @@ def _draw_panel(axes: Axes, snapshot: Snapshot) -> None:
     axes.plot(snapshot.mode, reward, "o", color=GREEN, markersize=8, zorder=5, label="policy")
     axes.set(xlim=(-1, 1), xticks=[-1, -0.5, 0, 0.5, 1])
     axes.text(
-        0.03,
-        0.97,
-        f"policy's action {snapshot.mode:.2f}: truly worth {reward:.2f}",
-        transform=axes.transAxes,
-        va="top",
-        color="#00664B",
-        size=9.5,
+        0.03, 0.97, f"policy's action {snapshot.mode:.2f}: truly worth {reward:.2f}",
+        transform=axes.transAxes, va="top", color="#00664B", size=9.5,
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
-    )
+    )  # fmt: skip
 
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:
     """The vertical range that holds every curve, and a line of text above them."""
     shown = [snapshot for run in runs for snapshot in run.snapshots]
-    low = min(float((s.successor_mean - s.successor_std).min()) for s in shown)
-    high = max(float((s.successor_mean + s.successor_std).max()) for s in shown)
-    low = min(0.0, low, *(float(s.qvalue.min()) for s in shown))
-    high = max(high, *(float(s.qvalue.max()) for s in shown))
+    means, stds, qvalues = (
+        torch.stack([getattr(s, key) for s in shown])
+        for key in ("successor_mean", "successor_std", "qvalue")
+    )
+    low = min(0.0, float((means - stds).min()), float(qvalues.min()))
+    high = max(float((means + stds).max()), float(qvalues.max()))
     return low, high + 0.2 * (high - low)
 
 
