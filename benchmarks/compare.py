@@ -25,6 +25,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from measuring import (
     arguments,
     at_least,
@@ -33,9 +34,9 @@ from measuring import (
     markdown_table,
     measure_in_turns,
     measured_on,
-    model_dtype,
     save,
     set_up,
+    workload_options,
 )
 from workload import Workload, hopper_like
 
@@ -50,8 +51,6 @@ NAMES = {
     "iteration": "one iteration",
 }
 STARTS, HORIZON, BATCH = 50_000, 5, 256
-#: the columns of the sides
-SIDES = {"ours": "ours", "bfloat16": "ours, bfloat16", "peer": "OfflineRL-Kit"}
 #: what the results call how many times faster than the peer each of ours is
 RATIOS = {"ours": "ratio", "bfloat16": "bfloat16_ratio"}
 
@@ -170,9 +169,7 @@ def commit(path: Path) -> str | None:
 def make_ours(args: argparse.Namespace) -> Workload:
     """Our side, compiled and set up as the recipes set it up."""
     set_up(args)
-    return Workload(
-        compile=True, num_starts=STARTS, horizon=HORIZON, matmul_dtype=model_dtype(args)
-    )
+    return Workload(compile=True, num_starts=STARTS, horizon=HORIZON, **workload_options(args))
 
 
 def make_peer(args: argparse.Namespace) -> Peer:
@@ -261,7 +258,6 @@ def main() -> None:
     sides["peer"] = Side(make_peer, args)
     for side in sides.values():
         side.do("rollouts", 0)  # for the updates to draw from
-    print(" " * 20 + "".join(f"{SIDES[key]:>17}" for key in sides) + "    ratio")
     results: dict[str, dict[str, Any]] = {}
     for name in NAMES:
         once = name == "iteration"
@@ -273,14 +269,14 @@ def main() -> None:
             wake=[partial(side.wake, name) for side in sides.values()],
         )
         results[name] = summarise(dict(zip(sides, seconds, strict=True)), units[name])
-        print(line(name, results[name]), flush=True)
+        print(NAMES[name], results[name], flush=True)
     content = {
         "machine": machine(plain),
         "peer_commit": commit(args.peer),
         "rounds": rounds,
         "results": results,
     }
-    save(args.out, "compare", content, draw)
+    save(args.out, "compare", content, report, draw)
 
 
 def summarise(seconds: Mapping[str, Sequence[float]], units: int) -> dict[str, Any]:
@@ -299,14 +295,6 @@ def time_text(name: str, seconds: float) -> str:
     if name == "rollouts":
         return f"{1 / seconds:,.0f} transitions/s"
     return f"{seconds:.1f} s" if name == "iteration" else f"{1e3 * seconds:.1f} ms"
-
-
-def line(name: str, result: Mapping[str, Any]) -> str:
-    """A work's row on the screen."""
-    seconds = [result[f"{key}_seconds"] for key in SIDES if f"{key}_seconds" in result]
-    cells = [time_text(name, statistics.median(s)).replace("transitions", "") for s in seconds]
-    ratios = ", ".join(f"{result[key]:.1f}x" for key in RATIOS.values() if key in result)
-    return f"{NAMES[name]:20}" + "".join(f"{cell:>17}" for cell in cells) + f"    {ratios}"
 
 
 def report(content: dict[str, Any]) -> str:
@@ -328,7 +316,7 @@ def report(content: dict[str, Any]) -> str:
     return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """How many times faster, a bar for each kind of work and each of our turns."""
     labels = {"ratio": "float32", "bfloat16_ratio": "the model's hidden products in bfloat16"}
     series = {
@@ -337,7 +325,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         if ratio in content["results"]["rollouts"]
     }
     title = "Times faster than OfflineRL-Kit, same work, same run"
-    draw_bars(path, title, "ratio (log)", list(NAMES.values()), series, unit=" x", log=True)
+    return draw_bars(title, "ratio (log)", list(NAMES.values()), series, unit=" x", log=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import minari
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from matplotlib.figure import Figure
 from measuring import add_out, at_least, draw_bars, markdown_table, process_memory, save
 from minari.data_collector import EpisodeBuffer
 
@@ -159,25 +160,14 @@ def in_fresh_process(what: str, path: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure everything, print, write the JSON file and the figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--rows",
-        type=at_least(1),
-        default=1_000_000,
-        help="transitions to load (default: 1000000)",
-    )
-    parser.add_argument(
-        "--train-rows",
-        type=at_least(0),
-        default=10_000_000,
-        help="transitions to train from, 0 to leave training out (default: 10000000)",
-    )
-    parser.add_argument(
-        "--formats",
-        nargs="+",
-        choices=FORMATS,
-        default=list(FORMATS),
-        help="sources to load (default: all)",
-    )
+    for name, least, default, what in (
+        ("rows", 1, 1_000_000, "transitions to load"),
+        ("train-rows", 0, 10_000_000, "transitions to train from, 0 to leave training out"),
+    ):
+        what += " (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=at_least(least), default=default, help=what)
+    what = "sources to load (default: all)"
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help=what)
     add_out(parser)
     parser.add_argument(
         "--folder",
@@ -187,8 +177,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # in a fresh process
     args = parser.parse_args()
     if args.measure is not None:
-        what, path = args.measure
-        print(json.dumps((measure_load if what == "load" else measure_training)(path)))
+        kind, path = args.measure
+        print(json.dumps((measure_load if kind == "load" else measure_training)(path)))
         return
     if args.folder is not None and not args.folder.is_dir():
         parser.error(f"--folder {args.folder} is no folder")
@@ -205,7 +195,7 @@ def main() -> None:
             path = write("memmap", args.train_rows, Path(folder))
             results["train"] = in_fresh_process("train", path)
         print("train", json.dumps(results["train"]), flush=True)
-    save(args.out, "data_loading", results, draw)
+    save(args.out, "data_loading", results, report, draw)
 
 
 def report(content: dict[str, Any]) -> str:
@@ -235,7 +225,7 @@ def report(content: dict[str, Any]) -> str:
     return text
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """Memory by source, in multiples of the transitions' size."""
     load = content["load"]
     series = {
@@ -244,7 +234,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     }
     rows = max(r["transitions"] for r in load.values())
     title, unit = f"Loading {rows:,} transitions", "memory, multiples of their size in float32"
-    draw_bars(path, title, unit, [FORMATS[kind].replace("`", "") for kind in load], series)
+    return draw_bars(title, unit, [FORMATS[kind].replace("`", "") for kind in load], series)
 
 
 if __name__ == "__main__":

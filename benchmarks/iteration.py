@@ -7,10 +7,10 @@ time of the whole run adds 50,000 steps of the fit and 40,000 of cloning, withou
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from measuring import (
     arguments,
     at_least,
@@ -19,11 +19,11 @@ from measuring import (
     markdown_table,
     measure,
     measured_on,
-    model_dtype,
     peak_memory,
     save,
     set_up,
     synchronize,
+    workload_options,
 )
 from workload import WARM_UP, Workload
 
@@ -42,10 +42,9 @@ def main() -> None:
     set_up(args)
     updates = 20 if args.quick else UPDATES
     work = Workload(
-        device=args.device,
         compile=not args.eager,
         num_starts=4000 if args.quick else 50_000,
-        matmul_dtype=model_dtype(args),
+        **workload_options(args),
     )
     phases = {
         "rollouts": work.rollouts,
@@ -61,7 +60,7 @@ def main() -> None:
     likelihood(), cloning()
     synchronize(args.device)
     compiling = time.perf_counter() - begin
-    print(f"first calls, compiling included: {compiling:.1f} s")
+    print(f"first calls, compiling included: {compiling:.1f} s", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in phases}
     for _ in range(1 if args.quick else args.repeats):
         for name, phase in phases.items():
@@ -75,11 +74,6 @@ def main() -> None:
     clone = measure(cloning, device=args.device, repeats=3, least=least)
     iteration = sum(medians.values())
     whole = ITERATIONS * iteration + FIT_STEPS * fit + CLONING_STEPS * clone
-    for name, value in medians.items():
-        print(f"{name:10} {value:7.2f} s  {value / iteration:4.0%}")
-    print(f"{'iteration':10} {iteration:7.2f} s")
-    print(f"the paper's whole run, projected: {whole / 3600:.1f} h")
-    print(f"peak memory: {peak_memory():,.0f} MB")
     content: dict[str, Any] = {
         "machine": machine(args),
         "compiled": not args.eager,
@@ -95,7 +89,7 @@ def main() -> None:
     }
     if args.device.startswith("cuda"):
         content["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
-    save(args.out, "iteration", content, draw)
+    save(args.out, "iteration", content, report, draw)
 
 
 def report(content: dict[str, Any]) -> str:
@@ -112,11 +106,11 @@ def report(content: dict[str, Any]) -> str:
     )
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """A bar for each phase."""
     title = f"An iteration of the paper's schedule: {content['iteration_seconds']:.1f} s"
     seconds = content["seconds"]
-    draw_bars(path, title, "seconds", list(seconds), {"": list(seconds.values())}, unit=" s")
+    return draw_bars(title, "seconds", list(seconds), {"": list(seconds.values())}, unit=" s")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import tempfile
@@ -13,42 +14,15 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torchrl._utils import logger as torchrl_logger
 
+from rambo_trl.runtime.drawing import COLORS, GREY, styled
 from rambo_trl.runtime.malloc import keep_freed_memory
 from rambo_trl.runtime.places import expand_home
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "COLORS",
-    "add_out",
-    "arguments",
-    "at_least",
-    "draw_bars",
-    "finish_figure",
-    "machine",
-    "make_figure",
-    "markdown_table",
-    "matmul_rate",
-    "measure",
-    "measure_in_turns",
-    "measured_on",
-    "model_dtype",
-    "peak_memory",
-    "process_memory",
-    "save",
-    "save_figure",
-    "set_up",
-    "synchronize",
-]
-
-#: Okabe and Ito's palette, told apart with every common colour blindness
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -113,13 +87,14 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up(args: argparse.Namespace) -> None:
-    """Check the device, set up threads and memory as recipes do, keep remarks off the screen."""
+    """Check the device, seed, set threads and memory up as recipes do, silence remarks."""
     torchrl_logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", ".*inline_inbuilt_nn_modules", FutureWarning)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.float32_matmul_precision)
     keep_freed_memory()
+    torch.manual_seed(0)
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -135,31 +110,11 @@ def synchronize(device: str) -> None:
 
 
 def measure(
-    work: Callable[[], Any],
-    *,
-    device: str = "cpu",
-    warmups: int = 2,
-    repeats: int = 5,
-    least: float = 0.2,
+    work: Callable[[], Any], *, device: str = "cpu", repeats: int = 5, least: float = 0.2
 ) -> float:
     """Median seconds of a call, over ``repeats`` stretches of at least ``least`` seconds."""
-    for _ in range(warmups):
-        work()
-    synchronize(device)
-    begin = time.perf_counter()
-    work()
-    synchronize(device)
-    once = time.perf_counter() - begin
-    calls = max(1, round(least / max(once, 1e-9)))
-    return statistics.median(_stretch(work, calls, device) for _ in range(repeats))
-
-
-def _stretch(work: Callable[[], Any], calls: int, device: str) -> float:
-    begin = time.perf_counter()
-    for _ in range(calls):
-        work()
-    synchronize(device)
-    return (time.perf_counter() - begin) / calls
+    (seconds,) = measure_in_turns([work], rounds=repeats, least=least, warmups=2, device=device)
+    return statistics.median(seconds)
 
 
 def measure_in_turns(
@@ -169,6 +124,7 @@ def measure_in_turns(
     least: float = 1.0,
     warmups: int = 1,
     wake: Sequence[Callable[[], Any]] = (),
+    device: str = "cpu",
 ) -> list[list[float]]:
     """Seconds per call of each of ``works``, [works][rounds], each round in turn.
 
@@ -181,19 +137,29 @@ def measure_in_turns(
         warmups: calls of each before the first turn.
         wake: one for each, called before every turn and not measured: the memory and the caches
             of what has been idle are cold.
+        device: where they run.
     """
+
+    def stretch(work: Callable[[], Any], calls: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        synchronize(device)
+        return (time.perf_counter() - begin) / calls
+
     calls = []
     for work in works:
         for _ in range(warmups):
             work()
-        calls.append(max(1, round(least / max(_stretch(work, 1, "cpu"), 1e-9))) if least else 1)
+        synchronize(device)
+        calls.append(max(1, round(least / max(stretch(work, 1), 1e-9))) if least else 1)
     seconds: list[list[float]] = [[] for _ in works]
     for i in range(rounds):
         order = list(range(len(works)))
         for j in order if i % 2 == 0 else reversed(order):
             if wake:
                 wake[j]()
-            seconds[j].append(_stretch(works[j], calls[j], "cpu"))
+            seconds[j].append(stretch(works[j], calls[j]))
     return seconds
 
 
@@ -203,9 +169,9 @@ def matmul_rate(device: str = "cpu", size: int = 1536) -> float:
     return 2 * size**3 / measure(lambda: a @ b, device=device, least=0.3)
 
 
-def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
-    """What the options have the world model's hidden products rounded to."""
-    return torch.bfloat16 if args.bfloat16 else None
+def workload_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of ``Workload``: where it lives, and what hidden products are rounded to."""
+    return {"device": args.device, "matmul_dtype": torch.bfloat16 if args.bfloat16 else None}
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
@@ -214,10 +180,8 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [
-            x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("model name")
-        ]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+        name = re.search(r"^model name\s*:\s*(.+)", info.read_text(encoding="utf-8"), re.MULTILINE)
+        cpu = name[1].strip() if name else cpu
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -250,16 +214,23 @@ def peak_memory() -> float:
 
 
 def save(
-    out: Path, name: str, content: dict[str, Any], draw: Callable[[Any, Path], None] | None = None
+    out: Path,
+    name: str,
+    content: dict[str, Any],
+    report: Callable[[Any], str] | None = None,
+    draw: Callable[[Any], Figure] | None = None,
 ) -> None:
-    """Write ``name.json``, whole or not at all, and the figure ``name.png``; say where."""
+    """Write ``name.json``, whole or not at all, and the figure ``name.png``; print the report."""
     path = out / f"{name}.json"
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
-    print(f"written: {path}")
+    if report is not None:
+        print(report(content))
     if draw is not None:
-        draw(content, path.with_suffix(".png"))
+        with styled():
+            draw(content).savefig(path.with_suffix(".png"))
+    print(f"written: {path}")
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -280,36 +251,7 @@ def measured_on(machine: dict[str, Any]) -> str:
     return f"{where}, {threads}, PyTorch {machine['torch']}{digits}{date}."
 
 
-def make_figure(columns: int = 1, width: float = 8, height: float = 4) -> tuple[Figure, list[Any]]:
-    """A figure without a display, and its axes."""
-    # not above: what measures memory imports no more than it uses
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
-    return figure, axes
-
-
-def finish_figure(ax: Any, title: str, x_label: str, y_label: str) -> None:
-    """Name what an axes shows."""
-    ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG and say where."""
-    figure.savefig(path, dpi=130)
-    print(f"written: {path}")
-
-
 def draw_bars(
-    path: Path,
     title: str,
     x_label: str,
     names: Sequence[str],
@@ -317,24 +259,26 @@ def draw_bars(
     *,
     unit: str = "",
     log: bool = False,
-) -> None:
+) -> Figure:
     """A figure of a group of horizontal bars for each name, one of each series."""
-    figure, (ax,) = make_figure(height=1.2 + 0.3 * len(names) * (len(series) + 0.5))
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(names) * (len(series) + 0.5)))
+    axes = figure.subplots()
     height = 0.76 / len(series)
     for i, (label, values) in enumerate(series.items()):
         at = [j + height * (i - (len(series) - 1) / 2) for j in range(len(names))]
-        bars = ax.barh(at, values, height=0.95 * height, color=COLORS[i], label=label)
-        ax.bar_label(bars, fmt=f" %.1f{unit}", fontsize=8)
+        bars = axes.barh(at, values, height=0.95 * height, color=COLORS[i], label=label)
+        axes.bar_label(bars, fmt=f" %.1f{unit}", fontsize=8)
     if log:
-        ax.set_xscale("log")
-        ax.axvline(1, color="#666666", lw=1)
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        ax.xaxis.set_minor_formatter(lambda x, _: "")
-    ax.margins(x=0.1)
-    ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
+        axes.set_xscale("log")
+        axes.axvline(1, color=GREY, lw=1)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
     if len(series) > 1:
-        ax.legend(frameon=False)
-    finish_figure(ax, title, x_label, "")
-    save_figure(figure, path)
+        axes.legend()
+    axes.set(title=title, xlabel=x_label)
+    return figure

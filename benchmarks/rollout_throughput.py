@@ -7,29 +7,25 @@ rates stands the share of the machine's own matrix-product rate that they reach.
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
-import torch
+from matplotlib.figure import Figure
 from measuring import (
-    COLORS,
     arguments,
     at_least,
-    finish_figure,
     machine,
-    make_figure,
     markdown_table,
     matmul_rate,
     measure,
     measured_on,
-    model_dtype,
     save,
-    save_figure,
     set_up,
+    workload_options,
 )
 from workload import Workload
 
 from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.runtime.drawing import COLORS
 
 CAPTION = "Imagined transitions per second"
 
@@ -57,7 +53,6 @@ def main() -> None:
     if max(args.elites or [1]) > Workload.num_members:
         parser.error(f"--elites must be at most {Workload.num_members}, got {max(args.elites)}")
     set_up(args)
-    torch.manual_seed(0)
     row_counts = args.rows or (
         [1000, 4000] if args.quick else [1000, 2000, 5000, 10_000, 20_000, 50_000]
     )
@@ -68,36 +63,23 @@ def main() -> None:
         "least": 0.1 if args.quick else 0.5,
     }
     rate = matmul_rate(args.device)
-    print(f"large matrix products: {rate / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
-    print("   rows   k  elites  compiled  transitions/s  share of the products' rate")
     results: list[dict[str, Any]] = []
     jobs = [(rows, k, 5) for k in horizons for rows in row_counts]
     jobs += [(max(row_counts), max(horizons), elites) for elites in elite_counts if elites != 5]
     for compile in (True, False):
         for rows, k, elites in jobs:
-            work = Workload(device=args.device, num_elites=elites, matmul_dtype=model_dtype(args))
+            work = Workload(num_elites=elites, **workload_options(args))
             collector = ModelRolloutCollector(
                 work.env, work.actor, num_starts=rows, horizon=k, compile=compile
             )
             per_second = rows * k / measure(collector.collect, device=work.device, **settings)
             share = per_second * products_of_a_transition(work) / rate
-            results.append(
-                {
-                    "rows": rows,
-                    "horizon": k,
-                    "elites": elites,
-                    "compiled": compile,
-                    "transitions_per_second": per_second,
-                    "share_of_matmul_rate": share,
-                }
-            )
-            print(
-                f"{rows:7,} {k:3} {elites:7}  {'yes' if compile else 'no':>8} "
-                f"{per_second:14,.0f}  {share:.0%}",
-                flush=True,
-            )
+            result = {"rows": rows, "horizon": k, "elites": elites, "compiled": compile}
+            result |= {"transitions_per_second": per_second, "share_of_matmul_rate": share}
+            results.append(result)
+            print(result, flush=True)
     content = {"machine": machine(args), "matmul_flop_per_second": rate, "results": results}
-    save(args.out, "rollout_throughput", content, draw)
+    save(args.out, "rollout_throughput", content, report, draw)
 
 
 def report(content: dict[str, Any]) -> str:
@@ -120,10 +102,11 @@ def report(content: dict[str, Any]) -> str:
     )
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """Rate against rows, a line for each horizon, compiled drawn whole and eager broken."""
     results = content["results"]
-    figure, (ax,) = make_figure()
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
     horizons = sorted({r["horizon"] for r in results})
     for color, k in zip(COLORS, horizons, strict=False):
         for compiled, style in ((True, "o-"), (False, "o--")):
@@ -133,20 +116,16 @@ def draw(content: dict[str, Any], path: Path) -> None:
                 if (r["horizon"], r["compiled"], r["elites"]) == (k, compiled, 5)
             ]
             label = f"k = {k}, {'compiled' if compiled else 'eager'}"
-            ax.plot(*zip(*sorted(points), strict=True), style, color=color, label=label, ms=4)
-    ax.set_xscale("log")
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(lambda y, _: f"{y / 1000:.0f} k")
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.legend(frameon=False, ncols=max(1, len(horizons)), loc="lower right")
+            axes.plot(*zip(*sorted(points), strict=True), style, color=color, label=label, ms=4)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y / 1000:.0f} k")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(ncols=max(1, len(horizons)), loc="lower right")
     best = max(r["transitions_per_second"] for r in results if r["elites"] == 5)  # as drawn
-    finish_figure(
-        ax,
-        f"Imagined rollouts: up to {best / 1000:.0f} thousand transitions a second",
-        "rollouts at once",
-        "transitions / s",
-    )
-    save_figure(figure, path)
+    title = f"Imagined rollouts: up to {best / 1000:.0f} thousand transitions a second"
+    axes.set(title=title, xlabel="rollouts at once", ylabel="transitions / s")
+    return figure
 
 
 if __name__ == "__main__":

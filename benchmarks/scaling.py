@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import statistics
 from math import log
-from pathlib import Path
 from typing import Any
 
-import torch
+from matplotlib.figure import Figure
 from measuring import (
-    COLORS,
     arguments,
-    finish_figure,
     machine,
-    make_figure,
     markdown_table,
     measure,
     measured_on,
-    model_dtype,
     process_memory,
     save,
-    save_figure,
     set_up,
+    workload_options,
 )
 from workload import Workload
 
 from rambo_trl.collectors import ModelRolloutCollector
+from rambo_trl.runtime.drawing import COLORS, GREY
 
 CAPTION = "Cost against size, and memory over iterations"
 
@@ -41,14 +37,9 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     args = parser.parse_args()
     set_up(args)
-    torch.manual_seed(0)
     quick = args.quick
     timing: dict[str, Any] = {"repeats": 2 if quick else 5, "least": 0.05 if quick else 0.3}
-    base: dict[str, Any] = {
-        "compile": not args.eager,
-        "device": args.device,
-        "matmul_dtype": model_dtype(args),
-    }
+    base = {"compile": not args.eager, **workload_options(args)}
     rows, horizon = (2000, 2) if quick else (10_000, 5)
     sizes: dict[str, list[int]] = {
         "rows": [1000, 2000] if quick else [2000, 5000, 10_000, 20_000, 50_000, 100_000],
@@ -58,9 +49,6 @@ def main() -> None:
     }
     # the quick part first, and a file after each: what was measured is kept
     memory = memory_over(Workload(num_starts=2000, **base), 5 if quick else 50)
-    growth = memory[-1] - memory[min(len(memory) - 1, 10)]
-    print(f"memory after {len(memory)} iterations: {memory[-1]:.0f} MB")
-    print(f"since the 10th: {growth:+.1f} MB", flush=True)
     results: dict[str, Any] = {}
     content = {"machine": machine(args), "results": results, "memory_mb": memory}
     for name, values in sizes.items():
@@ -82,9 +70,8 @@ def main() -> None:
             print(f"{name:16} {value:7,}  {seconds[-1]:8.4f} s", flush=True)
         line = statistics.linear_regression([log(v) for v in values], [log(s) for s in seconds])
         results[name] = {"sizes": values, "seconds": seconds, "slope": line.slope}
-        print(f"{name:16} slope {line.slope:.2f}", flush=True)
         save(args.out, "scaling", content)
-    save(args.out, "scaling", content, draw)
+    save(args.out, "scaling", content, report, draw)
 
 
 def memory_over(work: Workload, iterations: int) -> list[float]:
@@ -113,24 +100,26 @@ def report(content: dict[str, Any]) -> str:
     )
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """Cost on logarithmic axes on the left, memory on the right."""
-    figure, (left, right) = make_figure(2, width=10)
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
     for color, (name, result) in zip(COLORS, content["results"].items(), strict=False):
         relative = [s / result["sizes"][0] for s in result["sizes"]]
         cost = [s / result["seconds"][0] for s in result["seconds"]]
         left.plot(relative, cost, "o-", color=color, ms=4, label=f"{name}: {result['slope']:.2f}")
     top = max(s[-1] / s[0] for s in (r["sizes"] for r in content["results"].values()))
-    left.plot([1, top], [1, top], ":", color="#666666", label="linear: 1.00")
+    left.plot([1, top], [1, top], ":", color=GREY, label="linear: 1.00")
     left.set_xscale("log")
     left.set_yscale("log")
-    left.legend(frameon=False, title="slope", title_fontsize=9)
-    finish_figure(left, "Cost of rollouts", "size, relative to the smallest", "time, relative")
+    left.legend(title="slope")
+    left.set(title="Cost of rollouts", xlabel="size, relative to the smallest")
+    left.set_ylabel("time, relative")
     memory = content["memory_mb"]
     right.plot(range(1, len(memory) + 1), memory, color=COLORS[0])
     right.set_ylim(0, 1.15 * max(memory))
-    finish_figure(right, "Memory over iterations", "iteration", "megabytes held")
-    save_figure(figure, path)
+    right.set(title="Memory over iterations", xlabel="iteration", ylabel="megabytes held")
+    return figure
 
 
 if __name__ == "__main__":

@@ -20,18 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measuring import (
-    COLORS,
-    arguments,
-    at_least,
-    finish_figure,
-    machine,
-    make_figure,
-    process_memory,
-    save,
-    save_figure,
-    set_up,
-)
+from matplotlib.figure import Figure
+from measuring import arguments, at_least, machine, process_memory, save, set_up
+
+from rambo_trl.runtime.drawing import BLUE, ORANGE
 
 CAPTION = ""  # the page has the figures as text
 RECIPE = Path(__file__).parents[1] / "recipes" / "rambo.py"
@@ -142,15 +134,15 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
 def complaints(results: dict[str, Any]) -> list[str]:
     """What has grown more than is called flat."""
     early, late = results["early"], results["late"]
-    found = []
+    grown = []
     if results["memory_ratio"] > MOST_MEMORY:
-        found.append(f"memory grew from {early['memory_mb']:.1f} to {late['memory_mb']:.1f} MB")
+        grown.append(f"memory grew from {early['memory_mb']:.1f} to {late['memory_mb']:.1f} MB")
     if results["seconds_ratio"] > MOST_TIME:
-        found.append(f"an epoch grew from {early['seconds']:.3f} to {late['seconds']:.3f} s")
+        grown.append(f"an epoch grew from {early['seconds']:.3f} to {late['seconds']:.3f} s")
     for name in ("open_files", "threads"):
         if late[name] > early[name]:
-            found.append(f"{name.replace('_', ' ')}: {early[name]}, then {late[name]}")
-    return found
+            grown.append(f"{name.replace('_', ' ')}: {early[name]}, then {late[name]}")
+    return grown
 
 
 def report(content: dict[str, Any]) -> str:
@@ -170,18 +162,19 @@ def report(content: dict[str, Any]) -> str:
     )
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """Memory on the left, seconds of an epoch on the right."""
     results = content["results"]
-    figure, (left, right) = make_figure(2, width=10)
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
     memory = results["memory_mb"]
-    left.plot(range(1, len(memory) + 1), memory, color=COLORS[0])
+    left.plot(range(1, len(memory) + 1), memory, color=BLUE)
     left.set_ylim(0, 1.15 * max(memory))
-    finish_figure(left, "Memory", "epoch", "megabytes held")
-    right.plot(results["timed_epochs"], results["seconds"], ".", color=COLORS[1])
+    left.set(title="Memory", xlabel="epoch", ylabel="megabytes held")
+    right.plot(results["timed_epochs"], results["seconds"], ".", color=ORANGE)
     right.set_ylim(0, 1.15 * max(results["seconds"]))
-    finish_figure(right, "Time of an epoch", "epoch", "seconds")
-    save_figure(figure, path)
+    right.set(title="Time of an epoch", xlabel="epoch", ylabel="seconds")
+    return figure
 
 
 def main() -> None:
@@ -207,12 +200,11 @@ def main() -> None:
         "settings": settings,
         "results": summarise(samples),
     }
-    save(args.out, "soak", content, draw)
-    print(report(content))
-    growth = complaints(content["results"])
-    for line in growth:
+    save(args.out, "soak", content, report, draw)
+    grown = complaints(content["results"])
+    for line in grown:
         print(f"not flat: {line}")
-    if growth and not args.quick:
+    if grown and not args.quick:
         raise SystemExit(1)
 
 

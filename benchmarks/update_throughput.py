@@ -7,10 +7,9 @@ the published sizes on Hopper's 11 + 3 entries and batches of 256.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
+from matplotlib.figure import Figure
 from measuring import (
     arguments,
     draw_bars,
@@ -19,9 +18,9 @@ from measuring import (
     matmul_rate,
     measure,
     measured_on,
-    model_dtype,
     save,
     set_up,
+    workload_options,
 )
 from workload import Workload
 
@@ -50,14 +49,11 @@ def main() -> None:
     """Measure, print, write the JSON file and the figure."""
     args = arguments(__doc__).parse_args()
     set_up(args)
-    torch.manual_seed(0)
     # on a GPU more between two reads of the metrics, which wait for it
     num = 5 if args.quick else 20 if args.device == "cpu" else 500
     results: list[dict[str, Any]] = []
     for compile in (True, False):
-        work = Workload(
-            device=args.device, compile=compile, num_starts=2000, matmul_dtype=model_dtype(args)
-        )
+        work = Workload(compile=compile, num_starts=2000, **workload_options(args))
         for name, step in updates(work, num).items():
             seconds = measure(
                 step,
@@ -65,26 +61,21 @@ def main() -> None:
                 repeats=2 if args.quick else 7,
                 least=0.1 if args.quick else 1.0,
             )
-            results.append(
-                {"update": name, "compiled": compile, "updates_per_second": num / seconds}
-            )
-            how = "compiled" if compile else "eager"
-            print(
-                f"{NAMES[name]:28} {how:8} {num / seconds:7.1f} / s  {1e3 * seconds / num:6.2f} ms",
-                flush=True,
-            )
+            result = {"update": name, "compiled": compile, "updates_per_second": num / seconds}
+            results.append(result)
+            print(result, flush=True)
     content = {
         "machine": machine(args),
         "matmul_flop_per_second": matmul_rate(args.device),
         "results": results,
     }
-    save(args.out, "update_throughput", content, draw)
+    save(args.out, "update_throughput", content, report, draw)
 
 
 def rates(content: dict[str, Any], *, compiled: bool) -> list[float]:
     """Updates a second, in the order of NAMES."""
-    found = {r["update"]: r for r in content["results"] if r["compiled"] == compiled}
-    return [found[name]["updates_per_second"] for name in NAMES]
+    by_name = {r["update"]: r for r in content["results"] if r["compiled"] == compiled}
+    return [by_name[name]["updates_per_second"] for name in NAMES]
 
 
 def report(content: dict[str, Any]) -> str:
@@ -98,14 +89,14 @@ def report(content: dict[str, Any]) -> str:
     return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any]) -> Figure:
     """Milliseconds of each update, compiled beside eager."""
     series = {
         label: [1e3 / rate for rate in rates(content, compiled=label == "compiled")]
         for label in ("compiled", "eager")
     }
     names = list(NAMES.values())
-    draw_bars(path, "What an update of 256 rows takes", "milliseconds", names, series)
+    return draw_bars("What an update of 256 rows takes", "milliseconds", names, series)
 
 
 if __name__ == "__main__":
