@@ -24,9 +24,8 @@ from launcher.command_line import describe
 from launcher.inspection import load_finished
 
 from rambo_trl.experiment.folder import RunFolder, write_atomically
-from rambo_trl.reporting.adversary_figure import PLACES, draw
 from rambo_trl.reporting.adversary_measures import measure
-from rambo_trl.reporting.adversary_table import EFFECT_FILE
+from rambo_trl.reporting.adversary_report import EFFECT_FILE, PLACES, draw
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.runtime.places import expand_home
 from rambo_trl.runtime.progress import busy

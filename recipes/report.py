@@ -26,10 +26,9 @@ from launcher.schedules import read_schedules
 
 from rambo_trl.experiment.folder import write_atomically
 from rambo_trl.reporting.ablation import ablation_table
-from rambo_trl.reporting.adversary_table import Effect, draw_effects, effect_table, read_effects
-from rambo_trl.reporting.figures import draw_learning_curves, draw_q_and_return
+from rambo_trl.reporting.adversary_report import Effect, draw_effects, effect_table, read_effects
+from rambo_trl.reporting.figures import draw_learning_curves, draw_q_and_return, draw_scores
 from rambo_trl.reporting.runs import Configuration, configurations, find_runs
-from rambo_trl.reporting.scores import draw_scores
 from rambo_trl.reporting.tables import notes, totals, value_tables, write_results, write_summary
 from rambo_trl.runtime.places import expand_home
 from rambo_trl.runtime.progress import busy

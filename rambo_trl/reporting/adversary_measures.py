@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ def step_by_elite(
     loss: AdversarialModelLoss,
     observation: Tensor,
     action: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What each elite promises for a step: the reward r, and r + gamma V(s').
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each elite promises for a step: the next state s', the reward r, and r + gamma V(s').
 
     Each elite's mean is taken: no random number is drawn.
 
@@ -47,7 +47,7 @@ def step_by_elite(
         action: [B, action_size].
 
     Returns:
-        Reward and value, each [elites, B].
+        Next state [elites, B, observation_size], normalised; reward and value, each [elites, B].
     """
     mean, _ = world_model.predict(observation, action, world_model.elites)
     elites, rows = mean.shape[:2]
@@ -62,35 +62,13 @@ def step_by_elite(
     )
     advantage, _, qvalue = loss.advantage(step)
     value = advantage + qvalue  # Eq. 5's r + gamma V(s')
-    return reward.view(elites, rows), value.view(elites, rows)
-
-
-def one_step(
-    world_model: EnsembleWorldModel,
-    env: EnsembleModelEnv,
-    loss: AdversarialModelLoss,
-    observation: Tensor,
-    action: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The mean over elites of :func:`step_by_elite`: reward and value, each [B]."""
-    reward, value = step_by_elite(world_model, env, loss, observation, action)
-    return reward.mean(dim=0), value.mean(dim=0)
-
-
-def way_off(data: TensorDict, target: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Shares of the way from the data's actions to others, and the actions there."""
-    for share in torch.linspace(0, 1, STEPS).tolist():
-        yield share, data["action"] + share * (target - data["action"])
+    return mean[..., :-1], reward.view(elites, rows), value.view(elites, rows)
 
 
 def quartiles(key: str, values: Tensor) -> dict[str, float]:
     """The median of values [B] as ``key``, the quartiles as ``key_low`` and ``key_high``."""
     low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return {key: median, f"{key}_low": low, f"{key}_high": high}
-
-
-def _columns(points: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    return {key: [point[key] for point in points] for key in points[0]}
 
 
 def off_the_data(
@@ -100,67 +78,51 @@ def off_the_data(
     data: TensorDict,
     target: Tensor,
     unit: float = 1.0,
-) -> dict[str, list[float]]:
-    """How the promise for a step has changed, on the way from the data's actions to others.
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """How a step's promise has changed and its next state moved, from the data's actions to others.
+
+    Both are of the elites' mean prediction. A distance is the root mean square over a state's
+    entries, in standard deviations of the data: its states are normalised (paper sec. 5.2).
 
     Args:
         models: before and after adversarial training.
         env: for its termination rule.
         loss: for its critics and its policy.
-        data: rows [B] with observation and action.
+        data: rows [B] with observation, action and next observation, normalised.
         target: the actions that the way leads to, [B, action_size].
         unit: of the rewards.
 
     Returns:
-        By share of the way: ``share``, mean change of the reward, and median and quartiles of
-        the change of r + gamma V(s').
+        Both by ``share`` of the way. Of the promise: the mean change of the ``reward``; median and
+        quartiles over rows of the change of r + gamma V(s'), ``value``. Of the next state: median
+        and quartiles of the distance between the two models' predictions, ``moved``; the medians of
+        each one's distance from the next state that the data have, ``fitted`` and ``adversarial``.
+        Where the share is 0 these are the models' errors; further on they hold what the other
+        action does as well.
     """
-    points = []
-    for share, action in way_off(data, target):
-        before, after = (
-            one_step(model, env, loss, data["observation"], action) for model in models
-        )
-        change = {"reward": float((after[0] - before[0]).mean())}
-        change |= quartiles("value", after[1] - before[1])
-        points.append({"share": share, **{key: x * unit for key, x in change.items()}})
-    return _columns(points)
-
-
-@torch.no_grad()
-def mean_next_state(world_model: EnsembleWorldModel, observation: Tensor, action: Tensor) -> Tensor:
-    """The mean over elites of their mean next states, [B, observation_size], normalised."""
-    mean, _ = world_model.predict(observation, action, world_model.elites)
-    return mean[..., :-1].mean(dim=0)
-
-
-def moved_next_states(models: Models, data: TensorDict, target: Tensor) -> dict[str, list[float]]:
-    """How far the predicted next states have moved, on the way from the data's actions to others.
-
-    A distance is the root mean square over a state's entries, in standard deviations of the data:
-    its states are normalised (paper sec. 5.2).
-
-    Args:
-        models: before and after adversarial training.
-        data: rows [B] with observation, action and next observation, normalised.
-        target: the actions that the way leads to, [B, action_size].
-
-    Returns:
-        By share of the way: ``share``; median and quartiles over rows of the distance between the
-        two models' predictions, ``moved``; the medians of each one's distance from the next state
-        that the data have, ``fitted`` and ``adversarial``. Where the share is 0 these are the
-        models' errors; further on they hold what the other action does as well.
-    """
-    points = []
+    promises, states = [], []
     true = data["next", "observation"]
-    for share, action in way_off(data, target):
-        before, after = (mean_next_state(model, data["observation"], action) for model in models)
-        moved, fitted, adversarial = (
-            x.square().mean(dim=-1).sqrt() for x in (after - before, before - true, after - true)
+    for share in torch.linspace(0, 1, STEPS).tolist():
+        action = data["action"] + share * (target - data["action"])
+        before, after = (
+            [x.mean(dim=0) for x in step_by_elite(model, env, loss, data["observation"], action)]
+            for model in models
         )
-        errors = {"fitted": fitted, "adversarial": adversarial}
-        medians = {key: float(error.quantile(0.5)) for key, error in errors.items()}
-        points.append({"share": share, **quartiles("moved", moved), **medians})
-    return _columns(points)
+        change = {"reward": float((after[1] - before[1]).mean())}
+        change |= quartiles("value", after[2] - before[2])
+        promises.append({"share": share, **{key: x * unit for key, x in change.items()}})
+        moved, *errors = (
+            x.square().mean(dim=-1).sqrt()
+            for x in (after[0] - before[0], before[0] - true, after[0] - true)
+        )
+        medians = [float(error.quantile(0.5)) for error in errors]
+        states.append({"share": share, **quartiles("moved", moved)})
+        states[-1] |= zip(("fitted", "adversarial"), medians, strict=True)
+    change_by_share, moved_by_share = (
+        {key: [point[key] for point in points] for key in points[0]}
+        for points in (promises, states)
+    )
+    return change_by_share, moved_by_share
 
 
 def mode(actor: Callable[[TensorDict], TensorDict], observation: Tensor) -> Tensor:
@@ -313,6 +275,10 @@ def measure(
         rewards[name] = imagined * unit
     largest = float(dataset.transitions["next", "reward"].abs().max()) * unit
     steps = credible_steps((rewards["fitted"], rewards["adversarial"]), largest)
+    ways = {
+        name: off_the_data(models, env, loss, data, target, unit)
+        for name, target in targets.items()
+    }
     return {
         "dataset": dataset.name,
         "gamma": gamma,
@@ -320,13 +286,8 @@ def measure(
         "horizon_asked": horizon,
         "rows": len(data),
         "model_error": {"fitted": errors[0], "adversarial": errors[1]},
-        **{
-            name: off_the_data(models, env, loss, data, target, unit)
-            for name, target in targets.items()
-        },
-        "next_states": {
-            name: moved_next_states(models, data, target) for name, target in targets.items()
-        },
+        **{name: change for name, (change, _) in ways.items()},
+        "next_states": {name: moved for name, (_, moved) in ways.items()},
         "returns": {
             name: discounted(values[:steps], gamma, len(start)) for name, values in rewards.items()
         },

@@ -60,7 +60,7 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
 
     def values() -> Tensor:
         """Value r + gamma V(s') by elite, in the data's units [elites, rows]."""
-        _, value = step_by_elite(phase.env.world_model, phase.env, loss, observation, action)
+        *_, value = step_by_elite(phase.env.world_model, phase.env, loss, observation, action)
         return value.double() * dataset.reward_scale
 
     spread = float(values().mean(dim=0).std())

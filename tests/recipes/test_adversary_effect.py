@@ -30,17 +30,16 @@ from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss
-from rambo_trl.reporting import adversary_figure, adversary_measures
+from rambo_trl.reporting import adversary_measures, adversary_report
 from rambo_trl.reporting.adversary_measures import (
     credible_steps,
     discounted,
     imagined_rewards,
     measure,
     mode,
-    moved_next_states,
     off_the_data,
-    one_step,
     real_rewards,
+    step_by_elite,
 )
 
 MakeRun = Callable[..., str]
@@ -76,44 +75,49 @@ def lowered(
 
 
 def data(rows: int = 50) -> TensorDict:
-    """Rows whose action is 0."""
-    return TensorDict({"observation": torch.randn(rows, 2), "action": torch.zeros(rows, 1)}, [rows])
+    """Rows whose action is 0 and whose state stays as it is."""
+    state = torch.randn(rows, 2)
+    columns = {"observation": state, "action": torch.zeros(rows, 1), "next": {"observation": state}}
+    return TensorDict(columns, [rows])
 
 
 def test_a_step_s_promise_by_hand(parts: tuple[Any, Any, Any]) -> None:
     model, env, loss = parts
     observation, action = 3 * torch.randn(200, 2), torch.rand(200, 1)
-    reward, value = one_step(model, env, loss, observation, action)
-    rewards, values = [], []
+    state, reward, value = step_by_elite(model, env, loss, observation, action)
+    states, rewards, values = [], [], []
     for member in model.elites:
         w, b = model.weights[0][member], model.biases[0][member]
         out = (torch.cat([observation, action], dim=-1) @ w + b)[:, :3]
         next_observation = observation + out[:, :2]
-        state = TensorDict({"next": {"observation": next_observation}}, [200])
+        step = TensorDict({"next": {"observation": next_observation}}, [200])
         goes_on = (next_observation[:, 0] <= 5).float()
+        states.append(next_observation)
         rewards.append(out[:, REWARD])
-        values.append(out[:, REWARD] + GAMMA * goes_on * loss._next_value(state))
-    torch.testing.assert_close(reward, torch.stack(rewards).mean(dim=0))
-    torch.testing.assert_close(value, torch.stack(values).mean(dim=0), rtol=1e-4, atol=1e-4)
+        values.append(out[:, REWARD] + GAMMA * goes_on * loss._next_value(step))
+    torch.testing.assert_close(state, torch.stack(states))
+    torch.testing.assert_close(reward, torch.stack(rewards))
+    torch.testing.assert_close(value, torch.stack(values), rtol=1e-4, atol=1e-4)
     assert 0 < (observation[:, 0] > 5).sum() < 200  # the rule matters
 
 
 def test_the_change_is_found_where_it_was_made(parts: tuple[Any, Any, Any]) -> None:
     model, env, loss = parts
     rows, target = data(), torch.ones(50, 1)
-    change = off_the_data((model, lowered(model, by_action=2.0)), env, loss, rows, target)
+    change, _ = off_the_data((model, lowered(model, by_action=2.0)), env, loss, rows, target)
     # nothing at the data's action, twice the way off it
     for key in ("reward", "value", "value_low", "value_high"):
         expected = [-2 * share for share in change["share"]]
         assert change[key] == pytest.approx(expected, abs=1e-4), key
-    everywhere = off_the_data((model, lowered(model, by=0.5)), env, loss, rows, target, unit=4.0)
+    models = model, lowered(model, by=0.5)
+    everywhere, _ = off_the_data(models, env, loss, rows, target, unit=4.0)
     assert everywhere["share"] == change["share"]
     for key in ("reward", "value"):
         assert everywhere[key] == pytest.approx([-2.0] * len(change["share"]), abs=4e-4)
 
 
 def test_next_states_move_as_far_as_the_elites_were_moved(parts: tuple[Any, Any, Any]) -> None:
-    fitted, _, _ = parts
+    fitted, env, loss = parts
     fitted.elites.copy_(torch.tensor([2, 0]))
     after = copy.deepcopy(fitted)
     with torch.no_grad():
@@ -126,7 +130,7 @@ def test_next_states_move_as_far_as_the_elites_were_moved(parts: tuple[Any, Any,
     inputs = torch.cat([rows["observation"], rows["action"]], dim=-1)
     predicted = rows["observation"] + (inputs @ weight + bias)[:, :2].detach()
     rows["next"] = TensorDict({"observation": predicted + torch.tensor([0.4, 0.0])}, [50])
-    found = moved_next_states((fitted, after), rows, torch.ones(50, 1))
+    _, found = off_the_data((fitted, after), env, loss, rows, torch.ones(50, 1))
     moved = [abs(0.3 - 2 * share) / 2**0.5 for share in found["share"]]
     assert found["share"] == pytest.approx([k / 10 for k in range(11)])
     for key in ("moved", "moved_low", "moved_high"):
@@ -141,14 +145,13 @@ def test_next_states_move_as_far_as_the_elites_were_moved(parts: tuple[Any, Any,
 
 
 def test_next_states_are_told_by_median_and_quartiles(parts: tuple[Any, Any, Any]) -> None:
-    fitted, _, _ = parts
+    fitted, env, loss = parts
     after = copy.deepcopy(fitted)
     with torch.no_grad():
         after.weights[-1][:, 2, 1] += 2**0.5  # a row moves by its action
     rows = data(5)
-    rows["next"] = TensorDict({"observation": rows["observation"]}, [5])
     target = torch.tensor([0.0, 0.1, 0.2, 0.5, 1.0]).unsqueeze(-1)
-    moved = moved_next_states((fitted, after), rows, target)
+    _, moved = off_the_data((fitted, after), env, loss, rows, target)
     got = [moved[key][-1] for key in ("moved_low", "moved", "moved_high")]
     assert got == pytest.approx([0.1, 0.2, 0.5], abs=1e-5)
 
@@ -241,7 +244,7 @@ class TestFigure:
         monkeypatch.setattr(Figure, "savefig", lambda f, path: (drawn.append(f), save(f, path)))
 
         def draw(effect: dict[str, Any], rows: list[dict[str, Any]]) -> list[Axes]:
-            adversary_figure.draw(effect, rows, tmp_path / "a.png")
+            adversary_report.draw(effect, rows, tmp_path / "a.png")
             assert (tmp_path / "a.png").stat().st_size > 20_000
             return drawn[-1].axes
 

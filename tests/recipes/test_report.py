@@ -20,13 +20,18 @@ from rambo_trl.reporting.figures import (
     achieved,
     draw_learning_curves,
     draw_q_and_return,
+    draw_scores,
     mean_curve,
 )
 from rambo_trl.reporting.paper import rambo_label, table_dataset
 from rambo_trl.reporting.runs import Configuration, Record, configurations, find_runs
-from rambo_trl.reporting.scores import draw_scores
-from rambo_trl.reporting.statistics import interquartile_mean, iqm_interval
-from rambo_trl.reporting.tables import iqm_text, write_results, write_summary
+from rambo_trl.reporting.tables import (
+    interquartile_mean,
+    iqm_interval,
+    iqm_text,
+    write_results,
+    write_summary,
+)
 
 MakeRun = Callable[..., str]
 Rows = list[dict[str, str]]

@@ -13,11 +13,7 @@ import pytest
 import report
 from matplotlib.figure import Figure
 
-from rambo_trl.reporting.adversary_table import (
-    draw_effects,
-    effect_table,
-    read_effects,
-)
+from rambo_trl.reporting.adversary_report import draw_effects, effect_table, read_effects
 from rambo_trl.reporting.runs import Configuration, configurations, find_runs
 
 MakeRun = Callable[..., str]
@@ -132,7 +128,7 @@ def test_a_report_reads_no_model() -> None:
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert {"rambo_trl.reporting.adversary_table", "rambo_trl.reporting.selection"} <= loaded
+    assert {"rambo_trl.reporting.adversary_report", "rambo_trl.reporting.selection"} <= loaded
     assert not loaded & {
         "rambo_trl.reporting.adversary_measures", "rambo", "launcher.inspection",
         "hydra", "omegaconf",
