@@ -50,8 +50,6 @@ def ablation_table(configurations: Sequence[Configuration]) -> list[str]:
                 groups.setdefault(name_cells(c)[1], []).append((c, partner))
     # where the paper's lambda is 0 RAMBO is its own ablation: alone that compares nothing
     groups = {name: pairs for name, pairs in groups.items() if any(a is not b for a, b in pairs)}
-    if not groups:
-        return []
     scored = {rambo.scored for pairs in groups.values() for rambo, _ in pairs}
     what = "score or return" if len(scored) > 1 else "score" if True in scored else "return"
     rows = []
@@ -76,7 +74,7 @@ def ablation_table(configurations: Sequence[Configuration]) -> list[str]:
     )
     columns = ["data set", "method", what, "with lambda = 0", "difference", "paper",
                "paper, lambda = 0"]  # fmt: skip
-    return ["", intro, "", *markdown(columns, rows)]
+    return markdown(columns, rows, intro)
 
 
 def _fit_alone(configuration: Configuration) -> bool:

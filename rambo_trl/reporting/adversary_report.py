@@ -135,8 +135,6 @@ def effect_table(effects: Sequence[Effect]) -> list[str]:
                 *([f"{x:.2g}" for x in np.mean(moved, axis=0)] if moved else "-" * len(_SPOTS)),
             ]
         )
-    if not rows:
-        return []
     intro = (
         "What the adversary did to the model, from the fitted one to the one after adversarial "
         "training: the change of r + gamma V(s') for one step, and how far it moved the predicted "
@@ -147,7 +145,7 @@ def effect_table(effects: Sequence[Effect]) -> list[str]:
         "data set", "method", "lambda", "runs", "value: at the data's actions", "the policy's",
         "random ones", "next state: at the data's actions", "the policy's", "random ones",
     ]  # fmt: skip
-    return ["", intro, "", *markdown(columns, rows)]
+    return markdown(columns, rows, intro)
 
 
 @drawing.styled(grid="x")

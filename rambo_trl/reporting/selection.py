@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rambo_trl.reporting.tables import markdown
 WINDOW = 100
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
     """What is known of a configuration without evaluating it.
 
@@ -32,9 +32,9 @@ class Candidate:
     """
 
     configuration: Configuration
-    discarded: dict[Path, str] = field(default_factory=dict)
-    variances: dict[Path, float] = field(default_factory=dict)
-    mean_q: float = float("nan")
+    discarded: Mapping[Path, str]
+    variances: Mapping[Path, float]
+    mean_q: float
 
     @property
     def share_discarded(self) -> float:
@@ -116,18 +116,16 @@ def rank(candidates: Sequence[Configuration], window: int) -> list[Candidate]:
     """
     ranked = []
     for configuration in candidates:
-        candidate = Candidate(configuration)
-        means = []
-        for run in configuration.runs:
-            if reason := why_discarded(run):
-                candidate.discarded[run.path] = reason
-                continue
-            values = np.array(run.series("mean_q")[1][-window:])
-            candidate.variances[run.path] = float(values.var())
-            means.append(values.mean())
-        if means:
-            candidate.mean_q = float(np.mean(means))
-        ranked.append(candidate)
+        reasons = {run.path: why_discarded(run) for run in configuration.runs}
+        values = {
+            run.path: np.array(run.series("mean_q")[1][-window:])
+            for run in configuration.runs
+            if not reasons[run.path]
+        }
+        discarded = {path: reason for path, reason in reasons.items() if reason}
+        variances = {path: float(x.var()) for path, x in values.items()}
+        mean_q = float(np.mean([x.mean() for x in values.values()])) if values else math.nan
+        ranked.append(Candidate(configuration, discarded, variances, mean_q))
     return sorted(ranked, key=lambda c: (c.share_discarded, c.variance))
 
 

@@ -136,8 +136,12 @@ def total_text(scores: Sequence[Sequence[float]]) -> str:
     return f"{text} +- {np.sqrt(sum(np.var(task) for task in scores)):.1f}"
 
 
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, whatever its cells hold."""
+def markdown(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], intro: str | None = None
+) -> list[str]:
+    """The lines of a Markdown table, whatever its cells hold; with an intro none without rows."""
+    if intro is not None:
+        return ["", intro, "", *markdown(columns, rows)] if rows else []
     head, *body = (
         "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
         for row in (columns, *rows)
@@ -201,14 +205,12 @@ def _expectation_table(configurations: Sequence[Configuration]) -> list[str]:
             expected = [[s.get(key) for s in known] for key in ("mean_q", "start_value")]
             expected += [[logged.get(key)] for key in ("mean", "best")]
             rows.append([*name_cells(c), *(spread(values, format_value) for values in expected)])
-    if not rows:
-        return []
     intro = (
         "Not evaluated: what the critics expect, beside the discounted returns of the logged "
         "episodes, truncated ones as if they went on."
     )
     columns = ["data set", "method", "mean Q", "value at the start", "logged return, mean", "best"]
-    return ["", intro, "", *markdown(columns, rows)]
+    return markdown(columns, rows, intro)
 
 
 def totals(configurations: Sequence[Configuration]) -> list[str]:
@@ -247,7 +249,7 @@ def totals(configurations: Sequence[Configuration]) -> list[str]:
         name, count = f"{label}, `{schedule}`", str(sum(map(len, scores)))
         rows.append([name, count, total, iqm_text(scores), paper])
     columns = ["method", "runs", "total", "IQM (95 % interval)", "paper's total"]
-    return ["", intro, "", *markdown(columns, rows)]
+    return markdown(columns, rows, intro)
 
 
 def notes(configurations: Sequence[Configuration]) -> list[str]:
