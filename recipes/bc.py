@@ -9,12 +9,8 @@ import warnings
 from typing import Any
 
 import launcher.starting  # noqa: F401
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    make_data_batches,
-    make_policy,
-    max_abs_reward,
-)
 from omegaconf import DictConfig
 from torchrl.objectives import BCLoss
 
@@ -28,11 +24,11 @@ from rambo_trl.training.pretraining import clip_actions
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train the tanh-Gaussian policy that makes the data most likely."""
-    actor = make_policy(cfg, data)
+    actor = parts.make_policy(cfg, data)
     transitions = data.transitions.copy()
     # a tanh policy's density is infinite at the bounds
     transitions["action"] = clip_actions(transitions["action"], data.action_spec)
-    batches = make_data_batches(cfg, transitions)
+    batches = parts.make_data_batches(cfg, transitions)
     with warnings.catch_warnings():
         # torchrl 0.14 lacks an annotation of its own in BCLoss and says so at length
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
@@ -40,7 +36,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     optimizer = adam((loss.parameters(), cfg.agent.actor_lr))
     phase = OfflinePhase([UpdateStep(loss, optimizer)], compile=cfg.compile)
     run.track(label="BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
-    monitor = DivergenceMonitor(max_abs_reward(data), 0.0)
+    monitor = DivergenceMonitor(parts.max_abs_reward(data), 0.0)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("agent") as bar:
             epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))

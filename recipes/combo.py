@@ -9,24 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import launcher.starting  # noqa: F401
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    add_rollouts,
-    learned_or_none,
-    make_agent_phase,
-    make_buffers,
-    make_collector,
-    make_critic,
-    make_model_env,
-    make_policy,
-    make_sac,
-    make_termination,
-    make_world_model,
-    max_abs_reward,
-    mean_value,
-    model_results,
-    start_observations,
-)
 from launcher.pretraining import pretrain
 from omegaconf import DictConfig
 
@@ -58,10 +42,10 @@ def published(task: str) -> dict[str, Any]:
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train SAC with conservative critics on real and imagined transitions."""
-    world_model = make_world_model(cfg, data)
-    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
-    real, imagined, mixed = make_buffers(cfg, data)
-    sac = make_sac(
+    world_model = parts.make_world_model(cfg, data)
+    actor, critic = parts.make_policy(cfg, data), parts.make_critic(cfg, data)
+    real, imagined, mixed = parts.make_buffers(cfg, data)
+    sac = parts.make_sac(
         COMBOLoss,
         cfg,
         data,
@@ -71,15 +55,15 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         conservative_weight=cfg.conservative_weight,
         penalized_actions=cfg.penalized_actions,
     )
-    agent = make_agent_phase(cfg, sac)
-    termination = make_termination(cfg, data)
-    env = make_model_env(EnsembleModelEnv, data, world_model, real.storage[:], termination)
-    collector = make_collector(cfg, env, actor)
+    agent = parts.make_agent_phase(cfg, sac)
+    termination = parts.make_termination(cfg, data)
+    env = parts.make_model_env(EnsembleModelEnv, data, world_model, real.storage[:], termination)
+    collector = parts.make_collector(cfg, env, actor)
     run.track(
         label="COMBO",
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learned_or_none(termination),
+        termination=parts.learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
@@ -87,20 +71,20 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     )
     pretrain(run, cfg, data, world_model, actor)
 
-    start_states = start_observations(data, cfg.device)
-    monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)
+    start_states = parts.start_observations(data, cfg.device)
+    monitor = DivergenceMonitor(parts.max_abs_reward(data), cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("rollouts"):
-            epoch.log(add_rollouts(imagined, collector, mixed.keys))
+            epoch.log(parts.add_rollouts(imagined, collector, mixed.keys))
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, start_states)})
+            epoch.log({"start_value": parts.mean_value(sac, actor, start_states)})
     return run.finish(
         results={
             "agent_updates": run.progress["epoch"] * cfg.agent_updates,
             "conservative_weight": cfg.conservative_weight,
             "deterministic_backup": True,
-            **model_results(run, cfg),
+            **parts.model_results(run, cfg),
         },
     )
 

@@ -9,14 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import launcher.starting  # noqa: F401
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    critic_metrics,
-    make_critic,
-    make_data_batches,
-    make_policy,
-    max_abs_reward,
-)
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torchrl.objectives import SoftUpdate
@@ -31,11 +25,11 @@ from rambo_trl.training.offline import OfflinePhase, UpdateStep
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train CQL(H) with a fixed weight on the data alone."""
-    actor = make_policy(cfg, data)
-    batches = make_data_batches(cfg, data.transitions)
+    actor = parts.make_policy(cfg, data)
+    batches = parts.make_data_batches(cfg, data.transitions)
     loss = ConservativeQLoss(
         actor,
-        make_critic(cfg, data),
+        parts.make_critic(cfg, data),
         loss_function="l2",
         alpha_init=cfg.agent.alpha_init,
         action_spec=data.action_spec,
@@ -55,9 +49,9 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
     target_update = SoftUpdate(loss, tau=cfg.agent.tau)
     phase = OfflinePhase([UpdateStep(losses, optimizer)], target_update, compile=cfg.compile)
-    metrics = critic_metrics(loss, actor, data, cfg.device)
+    metrics = parts.critic_metrics(loss, actor, data, cfg.device)
     run.track(label="CQL", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
-    monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)
+    monitor = DivergenceMonitor(parts.max_abs_reward(data), cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("agent") as bar:
             epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))

@@ -9,13 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import launcher.starting  # noqa: F401
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    critic_metrics,
-    make_critic,
-    make_data_batches,
-    make_policy,
-)
 from omegaconf import DictConfig
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
@@ -70,13 +65,13 @@ def reward_unit(cfg: DictConfig, data: OfflineDataset) -> float:
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train implicit Q-learning on the data alone."""
-    actor, unit = make_policy(cfg, data), reward_unit(cfg, data)
+    actor, unit = parts.make_policy(cfg, data), reward_unit(cfg, data)
     transitions = data.transitions.copy()
     # a tanh policy's density is infinite at the bounds
     transitions["action"] = clip_actions(transitions["action"], data.action_spec)
     factor = data.reward_scale / unit
     transitions["next", "reward"] = transitions["next", "reward"] * factor
-    batches = make_data_batches(cfg, transitions)
+    batches = parts.make_data_batches(cfg, transitions)
     values = MLP(
         in_features=data.observation_size,
         out_features=1,
@@ -86,7 +81,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     )
     loss = IQLLoss(
         actor,
-        make_critic(cfg, data),
+        parts.make_critic(cfg, data),
         ValueOperator(values, in_keys=["observation"]),
         loss_function="l2",
         temperature=cfg.agent.temperature,
@@ -102,7 +97,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     step = UpdateStep(loss, optimizer, lr_factor=[decay, lambda _: 1.0, lambda _: 1.0])
     target_update = SoftUpdate(loss, tau=cfg.agent.tau)
     phase = OfflinePhase([step], target_update, compile=cfg.compile)
-    metrics = critic_metrics(loss, actor, data, cfg.device)
+    metrics = parts.critic_metrics(loss, actor, data, cfg.device)
     run.track(label="IQL", policy=actor, reward_unit=unit, loss=loss, phase=phase)
     monitor = DivergenceMonitor(
         largest_magnitude(transitions["next", "reward"]) * unit, cfg.agent.gamma

@@ -10,24 +10,8 @@ from typing import Any
 
 import launcher.starting  # noqa: F401
 import torch
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    add_rollouts,
-    learned_or_none,
-    make_agent_phase,
-    make_buffers,
-    make_collector,
-    make_critic,
-    make_model_env,
-    make_policy,
-    make_sac,
-    make_termination,
-    make_world_model,
-    max_abs_reward,
-    mean_value,
-    model_results,
-    start_observations,
-)
 from launcher.pretraining import pretrain
 from omegaconf import DictConfig
 from torchrl.objectives import SACLoss
@@ -62,24 +46,24 @@ def published(task: str) -> dict[str, Any]:
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train SAC in a model whose rewards are lowered by the members' largest standard deviation."""
-    world_model = make_world_model(cfg, data)
-    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
-    real, imagined, mixed = make_buffers(cfg, data)
-    sac = make_sac(SACLoss, cfg, data, actor, critic)
-    agent = make_agent_phase(cfg, sac)
-    termination = make_termination(cfg, data)
+    world_model = parts.make_world_model(cfg, data)
+    actor, critic = parts.make_policy(cfg, data), parts.make_critic(cfg, data)
+    real, imagined, mixed = parts.make_buffers(cfg, data)
+    sac = parts.make_sac(SACLoss, cfg, data, actor, critic)
+    agent = parts.make_agent_phase(cfg, sac)
+    termination = parts.make_termination(cfg, data)
     # lambda is for the data's own units
     units = torch.cat([data.observation_std, data.observation_std.new_tensor([data.reward_scale])])
     penalty = MOPOPenalty(cfg.penalty_coefficient, units=units.to(cfg.device))
-    env = make_model_env(
+    env = parts.make_model_env(
         PessimisticModelEnv, data, world_model, real.storage[:], termination, pessimism=penalty
     )
-    collector = make_collector(cfg, env, actor)
+    collector = parts.make_collector(cfg, env, actor)
     run.track(
         label="MOPO",
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learned_or_none(termination),
+        termination=parts.learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
@@ -90,20 +74,20 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # the largest penalty: log-variances have an upper bound
     largest = world_model.max_log_var.detach() + 2 * world_model.output_scale.log()
     most = float(penalty.of(largest[None, None])) * data.reward_scale
-    start_states = start_observations(data, cfg.device)
-    monitor = DivergenceMonitor(max_abs_reward(data) + most, cfg.agent.gamma)
+    start_states = parts.start_observations(data, cfg.device)
+    monitor = DivergenceMonitor(parts.max_abs_reward(data) + most, cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("rollouts"):
-            epoch.log(add_rollouts(imagined, collector, mixed.keys))
+            epoch.log(parts.add_rollouts(imagined, collector, mixed.keys))
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, start_states)})
+            epoch.log({"start_value": parts.mean_value(sac, actor, start_states)})
     return run.finish(
         results={
             "agent_updates": run.progress["epoch"] * cfg.agent_updates,
             "penalty_coefficient": cfg.penalty_coefficient,
             "penalty_units": "data",
-            **model_results(run, cfg),
+            **parts.model_results(run, cfg),
         },
         penalty=most,
     )

@@ -9,24 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import launcher.starting  # noqa: F401
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    add_rollouts,
-    learned_or_none,
-    make_agent_phase,
-    make_buffers,
-    make_collector,
-    make_critic,
-    make_model_env,
-    make_policy,
-    make_sac,
-    make_termination,
-    make_world_model,
-    max_abs_reward,
-    mean_value,
-    model_results,
-    start_observations,
-)
 from launcher.pretraining import pretrain
 from omegaconf import DictConfig
 from torchrl.objectives import SACLoss
@@ -40,23 +24,23 @@ from rambo_trl.experiment.run import Run
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """Train SAC in the pessimistic MDP of a fitted model."""
-    world_model = make_world_model(cfg, data)
-    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
-    real, imagined, mixed = make_buffers(cfg, data)
-    sac = make_sac(SACLoss, cfg, data, actor, critic)
-    agent = make_agent_phase(cfg, sac)
-    termination = make_termination(cfg, data)
+    world_model = parts.make_world_model(cfg, data)
+    actor, critic = parts.make_policy(cfg, data), parts.make_critic(cfg, data)
+    real, imagined, mixed = parts.make_buffers(cfg, data)
+    sac = parts.make_sac(SACLoss, cfg, data, actor, critic)
+    agent = parts.make_agent_phase(cfg, sac)
+    termination = parts.make_termination(cfg, data)
     # until the model is fitted it knows nothing of halts
     halting = MORELHalting(0.0, 0.0)
-    env = make_model_env(
+    env = parts.make_model_env(
         PessimisticModelEnv, data, world_model, real.storage[:], termination, pessimism=halting
     )
-    collector = make_collector(cfg, env, actor)
+    collector = parts.make_collector(cfg, env, actor)
     run.track(
         label="MOReL (SAC)",
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learned_or_none(termination),
+        termination=parts.learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
@@ -75,22 +59,22 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     tqdm.write(
         f"halting: beyond a disagreement of {halting.threshold:.4g}, with reward {halt_reward:.4g}"
     )
-    largest = max(max_abs_reward(data), abs(halt_reward))
-    start_states = start_observations(data, cfg.device)
+    largest = max(parts.max_abs_reward(data), abs(halt_reward))
+    start_states = parts.start_observations(data, cfg.device)
     monitor = DivergenceMonitor(largest, cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("rollouts"):
-            epoch.log(add_rollouts(imagined, collector, mixed.keys))
+            epoch.log(parts.add_rollouts(imagined, collector, mixed.keys))
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, start_states)})
+            epoch.log({"start_value": parts.mean_value(sac, actor, start_states)})
     return run.finish(
         results={
             "agent_updates": run.progress["epoch"] * cfg.agent_updates,
             "halting": {"threshold": halting.threshold, "reward": halt_reward},
-            **model_results(run, cfg),
+            **parts.model_results(run, cfg),
         },
-        penalty=largest - max_abs_reward(data),
+        penalty=largest - parts.max_abs_reward(data),
     )
 
 

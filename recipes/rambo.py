@@ -11,24 +11,8 @@ import math
 from typing import Any
 
 import launcher.starting  # noqa: F401  # a notice before the slow imports
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    add_rollouts,
-    learned_or_none,
-    make_adversary,
-    make_agent_phase,
-    make_buffers,
-    make_critic,
-    make_model_env,
-    make_policy,
-    make_sac,
-    make_termination,
-    make_world_model,
-    max_abs_reward,
-    mean_value,
-    model_results,
-    start_observations,
-)
 from launcher.pretraining import pretrain
 from launcher.variants import DataTerm, RolloutCollector
 from omegaconf import DictConfig
@@ -57,20 +41,20 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     """
     # networks: an ensemble of Gaussian dynamics models, a tanh-Gaussian policy, and a critic
     # Q(s, a), which the SAC loss replicates
-    world_model = make_world_model(cfg, data)
-    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
+    world_model = parts.make_world_model(cfg, data)
+    actor, critic = parts.make_policy(cfg, data), parts.make_critic(cfg, data)
 
     # replay buffers: the data, the imagined transitions, and batches with a fixed share of each
-    real, imagined, mixed = make_buffers(cfg, data)
+    real, imagined, mixed = parts.make_buffers(cfg, data)
 
     # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
-    sac = make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
-    agent = make_agent_phase(cfg, sac)
+    sac = parts.make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
+    agent = parts.make_agent_phase(cfg, sac)
 
     # the model as a TorchRL environment that is reset to states from the data, and k-step rollouts
     # of the policy in it (by default a ModelRolloutCollector)
-    data_rows, termination = real.storage[:], make_termination(cfg, data)
-    env = make_model_env(EnsembleModelEnv, data, world_model, data_rows, termination)
+    data_rows, termination = real.storage[:], parts.make_termination(cfg, data)
+    env = parts.make_model_env(EnsembleModelEnv, data, world_model, data_rows, termination)
     collector = RolloutCollector(cfg, data, env, actor, data_rows, termination)
 
     # the adversary: lambda times the Model Gradient (Eq. 5) lowers the agent's value in the model,
@@ -84,7 +68,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         advantage_clip=cfg.advantage_clip,
     )
     data_term = DataTerm(cfg, data, model_gradient)
-    adversary = make_adversary(
+    adversary = parts.make_adversary(
         cfg, env, model_gradient, real, data_term.loss, after_update=data_term.after_update
     )
     # with lambda = 0 there is no line 5 at all (the paper's ablation)
@@ -95,7 +79,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         label=rambo_label(cfg.adversarial_weight, data.name),
         policy=actor,
         reward_unit=data.reward_scale,
-        termination=learned_or_none(termination),
+        termination=parts.learned_or_none(termination),
         world_model=world_model,
         agent=agent,
         model_buffer=imagined,
@@ -111,20 +95,20 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     pretrain(run, cfg, data, world_model, actor, further=collector)
     data_term.record_fit(run)  # the fitted model's error, and what Eq. 7 and 8 refer to
 
-    start_states = start_observations(data, cfg.device)
+    start_states = parts.start_observations(data, cfg.device)
     monitor = DivergenceMonitor(
-        max_abs_reward(data), cfg.agent.gamma, max_model_error=data_term.error_bound(run)
+        parts.max_abs_reward(data), cfg.agent.gamma, max_model_error=data_term.error_bound(run)
     )
     updates_per_epoch = cfg.agent_updates + model_updates // cfg.model_updates_every
     # line 2: n_iter = cfg.epochs iterations
     for epoch in run.epochs(monitor=monitor, updates=updates_per_epoch):
         # line 3: k-step rollouts of the policy in the model
         with epoch.phase("rollouts"):
-            epoch.log(add_rollouts(imagined, collector, mixed.keys))
+            epoch.log(parts.add_rollouts(imagined, collector, mixed.keys))
         # line 4: update the agent on real and imagined transitions
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": mean_value(sac, actor, start_states)})
+            epoch.log({"start_value": parts.mean_value(sac, actor, start_states)})
         # line 5: update the model to lower the agent's value while still fitting the data
         if model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             with epoch.phase("model") as bar:
@@ -137,7 +121,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             "agent_updates": epochs_done * cfg.agent_updates,
             "adversarial_weight": cfg.adversarial_weight,
             "model_updates": math.ceil(epochs_done / cfg.model_updates_every) * model_updates,
-            **model_results(run, cfg),
+            **parts.model_results(run, cfg),
         },
         # a few more updates with and without the adversary, undone afterwards
         adversary=adversary_effect(adversary, data, gamma=cfg.agent.gamma),

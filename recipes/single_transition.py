@@ -20,19 +20,8 @@ from typing import Any
 import hydra
 import launcher.starting  # noqa: F401
 import torch
+from launcher import parts
 from launcher.command_line import check_command_line
-from launcher.parts import (
-    add_rollouts,
-    make_adversary,
-    make_agent_phase,
-    make_buffers,
-    make_collector,
-    make_critic,
-    make_model_env,
-    make_policy,
-    make_sac,
-    make_world_model,
-)
 from launcher.program import refusing_bad_input
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
@@ -101,10 +90,10 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
         name="single transition",
         normalize=False,
     )
-    real, imagined, mixed = make_buffers(cfg, data)
+    real, imagined, mixed = parts.make_buffers(cfg, data)
 
     # line 1: the model by maximum likelihood
-    world_model = make_world_model(cfg, data)
+    world_model = parts.make_world_model(cfg, data)
     fit_world_model(
         world_model,
         data.transitions,
@@ -114,18 +103,18 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
         standardize_reward=False,  # the reward is a known function of the successor
     )
 
-    actor, critic = make_policy(cfg, data), make_critic(cfg, data)
+    actor, critic = parts.make_policy(cfg, data), parts.make_critic(cfg, data)
     settings: dict[str, Any] = {"target_entropy": cfg.agent.target_entropy}
     if method.conservative:
         settings.update(cfg.combo, num_real=mixed.num_real)
     loss = COMBOLoss if method.conservative else SACLoss
-    agent_loss = make_sac(loss, cfg, data, actor, critic, **settings)
-    agent = make_agent_phase(cfg, agent_loss)
-    env = make_model_env(KnownRewardEnv, data, world_model, real.storage[:], ends_at_once)
-    collector = make_collector(cfg, env, actor)
+    agent_loss = parts.make_sac(loss, cfg, data, actor, critic, **settings)
+    agent = parts.make_agent_phase(cfg, agent_loss)
+    env = parts.make_model_env(KnownRewardEnv, data, world_model, real.storage[:], ends_at_once)
+    collector = parts.make_collector(cfg, env, actor)
     weights = {"adversarial_weight": cfg.adversarial_weight, "gamma": cfg.agent.gamma}
     adversarial = AdversarialModelLoss.from_loss(world_model, agent_loss, **weights)
-    adversary = make_adversary(cfg, env, adversarial, real)
+    adversary = parts.make_adversary(cfg, env, adversarial, real)
     phases = (agent, adversary) if method.adversarial else (agent,)
     schedulers = [
         LinearLR(phase.optimizer, 1.0, cfg.final_lr_share, total_iters=cfg.epochs)
@@ -134,7 +123,7 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
 
     snapshots = []
     for epoch in range(1, cfg.epochs + 1):
-        add_rollouts(imagined, collector, mixed.keys)  # line 3
+        parts.add_rollouts(imagined, collector, mixed.keys)  # line 3
         agent.run(mixed.batches(cfg.agent_updates))  # line 4
         if method.adversarial:
             adversary.run(cfg.model_updates)  # line 5

@@ -9,14 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import launcher.starting  # noqa: F401
+from launcher import parts
 from launcher.launch import launch
-from launcher.parts import (
-    critic_metrics,
-    make_critic,
-    make_data_batches,
-    make_policy,
-    max_abs_reward,
-)
 from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import SoftUpdate, TD3BCLoss
@@ -34,11 +28,11 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     The deterministic actor is the mode of the shared tanh-Gaussian: TorchRL's losses evaluate
     policies deterministically, and the scale's half of the outputs gets no gradient.
     """
-    actor = make_policy(cfg, data)
-    batches = make_data_batches(cfg, data.transitions)
+    actor = parts.make_policy(cfg, data)
+    batches = parts.make_data_batches(cfg, data.transitions)
     loss = TD3BCLoss(
         actor,
-        make_critic(cfg, data),
+        parts.make_critic(cfg, data),
         action_spec=data.action_spec,
         alpha=cfg.agent.bc_alpha,
         policy_noise=cfg.agent.policy_noise,
@@ -68,9 +62,9 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         target_every=every,
         compile=cfg.compile,
     )
-    metrics = critic_metrics(loss, actor, data, cfg.device)
+    metrics = parts.critic_metrics(loss, actor, data, cfg.device)
     run.track(label="TD3+BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
-    monitor = DivergenceMonitor(max_abs_reward(data), cfg.agent.gamma)
+    monitor = DivergenceMonitor(parts.max_abs_reward(data), cfg.agent.gamma)
     for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
         with epoch.phase("agent") as bar:
             epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))

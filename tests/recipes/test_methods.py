@@ -433,7 +433,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]) -> Cal
             rows.append(transitions)
             return make_data_batches(cfg, transitions)
 
-        monkeypatch.setattr(importlib.import_module(name), "make_data_batches", noting)
+        monkeypatch.setattr("launcher.parts.make_data_batches", noting)
         return made(name, data=data), rows[0]
 
     return trained_on

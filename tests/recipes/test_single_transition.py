@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import single_transition
 import torch
+from launcher import parts
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
@@ -94,8 +95,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return made
 
     for name in ("make_sac", "make_agent_phase", "make_adversary"):
-        made = noting(getattr(single_transition, name))
-        monkeypatch.setattr(single_transition, name, made)
+        monkeypatch.setattr(parts, name, noting(getattr(parts, name)))
     return found
 
 
