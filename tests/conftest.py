@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torchrl._utils import logger as torchrl_logger
 
 
 def pytest_configure() -> None:
@@ -21,6 +22,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _seeded() -> None:
     """Every test starts from the same random state, in whatever order the tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log_level_stays() -> Iterator[None]:
+    """A program that silences TorchRL's log does so for its own test only."""
+    level = torchrl_logger.level
+    yield
+    torchrl_logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_errors_before_a_run_has_begun_are_refused_and_later_ones_raised(
         assert end.value.code == 2 and said == f"error: {error}\n"
     # the configuration reaches the run
     assert run.options.epochs == run.options.evaluation_episodes == 2
-    assert run.options.hidden_sizes == [32, 32] and run.options.schedule_name == "smoke"
+    assert run.options.gamma is None and run.options.schedule_name == "smoke"
     assert run.options.settings["dataset"] == "test/idp/tiny-v0"
 
 
