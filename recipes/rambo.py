@@ -2,7 +2,7 @@
 
 ``python recipes/rambo.py`` trains on the default task in minutes; ``schedule=paper`` is the
 published schedule. See ``config/rambo.yaml`` for the keys, and https://arxiv.org/abs/2204.12581 for
-the algorithm. Parts that other methods have too are made in ``launcher/parts.py``.
+the algorithm. Parts shared with other methods are built in ``launcher/parts.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import launcher.starting  # noqa: F401  # a notice before the slow imports
+import launcher.starting  # noqa: F401  # prints a notice before the slow imports
 from launcher import parts
 from launcher.launch import launch
 from launcher.pretraining import pretrain
@@ -34,7 +34,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         run: times, logs, evaluates, checkpoints and resumes the algorithm.
         cfg: the settings of ``config/rambo.yaml``; lambda is ``adversarial_weight``, k
             ``rollout_length``.
-        data: transitions with actions in [-1, 1] and standardised observations.
+        data: transitions with actions in [-1, 1], standardised observations and scaled rewards.
 
     Returns:
         The contents of ``results.json``.
@@ -51,27 +51,27 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     sac = parts.make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
     agent = parts.make_agent_phase(cfg, sac)
 
-    # the model as a TorchRL environment that is reset to states from the data, and k-step rollouts
-    # of the policy in it (by default a ModelRolloutCollector)
+    # the model as a TorchRL environment that resets to states from the data, and the collector of
+    # k-step rollouts in it, by default a ModelRolloutCollector with the current policy
     data_rows, termination = real.storage[:], parts.make_termination(cfg, data)
     env = parts.make_model_env(EnsembleModelEnv, data, world_model, data_rows, termination)
     collector = RolloutCollector(cfg, data, env, actor, data_rows, termination)
 
-    # the adversary: lambda times the Model Gradient (Eq. 5) lowers the agent's value in the model,
-    # and a data term, by default the likelihood of real transitions, keeps the model accurate on
-    # the data; together they are Eq. 9, and the update loop is a ModelPhase
-    model_gradient = AdversarialModelLoss.from_loss(
+    # the adversary: a loss whose gradient is lambda times the Model Gradient (Eq. 5, advantages
+    # standardised in each batch), and a data term, by default the likelihood of real transitions.
+    # Their sum is Eq. 9; a ModelPhase minimises it on fresh rollouts
+    adversarial_loss = AdversarialModelLoss.from_loss(
         world_model,
         sac,
         adversarial_weight=cfg.adversarial_weight,
         gamma=cfg.agent.gamma,
         advantage_clip=cfg.advantage_clip,
     )
-    data_term = DataTerm(cfg, data, model_gradient)
+    data_term = DataTerm(cfg, data, adversarial_loss)
     adversary = parts.make_adversary(
-        cfg, env, model_gradient, real, data_term.loss, after_update=data_term.after_update
+        cfg, env, adversarial_loss, real, data_term.loss, after_update=data_term.after_update
     )
-    # with lambda = 0 there is no line 5 at all (the paper's ablation)
+    # with lambda = 0 line 5 is skipped (the ablation of Table 2)
     model_updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
 
     # everything that a checkpoint saves, so that the run can resume
@@ -90,11 +90,12 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         **collector.pretrained_parts,
     )
 
-    # line 1: fit the model by maximum likelihood; beyond Algorithm 1, the actor starts as a clone
-    # of the behaviour policy (clone_behaviour), and reverse rollouts have a model of their own
+    # line 1: fit the model by maximum likelihood. Not in Algorithm 1: with clone_behaviour the
+    # actor is cloned from the data, and reverse rollouts (further) pretrain a model of their own
     pretrain(run, cfg, data, world_model, actor, further=collector)
-    data_term.record_fit(run)  # the fitted model's error, and what Eq. 7 and 8 refer to
+    data_term.record_fit(run)  # its error, and the reference model of the variants of Eq. 7 and 8
 
+    # the run counts as diverged where critic values or model errors leave what the data allow
     start_states = parts.start_observations(data, cfg.device)
     monitor = DivergenceMonitor(
         parts.max_abs_reward(data), cfg.agent.gamma, max_model_error=data_term.error_bound(run)
@@ -109,7 +110,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
             epoch.log({"start_value": parts.mean_value(sac, actor, start_states)})
-        # line 5: update the model to lower the agent's value while still fitting the data
+        # line 5: update the model to lower the agent's value while still fitting the data; in
+        # epochs 1, 1 + model_updates_every and so on
         if model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             with epoch.phase("model") as bar:
                 epoch.log(adversary.run(model_updates, bar), prefix="model_")
@@ -123,7 +125,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             "model_updates": math.ceil(epochs_done / cfg.model_updates_every) * model_updates,
             **parts.model_results(run, cfg),
         },
-        # a few more updates with and without the adversary, undone afterwards
+        # how far the adversary lowers values: some updates with and without it, then undone
         adversary=adversary_effect(adversary, data, gamma=cfg.agent.gamma),
     )
 

@@ -1,6 +1,6 @@
-"""What recipes share: the parts of the methods, made as configured, and the pretraining.
+"""Parts shared by the recipes, built from the configuration.
 
-Each function takes the configuration and the data and returns a part of the library or of TorchRL.
+Most functions return a part of the library or of TorchRL.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.runtime.progress import Bar
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 
-#: first states of episodes, and rows of the data, in which the critics are followed
+#: how many episode starts, and how many rows of the data, the critics are evaluated on
 START_ROWS = VALUE_ROWS = 1000
 
 Actor: TypeAlias = ProbabilisticTensorDictSequential
@@ -50,7 +50,7 @@ Env = TypeVar("Env", bound=EnsembleModelEnv)
 
 
 def make_world_model(cfg: DictConfig, data: OfflineDataset) -> EnsembleWorldModel:
-    """The ensemble of dynamics models, with the sizes of the data."""
+    """The ensemble of dynamics models, sized for the data."""
     return EnsembleWorldModel(
         data.observation_size,
         data.action_size,
@@ -107,7 +107,7 @@ def make_sac(
 
 
 def make_agent_phase(cfg: DictConfig, sac: SACLoss) -> AgentPhase:
-    """Line 4 of Algorithm 1, with its optimiser and target networks."""
+    """Line 4 of Algorithm 1, with its optimisers and target networks."""
     return AgentPhase(
         sac,
         critic_lr=cfg.agent.critic_lr,
@@ -124,7 +124,7 @@ def make_agent_phase(cfg: DictConfig, sac: SACLoss) -> AgentPhase:
 def make_buffers(
     cfg: DictConfig, data: OfflineDataset
 ) -> tuple[TensorDictReplayBuffer, TensorDictReplayBuffer, RealModelReplayBuffer]:
-    """The data, a FIFO buffer of imagined transitions, and batches with an exact share of each."""
+    """The data, a FIFO buffer of imagined transitions, and batches with a fixed share of each."""
     real = make_real_buffer(data, torch.device(cfg.device))
     imagined = make_replay_buffer(
         cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, torch.device(cfg.device)
@@ -159,7 +159,7 @@ def start_observations(data: OfflineDataset, device: str) -> Tensor:
 
 
 def mean_value(loss: LossModule, actor: TensorDictModuleBase, observation: Tensor) -> float:
-    """The critics' mean value of the policy's mode in some states."""
+    """The critics' mean value of the policy's mode action at the given observations."""
     return float(mode_values(loss, actor, observation).mean())
 
 
@@ -173,7 +173,7 @@ def critic_metrics(
 
 
 def max_abs_reward(data: OfflineDataset) -> float:
-    """The data's largest absolute reward, in the data's units."""
+    """The data's largest absolute reward, in the original, unscaled units."""
     return largest_magnitude(data.transitions["next", "reward"]) * data.reward_scale
 
 
@@ -181,7 +181,7 @@ def max_abs_reward(data: OfflineDataset) -> float:
 
 
 def make_termination(cfg: DictConfig, data: OfflineDataset) -> TerminationRule:
-    """The termination rule as configured; a learned one is fitted here, alike when resumed."""
+    """The termination rule as configured; a learned one is fitted here, and again on resume."""
     rule = termination_rule(cfg, data)
     if not isinstance(rule, str):
         return rule
@@ -223,7 +223,7 @@ def make_model_env(
 
 
 def make_collector(cfg: DictConfig, env: EnsembleModelEnv, actor: Actor) -> ModelRolloutCollector:
-    """Rollouts of ``rollout_length`` steps from states of the data."""
+    """Rollouts of ``rollout_length`` steps, by default with the actor's actions."""
     return ModelRolloutCollector(
         env,
         actor if cfg.rollout_policy == "current" else None,
@@ -243,7 +243,8 @@ def make_adversary(
 ) -> ModelPhase:
     """Line 5 of Algorithm 1: the adversarial loss and the data term.
 
-    That is by default the likelihood of real transitions under the elites (Eq. 9).
+    The data term is by default the likelihood of real transitions under the elites (Eq. 9).
+    ``after_update`` is called with the metrics of every update.
     """
     return ModelPhase(
         env,

@@ -46,22 +46,22 @@ ERROR_ROWS = 1000
 
 
 class DataTerm:
-    """The term that keeps the model accurate on the data, and how well it still fits them.
+    """The term that keeps the model accurate on the data, and the model's error there.
 
     As published, a likelihood term beside lambda times the adversarial one (Eq. 9). With
     ``model_term`` a distance to the fitted model takes its place (Eq. 8); with
-    ``likelihood_budget`` lambda follows from how far the term may rise (our lambda is the inverse
-    of Eq. 7's multiplier).
+    ``likelihood_budget`` lambda, the inverse of Eq. 7's multiplier, is adapted so that the term
+    rises by at most the budget.
 
     Args:
         cfg: the configuration.
-        data: a fixed sample of whose rows measures the model's error.
+        data: the data; the model's error is measured on a fixed sample of its rows.
         adversarial: the adversarial loss, whose lambda the budget changes.
 
     Attributes:
-        loss: the model's term of an update.
-        trust: the distance, where it is one.
-        budget: lambda's update, where there is one.
+        loss: the data term that is minimised.
+        trust: the distance to the fitted model, or None.
+        budget: the rule that adapts lambda, or None.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DataTerm:
         self._rows = data.transitions[rows].to(cfg.device)
 
     def record_fit(self, run: Run) -> None:
-        """Record the fitted model's error, set the budget, anchor the trust term; once a run."""
+        """Record the fitted model's error; anchor the trust term or the budget. Once a run."""
         if run.progress["epoch"]:
             return
         run.progress["fitted_error"] = self.model_error().tolist()
@@ -98,10 +98,10 @@ class DataTerm:
         return None if budget is None else lambda metrics: budget.step(metrics[key])
 
     def model_error(self) -> Tensor:
-        """The elites' mean squared error on fixed rows of the data; no random number is drawn.
+        """The elites' mean squared error on fixed rows of the data; draws no random numbers.
 
         Returns:
-            [observation_size + 1], an entry each, the reward last.
+            [observation_size + 1], one per observation entry, then the reward.
         """
         return self._likelihood.entry_mse(self._rows).cpu()
 
@@ -129,13 +129,14 @@ class RolloutCollector:
     """Forward rollouts, or with ``rollout_direction`` reverse ones in their place or beside them.
 
     Reverse rollouts lead into the data (ROMI, Wang et al. 2021, https://arxiv.org/abs/2110.00188),
-    which the paper names as an outlook for AntMaze (sec. 6). They are taken in a model of where the
-    data came from, by a policy cloned from the data; with ``rollout_policy=random`` there is none.
+    which the paper suggests as future work for AntMaze (sec. 6). They are taken in a backward
+    model, which predicts the previous state, by a policy cloned from the data; with
+    ``rollout_policy=random`` actions are random.
 
     Args:
         cfg: the configuration.
         data: the data.
-        env: the forward model's.
+        env: the forward model as an environment.
         actor: the policy of forward rollouts.
         starts: the data's rows on their device, [N].
         termination: the rule of both models.
@@ -190,7 +191,7 @@ class RolloutCollector:
         run.progress["reverse_holdout_mse"] = fit.holdout_mse
         if self.reverse_policy is not None:
             clone_with_bar(
-                run, self._cfg, self.reverse_policy, self._transitions, "clone the way back"
+                run, self._cfg, self.reverse_policy, self._transitions, "clone reverse policy"
             )
 
     @property
@@ -200,7 +201,7 @@ class RolloutCollector:
         return {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides the next round, but for the random state."""
+        """What determines the next round, apart from the random state."""
         if self.forward is None or self.reverse is None:
             (only,) = (c for c in (self.forward, self.reverse) if c is not None)
             return only.state_dict()
