@@ -57,10 +57,10 @@ def _guards_to_check(guards: Sequence[Any]) -> list[bool]:
 
 
 def _autograd_in_graph() -> AbstractContextManager[Any]:
-    """Trace ``torch.autograd.grad`` into the graph that calls it.
+    """Trace ``torch.autograd.grad`` into the graph that calls it, instead of splitting it there.
 
-    Nothing is then saved between a forward and a backward graph, and what both need is computed
-    once. Up to torch 2.13 the setting has no public name, and the default splits the graph.
+    The agent's update of the quick schedule takes 4 ms instead of 8, the adversarial one 14 instead
+    of 16 (torch 2.13, one thread). It has no public name up to 2.13; needless once default.
     """
     config = torch._dynamo.config
     if not hasattr(config, "trace_autograd_ops"):
