@@ -37,10 +37,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     phase = OfflinePhase([UpdateStep(loss, optimizer)], compile=cfg.compile)
     run.track(label="BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
     monitor = DivergenceMonitor(parts.max_abs_reward(data), 0.0)
-    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
-        with epoch.phase("agent") as bar:
-            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
-    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
+    return parts.learn_from_data(run, cfg, monitor, phase, batches)
 
 
 if __name__ == "__main__":

@@ -60,14 +60,10 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         f"halting: beyond a disagreement of {halting.threshold:.4g}, with reward {halt_reward:.4g}"
     )
     largest = max(parts.max_abs_reward(data), abs(halt_reward))
-    start_states = parts.start_observations(data, cfg.device)
     monitor = DivergenceMonitor(largest, cfg.agent.gamma)
-    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
-        with epoch.phase("rollouts"):
-            epoch.log(parts.add_rollouts(imagined, collector, mixed.keys))
-        with epoch.phase("agent") as bar:
-            epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
-            epoch.log({"start_value": parts.mean_value(sac, actor, start_states)})
+    parts.learn_in_model(
+        run, cfg, data, monitor, agent=agent, imagined=imagined, mixed=mixed, collector=collector
+    )
     return run.finish(
         results={
             "agent_updates": run.progress["epoch"] * cfg.agent_updates,

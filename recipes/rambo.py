@@ -105,7 +105,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     for epoch in run.epochs(monitor=monitor, updates=updates_per_epoch):
         # line 3: k-step rollouts of the policy in the model
         with epoch.phase("rollouts"):
-            epoch.log(parts.add_rollouts(imagined, collector, mixed.keys))
+            epoch.log(parts.add_rollouts(imagined, collector.collect(), mixed.keys))
         # line 4: update the agent on real and imagined transitions
         with epoch.phase("agent") as bar:
             epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))

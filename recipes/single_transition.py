@@ -123,7 +123,7 @@ def train(name: str, seed: int, cfg: DictConfig) -> Run:
 
     snapshots = []
     for epoch in range(1, cfg.epochs + 1):
-        parts.add_rollouts(imagined, collector, mixed.keys)  # line 3
+        parts.add_rollouts(imagined, collector.collect(), mixed.keys)  # line 3
         agent.run(mixed.batches(cfg.agent_updates))  # line 4
         if method.adversarial:
             adversary.run(cfg.model_updates)  # line 5

@@ -65,11 +65,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     metrics = parts.critic_metrics(loss, actor, data, cfg.device)
     run.track(label="TD3+BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
     monitor = DivergenceMonitor(parts.max_abs_reward(data), cfg.agent.gamma)
-    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
-        with epoch.phase("agent") as bar:
-            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
-            epoch.log(metrics())
-    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
+    return parts.learn_from_data(run, cfg, monitor, phase, batches, metrics)
 
 
 if __name__ == "__main__":

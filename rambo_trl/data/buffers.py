@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torchrl.data import (
     ImmutableDatasetWriter,
@@ -46,19 +46,20 @@ def make_replay_buffer(capacity: int, device: torch.device | str = "cpu") -> Ten
 
 
 def make_real_buffer(
-    dataset: OfflineDataset, device: torch.device | str = "cpu"
+    dataset: OfflineDataset | TensorDictBase, device: torch.device | str = "cpu"
 ) -> TensorDictReplayBuffer:
     """Build the read-only buffer of a data set's transitions.
 
     Args:
-        dataset: its transitions are shared, not copied, where the device is the same.
+        dataset: or transitions [N]; shared, not copied, where the device is the same.
         device: where they are stored.
 
     Returns:
         A TorchRL buffer that samples uniformly with replacement.
     """
+    rows = dataset if isinstance(dataset, TensorDictBase) else dataset.transitions
     return TensorDictReplayBuffer(
-        storage=TensorStorage(dataset.transitions.to(device), device=device),
+        storage=TensorStorage(rows.to(device), device=device),
         writer=ImmutableDatasetWriter(),
     )
 

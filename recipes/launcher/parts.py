@@ -6,7 +6,7 @@ Most functions return a part of the library or of TorchRL.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from launcher.data_checks import termination_rule
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import ValueOperator
 from torchrl.objectives import LossModule, SACLoss
 from tqdm import tqdm
@@ -30,12 +30,14 @@ from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.learned_termination import MAX_UPDATES
 from rambo_trl.envs.termination import TerminationRule
+from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.evaluation import mode_values
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.runtime.progress import Bar
+from rambo_trl.training.offline import OfflinePhase
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 
 #: how many episode starts, and how many rows of the data, the critics are evaluated on
@@ -140,11 +142,7 @@ def make_buffers(
 
 def make_data_batches(cfg: DictConfig, transitions: TensorDictBase) -> RealModelReplayBuffer:
     """Batches of the data alone."""
-    device = torch.device(cfg.device)
-    real = TensorDictReplayBuffer(
-        storage=TensorStorage(transitions.to(device), device=device),
-        writer=ImmutableDatasetWriter(),
-    )
+    real = make_real_buffer(transitions, torch.device(cfg.device))
     return RealModelReplayBuffer(
         real, make_replay_buffer(1), real_fraction=1.0, batch_size=cfg.agent.batch_size
     )
@@ -259,25 +257,53 @@ def make_adversary(
     )
 
 
-class RolloutSource(Protocol):
-    """What imagined transitions come from."""
-
-    def collect(self) -> TensorDictBase:
-        """One round of rollouts; flat TensorDict [valid transitions]."""
-        ...
-
-
 def add_rollouts(
-    imagined: TensorDictReplayBuffer, collector: RolloutSource, keys: Any
+    imagined: TensorDictReplayBuffer, rollouts: TensorDictBase, keys: Any
 ) -> dict[str, float | int]:
-    """Line 3 of Algorithm 1: add a round of rollouts to the buffer; returns its metrics."""
-    rollouts = collector.collect()
+    """Line 3 of Algorithm 1: add a round of rollouts [N] to the buffer; returns its metrics."""
     imagined.extend(rollouts.select(*keys))
     return {
         "model_transitions": rollouts.shape[0],
         "model_reward": float(rollouts["next", "reward"].mean()),
         "model_terminated": float(rollouts["next", "terminated"].float().mean()),
     }
+
+
+def learn_in_model(
+    run: Run,
+    cfg: DictConfig,
+    data: OfflineDataset,
+    monitor: DivergenceMonitor,
+    *,
+    agent: AgentPhase,
+    imagined: TensorDictReplayBuffer,
+    mixed: RealModelReplayBuffer,
+    collector: ModelRolloutCollector,
+) -> None:
+    """Lines 2 to 4 of Algorithm 1, for the methods whose model stays as it was fitted."""
+    start_states = start_observations(data, cfg.device)
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("rollouts"):
+            epoch.log(add_rollouts(imagined, collector.collect(), mixed.keys))
+        with epoch.phase("agent") as bar:
+            epoch.log(agent.run(mixed.batches(cfg.agent_updates), bar))
+            epoch.log({"start_value": mean_value(agent.loss, run.policy, start_states)})
+
+
+def learn_from_data(
+    run: Run,
+    cfg: DictConfig,
+    monitor: DivergenceMonitor,
+    phase: OfflinePhase,
+    batches: RealModelReplayBuffer,
+    metrics: Callable[[], dict[str, float]] = dict,
+) -> dict[str, Any]:
+    """The epochs of a model-free method, with further metrics after each; returns the results."""
+    for epoch in run.epochs(monitor=monitor, updates=cfg.agent_updates):
+        with epoch.phase("agent") as bar:
+            epoch.log(phase.run(batches.batches(cfg.agent_updates), bar))
+            epoch.log(metrics())
+    return run.finish(results={"agent_updates": run.progress["epoch"] * cfg.agent_updates})
 
 
 def model_results(run: Run, cfg: DictConfig) -> dict[str, Any]:
