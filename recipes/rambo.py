@@ -13,8 +13,8 @@ from typing import Any
 import launcher.starting  # noqa: F401  # prints a notice before the slow imports
 from launcher import parts
 from launcher.launch import launch
-from launcher.pretraining import pretrain
-from launcher.variants import DataTerm, RolloutCollector
+from launcher.pretraining import pretrain, start_critics
+from launcher.variants import DataTerm, RolloutCollector, agent_variants, start_rows
 from omegaconf import DictConfig
 from torchrl.objectives import SACLoss
 
@@ -42,19 +42,21 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # networks: an ensemble of Gaussian dynamics models, a tanh-Gaussian policy, and a critic
     # Q(s, a), which the SAC loss replicates
     world_model = parts.make_world_model(cfg, data)
-    actor, critic = parts.make_policy(cfg, data), parts.make_critic(cfg, data)
+    actor = parts.make_policy(cfg, data)
+    critic = parts.make_critic(cfg, data, layer_norm=cfg.agent.layer_norm)
 
     # replay buffers: the data, the imagined transitions, and batches with a fixed share of each
     real, imagined, mixed = parts.make_buffers(cfg, data)
 
     # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
     sac = parts.make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
-    agent = parts.make_agent_phase(cfg, sac)
+    agent = parts.make_agent_phase(cfg, sac, **agent_variants(cfg, data, sac))
 
     # the model as a TorchRL environment that resets to states from the data, and the collector of
     # k-step rollouts in it, by default a ModelRolloutCollector with the current policy
     data_rows, termination = real.storage[:], parts.make_termination(cfg, data)
-    env = parts.make_model_env(EnsembleModelEnv, data, world_model, data_rows, termination)
+    starts = start_rows(cfg, data, data_rows)
+    env = parts.make_model_env(EnsembleModelEnv, data, world_model, starts, termination)
     collector = RolloutCollector(cfg, data, env, actor, data_rows, termination)
 
     # the adversary: a loss whose gradient is lambda times the Model Gradient (Eq. 5, advantages
@@ -71,8 +73,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     adversary = parts.make_adversary(
         cfg, env, adversarial_loss, real, data_term.loss, after_update=data_term.after_update
     )
-    # with lambda = 0 line 5 is skipped (the ablation of Table 2)
-    model_updates = cfg.model_updates if cfg.adversarial_weight > 0 else 0
+    # with lambda = 0 line 5 is skipped (the ablation of Table 2), unless `refit` keeps the fit going
+    model_updates = cfg.model_updates if cfg.adversarial_weight > 0 or cfg.refit else 0
 
     # everything that a checkpoint saves, so that the run can resume
     run.track(
@@ -93,6 +95,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # line 1: fit the model by maximum likelihood. Not in Algorithm 1: with clone_behaviour the
     # actor is cloned from the data, and reverse rollouts (further) pretrain a model of their own
     pretrain(run, cfg, data, world_model, actor, further=collector)
+    start_critics(run, cfg, data, sac)  # not in Algorithm 1 either
     data_term.record_fit(run)  # its error, and the reference model of the variants of Eq. 7 and 8
 
     # the run counts as diverged where critic values or model errors leave what the data allow

@@ -135,6 +135,11 @@ class RealModelReplayBuffer:
         for start in range(0, num_batches, chunk_size):
             yield from self._chunk(min(chunk_size, num_batches - start)).unbind(0)
 
+    def endless(self) -> Iterator[TensorDict]:
+        """Iterate over batches without end; what is drawn ahead is lost with the iterator."""
+        while True:
+            yield from self.batches(50)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the model buffer's state; the real buffer is rebuilt from its data set."""
         return {

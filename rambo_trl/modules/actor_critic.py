@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -93,6 +94,7 @@ def make_qvalue(
     action_size: int,
     *,
     hidden_sizes: Sequence[int] = (256, 256),
+    layer_norm: bool = False,
     device: torch.device | str | None = None,
 ) -> ValueOperator:
     """Build one state-action value network; a TorchRL loss expands it into an ensemble.
@@ -101,17 +103,25 @@ def make_qvalue(
         observation_size: number of observation entries.
         action_size: number of action entries.
         hidden_sizes: widths of the ReLU layers (256 x 256 as in the paper's experiments).
+        layer_norm: normalise each hidden layer before its ReLU, which keeps the critic from
+            promising ever more off the data (Ball et al. 2023, https://arxiv.org/abs/2302.02948,
+            sec. 4.2).
         device: where the parameters are put.
 
     Returns:
         A TensorDict module reading ``"observation"`` and ``"action"`` and writing
         ``"state_action_value"`` [*, 1].
     """
+    norm: dict[str, Any] = {}
+    if layer_norm:
+        shapes = [{"normalized_shape": size} for size in hidden_sizes]
+        norm = {"norm_class": nn.LayerNorm, "norm_kwargs": shapes}
     net = MLP(
         in_features=observation_size + action_size,
         out_features=1,
         num_cells=list(hidden_sizes),
         activation_class=nn.ReLU,
+        **norm,
         device=device,
     )
     return ValueOperator(net, in_keys=["observation", "action"])

@@ -1,6 +1,7 @@
 """Losses over TensorDicts; their sum is the paper's Eq. 9."""
 
 from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
+from rambo_trl.objectives.behaviour_anchor import BehaviourAnchorLoss
 from rambo_trl.objectives.combo import COMBOLoss
 from rambo_trl.objectives.likelihood_budget import LikelihoodBudget
 from rambo_trl.objectives.model_likelihood import EnsembleModelLoss
@@ -11,5 +12,6 @@ __all__ = [
     "EnsembleModelLoss",
     "ModelTrustLoss",
     "LikelihoodBudget",
+    "BehaviourAnchorLoss",
     "COMBOLoss",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,11 +15,12 @@ from torchrl.data import ReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
+from rambo_trl.data import RealModelReplayBuffer
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating, in_mode, training_modules
 from rambo_trl.modules.world_models import next_key
-from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.objectives import AdversarialModelLoss, BehaviourAnchorLoss, EnsembleModelLoss
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import (
     FlatSoftUpdate,
@@ -31,6 +32,9 @@ from rambo_trl.training.gradient_step import (
 from rambo_trl.training.phase_checks import check_parts, check_real_rows, imagined_rows
 
 __all__ = ["AgentPhase", "ModelPhase"]
+
+#: what a schedule may be of
+Scheduled: TypeAlias = Literal["critic", "actor", "alpha", "anchor"]
 
 
 class AgentPhase:
@@ -44,7 +48,14 @@ class AgentPhase:
         actor_lr: for the actor.
         alpha_lr: for the temperature.
         tau: rate of the target critics' soft update.
+        schedules: factors on the learning rates of ``"critic"``, ``"actor"`` and ``"alpha"`` and on
+            the weight of the ``"anchor"``, as functions of the number of updates taken before.
+        anchor: a further term of the actor, on rows of the data.
+        anchor_rows: draws a batch of these rows for every update.
         compile: compile the losses.
+
+    Raises:
+        ValueError: if a schedule is of something else, or an anchor has no rows.
     """
 
     def __init__(
@@ -55,9 +66,14 @@ class AgentPhase:
         actor_lr: float = 1e-4,
         alpha_lr: float = 1e-4,
         tau: float = 0.005,
+        schedules: Mapping[Scheduled, Callable[[int], float]] | None = None,
+        anchor: BehaviourAnchorLoss | None = None,
+        anchor_rows: RealModelReplayBuffer | None = None,
         compile: bool = False,
     ) -> None:
-        self.loss = loss
+        if (anchor is None) != (anchor_rows is None):
+            raise ValueError("give both anchor and anchor_rows, or neither")
+        self.loss, self.anchor, self.anchor_rows = loss, anchor, anchor_rows
         # TorchRL makes a buffer of it at first use: inside a graph each call would remove it again
         getattr(loss, "target_entropy", None)
         self.target_update = FlatSoftUpdate(loss, tau=tau)
@@ -66,6 +82,7 @@ class AgentPhase:
             (loss.actor_network_params.parameters(), actor_lr),
             ([loss.log_alpha] if loss.log_alpha.requires_grad else [], alpha_lr),
         )
+        self._schedules = _Schedules(self.optimizer, anchor, schedules or {})
         name = "the agent's update"
         self._step = GradientStep(self._losses, self.optimizer, compile=compile, name=name)
         self._update = capture_on_gpu(self._step_and_follow, compile, name=name)
@@ -73,18 +90,23 @@ class AgentPhase:
     @property
     def stateful_parts(self) -> dict[str, Any]:
         """What checkpoints hold."""
-        return {"loss": self.loss, "optimizer": self.optimizer}
+        parts = {"loss": self.loss, "optimizer": self.optimizer}
+        return parts | ({"schedules": self._schedules} if self._schedules.factors else {})
 
-    def _losses(self, batch: TensorDictBase) -> TensorDictBase:
+    def _losses(self, batch: TensorDictBase, *anchor_rows: TensorDictBase) -> TensorDictBase:
         # the actor's term detaches the critics, so that one backward serves all three terms
         out = self.loss(batch)
         # loss_actor is mean(alpha log pi - min Q): what remains is the mean value of the policy's
         # actions
         mean_q = -(out.get("loss_actor") + out.get("alpha") * out.get("entropy"))
-        return out.set("mean_q", mean_q.detach())
+        out.set("mean_q", mean_q.detach())
+        for rows in anchor_rows:
+            assert self.anchor is not None
+            out.update(self.anchor(rows))
+        return out
 
-    def _step_and_follow(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        metrics = self._step(batch)
+    def _step_and_follow(self, *batches: TensorDictBase) -> dict[str, Tensor]:
+        metrics = self._step(*batches)
         self.target_update.step()
         return metrics
 
@@ -93,11 +115,57 @@ class AgentPhase:
     ) -> dict[str, float]:
         """Take one SAC update per batch of transitions [B]; returns the mean metrics."""
         means = MetricMeans()
+        rows = None if self.anchor_rows is None else self.anchor_rows.endless()
         for batch in batches:
-            means.add(self._update(batch))
+            self._schedules.step()
+            means.add(self._update(batch) if rows is None else self._update(batch, next(rows)))
             if bar is not None:
                 bar.update(1)
         return means.read()
+
+
+class _Schedules:
+    """Learning rates, and the anchor's weight, as functions of the number of updates."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        anchor: BehaviourAnchorLoss | None,
+        factors: Mapping[Scheduled, Callable[[int], float]],
+    ) -> None:
+        names = get_args(Scheduled)
+        if unknown := set(factors) - set(names):
+            raise ValueError(f"schedules may be of {', '.join(names)}, got {sorted(unknown)}")
+        if "anchor" in factors and anchor is None:
+            raise ValueError("there is a schedule of the anchor, but no anchor")
+        self.factors, self.optimizer, self.anchor, self.updates = factors, optimizer, anchor, 0
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._weight = 0.0 if anchor is None else float(anchor.weight)
+
+    def step(self) -> None:
+        """Set what the next update uses."""
+        for name, rate, group in zip(
+            ("critic", "actor", "alpha"), self._rates, self.optimizer.param_groups, strict=True
+        ):
+            if factor := self.factors.get(name):
+                lr = rate * factor(self.updates)
+                if group.get("capturable"):  # a captured graph reads it from the same place
+                    if not isinstance(group["lr"], Tensor):
+                        group["lr"] = torch.tensor(lr, device=group["params"][0].device)
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
+        if (factor := self.factors.get("anchor")) and self.anchor is not None:
+            self.anchor.weight.fill_(self._weight * factor(self.updates))
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of updates."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.updates = int(state_dict["updates"])
 
 
 class ModelPhase:

@@ -9,19 +9,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torchrl.data import Bounded
-from torchrl.objectives import BCLoss
+from torchrl.objectives import BCLoss, SACLoss
 
+from rambo_trl.data.returns import discounted_returns
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.world_models import require_ensemble
 from rambo_trl.objectives import EnsembleModelLoss
+from rambo_trl.objectives.behaviour_anchor import critic_values
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar, adam
 
-__all__ = ["EarlyStopping", "ModelFit", "clip_actions", "clone_behaviour", "fit_world_model"]
+__all__ = [
+    "EarlyStopping",
+    "ModelFit",
+    "clip_actions",
+    "clone_behaviour",
+    "fit_world_model",
+    "regress_critics",
+]
 
 
 class EarlyStopping:
@@ -302,20 +311,89 @@ def clone_behaviour(
         # a missing annotation in TorchRL 0.14's BCLoss
         warnings.filterwarnings("ignore", "The name target_actor_network_params")
         loss = BCLoss(actor)
+    loss.in_keys  # noqa: B018  # which TorchRL else sets inside the graph
+
+    def losses(batch: TensorDictBase) -> TensorDictBase:
+        return loss(batch.set("action", batch["action"].clamp(*bounds)))
+
+    if updates is None:
+        updates = passes * (data.shape[0] // min(batch_size, data.shape[0]))
+    optimizer = adam((loss.parameters(), lr))
     name = "the cloning update"
-    update = GradientStep(loss, adam((loss.parameters(), lr)), compile=compile, name=name)
+    return _train_on_rows(losses, optimizer, data, updates, batch_size, compile, name, bar)
+
+
+def _train_on_rows(
+    losses: Callable[[TensorDictBase], TensorDictBase],
+    optimizer: torch.optim.Optimizer,
+    rows: TensorDictBase,
+    updates: int,
+    batch_size: int,
+    compile: bool,
+    name: str,
+    bar: ProgressBar | None,
+) -> dict[str, float]:
+    """Gradient steps on shuffled passes over rows [N]; the mean metrics of the last pass."""
+    update = GradientStep(losses, optimizer, compile=compile, name=name)
     step = capture_on_gpu(update.__call__, compile, name=name)
-    num_rows = data.shape[0]
+    num_rows = rows.shape[0]
     batch_size = min(batch_size, num_rows)
     per_pass = num_rows // batch_size
-    batches = _batches(lambda: torch.rand(num_rows, device=device).argsort(), batch_size)
+    batches = _batches(lambda: torch.rand(num_rows, device=rows.device).argsort(), batch_size)
     means = MetricMeans()
-    for update_number in range(passes * per_pass if updates is None else updates):
-        if update_number % per_pass == 0:
+    for number in range(updates):
+        if number % per_pass == 0:
             means = MetricMeans()
-        batch = data[next(batches)]
-        batch["action"] = batch["action"].clamp(*bounds)
-        means.add(step(batch))
+        means.add(step(rows[next(batches)]))
         if bar is not None:
             bar.update(1)
     return means.read()
+
+
+def regress_critics(
+    loss: SACLoss,
+    transitions: TensorDictBase,
+    *,
+    gamma: float,
+    updates: int,
+    batch_size: int = 256,
+    lr: float = 3e-4,
+    compile: bool = False,
+    bar: ProgressBar | None = None,
+) -> dict[str, float]:
+    """Fit SAC's critics to the logged discounted returns, before they bootstrap.
+
+    They then start from the value of the logged behaviour instead of from nothing (Jelley et al.
+    2024, https://arxiv.org/abs/2406.13376, sec. 4). The target critics become copies of them.
+
+    Args:
+        loss: SAC's loss; only its critics change.
+        transitions: the data [N], normalised, episode by episode.
+
+    Keyword Args:
+        gamma: discount factor, below 1.
+        updates: gradient steps.
+        batch_size: rows per update.
+        lr: Adam's learning rate.
+        compile: compile the update.
+        bar: progress in updates.
+
+    Returns:
+        Mean metrics (``loss_returns``, in the square of the rewards' unit) of the last, perhaps
+        incomplete, pass.
+    """
+    rows = transitions.select(*loss.qvalue_network.in_keys)
+    rows["return"] = discounted_returns(transitions, gamma)
+    device = loss.log_alpha.device
+    critics = loss.qvalue_network_params
+    step = adam((critics.parameters(), lr))
+
+    def losses(batch: TensorDictBase) -> TensorDictBase:
+        error = critic_values(loss, batch) - batch.get("return")
+        return TensorDict(loss_returns=error.square().mean(dim=(1, 2)).sum())
+
+    means = _train_on_rows(
+        losses, step, rows.to(device), updates, batch_size, compile, "the critics' regression", bar
+    )
+    loss.target_qvalue_network_params.data.copy_(critics.data)
+    return means

@@ -74,12 +74,15 @@ def make_policy(cfg: DictConfig, data: OfflineDataset) -> Actor:
     )
 
 
-def make_critic(cfg: DictConfig, data: OfflineDataset) -> ValueOperator:
+def make_critic(
+    cfg: DictConfig, data: OfflineDataset, *, layer_norm: bool = False
+) -> ValueOperator:
     """A critic Q(s, a), which the losses replicate."""
     return make_qvalue(
         data.observation_size,
         data.action_size,
         hidden_sizes=cfg.agent.hidden_sizes,
+        layer_norm=layer_norm,
         device=cfg.device,
     )
 
@@ -108,7 +111,7 @@ def make_sac(
     return sac
 
 
-def make_agent_phase(cfg: DictConfig, sac: SACLoss) -> AgentPhase:
+def make_agent_phase(cfg: DictConfig, sac: SACLoss, **settings: Any) -> AgentPhase:
     """Line 4 of Algorithm 1, with its optimisers and target networks."""
     return AgentPhase(
         sac,
@@ -117,6 +120,7 @@ def make_agent_phase(cfg: DictConfig, sac: SACLoss) -> AgentPhase:
         alpha_lr=cfg.agent.alpha_lr,
         tau=cfg.agent.tau,
         compile=cfg.compile,
+        **settings,
     )
 
 

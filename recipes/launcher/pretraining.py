@@ -10,9 +10,11 @@ from launcher.parts import Actor
 from launcher.program import refusing_bad_input
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
+from torchrl.objectives import SACLoss
 from tqdm import tqdm
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.returns import best_episode_rows
 from rambo_trl.experiment.checkpoint import Stateful
 from rambo_trl.experiment.evaluation import score_text
 from rambo_trl.experiment.folder import GIVEN_PARTS, package_versions
@@ -28,7 +30,12 @@ from rambo_trl.experiment.pretrained import (
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.runtime.progress import Bar, busy
-from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
+from rambo_trl.training.pretraining import (
+    ModelFit,
+    clone_behaviour,
+    fit_world_model,
+    regress_critics,
+)
 
 #: the model as it was fitted, in the run folder
 FITTED_MODEL = PART_FILES["world_model"]
@@ -116,7 +123,10 @@ def _pretrain(
         cfg.cloned_policy is None and cfg.clone_behaviour and cloning_updates(cfg, len(data)) > 0
     )
     if clone:
-        clone_with_bar(run, cfg, actor, data.transitions, "clone the behaviour")
+        rows = data.transitions
+        if (share := cfg.cloning.get("episode_share", 1.0)) < 1:
+            rows = rows[best_episode_rows(data, share)]
+        clone_with_bar(run, cfg, actor, rows, "clone the behaviour")
     if clone or cfg.cloned_policy is not None:
         with run.watch("evaluation"), busy("evaluating the cloned policy"):
             cloned = run.evaluation(0)
@@ -188,15 +198,36 @@ def clone_with_bar(
         )
 
 
+def start_critics(run: Run, cfg: DictConfig, data: OfflineDataset, sac: SACLoss) -> None:
+    """Regress the critics on the logged returns, where that is wanted; once a run."""
+    updates, progress = cfg.agent.regression_updates, run.progress
+    if not updates or progress["epoch"] or "critics" in progress:
+        return
+    with run.watch("critics"), Bar(desc="fit the critics to logged returns", total=updates) as bar:
+        metrics = regress_critics(
+            sac,
+            data.transitions,
+            gamma=cfg.agent.gamma,
+            updates=updates,
+            batch_size=cfg.agent.batch_size,
+            lr=cfg.agent.critic_lr,
+            compile=cfg.compile,
+            bar=bar,
+        )
+    progress["critics"] = metrics["loss_returns"]
+    run.checkpoint()
+
+
 def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful) -> Pretrained:
     """The run's place in the cache of pretrained parts, which are what pretraining changes."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    later = ("max_updates", "holdout_every", "updates")  # which older files do not name
+    # which older files do not name
+    later = {"max_updates": None, "holdout_every": None, "updates": None, "episode_share": 1.0}
     model, cloning = (
         {
             key: value
             for key, value in plain[group].items()
-            if key != "adversarial_lr" and not (key in later and value is None)
+            if key != "adversarial_lr" and not (key in later and value == later[key])
         }
         for group in ("model", "cloning")
     )

@@ -209,7 +209,10 @@ class WorldModel(Settings):
         return self
 
 
-class ModelBased(Shared[MixedAgent], PretrainedParts):
+MixedAgentT = TypeVar("MixedAgentT", bound=MixedAgent)
+
+
+class ModelBasedWith(Shared[MixedAgentT], PretrainedParts, Generic[MixedAgentT]):
     """What the methods with a world model share."""
 
     termination: Text
@@ -221,6 +224,28 @@ class ModelBased(Shared[MixedAgent], PretrainedParts):
     clone_behaviour: bool
     model: WorldModel
     cloning: Cloning
+
+
+class ModelBased(ModelBasedWith[MixedAgent]):
+    """The same with SAC as it is."""
+
+
+class RamboAgent(MixedAgent):
+    """``agent.*`` of RAMBO."""
+
+    layer_norm: bool
+    lr_decay: Literal["none", "cosine"]
+    critic_warmup: Annotated[int, Field(ge=0)]
+    regression_updates: Annotated[int, Field(ge=0)]
+    anchor_weight: NonNegative
+    anchor_final: NonNegative
+    anchor_batch_size: Whole
+
+
+class BestCloning(Cloning):
+    """``cloning.*`` of RAMBO."""
+
+    episode_share: Annotated[float, Field(gt=0, le=1)]
 
 
 class Mopo(ModelBased):
@@ -256,12 +281,16 @@ class AdversarialModel(WorldModel):
     adversarial_lr: Positive
 
 
-class Rambo(ModelBased):
+class Rambo(ModelBasedWith[RamboAgent]):
     """Settings of ``rambo.py``."""
 
     rollout_length: Whole
     model: AdversarialModel
+    cloning: BestCloning
     model_updates: Annotated[int, Field(ge=0)]
+    refit: bool
+    early_share: Annotated[float, Field(ge=0, lt=1)]
+    early_steps: Whole
     adversarial_weight: NonNegative
     num_critics: Whole
     advantage_clip: Positive | None

@@ -21,13 +21,20 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.objectives import SACLoss
 
 from rambo_trl.collectors import (
     ModelRolloutCollector,
     ReverseRolloutCollector,
     reverse_transitions,
 )
-from rambo_trl.data import OfflineDataset
+from rambo_trl.data import (
+    OfflineDataset,
+    RealModelReplayBuffer,
+    make_real_buffer,
+    make_replay_buffer,
+)
+from rambo_trl.data.returns import best_episode_rows, early_rows
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.envs.termination import TerminationRule
@@ -36,13 +43,61 @@ from rambo_trl.experiment.run import Run
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import (
     AdversarialModelLoss,
+    BehaviourAnchorLoss,
     EnsembleModelLoss,
     LikelihoodBudget,
     ModelTrustLoss,
 )
+from rambo_trl.training.offline import cosine_decay
 
 #: rows of the data on which the model's error is followed
 ERROR_ROWS = 1000
+
+
+def agent_variants(cfg: DictConfig, data: OfflineDataset, sac: SACLoss) -> dict[str, Any]:
+    """What an agent that starts from the data has besides: rates that fall, an anchor."""
+    total, settings = cfg.epochs * cfg.agent_updates, cfg.agent
+    rate = cosine_decay(total) if settings.lr_decay == "cosine" else lambda _: 1.0
+
+    def late(updates: int) -> float:
+        return 0.0 if updates < settings.critic_warmup else rate(updates)
+
+    variants: dict[str, Any] = {}
+    if settings.lr_decay != "none" or settings.critic_warmup:
+        variants["schedules"] = {"critic": rate, "actor": late, "alpha": late}
+    if settings.anchor_weight:
+        last = settings.anchor_final / settings.anchor_weight
+        fading = {"anchor": lambda n: 1 + (last - 1) * min(n / total, 1)}
+        variants["schedules"] = variants.get("schedules", {}) | fading
+        variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight)
+        rows = data.transitions[best_episode_rows(data, cfg.cloning.episode_share)]
+        variants["anchor_rows"] = RealModelReplayBuffer(
+            make_real_buffer(rows.select("observation", "action"), torch.device(cfg.device)),
+            make_replay_buffer(1),
+            real_fraction=1.0,
+            batch_size=settings.anchor_batch_size,
+            keys=("observation", "action"),
+        )
+    return variants
+
+
+def start_rows(cfg: DictConfig, data: OfflineDataset, rows: TensorDictBase) -> TensorDictBase:
+    """Rows that rollouts start from; a share of them from the first steps of episodes.
+
+    Args:
+        cfg: the configuration.
+        data: the data.
+        rows: their transitions [N] on the device.
+    """
+    if not cfg.early_share:
+        return rows
+    early = early_rows(data.transitions, cfg.early_steps).to(cfg.device)
+    observations = rows.select("observation")
+    # so many that the early ones among all rows and these make up the share
+    extra = round((cfg.early_share * len(rows) - len(early)) / (1 - cfg.early_share))
+    if extra <= 0:
+        return rows
+    return torch.cat([observations, observations[early[torch.arange(extra) % len(early)]]])
 
 
 class DataTerm:

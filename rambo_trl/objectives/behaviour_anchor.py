@@ -1,0 +1,90 @@
+"""A term that holds SAC's actor to the actions of the data."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import LossModule, SACLoss
+
+__all__ = ["BehaviourAnchorLoss", "critic_values"]
+
+
+def critic_values(loss: SACLoss, rows: TensorDictBase) -> Tensor:
+    """Every critic's value of the rows' own actions.
+
+    Args:
+        loss: holds the critics; their parameters are used live.
+        rows: [*B], with what the critics read.
+
+    Returns:
+        [num_critics, *B, 1]
+    """
+    network = loss.qvalue_network
+
+    def value(params: TensorDictBase, rows: TensorDictBase) -> Tensor:
+        with params.to_module(network, preserve_module_state=False):
+            return network(rows).get(loss.tensor_keys.state_action_value)
+
+    return torch.vmap(value, (0, None))(loss.qvalue_network_params, rows.select(*network.in_keys))
+
+
+class BehaviourAnchorLoss(LossModule):
+    r"""Hold SAC's actor to the actions of the data, as TD3+BC does.
+
+    The loss of rows of the data is
+
+    .. math::
+        w \, \operatorname{mean}_B |Q(s, a)| \, \operatorname{mean}_B \frac1n |\mu(s) - a|^2,
+
+    with :math:`\mu(s)` the policy's mode, n the number of action entries and Q the smallest
+    critic, without gradient. Added to SAC's loss, a weight w is TD3+BC's with
+    :math:`\alpha = 1 / w` (Fujimoto and Gu 2021, https://arxiv.org/abs/2106.06860, Eq. 3 and 5:
+    2.5, so that w = 0.4). The factor makes it independent of the rewards' unit.
+
+    Args:
+        agent: SAC's loss. The gradient reaches its actor; it stays out of ``parameters()``.
+        weight: w.
+
+    Attributes:
+        weight: as a tensor, which a schedule may change in place.
+
+    The output's ``anchor_distance`` is the mean squared distance, detached.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> from torchrl.objectives import SACLoss
+        >>> from rambo_trl.modules import make_actor, make_qvalue
+        >>> spec = Bounded(-1, 1, shape=(2,))
+        >>> sac = SACLoss(make_actor(3, spec), make_qvalue(3, 2), action_spec=spec)
+        >>> rows = TensorDict(observation=torch.randn(8, 3), action=spec.rand((8,)), batch_size=[8])
+        >>> BehaviourAnchorLoss(sac, weight=0.4)(rows)["loss_anchor"].backward()
+    """
+
+    weight: Tensor
+
+    def __init__(self, agent: SACLoss, weight: float = 0.4) -> None:
+        if weight < 0:
+            raise ValueError(f"the anchor's weight must not be negative, got {weight}")
+        super().__init__()
+        self._agent = (agent,)  # in a tuple, so that it is no submodule
+        device = agent.log_alpha.device
+        self.register_buffer("weight", torch.tensor(float(weight), device=device), persistent=False)
+        keys = (*agent.actor_network.in_keys, *agent.qvalue_network.in_keys)
+        self.in_keys = list(dict.fromkeys(keys))
+        self.out_keys = ["loss_anchor", "anchor_distance"]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Compute the loss of rows of the data [*B]; the input is left unchanged."""
+        (agent,) = self._agent
+        action = tensordict.get(agent.tensor_keys.action)
+        with agent.actor_network_params.to_module(agent.actor_network):
+            dist = agent.actor_network.get_dist(tensordict.select(*agent.actor_network.in_keys))
+        distance = (dist.deterministic_sample - action).square().mean()
+        with torch.no_grad():
+            scale = critic_values(agent, tensordict).amin(dim=0).abs().mean()
+        return TensorDict(
+            loss_anchor=self.weight * scale * distance, anchor_distance=distance.detach()
+        )
