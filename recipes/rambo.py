@@ -73,7 +73,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     adversary = parts.make_adversary(
         cfg, env, adversarial_loss, real, data_term.loss, after_update=data_term.after_update
     )
-    # with lambda = 0 line 5 is skipped (the ablation of Table 2), unless `refit` keeps the fit going
+    # with lambda = 0 line 5 is skipped (the ablation of Table 2), or only fits further (`refit`)
     model_updates = cfg.model_updates if cfg.adversarial_weight > 0 or cfg.refit else 0
 
     # everything that a checkpoint saves, so that the run can resume

@@ -31,9 +31,7 @@ def discounted_returns(transitions: TensorDictBase, gamma: float) -> Tensor:
         ValueError: if the discount factor is not in [0, 1).
     """
     if not 0 <= gamma < 1:
-        raise ValueError(
-            f"returns of episodes that are cut off need a gamma in [0, 1), got {gamma}"
-        )
+        raise ValueError(f"discounted returns need a gamma in [0, 1), got {gamma}")
     reward = transitions["next", "reward"].double().flatten().numpy()
     terminated = transitions["next", "terminated"].flatten().numpy()
     done = transitions["next", "done"].flatten().numpy().copy()

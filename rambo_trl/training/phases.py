@@ -144,9 +144,8 @@ class _Schedules:
 
     def step(self) -> None:
         """Set what the next update uses."""
-        for name, rate, group in zip(
-            ("critic", "actor", "alpha"), self._rates, self.optimizer.param_groups, strict=True
-        ):
+        names: tuple[Scheduled, ...] = ("critic", "actor", "alpha")  # as the groups stand
+        for name, rate, group in zip(names, self._rates, self.optimizer.param_groups, strict=True):
             if factor := self.factors.get(name):
                 lr = rate * factor(self.updates)
                 if group.get("capturable"):  # a captured graph reads it from the same place
