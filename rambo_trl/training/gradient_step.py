@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -12,7 +13,15 @@ from torchrl.objectives import SoftUpdate
 from rambo_trl.runtime.compiling import compile_like_eager
 from rambo_trl.runtime.progress import ProgressBar
 
-__all__ = ["FlatSoftUpdate", "GradientStep", "MetricMeans", "ProgressBar", "adam"]
+__all__ = [
+    "FlatSoftUpdate",
+    "GradientStep",
+    "MetricMeans",
+    "ProgressBar",
+    "adam",
+    "cosine_decay",
+    "set_rates",
+]
 
 
 class MetricMeans:
@@ -130,3 +139,30 @@ def adam(*groups: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Adam:
         fused=True,
         capturable=on_gpu,
     )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float | None]) -> None:
+    """Set the learning rate of each parameter group that is given one.
+
+    Args:
+        optimizer: :func:`adam`'s.
+        rates: by group.
+    """
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        if lr is None:
+            continue
+        if group["capturable"]:  # a captured graph reads it from the same place
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = torch.tensor(lr, device=group["params"][0].device)
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def cosine_decay(num_updates: int) -> Callable[[int], float]:
+    """A factor on the learning rate that falls from 1 to 0 along half a cosine.
+
+    Args:
+        num_updates: number of updates after which it is 0.
+    """
+    return lambda n: 0.5 * (1 + math.cos(math.pi * min(n / num_updates, 1)))

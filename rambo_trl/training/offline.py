@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,18 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrl.objectives.utils import TargetNetUpdater
 
 from rambo_trl.runtime.optimizers import load_optimizer
-from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar
+from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar, cosine_decay
 
 __all__ = ["OfflinePhase", "UpdateStep", "cosine_decay"]
-
-
-def cosine_decay(num_updates: int) -> Callable[[int], float]:
-    """A factor on the learning rate that falls from 1 to 0 along half a cosine.
-
-    Args:
-        num_updates: number of updates after which it is 0.
-    """
-    return lambda n: 0.5 * (1 + math.cos(math.pi * min(n / num_updates, 1)))
 
 
 @dataclass

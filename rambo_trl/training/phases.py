@@ -28,6 +28,7 @@ from rambo_trl.training.gradient_step import (
     MetricMeans,
     ProgressBar,
     adam,
+    set_rates,
 )
 from rambo_trl.training.phase_checks import check_parts, check_real_rows, imagined_rows
 
@@ -144,16 +145,13 @@ class _Schedules:
 
     def step(self) -> None:
         """Set what the next update uses."""
-        names: tuple[Scheduled, ...] = ("critic", "actor", "alpha")  # as the groups stand
-        for name, rate, group in zip(names, self._rates, self.optimizer.param_groups, strict=True):
-            if factor := self.factors.get(name):
-                lr = rate * factor(self.updates)
-                if group.get("capturable"):  # a captured graph reads it from the same place
-                    if not isinstance(group["lr"], Tensor):
-                        group["lr"] = torch.tensor(lr, device=group["params"][0].device)
-                    group["lr"].fill_(lr)
-                else:
-                    group["lr"] = lr
+        groups: tuple[Scheduled, ...] = ("critic", "actor", "alpha")
+        factors = [self.factors.get(name) for name in groups]
+        rates = [
+            None if factor is None else rate * factor(self.updates)
+            for factor, rate in zip(factors, self._rates, strict=True)
+        ]
+        set_rates(self.optimizer, rates)
         if (factor := self.factors.get("anchor")) and self.anchor is not None:
             self.anchor.weight.fill_(self._weight * factor(self.updates))
         self.updates += 1

@@ -7,13 +7,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torchrl.data import Bounded
-from torchrl.objectives import BCLoss, SACLoss
+from torchrl.objectives import BCLoss, SACLoss, SoftUpdate
 
 from rambo_trl.data.returns import discounted_returns
 from rambo_trl.modules import EnsembleWorldModel
@@ -21,7 +22,14 @@ from rambo_trl.modules.world_models import require_ensemble
 from rambo_trl.objectives import EnsembleModelLoss
 from rambo_trl.objectives.behaviour_anchor import critic_values
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
-from rambo_trl.training.gradient_step import GradientStep, MetricMeans, ProgressBar, adam
+from rambo_trl.training.gradient_step import (
+    GradientStep,
+    MetricMeans,
+    ProgressBar,
+    adam,
+    cosine_decay,
+    set_rates,
+)
 
 __all__ = [
     "EarlyStopping",
@@ -112,6 +120,7 @@ def fit_world_model(
     max_passes: int | None = None,
     max_updates: int | None = None,
     holdout_every: int | None = None,
+    lr_decay: Literal["none", "cosine"] = "none",
     standardize_reward: bool = True,
     compile: bool = False,
     on_pass: Callable[[int, Tensor], None] | None = None,
@@ -140,6 +149,8 @@ def fit_world_model(
         max_updates: largest number of updates.
         holdout_every: updates between evaluations of the holdout error; there is one at the end
             in any case. By default a pass, or a fifth of ``max_updates`` if that is less.
+        lr_decay: ``"cosine"`` lets the rate fall to 0 along half a cosine over ``max_updates``,
+            with which a fit needs fewer of them; the published rate is constant.
         standardize_reward: predict the standardised reward, so that its unit does not matter;
             False predicts the reward itself, as published.
         compile: compile the update.
@@ -147,13 +158,16 @@ def fit_world_model(
         bar: progress in updates.
 
     Raises:
-        ValueError: if there are fewer than two rows, if no row would be held out or all, or if a
-            number of updates or passes is less than 1.
+        ValueError: if there are fewer than two rows, if no row would be held out or all, if a
+            number of updates or passes is less than 1, or if the rate decays without
+            ``max_updates``.
     """
     given = {"max_passes": max_passes, "max_updates": max_updates, "holdout_every": holdout_every}
     for name, value in given.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or None, got {value}")
+    if lr_decay == "cosine" and max_updates is None:
+        raise ValueError("lr_decay='cosine' needs max_updates, over which the rate falls")
     require_ensemble(world_model, "fit_world_model")
     num_rows = transitions.shape[0]
     if num_rows < 2:
@@ -177,7 +191,8 @@ def fit_world_model(
         world_model.fit_reward_statistics(data.get(world_model.next_reward_key), train)
     loss = EnsembleModelLoss(world_model)
     name = "the fit's update"
-    update = GradientStep(loss, adam((world_model.parameters(), lr)), compile=compile, name=name)
+    optimizer = adam((world_model.parameters(), lr))
+    update = GradientStep(loss, optimizer, compile=compile, name=name)
     step = capture_on_gpu(update.__call__, compile, name=name)
     stopping = EarlyStopping(world_model, patience=patience, min_improvement=min_improvement)
 
@@ -193,6 +208,8 @@ def fit_world_model(
     batches = _batches(lambda: _shuffled(bootstrap), batch_size)
     history: list[list[float]] = []
     for updates in itertools.count(1):
+        if lr_decay == "cosine" and max_updates is not None:
+            set_rates(optimizer, [lr * cosine_decay(max_updates)(updates - 1)])
         step(data[next(batches)])
         if bar is not None:
             bar.update(1)
@@ -395,5 +412,5 @@ def regress_critics(
     means = _train_on_rows(
         losses, step, rows.to(device), updates, batch_size, compile, "the critics' regression", bar
     )
-    loss.target_qvalue_network_params.data.copy_(critics.data)
+    SoftUpdate(loss, tau=1.0).step()
     return means

@@ -161,6 +161,7 @@ def fit_with_bar(
             max_passes=passes,
             max_updates=updates,
             holdout_every=cfg.model.holdout_every if passes is None else None,
+            lr_decay=cfg.model.lr_decay if passes is None else "none",
             standardize_reward=cfg.reward_scale != 1,
             compile=cfg.compile,
             on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
@@ -222,7 +223,10 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
     """The run's place in the cache of pretrained parts, which are what pretraining changes."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     # which older files do not name
-    later = {"max_updates": None, "holdout_every": None, "updates": None, "episode_share": 1.0}
+    later = {
+        "max_updates": None, "holdout_every": None, "updates": None, "episode_share": 1.0,
+        "lr_decay": "none",
+    }  # fmt: skip
     model, cloning = (
         {
             key: value

@@ -198,6 +198,13 @@ class WorldModel(Settings):
     max_updates: Whole | None
     holdout_every: Whole | None
     max_passes: Whole | None
+    lr_decay: Literal["none", "cosine"]
+
+    @model_validator(mode="after")
+    def _decay(self) -> WorldModel:
+        if self.lr_decay == "cosine" and self.max_updates is None and self.max_passes is None:
+            raise ValueError("model.lr_decay=cosine needs model.max_updates, over which it falls")
+        return self
 
     @model_validator(mode="after")
     def _elites(self) -> WorldModel:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SACLoss, SoftUpdate
 
+from rambo_trl.data import RealModelReplayBuffer, make_replay_buffer
 from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, MORELHalting, PessimisticModelEnv
 from rambo_trl.envs.termination import TerminationRule
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
-from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.objectives import AdversarialModelLoss, BehaviourAnchorLoss, EnsembleModelLoss
 from rambo_trl.training.gradient_step import (
     FlatSoftUpdate,
     GradientStep,
@@ -221,6 +222,84 @@ def test_agent_learns_a_one_step_task() -> None:
     with torch.no_grad(), agent.actor_network_params.to_module(agent.actor_network):
         td = agent.actor_network(TensorDict({"observation": torch.randn(200, 3)}, [200]))
     assert (td["loc"].tanh() - 0.5).abs().mean() < 0.15
+
+
+def make_anchor(agent: SACLoss, action: float, weight: float) -> dict[str, Any]:
+    """An anchor to rows with one action."""
+    rows = transitions(50).select("observation", "action")
+    rows["action"] = torch.full((50, 1), action)
+    keys = ("observation", "action")
+    drawn = RealModelReplayBuffer(
+        make_buffer(rows), make_replay_buffer(1), real_fraction=1.0, batch_size=32, keys=keys
+    )
+    return {"anchor": BehaviourAnchorLoss(agent, weight), "anchor_rows": drawn}
+
+
+def mean_mode(agent: SACLoss) -> float:
+    with torch.no_grad(), agent.actor_network_params.to_module(agent.actor_network):
+        td = agent.actor_network(TensorDict({"observation": torch.randn(200, 3)}, [200]))
+    return float(td["loc"].tanh().mean())
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_anchor_holds_the_actor_until_it_fades(compile: bool) -> None:
+    # the critics, at rewards of a, want 1; the anchor wants -0.8
+    agent = make_agent(alpha_init=0.01)
+    phase = AgentPhase(
+        agent, critic_lr=1e-2, actor_lr=1e-2, compile=compile, **make_anchor(agent, -0.8, 5.0),
+        schedules={"anchor": lambda n: float(n < 300)},
+    )  # fmt: skip
+
+    def batches(num: int):
+        for _ in range(num):
+            batch = transitions(64)
+            batch["next", "reward"] = 5 + batch["action"]
+            batch["next", "terminated"] = batch["next", "done"] = torch.ones(64, 1) > 0
+            yield batch
+
+    metrics = phase.run(batches(300))
+    assert {"loss_anchor", "anchor_distance"} <= set(metrics)
+    assert mean_mode(agent) < -0.5
+    assert phase.run(batches(200))["loss_anchor"] == 0
+    assert mean_mode(agent) > 0.2
+
+
+def test_schedules_decide_what_moves_and_are_resumed() -> None:
+    def make() -> AgentPhase:
+        torch.manual_seed(0)
+        factors = {"critic": lambda n: 1 / (1 + n), "actor": lambda n: float(n >= 2)}
+        agent = make_agent()
+        agent.make_value_estimator(gamma=0.9)
+        return AgentPhase(agent, critic_lr=0.03, actor_lr=0.01, schedules=factors)
+
+    batches = [transitions(64) for _ in range(5)]
+    phase = make()
+    before = entries(phase.loss.actor_network_params)
+    phase.run(batches[:2])
+    assert all(map(torch.equal, before, entries(phase.loss.actor_network_params)))
+    assert [g["lr"] for g in phase.optimizer.param_groups[:2]] == [0.015, 0.0]
+    states = {k: deepcopy(p.state_dict()) for k, p in phase.stateful_parts.items()}
+    torch.manual_seed(5)
+    phase.run(batches[2:])
+    assert not torch.equal(before[0], entries(phase.loss.actor_network_params)[0])
+    resumed = make()
+    for key, part in resumed.stateful_parts.items():
+        part.load_state_dict(states[key])
+    torch.manual_seed(5)
+    resumed.run(batches[2:])
+    for one, other in zip(phase.loss.parameters(), resumed.loss.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_schedules_and_anchors_do_not_fit_is_refused() -> None:
+    agent = make_agent()
+    with pytest.raises(ValueError, match="critic, actor, alpha, anchor"):
+        AgentPhase(agent, schedules={"temperature": lambda n: 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="no anchor"):
+        AgentPhase(agent, schedules={"anchor": lambda n: 1.0})
+    with pytest.raises(ValueError, match="anchor_rows"):
+        AgentPhase(agent, anchor=BehaviourAnchorLoss(agent))
 
 
 def test_mean_q_is_the_smaller_critic_at_sampled_actions() -> None:

@@ -1,0 +1,55 @@
+"""The term that holds the actor to the data's actions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from torchrl.objectives import SACLoss
+
+from rambo_trl.modules import make_actor, make_qvalue
+from rambo_trl.objectives import BehaviourAnchorLoss
+from rambo_trl.objectives.behaviour_anchor import critic_values
+
+SPEC = Bounded(-1, 1, shape=(2,))
+
+
+def make_agent(*, layer_norm: bool = False) -> SACLoss:
+    critic = make_qvalue(3, 2, hidden_sizes=(8, 6), layer_norm=layer_norm)
+    return SACLoss(make_actor(3, SPEC, hidden_sizes=(8,)), critic, action_spec=SPEC)
+
+
+def make_rows(num: int = 16) -> TensorDict:
+    return TensorDict(observation=torch.randn(num, 3), action=SPEC.rand((num,)), batch_size=[num])
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_the_loss_is_computed_as_written(layer_norm: bool) -> None:
+    agent, rows = make_agent(layer_norm=layer_norm), make_rows()
+    out = BehaviourAnchorLoss(agent, weight=0.4)(rows)
+    with agent.actor_network_params.to_module(agent.actor_network):
+        mode = agent.actor_network(rows.copy())["loc"].tanh()
+    values = []
+    for params in agent.qvalue_network_params.unbind(0):
+        with params.to_module(agent.qvalue_network):
+            values.append(agent.qvalue_network(rows.copy())["state_action_value"])
+    torch.testing.assert_close(critic_values(agent, rows), torch.stack(values))
+    scale = torch.minimum(*values).abs().mean()
+    distance = ((mode - rows["action"]) ** 2).sum(-1).mean() / 2
+    torch.testing.assert_close(out["loss_anchor"], 0.4 * scale * distance)
+    torch.testing.assert_close(out["anchor_distance"], distance)
+
+
+def test_only_the_actor_is_trained_and_it_belongs_to_the_agent() -> None:
+    agent, rows = make_agent(), make_rows()
+    loss = BehaviourAnchorLoss(agent)
+    assert not list(loss.parameters()) and not loss.state_dict()
+    loss(rows)["loss_anchor"].backward()
+    assert all(p.grad is not None for p in agent.actor_network_params.parameters())
+    assert all(p.grad is None for p in agent.qvalue_network_params.parameters())
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        BehaviourAnchorLoss(make_agent(), weight=-1.0)
