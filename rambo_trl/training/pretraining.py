@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torchrl.data import Bounded
-from torchrl.objectives import BCLoss, SACLoss, SoftUpdate
+from torchrl.objectives import BCLoss, HardUpdate, SACLoss
 
 from rambo_trl.data.returns import discounted_returns
 from rambo_trl.modules import EnsembleWorldModel
@@ -412,5 +412,5 @@ def regress_critics(
     means = _train_on_rows(
         losses, step, rows.to(device), updates, batch_size, compile, "the critics' regression", bar
     )
-    SoftUpdate(loss, tau=1.0).step()
+    HardUpdate(loss, value_network_update_interval=1).step()
     return means
