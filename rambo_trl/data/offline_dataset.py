@@ -25,6 +25,7 @@ from rambo_trl.data.environment import keep_specification, time_limit, with_time
 from rambo_trl.data.episodes import Episode, flatten_episodes
 from rambo_trl.data.memmap import check_options, is_memmap_folder, read_memmap, write_memmap
 from rambo_trl.data.names import parse_d4rl_name
+from rambo_trl.data.neorl2_source import NEORL2_TASKS, NeoRL2Files, find_neorl2
 from rambo_trl.data.scaling import RewardScale
 from rambo_trl.data.spaces import ObservationLayout
 from rambo_trl.data.transition_data import TransitionData, warn_of_other_simulator
@@ -100,13 +101,15 @@ class OfflineDataset(TransitionData):
         Args:
             name_or_path: a folder written by :meth:`memmap`, a bundled name such as
                 ``"bundled/hopper/medium-replay-v0"`` (built on first use), the id of a Minari data
-                set (local, else Minari's own downloader is tried) or the folder of one, or a
-                D4RL-format HDF5 file (see :meth:`from_arrays` for its rules).
+                set (local, else Minari's own downloader is tried) or the folder of one, a
+                D4RL-format HDF5 file (see :meth:`from_arrays` for its rules), or a NeoRL-2 set,
+                ``"neorl2/DMSD"`` or a file or folder of one (local, else its published download is
+                tried), whose validation rows become :attr:`holdout`.
             action_spec: bounds of the actions, instead of the data set's. A D4RL file has none:
                 where None, the environment's if it is installed, else [-1, 1] as in D4RL.
             observation_keys: entries of a goal environment's observations to join; see
                 :meth:`rambo_trl.data.ObservationLayout.of`.
-            max_episode_steps: for D4RL files; see :meth:`from_arrays`.
+            max_episode_steps: for D4RL files and NeoRL-2's; see :meth:`from_arrays`.
             unknown_terminal_states: likewise.
             progress: whether a build and the reading show their progress.
             **options: the constructor's ``env_id``, ``reference_scores``, ``normalize``,
@@ -125,6 +128,17 @@ class OfflineDataset(TransitionData):
                 path,
                 action_spec=action_spec,
                 observation_keys=observation_keys,
+                max_episode_steps=max_episode_steps,
+                **options,
+            )
+        files = find_neorl2(name, progress=progress)
+        if files is not None:
+            if observation_keys is not None:
+                raise ValueError(f"{name} has plain observations: leave out observation_keys")
+            return cls._from_neorl2(
+                files,
+                name=name,
+                action_spec=action_spec,
                 max_episode_steps=max_episode_steps,
                 **options,
             )
@@ -159,6 +173,22 @@ class OfflineDataset(TransitionData):
             name, env_id=env_id, observation_keys=observation_keys, progress=progress
         )
         return cls._from_minari(source, action_spec=action_spec, **options)
+
+    @classmethod
+    def _from_neorl2(
+        cls, files: NeoRL2Files, *, action_spec: Bounded | None, **options: Any
+    ) -> OfflineDataset:
+        """Build the data set from NeoRL-2's files, the validation rows set aside."""
+        files.warn()
+        options["env_id"] = options.get("env_id") or files.env_id
+        options["reference_scores"] = options.get("reference_scores") or files.scores
+        arrays = files.read("train")
+        if action_spec is None and files.task in NEORL2_TASKS:  # in the same units in all of them
+            action_spec = Bounded(-1.0, 1.0, arrays["actions"].shape[1:])
+        dataset = cls.from_arrays(arrays, action_spec=action_spec, copy=False, **options)
+        if files.val is not None:
+            dataset.hold_out(flat_source(files.read("val"), dataset.name)[0])
+        return dataset
 
     @classmethod
     def _from_minari(cls, source: minari_source.Source, **given: Any) -> OfflineDataset:

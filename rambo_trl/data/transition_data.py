@@ -119,6 +119,8 @@ class TransitionData:
         whole_episodes: int64 [W, 2], the first row of each whole episode in ``transitions`` and
             the one after its last.
         num_cut_episodes: number of pieces.
+        holdout: TensorDict [M] of validation rows, where the data set comes with some: like
+            ``transitions``, of which they are no part; see :meth:`hold_out`.
         data_warnings: what may be a mistake in the data, one sentence each, such as rewards that
             are all equal, repeated episodes or shuffled rows. Recipes refuse such data unless told
             to accept it.
@@ -157,6 +159,7 @@ class TransitionData:
         self.env_id = env_spec.id if env_id is None and env_spec is not None else env_id
         self.env_spec, dropped = keep_specification(env_id, env_spec)
         self.has_simulator = True
+        self.holdout: TensorDict | None = None
         self._env_id_given = env_id is not None
         self.reward_shift = float(reward_shift)
         self.normalized = normalize
@@ -206,8 +209,7 @@ class TransitionData:
     def _scale(self) -> list[str]:
         """Bring raw transitions to the learner's units; returns what float32 cannot tell apart."""
         rows = self.transitions
-        low, high, reward = self.action_low, self.action_high, rows["next", "reward"]
-        reward = reward + self.reward_shift if self.reward_shift else reward
+        low, high, reward = self.action_low, self.action_high, self._shifted_reward(rows)
         observation, action = rows["observation"], rows["action"]
         size = observation.shape[-1]
         if self.normalized:
@@ -221,20 +223,59 @@ class TransitionData:
             *coarse_entries(action, (low + high) / 2, (high - low) / 2, self.action_names),
             *coarse_entries(reward, torch.zeros(1), torch.ones(1), ("reward",)),
         ]
-        rows["next", "reward"] = reward.float()
-        rows["action"] = normalize_action(action, low, high).float()
+        self._to_own_units(rows)
+        return lost
+
+    def _shifted_reward(self, rows: TensorDict) -> Tensor:
+        reward: Tensor = rows["next", "reward"]
+        return reward + self.reward_shift if self.reward_shift else reward
+
+    def _to_own_units(self, rows: TensorDict) -> None:
+        """Bring raw rows to the learner's units, in place, but for the scale of the rewards."""
+        rows["next", "reward"] = self._shifted_reward(rows).float()
+        rows["action"] = normalize_action(rows["action"], self.action_low, self.action_high).float()
         for key in ("observation", ("next", "observation")):
             # in place: the raw copies are this object's own and may be large
             rows[key] = rows[key].sub_(self.observation_mean).div_(self.observation_std).float()
-        return lost
 
     def _set_reward_scale(self, wanted: RewardScale) -> None:
         """Divide the rewards by a number, or by their root mean square."""
-        reward = self.transitions["next", "reward"]
-        self.reward_scale = reward_scale_of(reward, wanted)
-        if self.reward_scale != 1:
-            self.transitions = self.transitions.copy()  # others may lie on the disk
-            self.transitions["next", "reward"] = reward / self.reward_scale
+        self.reward_scale = reward_scale_of(self.transitions["next", "reward"], wanted)
+        self.transitions = self._with_scaled_reward(self.transitions)
+        if self.holdout is not None:
+            self.holdout = self._with_scaled_reward(self.holdout)
+
+    def _with_scaled_reward(self, rows: TensorDict) -> TensorDict:
+        if self.reward_scale == 1:
+            return rows
+        scaled = rows.copy()  # others may lie on the disk
+        scaled["next", "reward"] = rows["next", "reward"] / self.reward_scale
+        return scaled
+
+    def hold_out(self, transitions: TensorDict) -> None:
+        """Keep further raw rows as :attr:`holdout`, for the validation of world models.
+
+        They are scaled by the statistics of the data, and not trained on.
+
+        Args:
+            transitions: TensorDict [M], as the constructor's.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        name = f"{self.name} (validation)"
+        rows = canonical_transitions(transitions, name, copy=True)
+        sizes = [rows[key].shape[-1] for key in ("observation", "action")]
+        if sizes != [self.observation_size, self.action_size]:
+            raise ValueError(
+                f"{name}: observations and actions have {sizes[0]} and {sizes[1]} entries, those "
+                f"of {self.name} {self.observation_size} and {self.action_size}"
+            )
+        hold_unknown_ends(rows)
+        names = (self.observation_names, self.action_names)
+        check_values(rows, self.action_low, self.action_high, name, *names)
+        self._to_own_units(rows)
+        self.holdout = self._with_scaled_reward(rows)
 
     def __len__(self) -> int:
         """Return the number of transitions."""

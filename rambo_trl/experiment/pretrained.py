@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from tensordict import TensorDictBase
 from torch import nn
 from torchrl._utils import logger as torchrl_logger
 
@@ -53,11 +52,14 @@ _MODEL_KEY, _MODEL_FORMAT = "rambo_trl_fitted_model", 1
 def dataset_digest(dataset: OfflineDataset) -> str:
     """SHA-256 over a data set's transitions, action bounds and environment, as hex digits."""
     digest = hashlib.sha256()
-    rows: TensorDictBase = dataset.transitions
-    for key in sorted(rows.keys(True, True), key=str):
-        value = rows.get(key)
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(_buffer(value))
+    parts = (
+        [dataset.transitions] if dataset.holdout is None else [dataset.transitions, dataset.holdout]
+    )
+    for rows in parts:
+        for key in sorted(rows.keys(True, True), key=str):
+            value = rows.get(key)
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(_buffer(value))
     bounds = dataset.action_low, dataset.action_high
     for tensor in (*bounds, dataset.observation_mean, dataset.observation_std):
         digest.update(_buffer(tensor))

@@ -111,6 +111,7 @@ def fit_world_model(
     world_model: EnsembleWorldModel,
     transitions: TensorDictBase,
     *,
+    holdout: TensorDictBase | None = None,
     batch_size: int = 256,
     lr: float = 3e-4,
     holdout_fraction: float = 0.1,
@@ -139,6 +140,9 @@ def fit_world_model(
         transitions: the data [N], normalised.
 
     Keyword Args:
+        holdout: rows [M] to measure the holdout error on, all of them, normalised by the data's
+            statistics; the model then learns from all of ``transitions``. By default rows are drawn
+            from these and held out.
         batch_size: rows per member and update.
         lr: Adam's learning rate.
         holdout_fraction: share of the rows held out, but not more than ``max_holdout``.
@@ -158,9 +162,9 @@ def fit_world_model(
         bar: progress in updates.
 
     Raises:
-        ValueError: if there are fewer than two rows, if no row would be held out or all, if a
-            number of updates or passes is less than 1, or if the rate decays without
-            ``max_updates``.
+        ValueError: if there are fewer than two rows, if no row would be held out or all, if
+            ``holdout`` has none, if a number of updates or passes is less than 1, or if the rate
+            decays without ``max_updates``.
     """
     given = {"max_passes": max_passes, "max_updates": max_updates, "holdout_every": holdout_every}
     for name, value in given.items():
@@ -183,7 +187,12 @@ def fit_world_model(
     data = transitions.select(*world_model.in_keys, *world_model.out_keys).to(device)
     order = torch.rand(num_rows, device=device).argsort()
     # the training rows are not copied, they may be memory-mapped: only their numbers are
-    holdout, train = data[order[:num_holdout]], order[num_holdout:]
+    if holdout is None:
+        holdout, train = data[order[:num_holdout]], order[num_holdout:]
+    elif len(holdout):
+        holdout, train = holdout.select(*data.keys(True, True)).to(device), order
+    else:
+        raise ValueError("holdout has no rows: give some, or leave it out")
     world_model.fit_input_statistics(
         data.get(world_model.observation_key), data.get(world_model.action_key), train
     )

@@ -22,13 +22,15 @@ from rambo_trl.data.playing import try_environment
 from rambo_trl.envs.termination import TerminationRule, check_rule, choose_rule, import_rule, never
 from rambo_trl.modules.statistics import largest_magnitude
 
-#: the environments of the tasks, by the first word of their names
+#: the environments of the tasks, by the first word of their names after the collection's
 TASK_ENVIRONMENTS = {
     "antmaze": "AntMaze_UMaze-v4",
+    "dmsd": "rambo_trl/DMSD-v0",
     "halfcheetah": "HalfCheetah-v5",
     "hopper": "Hopper-v5",
     "inverteddoublependulum": "InvertedDoublePendulum-v5",
     "pointmaze": "PointMaze_UMaze-v3",
+    "simglucose": "neorl2:Simglucose",
     "walker2d": "Walker2d-v5",
 }
 #: share of the data's rows that a rule known by name may judge otherwise than they do
@@ -92,7 +94,7 @@ def check_task(
     if "task" in given:
         sizes = (dataset.observation_size, dataset.action_size)
         _check_sizes(dataset.name, dataset.env_id, sizes, task)
-    if dataset.env_id and _same_family(dataset.env_id, task):
+    if "dataset" not in given or (dataset.env_id and _same_family(dataset.env_id, task)):
         return
     elsewhere = {"dataset", *given, *keys_in(f"schedule/{schedule}"), *keys_in(cfg.method)}
     settings = [key for key in keys_in(f"task/{task}") if key not in elsewhere]
@@ -109,7 +111,7 @@ def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, t
     """Refuse a set of other sizes than the task's environment; its own fits in any version."""
     if sizes is None or (env_id is not None and _same_family(env_id, task)):
         return
-    other = TASK_ENVIRONMENTS[task.removeprefix("d4rl-").split("-")[0]]
+    other = TASK_ENVIRONMENTS[task_environment_word(task)]
     wanted = _sizes(other)
     if wanted is not None and sizes != wanted:
         raise ValueError(
@@ -119,8 +121,15 @@ def _check_sizes(name: str, env_id: str | None, sizes: tuple[int, int] | None, t
         )
 
 
+def task_environment_word(task: str) -> str:
+    """The word of a task's name that says its environment, a key of :data:`TASK_ENVIRONMENTS`."""
+    return task.removeprefix("d4rl-").removeprefix("neorl2-").split("-")[0]
+
+
 def _same_family(env_id: str, task: str) -> bool:
     """Whether an environment is a task's, in any version: Hopper-v2 is hopper's."""
+    if env_id == TASK_ENVIRONMENTS[task_environment_word(task)]:
+        return True
     family = known_family(env_id)
     return family is not None and family.split("_")[0].lower() in task.split("-")
 

@@ -115,7 +115,7 @@ def _pretrain(
     run: Run, cfg: DictConfig, data: OfflineDataset, world_model: EnsembleWorldModel, actor: Actor
 ) -> None:
     if "holdout_mse" not in run.progress:
-        fit = fit_with_bar(run, cfg, world_model, data.transitions, "model")
+        fit = fit_with_bar(run, cfg, world_model, data.transitions, "model", data.holdout)
         run.progress.update(holdout_mse=fit.holdout_mse, model_passes=fit.passes)
         run.checkpoint()
     cloned: dict[str, float | None] = {}
@@ -144,8 +144,12 @@ def fit_with_bar(
     world_model: EnsembleWorldModel,
     transitions: TensorDictBase,
     name: str,
+    holdout: TensorDictBase | None = None,
 ) -> ModelFit:
-    """Fit an ensemble by maximum likelihood, with a bar and a line on the outcome."""
+    """Fit an ensemble by maximum likelihood, with a bar and a line on the outcome.
+
+    The holdout error is that on rows drawn from the transitions unless others are given.
+    """
     passes, updates = cfg.model.max_passes, cfg.model.max_updates
     if passes is not None:  # in the place of updates
         updates = None
@@ -154,6 +158,7 @@ def fit_with_bar(
         fit = fit_world_model(
             world_model,
             transitions,
+            holdout=holdout,
             batch_size=cfg.model.batch_size,
             lr=cfg.model.lr,
             patience=cfg.model.patience,

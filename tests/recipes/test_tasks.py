@@ -8,7 +8,7 @@ import iql
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from launcher.data_checks import TASK_ENVIRONMENTS, load_data
+from launcher.data_checks import TASK_ENVIRONMENTS, load_data, task_environment_word
 from launcher.program import refusing_bad_input
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Bounded
@@ -52,7 +52,7 @@ def composed(*overrides: str, method: str = "rambo") -> DictConfig:
 
 def test_there_is_a_task_for_every_set_and_its_environment_is_known() -> None:
     assert {f"d4rl-{name}" for name in TABLE_1} == {t for t in TASKS if t.startswith("d4rl-")}
-    assert {task.removeprefix("d4rl-").split("-")[0] for task in TASKS} == set(TASK_ENVIRONMENTS)
+    assert {task_environment_word(task) for task in TASKS} == set(TASK_ENVIRONMENTS)
 
 
 @pytest.mark.parametrize("task", [t for t in TASKS if t.removeprefix("d4rl-") in TABLE_1])
