@@ -144,7 +144,8 @@ class NeoRL2Files(NamedTuple):
             raise ValueError(f"{path} {why_unreadable(error)}") from error
         if missing:
             raise ValueError(
-                f"{path} lacks {', '.join(missing)}: a NeoRL-2 file has {', '.join(_COLUMNS.values())}"
+                f"{path} lacks {', '.join(missing)}: a NeoRL-2 file has "
+                + ", ".join(_COLUMNS.values())
             )
         used = NEORL2_TASKS[self.task].episodes if self.task in NEORL2_TASKS else None
         if used is not None:
@@ -197,9 +198,7 @@ def find_neorl2(name: str, *, progress: bool = True) -> NeoRL2Files | None:
                 + ", ".join(NEORL2_PREFIX + other for other in near)
             )
         return _local(task) or _download(task, progress)
-    files = (
-        [p for p in path.glob("*-train.npz") if _FILE.fullmatch(p.name)] if path.is_dir() else []
-    )
+    files = [p for p in path.glob("*-train.npz") if _FILE.fullmatch(p.name)]
     if len(files) > 1:
         raise ValueError(f"{name} holds several sets: give one of its files, such as {min(files)}")
     return _of_file(name, files[0]) if files else None

@@ -36,6 +36,7 @@ __all__ = [
     "inverted_double_pendulum",
     "never",
     "rule_for",
+    "simglucose",
     "walker2d",
 ]
 
@@ -93,6 +94,17 @@ def ant(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor
     height = next_observation[..., 0]
     healthy = next_observation.isfinite().all(dim=-1) & (height >= 0.2) & (height <= 1.0)
     return ~healthy
+
+
+def simglucose(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """NeoRL-2's Simglucose ends where the blood glucose leaves 40 to 600 mg/dl.
+
+    By the sensor, the first entry, as in NeoRL-2's own rule for models. The simulator goes by the
+    glucose itself, which is not observed: a third of the data's ends are at 40 to 41 by the sensor.
+    States are [*, 31], the result is [*].
+    """
+    glucose = next_observation[..., 0]
+    return ~((glucose >= 40.0) & (glucose <= 600.0))
 
 
 @dataclass(frozen=True)
