@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,33 @@ def test_a_budget_begins_where_the_fit_ends() -> None:
     data_term.after_update({"loss_model": fitted + 10.0})  # far beyond it
     assert data_term.metrics()["model_lambda"] < weight
     assert constrained()[0].after_update is None
+
+
+AGENT = (
+    "agent.layer_norm=true", "agent.regression_updates=20", "agent.critic_warmup=1",
+    "agent.lr_decay=cosine", "agent.anchor_weight=0.2", "agent.anchor_final=0.05",
+    "agent.anchor_batch_size=16", "early_share=0.5", "early_steps=3",
+)  # fmt: skip
+
+
+def test_an_agent_that_starts_from_the_data_is_resumed_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*AGENT, "epochs=3", "checkpoint_every=1"]
+    whole = Trained(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:  # as if a signal waited for the first epoch's end
+        patch.setattr(Interruption, "received", True)
+        assert len(Trained(tmp_path / "halves", *words).rows) == 1
+    resumed = Trained(tmp_path / "halves", *words)
+    assert resumed.rows == whole.rows and len(whole.rows) == 3
+    agent = whole.parts["agent"]
+    assert any("norm" in type(m).__name__.lower() for m in agent.loss.qvalue_network.modules())
+    # the last of 6 updates was taken after 5: the cosine, and the line from 0.2 to 0.05
+    rates = [group["lr"] for group in agent.optimizer.param_groups]
+    share = 0.5 * (1 + math.cos(math.pi * 5 / 6))
+    settings = configured(*words).agent
+    assert rates == pytest.approx(
+        [share * lr for lr in (settings.critic_lr, settings.actor_lr, settings.alpha_lr)]
+    )
+    assert float(agent.anchor.weight) == pytest.approx(0.2 - 0.15 * 5 / 6)
+    assert "loss_anchor" in whole.rows[0] and whole.run.progress["critics"] > 0
