@@ -59,9 +59,12 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder} is there already: choose another place")
     transitions, layout = attributes["transitions"], attributes["observation_layout"]
     spec, scale = attributes["env_spec"], attributes["reward_scale"]
+    rows = {"transitions": transitions, "holdout": attributes["holdout"]}
+    rows = {key: value for key, value in rows.items() if value is not None}
     if scale != 1:  # chosen anew by whoever opens the folder
-        transitions = transitions.copy()
-        transitions["next", "reward"] = transitions["next", "reward"] * scale
+        for key, value in rows.items():
+            rows[key] = value = value.copy()
+            value["next", "reward"] = value["next", "reward"] * scale
     description: dict[str, Any] = {
         "format": _FORMAT,
         "transitions": len(transitions),
@@ -72,11 +75,13 @@ def write_memmap(folder: Path, attributes: Mapping[str, Any]) -> None:
     arrays = {key: np.asarray(attributes[key]) for key in (*_TENSORS, *_ARRAYS)}
     failure = f"{folder} cannot be written ({{}}): free some space, or choose another place"
     with staging(folder.parent, failure) as scratch:
-        size = transitions.bytes() + sum(array.nbytes for array in arrays.values())
+        size = sum(value.bytes() for value in rows.values())
+        size += sum(array.nbytes for array in arrays.values())
         check_space(scratch, size + _MARGIN)
         built = scratch / folder.name
         built.mkdir()
-        transitions.memmap(built / "transitions", copy_existing=True)
+        for key, value in rows.items():
+            value.memmap(built / key, copy_existing=True)
         np.savez(built / "arrays.npz", **arrays)  # type: ignore[arg-type]
         description["files"] = _file_sizes(built)
         (built / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
@@ -121,6 +126,9 @@ def _read_current(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     transitions = TensorDict.load_memmap(folder / "transitions", allow_pickle=False)
     if transitions.batch_size != (stored["transitions"],):
         raise ValueError(f"it has {tuple(transitions.batch_size)} transitions")
+    holdout = None
+    if (folder / "holdout").is_dir():
+        holdout = TensorDict.load_memmap(folder / "holdout", allow_pickle=False)
     plain = {key: stored[written] for key, written in _PLAIN.items()}
     layout, spec = stored["observation_layout"], stored["env_spec"]
     if layout is not None:
@@ -133,6 +141,7 @@ def _read_current(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
         **{key: torch.from_numpy(arrays[key]) for key in _TENSORS},
         **{key: arrays[key] for key in _ARRAYS},
         "transitions": transitions,
+        "holdout": holdout,
         "action_spec": Bounded(-1.0, 1.0, arrays["action_low"].shape, dtype=torch.float32),
         "env_spec": None if spec is None else EnvSpec.from_json(spec),
         "observation_layout": layout,

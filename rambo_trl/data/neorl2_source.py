@@ -117,10 +117,13 @@ class NeoRL2Files(NamedTuple):
 
     @property
     def env_id(self) -> str | None:
-        """The environment's Gymnasium id; None where NeoRL-2's package would be needed for it."""
-        if self.task == "DMSD":
-            return "rambo_trl/DMSD-v0"
-        known = self.task in NEORL2_TASKS and importlib.util.find_spec("neorl2") is not None
+        """The environment's Gymnasium id; None where what it needs is not installed.
+
+        That is NeoRL-2's package, or the package simglucose's file of patients for Simglucose.
+        """
+        if self.task == "DMSD" or (self.task == "Simglucose" and _installed("simglucose")):
+            return f"rambo_trl/{self.task}-v0"
+        known = self.task in NEORL2_TASKS and _installed("neorl2")
         return f"neorl2:{self.task}" if known else None
 
     @property
@@ -170,6 +173,10 @@ class NeoRL2Files(NamedTuple):
                     )
 
 
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def find_neorl2(name: str, *, progress: bool = True) -> NeoRL2Files | None:
     """Find a NeoRL-2 data set by its name or path; None where neither is one's.
 
@@ -191,8 +198,8 @@ def find_neorl2(name: str, *, progress: bool = True) -> NeoRL2Files | None:
     task = name.removeprefix(NEORL2_PREFIX)
     if name.startswith(NEORL2_PREFIX) and (task in NEORL2_TASKS or not path.exists()):
         if task not in NEORL2_TASKS:
-            lower = {known.lower(): known for known in NEORL2_TASKS}
-            near = [lower[n] for n in nearest(task.lower() + "?", lower)] or list(NEORL2_TASKS)
+            same = [known for known in NEORL2_TASKS if known.lower() == task.lower()]
+            near = same or nearest(task, NEORL2_TASKS) or list(NEORL2_TASKS)
             raise ValueError(
                 f"no NeoRL-2 data set {name!r}; nearest: "
                 + ", ".join(NEORL2_PREFIX + other for other in near)

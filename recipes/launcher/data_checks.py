@@ -30,7 +30,7 @@ TASK_ENVIRONMENTS = {
     "hopper": "Hopper-v5",
     "inverteddoublependulum": "InvertedDoublePendulum-v5",
     "pointmaze": "PointMaze_UMaze-v3",
-    "simglucose": "neorl2:Simglucose",
+    "simglucose": "rambo_trl/Simglucose-v0",
     "walker2d": "Walker2d-v5",
 }
 #: share of the data's rows that a rule known by name may judge otherwise than they do
