@@ -9,9 +9,10 @@ returns. A figure that would be empty is not drawn.
 ``results.csv`` has one row a run. ``scores.png`` ranks the configurations, seed by seed;
 ``learning_curves.png`` draws the evaluations beside the data,
 ``q_and_return.png`` what the critics believe against what is achieved. Where RAMBO and its ablation
-have the same data, ``table.md`` sets them side by side with the paper's Table 2; where run folders
-hold what ``adversary_effect.py`` writes, it tells and ``adversary_effect.png`` draws what the
-adversary did to their models. With ``--readme FILE`` the tables are put between the file's
+have the same data, ``table.md`` sets them side by side with the paper's Table 2, and scores on
+NeoRL-2's data sets with those that it published; where run folders hold what
+``adversary_effect.py`` writes, it tells and ``adversary_effect.png`` draws what the adversary did
+to their models. With ``--readme FILE`` the tables are put between the file's
 ``<!-- results:NAME -->`` markers, where NAME is the folder's name.
 """
 
@@ -28,6 +29,7 @@ from rambo_trl.experiment.folder import write_atomically
 from rambo_trl.reporting.ablation import ablation_table
 from rambo_trl.reporting.adversary_report import Effect, draw_effects, effect_table, read_effects
 from rambo_trl.reporting.figures import draw_learning_curves, draw_q_and_return, draw_scores
+from rambo_trl.reporting.neorl2 import neorl2_table
 from rambo_trl.reporting.runs import Configuration, configurations, find_runs
 from rambo_trl.reporting.tables import notes, totals, value_tables, write_results, write_summary
 from rambo_trl.runtime.places import expand_home
@@ -36,7 +38,8 @@ from rambo_trl.runtime.progress import busy
 
 def markdown_tables(found: Sequence[Configuration], effects: Sequence[Effect] = ()) -> str:
     """All tables as text, and notes on how to read them."""
-    lines = [*value_tables(found), *totals(found), *ablation_table(found), *effect_table(effects)]
+    lines = [*value_tables(found), *totals(found), *neorl2_table(found), *ablation_table(found)]
+    lines += effect_table(effects)
     return "\n".join([*lines, *notes(found)]) + "\n"
 
 

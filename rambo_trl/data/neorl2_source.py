@@ -11,7 +11,9 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import tempfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -140,7 +142,7 @@ class NeoRL2Files(NamedTuple):
         path = self.train if split == "train" else self.val
         assert path is not None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 missing = [key for key in _COLUMNS.values() if key not in file]
                 arrays = {k: file[key] for k, key in _COLUMNS.items() if key in file}
         except Exception as error:  # of many types: zipfile's, zlib's, NumPy's
@@ -274,9 +276,13 @@ def _fetch(address: str, target: Path, md5: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".downloading-", dir=target.parent) as scratch:
         part = Path(scratch) / target.name
-        with urllib.request.urlopen(address, timeout=_SECONDS) as answer, part.open("wb") as file:
-            while block := answer.read(1 << 20):
-                file.write(block)
+        try:
+            with urllib.request.urlopen(address, timeout=_SECONDS) as answer:
+                with part.open("wb") as file:
+                    shutil.copyfileobj(answer, file)
+        except urllib.error.HTTPError as error:
+            error.close()  # it is the server's answer too
+            raise
         if (got := _md5(part)) != md5:
             raise ValueError(f"{address} gave a file with the MD5 {got}, not {md5}")
         part.replace(target)

@@ -66,10 +66,11 @@ class SimglucoseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Draw a patient, in their steady state without food, and the time of the day."""
         super().reset(seed=seed)
-        drawn = {
+        drawn: dict[str, Any] = {
             "hour": int(self.np_random.integers(24)),
             "patient": PATIENTS[self.np_random.integers(len(PATIENTS))],
-        } | (options or {})
+        }
+        drawn |= options or {}
         self._patient = self._patients[drawn["patient"]]
         self._state: list[float] = list(self._patient.start)
         self._minute = 60 * drawn["hour"]
