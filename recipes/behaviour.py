@@ -2,8 +2,9 @@
 
 ``python recipes/behaviour.py env=Hopper-v5`` writes every evaluated snapshot to the run
 folder, and at the end one bundle, ``<env>.safetensors``: snapshots spread over the whole
-training, among them the medium and the expert policy. ``recipes/build_dataset.py`` rolls
-bundles out into Minari data sets.
+training, among them the medium and the expert policy. With ``bundle_until=medium`` the bundle is
+``<env>-to-medium.safetensors``, and its last snapshot is the medium policy.
+``recipes/build_dataset.py`` rolls bundles out into Minari data sets.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import hydra
 import launcher.starting  # noqa: F401
@@ -21,7 +22,7 @@ import torch
 from gymnasium.spaces import Box
 from launcher.command_line import check_command_line
 from launcher.program import announce_compilation
-from launcher.schema import AgentWithCritics, Positive, Seed, Text, Whole
+from launcher.schema import AgentWithCritics, Positive, Seed, Sizes, Text, Whole
 from launcher.settings import check_config
 from omegaconf import DictConfig
 from pydantic import Field
@@ -45,16 +46,23 @@ SNAPSHOT_SEED = 800_000
 #: the evaluations of a training, in its run folder
 TABLE = "snapshots.csv"
 
+Until = Literal["expert", "medium"]
+
 
 def select_snapshots(
-    rows: list[dict[str, float]], num_snapshots: int, medium_range: tuple[float, float]
-) -> tuple[list[int], int, int]:
+    rows: list[dict[str, float]],
+    num_snapshots: int,
+    medium_range: tuple[float, float],
+    until: Until = "expert",
+) -> tuple[list[int], int, int | None]:
     """Choose which snapshots to bundle: evenly spaced in steps, with medium and expert.
 
     Args:
         rows: ``step``, ``return_mean`` and ``return_std`` of every snapshot, by step.
         num_snapshots: how many to keep.
         medium_range: the medium snapshot's mean return lies in this range.
+        until: the last snapshot to keep. Up to ``"medium"`` they are what D4RL calls medium-replay,
+            and there is no expert.
 
     Returns:
         The chosen rows' indices, and the indices of the medium and the expert row: expert is
@@ -63,12 +71,15 @@ def select_snapshots(
     Raises:
         ValueError: if no snapshot's return lies in ``medium_range``.
     """
-    expert = max(range(len(rows)), key=lambda i: rows[i]["return_mean"])
     low, high = medium_range
     candidates = [i for i, row in enumerate(rows) if low <= row["return_mean"] <= high]
     if not candidates:
         raise ValueError(f"no snapshot has a mean return in medium_range={medium_range}")
     medium = min(candidates, key=lambda i: rows[i]["return_std"])
+    if until == "medium":
+        spread = torch.linspace(0, medium, num_snapshots).round().int().tolist()
+        return sorted(set(spread)), medium, None
+    expert = max(range(len(rows)), key=lambda i: rows[i]["return_mean"])
     spread = torch.linspace(0, expert, max(num_snapshots - 1, 2)).round().int().tolist()
     chosen = sorted({*spread, medium, expert})
     return chosen, medium, expert
@@ -78,7 +89,9 @@ def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
     """Gather the chosen snapshots of a run folder into one half-precision bundle."""
     with (run_dir / TABLE).open(encoding="utf-8") as f:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
-    chosen, medium, expert = select_snapshots(rows, cfg.num_snapshots, tuple(cfg.medium_range))
+    chosen, medium, expert = select_snapshots(
+        rows, cfg.num_snapshots, tuple(cfg.medium_range), cfg.bundle_until
+    )
     tensors, listed = {}, []
     for n, i in enumerate(chosen):
         state = load_file(run_dir / f"snapshot-{int(rows[i]['step']):07d}.safetensors")
@@ -90,9 +103,10 @@ def write_bundle(run_dir: Path, cfg: DictConfig) -> Path:
         "seed": cfg.seed,
         "snapshots": listed,
         "medium": chosen.index(medium),
-        "expert": chosen.index(expert),
+        "expert": None if expert is None else chosen.index(expert),
     }
-    path = run_dir / f"{re.sub('[:/]', '-', cfg.env)}.safetensors"
+    name = re.sub("[:/]", "-", cfg.env) + ("-to-medium" if expert is None else "")
+    path = run_dir / f"{name}.safetensors"
     save_file(tensors, path, metadata={"behaviour": json.dumps(header)})
     return path
 
@@ -117,6 +131,8 @@ class BehaviourSettings(AgentWithCritics):
     stop_return: float | None
     medium_range: Annotated[list[float], Field(min_length=2, max_length=2)]
     num_snapshots: Annotated[int, Field(ge=3)]
+    bundle_until: Until
+    critic_hidden_sizes: Sizes | None
     buffer_size: Whole
     threads: Whole
     run_dir: Text
@@ -163,7 +179,11 @@ def main(cfg: DictConfig) -> None:
     observation_size = env.observation_spec["observation"].shape[-1]
     action_spec = env.action_spec
     actor = make_actor(observation_size, action_spec, hidden_sizes=cfg.hidden_sizes)
-    qvalue = make_qvalue(observation_size, action_spec.shape[-1], hidden_sizes=cfg.hidden_sizes)
+    qvalue = make_qvalue(
+        observation_size,
+        action_spec.shape[-1],
+        hidden_sizes=cfg.critic_hidden_sizes or cfg.hidden_sizes,
+    )
     loss = SACLoss(actor, qvalue, loss_function="l2", action_spec=action_spec)
     loss.make_value_estimator(gamma=cfg.gamma)
     agent = AgentPhase(

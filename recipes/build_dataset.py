@@ -1,6 +1,6 @@
 """Build bundled data sets ahead of their first use.
 
-``python recipes/build_dataset.py name=bundled/hopper/medium-replay-v0`` builds one, ``all=true``
+``python recipes/build_dataset.py name=bundled/hopper/medium-replay-v1`` builds one, ``all=true``
 all of them. A set that Minari's root holds already is only reported.
 """
 

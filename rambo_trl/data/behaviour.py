@@ -44,7 +44,7 @@ class PolicyBundle:
     Attributes:
         env_id: the environment that the policies were trained in.
         snapshots: step, mean return and more of every snapshot, in training order.
-        medium, expert: indices of these two snapshots.
+        medium: index of this snapshot.
         sha256: hash of the file.
 
     Raises:
@@ -70,12 +70,18 @@ class PolicyBundle:
         self.env_id: str = self.header["env_id"]
         self.snapshots: list[dict[str, float]] = self.header["snapshots"]
         self.medium: int = self.header["medium"]
-        self.expert: int = self.header["expert"]
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of snapshots."""
         return len(self.snapshots)
+
+    @property
+    def expert(self) -> int:
+        """Index of the expert snapshot; ValueError where the snapshots end with the medium one."""
+        if self.header["expert"] is None:
+            raise ValueError(f"these policies of {self.env_id} end with the medium one")
+        return int(self.header["expert"])
 
     def act(self, index: int, observation_size: int, action_space: gymnasium.spaces.Box) -> Act:
         """Build a snapshot's stochastic policy, from observations [B, obs] to actions [B, act].

@@ -32,7 +32,13 @@ from rambo_trl.data.environment import (
     make_environment,
     mujoco_messages_logged,
 )
-from rambo_trl.data.names import BUNDLED_ENVIRONMENTS, bundled_names, needs_policies, parse_bundled
+from rambo_trl.data.names import (
+    BUNDLED_ENVIRONMENTS,
+    bundled_names,
+    needs_policies,
+    parse_bundled,
+    policy_files,
+)
 from rambo_trl.data.scores import reference_scores_for
 from rambo_trl.data.storage import check_space, minari_root, move_into_place, staging
 from rambo_trl.runtime.progress import Bar
@@ -83,7 +89,7 @@ def bundled_plan(name: str) -> BundledPlan | None:
     """Look up what a build would give; None for names that are no bundled data set's."""
     if name not in bundled_names():
         return None
-    env_id, steps, _ = BUNDLED_ENVIRONMENTS[parse_bundled(name)[0]]
+    env_id, steps, _, _ = BUNDLED_ENVIRONMENTS[parse_bundled(name).env]
     return BundledPlan(env_id, 2 * steps, (bundled_path(name) / "data").is_dir())
 
 
@@ -138,14 +144,13 @@ def build_bundled(
             weights do not fit, or the environment's policies are missing.
         OSError: if the disk is full or Minari's root cannot be written.
     """
-    env_name, kind = parse_bundled(name)
-    env_id, default_steps, _ = BUNDLED_ENVIRONMENTS[env_name]
+    env_name, kind, _ = parse_bundled(name)
+    env_id, default_steps, _, _ = BUNDLED_ENVIRONMENTS[env_name]
     if bundled_path(name).exists() and not overwrite:
         raise ValueError(f"{name} exists at {bundled_path(name)}: set overwrite to build it anew")
     reference = reference_scores_for(env_id)
-    bundle = None
-    if kind not in _SCRIPTED or reference is None:
-        bundle = _policies(name, (policies_dir or names.POLICIES) / f"{env_id}.safetensors")
+    files = policy_files(name) or ([f"{env_id}.safetensors"] if reference is None else [])
+    bundles = [_policies(name, (policies_dir or names.POLICIES) / file) for file in files]
     seed = _SEED_BLOCK * (1 + names.KINDS.index(kind))
     num_steps = num_steps or default_steps
     root = bundled_path("")
@@ -167,7 +172,7 @@ def build_bundled(
         ) as bar,
     ):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
-        parts = _parts(kind, bundle, env_id, num_steps, weights)
+        parts = _parts(kind, bundles, env_id, num_steps, weights)
         check_space(scratch, _stored_bytes(env_id, num_steps))
         played = sum(part.num_steps for part in parts)
         share = num_steps / played  # what was rounded up is no more progress
@@ -183,7 +188,7 @@ def build_bundled(
         if len(episodes) > _SEED_BLOCK:
             raise ValueError(f"{len(episodes)} episodes exceed the {_SEED_BLOCK} seeds of a set")
         if reference is None:
-            reference = _measured_reference(env_id, bundle)
+            reference = _measured_reference(env_id, bundles[-1])
         steps = sum(len(episode.rewards) for episode in episodes)
         check_space(scratch, _stored_bytes(env_id, steps, len(episodes)))
         with minari_root(scratch), warnings.catch_warnings():
@@ -206,7 +211,7 @@ def build_bundled(
                 {
                     "seed": seed,
                     "composition": [[part.label, part.num_steps] for part in parts],
-                    "policies_sha256": None if bundle is None else bundle.sha256,
+                    "policies_sha256": " ".join(dict.fromkeys(b.sha256 for b in bundles)) or None,
                     "versions": {p: importlib.metadata.version(p) for p in _RECORDED_PACKAGES},
                 }
             )
@@ -229,42 +234,42 @@ def _policies(name: str, path: Path) -> PolicyBundle:
     """Read a set's policies; where the package lacks them, say which sets can be built instead."""
     if path.is_file() or not needs_policies(name):
         return PolicyBundle(path)
-    env = parse_bundled(name)[0]
-    present = sorted(p.stem.rsplit("-v", 1)[0].lower() for p in path.parent.glob("*-v*"))
+    env = parse_bundled(name).env
+    env_id = BUNDLED_ENVIRONMENTS[env][0]
+    present = sorted({p.stem.rsplit("-v", 1)[0].lower() for p in path.parent.glob("*-v*")})
+    until = "" if path.stem == env_id else " bundle_until=medium"
     raise ValueError(
         f"{name} cannot be built, because the package has no policies for {env} yet: take "
         f"bundled/{env}/random-v0, which needs none, or the sets of {', '.join(present)}; or train "
-        f"some with `python recipes/behaviour.py env={path.stem}` and put the bundle at {path}"
+        f"some with `python recipes/behaviour.py env={env_id}{until}` and put the bundle at {path}"
     )
 
 
 def _parts(
     kind: str,
-    bundle: PolicyBundle | None,
+    bundles: Sequence[PolicyBundle],
     env_id: str,
     num_steps: int,
     weights: Sequence[float] | None,
 ) -> list[_Part]:
-    """Divide a set's steps among its policies."""
+    """Divide a set's steps among its policies; the bundles are the medium's and the expert's."""
     policies: list[tuple[str, Act]]
     if kind == "waypoint":
         policies = [(_SCRIPTED[kind], PointMazeWaypoints(env_id))]
-    elif kind == "random" or bundle is None:
+    elif kind == "random":
         policies = [(_SCRIPTED["random"], uniform_random_actions(_actions(env_id)))]
     else:
         size = math.prod(environment_spaces(env_id)[0].shape or ())
-        indices = {
-            "medium": [bundle.medium],
-            "medium-replay": list(range(len(bundle))),
-            "medium-expert": [bundle.medium, bundle.expert],
-            "expert": [bundle.expert],
-        }[kind]
+        players = [(bundles[0], bundles[0].medium)] if kind.startswith("medium") else []
+        players += [(bundles[-1], bundles[-1].expert)] if kind.endswith("expert") else []
+        if kind == "medium-replay":
+            players = [(bundles[0], i) for i in range(len(bundles[0]))]
         policies = [
             (
                 f"snapshot at step {bundle.snapshots[i]['step']:.0f}",
                 bundle.act(i, size, _actions(env_id)),
             )
-            for i in indices
+            for bundle, i in players
         ]
     share = np.ones(len(policies)) if weights is None else np.asarray(weights, dtype=float)
     if share.shape != (len(policies),) or (share <= 0).any():
@@ -273,9 +278,8 @@ def _parts(
     return [_Part(*policy, int(n)) for policy, n in zip(policies, steps, strict=True)]
 
 
-def _measured_reference(env_id: str, bundle: PolicyBundle | None) -> tuple[float, float]:
+def _measured_reference(env_id: str, bundle: PolicyBundle) -> tuple[float, float]:
     """Return the uniform random policy's mean return and the expert snapshot's."""
-    assert bundle is not None
     torch.default_generator.manual_seed(_REFERENCE_SEED)  # the CPU's alone, as above
     episodes = collect_episodes(
         uniform_random_actions(_actions(env_id)),

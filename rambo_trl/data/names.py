@@ -12,6 +12,7 @@ __all__ = [
     "BUNDLED_ENVIRONMENTS",
     "BUNDLED_PREFIX",
     "POLICIES",
+    "BundledName",
     "D4RLName",
     "bundled_equivalent",
     "bundled_names",
@@ -20,21 +21,24 @@ __all__ = [
     "needs_policies",
     "parse_bundled",
     "parse_d4rl_name",
+    "policy_files",
 ]
 
 BUNDLED_PREFIX = "bundled/"
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert", "waypoint")
-#: by name: Gymnasium id, steps of a set, kinds of sets
-BUNDLED_ENVIRONMENTS: dict[str, tuple[str, int, Sequence[str]]] = {
-    "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, KINDS[:5]),
-    "hopper": ("Hopper-v5", 200_000, KINDS[:5]),
-    "halfcheetah": ("HalfCheetah-v5", 200_000, KINDS[:5]),
-    "walker2d": ("Walker2d-v5", 200_000, KINDS[:5]),
-    "pointmaze-umaze": ("PointMaze_UMaze-v3", 20_000, ("random", "waypoint")),
+_SCRIPTED = ("random", "waypoint")  # need no policies
+#: by name: Gymnasium id, steps of a set, kinds of sets, versions of each kind
+BUNDLED_ENVIRONMENTS: dict[str, tuple[str, int, Sequence[str], int]] = {
+    "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, KINDS[:5], 1),
+    "hopper": ("Hopper-v5", 200_000, KINDS[:5], 2),
+    "halfcheetah": ("HalfCheetah-v5", 200_000, KINDS[:5], 2),
+    "walker2d": ("Walker2d-v5", 200_000, KINDS[:5], 2),
+    "pointmaze-umaze": ("PointMaze_UMaze-v3", 20_000, ("random", "waypoint"), 1),
     # No policy of the package can walk an ant: this set only shows that the path works.
-    "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",)),
+    "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",), 1),
 }
-#: the package's behaviour policies, a file for each environment
+#: the package's behaviour policies: a training of each environment up to its expert policy, and
+#: another, slower one up to its medium policy
 POLICIES = Path(__file__).parent.parent / "policies"
 
 # D4RL recorded the "-v2" generation of these; policies are played in Gymnasium's v5.
@@ -51,14 +55,30 @@ _ANTMAZE_SIZES = {"medium": "Medium", "big": "Medium", "large": "Large", "hardes
 def bundled_names() -> list[str]:
     """Return the names of all bundled data sets."""
     return [
-        f"{BUNDLED_PREFIX}{env}/{kind}-v0"
-        for env, (_, _, kinds) in BUNDLED_ENVIRONMENTS.items()
+        f"{BUNDLED_PREFIX}{env}/{kind}-v{version}"
+        for env, (_, _, kinds, versions) in BUNDLED_ENVIRONMENTS.items()
+        for version in range(versions)
         for kind in kinds
     ]
 
 
-def parse_bundled(name: str) -> tuple[str, str]:
-    """Split a bundled name into environment and kind.
+class BundledName(NamedTuple):
+    """What a bundled set's name says.
+
+    Attributes:
+        env: a key of :data:`BUNDLED_ENVIRONMENTS`.
+        kind: such as ``"medium-replay"``.
+        version: 0, where all snapshots are of one training up to the expert policy, or 1, where
+            ``medium-replay`` is a training up to the medium policy, as D4RL's are.
+    """
+
+    env: str
+    kind: str
+    version: int
+
+
+def parse_bundled(name: str) -> BundledName:
+    """Split a bundled name into environment, kind and version.
 
     Raises:
         ValueError: if there is no bundled data set of that name; the message has the nearest ones.
@@ -66,13 +86,28 @@ def parse_bundled(name: str) -> tuple[str, str]:
     if name not in bundled_names():
         near = ", ".join(nearest(name, bundled_names(), cutoff=0.0))
         raise ValueError(f"no bundled data set {name!r}; nearest: {near}")
-    env_name, kind = name.removeprefix(BUNDLED_PREFIX).removesuffix("-v0").split("/")
-    return env_name, kind
+    env, rest = name.removeprefix(BUNDLED_PREFIX).split("/")
+    kind, version = rest.rsplit("-v", 1)
+    return BundledName(env, kind, int(version))
 
 
 def needs_policies(name: str) -> bool:
     """Whether a bundled set is of a kind that only behaviour policies can play."""
-    return not name.removesuffix("-v0").endswith(("/random", "/waypoint"))
+    return parse_bundled(name).kind not in _SCRIPTED
+
+
+def policy_files(name: str) -> list[str]:
+    """Return the files of behaviour policies that play a bundled set: the medium's, the expert's.
+
+    Raises:
+        ValueError: if there is no bundled data set of that name.
+    """
+    env, kind, version = parse_bundled(name)
+    env_id = BUNDLED_ENVIRONMENTS[env][0]
+    to_medium = f"{env_id}-to-medium" if version else env_id
+    files = [to_medium] if "medium" in kind else []
+    files += [env_id] if "expert" in kind else []
+    return [f"{file}.safetensors" for file in files]
 
 
 class D4RLName(NamedTuple):
@@ -96,7 +131,7 @@ def parse_d4rl_name(path: Path) -> D4RLName | None:
     stem = path.stem.lower().replace("-", "_")
     if match := _MUJOCO_PATTERN.fullmatch(stem):
         family, kind = match.group(1), match.group(2).replace("mixed", "medium_replay")
-        bundled = f"{BUNDLED_PREFIX}{family}/{kind.replace('_', '-')}-v0"
+        bundled = f"{BUNDLED_PREFIX}{family}/{kind.replace('_', '-')}-v1"
         return D4RLName(f"{_MUJOCO[family]}-v5", f"{_MUJOCO[family]}-v2", 1000, bundled)
     if match := _ANTMAZE_PATTERN.fullmatch(stem):
         # AntMaze v4 has the 29 entries of D4RL's files: the ant's position, then its state.
@@ -111,8 +146,8 @@ def bundled_equivalent(path: Path) -> str | None:
     known = parse_d4rl_name(path)
     if known is None or known.bundled not in bundled_names():
         return None
-    playable = (POLICIES / f"{known.env_id}.safetensors").is_file()
-    return known.bundled if playable or not needs_policies(known.bundled) else None
+    playable = all((POLICIES / file).is_file() for file in policy_files(known.bundled))
+    return known.bundled if playable else None
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:

@@ -61,25 +61,30 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
 
 @pytest.fixture(scope="session")
 def policies_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write three untrained snapshots for InvertedDoublePendulum-v5."""
+    """Write untrained snapshots for InvertedDoublePendulum-v5 and, of both kinds, for Hopper-v5."""
     folder = tmp_path_factory.mktemp("policies")
     torch.manual_seed(0)
-    tensors, snapshots = {}, []
-    for n in range(3):
-        actor = make_actor(9, Bounded(-1, 1, shape=(1,)), hidden_sizes=[8, 8])
-        tensors |= {f"{n:02d}/{k}": v.detach().half() for k, v in actor.named_parameters()}
-        snapshots.append({"step": 1000.0 * n, "return_mean": 60.0 + 100 * n, "return_std": 1.0})
-    header = {
-        "env_id": "InvertedDoublePendulum-v5",
-        "hidden_sizes": [8, 8],
-        "seed": 0,
-        "snapshots": snapshots,
-        "medium": 1,
-        "expert": 2,
-    }
-    save_file(
-        tensors,
-        folder / "InvertedDoublePendulum-v5.safetensors",
-        metadata={"behaviour": json.dumps(header)},
-    )
+    for env_id, sizes, file, expert in (
+        ("InvertedDoublePendulum-v5", (9, 1), "InvertedDoublePendulum-v5", 2),
+        ("Hopper-v5", (11, 3), "Hopper-v5", 2),
+        ("Hopper-v5", (11, 3), "Hopper-v5-to-medium", None),
+    ):
+        tensors, snapshots = {}, []
+        for n in range(3):
+            spec = Bounded(-1, 1, shape=sizes[1:])
+            actor = make_actor(sizes[0], spec, hidden_sizes=[8, 8])
+            tensors |= {f"{n:02d}/{k}": v.detach().half() for k, v in actor.named_parameters()}
+            step = (1000.0 if expert else 10.0) * n
+            snapshots.append({"step": step, "return_mean": 60.0 + 100 * n, "return_std": 1.0})
+        header = {
+            "env_id": env_id,
+            "hidden_sizes": [8, 8],
+            "seed": 0,
+            "snapshots": snapshots,
+            "medium": 1 if expert else 2,
+            "expert": expert,
+        }
+        save_file(
+            tensors, folder / f"{file}.safetensors", metadata={"behaviour": json.dumps(header)}
+        )
     return folder

@@ -29,6 +29,14 @@ from rambo_trl.runtime.progress import Bar
 ENV = "InvertedDoublePendulum-v5"
 NAME = "bundled/inverteddoublependulum/{}-v0"
 
+#: hashes of the policies that play the sets of version 0, by the first half
+VERSION_0 = {
+    "HalfCheetah-v5": "9d8d9f03ed0b8f0fdabdf1066ae0994c",
+    "Hopper-v5": "89ceab1e5c1e65d1e82739ee4c4fd842",
+    "InvertedDoublePendulum-v5": "0356dd86425d570b484a79846f6e534c",
+    "Walker2d-v5": "469f157d5b356a0aa1e4c03012b171df",
+}
+
 
 def build(kind: str, policies_dir: Path, num_steps: int = 300, **kwargs: object) -> OfflineDataset:
     name = NAME.format(kind)
@@ -160,8 +168,10 @@ def test_unknown_name_suggests(minari_root: Path) -> None:
 
 
 def test_missing_policies_are_named(minari_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="behaviour.py env=Walker2d-v5"):
+    with pytest.raises(ValueError, match=r"env=Walker2d-v5` .* at .*Walker2d-v5.safetensors"):
         build_bundled("bundled/walker2d/medium-v0", policies_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"env=Walker2d-v5 bundle_until=medium` .*-to-medium.safe"):
+        build_bundled("bundled/walker2d/medium-expert-v1", policies_dir=tmp_path)
     assert not minari_root.exists() or not list(minari_root.iterdir())
 
 
@@ -298,7 +308,7 @@ def test_each_kind_is_played_by_its_own_snapshots(
     kind: str, snapshots: list[int], policies_dir: Path
 ) -> None:
     bundle = PolicyBundle(policies_dir / f"{ENV}.safetensors")
-    parts = bundled._parts(kind, bundle, ENV, 300, None)
+    parts = bundled._parts(kind, [bundle], ENV, 300, None)
     assert [part.label for part in parts] == [f"snapshot at step {1000 * n}" for n in snapshots]
     observation = np.ones((5, 9))
     for part, n in zip(parts, snapshots, strict=True):
@@ -307,6 +317,49 @@ def test_each_kind_is_played_by_its_own_snapshots(
             torch.manual_seed(0)
             actions.append(act(observation))
         np.testing.assert_array_equal(*actions)
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("medium", [20]),
+        ("medium-replay", [0, 10, 20]),
+        ("medium-expert", [20, 2000]),
+        ("expert", [2000]),
+        ("random", None),
+    ],
+)
+def test_version_1_takes_the_expert_alone_from_the_training_up_to_it(
+    kind: str, steps: list[int] | None, policies_dir: Path
+) -> None:
+    name = f"bundled/hopper/{kind}-v1"
+    build_bundled(name, num_steps=120, policies_dir=policies_dir, progress=False)
+    metadata = minari.load_dataset(name).storage.metadata
+    labels = ["uniform random"] if steps is None else [f"snapshot at step {n}" for n in steps]
+    assert [label for label, _ in metadata["composition"]] == labels
+    hashes = [PolicyBundle(policies_dir / file).sha256 for file in names.policy_files(name)]
+    assert metadata["policies_sha256"] == (" ".join(hashes) or None)
+    assert len(hashes) == {"random": 0, "medium-expert": 2}.get(kind, 1)
+
+
+def test_a_training_up_to_the_medium_policy_has_no_expert(policies_dir: Path) -> None:
+    policies = PolicyBundle(policies_dir / "Hopper-v5-to-medium.safetensors")
+    assert policies.medium == 2
+    with pytest.raises(ValueError, match="of Hopper-v5 end with the medium one"):
+        _ = policies.expert
+
+
+@pytest.mark.usefixtures("minari_root")
+def test_the_sets_of_version_0_stay_as_they_were() -> None:
+    for env_id, half in VERSION_0.items():
+        assert PolicyBundle(names.POLICIES / f"{env_id}.safetensors").sha256.startswith(half)
+    name = NAME.format("medium-expert")
+    build_bundled(name, num_steps=60, progress=False)
+    metadata = minari.load_dataset(name).storage.metadata
+    assert metadata["seed"] == 400_000 and metadata["policies_sha256"].startswith(VERSION_0[ENV])
+    played = [["snapshot at step 11000", 30], ["snapshot at step 12000", 30]]
+    assert metadata["composition"] == played
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
@@ -392,7 +445,7 @@ def test_the_room_asked_for_is_enough(length: int, count: int, store: Callable[.
 @pytest.mark.usefixtures("minari_root")
 def test_load_builds_on_first_use(policies_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "POLICIES", policies_dir)
-    small = (ENV, 200, ("expert",))
+    small = (ENV, 200, ("expert",), 1)
     monkeypatch.setitem(names.BUNDLED_ENVIRONMENTS, "inverteddoublependulum", small)
     data = OfflineDataset.load(NAME.format("expert"), progress=False)
     assert 200 <= len(data) < 300 and (bundled_path(NAME.format("expert")) / "data").is_dir()

@@ -32,6 +32,7 @@ def test_snapshots_span_the_training_up_to_the_best() -> None:
     assert chosen == [0, 2, 4], "medium and expert are among them, nothing after the expert"
     rows[2]["return_std"] = 5.0
     assert select_snapshots(rows, 3, (30, 60))[1] == 3, "the steadiest in the range"
+    assert select_snapshots(rows, 3, (30, 60), "medium") == ([0, 2, 3], 3, None), "none after it"
     with pytest.raises(
         ValueError, match=r"no snapshot has a mean return in medium_range=\(60, 70\)"
     ):
@@ -49,6 +50,7 @@ def test_snapshots_span_the_training_up_to_the_best() -> None:
         ("total_steps=abc", "total_steps must be a valid integer, got abc"),
         ("updates_per_step=0", "updates_per_step must be greater than 0, got 0"),
         ("medium_range=[1800,800]", "medium_range must have the lower number first, got [1800"),
+        ("bundle_until=end", "bundle_until must be 'expert' or 'medium', got end"),
         ("medium_range=[7]", "medium_range must have at least 2 items, got [7]"),
     ],
 )
