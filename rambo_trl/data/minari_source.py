@@ -262,7 +262,7 @@ def _local_or_download(name: str) -> minari.MinariDataset:
             reason = f"downloading it failed ({_first_line(error)})"
         else:
             return _read(name, root / name / "data")
-    near = near or ["bundled/hopper/medium-replay-v0"]
+    near = near or ["bundled/hopper/medium-replay-v1"]
     by_hand = ""
     if valid:
         by_hand = (

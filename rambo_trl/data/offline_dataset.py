@@ -100,7 +100,7 @@ class OfflineDataset(TransitionData):
 
         Args:
             name_or_path: a folder written by :meth:`memmap`, a bundled name such as
-                ``"bundled/hopper/medium-replay-v0"`` (built on first use), the id of a Minari data
+                ``"bundled/hopper/medium-replay-v1"`` (built on first use), the id of a Minari data
                 set (local, else Minari's own downloader is tried) or the folder of one, a
                 D4RL-format HDF5 file (see :meth:`from_arrays` for its rules), or a NeoRL-2 set,
                 ``"neorl2/DMSD"`` or a file or folder of one (local, else its published download is
