@@ -99,6 +99,7 @@ class Workload:
     batch_size: int = 256
     real_fraction: float = 0.5
     adversarial_weight: float = 3e-4
+    adversary_density: str = "mixture"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,6 +127,7 @@ class Workload:
                 f"rollout_length={self.horizon}",
                 f"retained_epochs={self.retained_epochs}",
                 f"adversarial_weight={self.adversarial_weight}",
+                f"adversary_density={self.adversary_density}",
             ],
             check=lambda cfg: None,
         )

@@ -68,6 +68,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         adversarial_weight=cfg.adversarial_weight,
         gamma=cfg.agent.gamma,
         advantage_clip=cfg.advantage_clip,
+        density=cfg.adversary_density,
     )
     data_term = DataTerm(cfg, data, adversarial_loss)
     adversary = parts.make_adversary(

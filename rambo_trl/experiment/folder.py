@@ -36,6 +36,8 @@ LATER_SETTINGS = {
     "rollout_direction": "forward",
     "model_matmul_dtype": "float32",
     "reward_scale": 1.0,
+    "adversary_density": "mixture",
+    **dict.fromkeys(("model.adversarial_batch_size", "model.likelihood_batch_size")),
     **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
 }
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -85,6 +85,8 @@ class EnsembleWorldModel(TensorDictModuleBase):
     #: optional entry with every elite's ``mean`` and ``log_var`` of a row, [*B, num_elites, D],
     #: from which densities are then computed
     prediction_key = "elite_prediction"
+    #: entry of rows that :meth:`draw` drew: ``mean`` and ``log_var`` [*B, D] by the elite that drew
+    drawn_key = "drawn_prediction"
 
     def __init__(
         self,
@@ -362,6 +364,28 @@ class EnsembleWorldModel(TensorDictModuleBase):
         )
         return list(zip(mean, log_var, strict=True))
 
+    def predict_drawn(
+        self, rows: tuple[Tensor, Tensor], *batches: tuple[Tensor, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Predict each row by one uniformly chosen elite alone, and further batches by all elites.
+
+        The choice is that of :meth:`sample`, which then draws from the prediction.
+
+        Args:
+            rows: observation [B, observation_size] and action [B, action_size].
+            batches: as in :meth:`predict_together`, in whose single pass the rows take part.
+
+        Returns:
+            Mean and log-variance of the rows, each [B, observation_size + 1], and of each batch,
+            each [num_elites, B, observation_size + 1].
+        """
+        order, inverse = elite_permutation(len(rows[0]), self.num_elites, rows[0].device)
+        observation, action = (x[order.view(self.num_elites, -1)] for x in rows)
+        (mean, log_var), *others = self.predict_together(
+            (observation, action), *batches, members=self.elites
+        )
+        return [(mean.flatten(0, 1)[inverse], log_var.flatten(0, 1)[inverse]), *others]
+
     def sample(
         self,
         observation: Tensor,
@@ -377,14 +401,18 @@ class EnsembleWorldModel(TensorDictModuleBase):
             observation: [B, observation_size].
             action: [B, action_size].
             prediction: every elite's mean and log-variance on these rows, as :meth:`predict`
-                gives them, each [num_elites, B, observation_size + 1]; the members are then
-                not evaluated again.
+                gives them, each [num_elites, B, observation_size + 1], or those by the elite that
+                draws, each [B, observation_size + 1], as :meth:`predict_drawn` gives them; the
+                members are then not evaluated again.
 
         Returns:
             The next observation [B, observation_size] and the reward [B, 1], detached: the
             paper's Model Gradient (Eq. 5) does not differentiate through the sample.
         """
         with torch.no_grad():
+            if prediction is not None and prediction[0].ndim == 2:
+                value = _gaussian_sample(*prediction)
+                return value[:, :-1], value[:, -1:]
             rows = observation.shape[0]
             order, inverse = elite_permutation(rows, self.num_elites, observation.device)
             block = order.view(self.num_elites, -1)
@@ -393,22 +421,41 @@ class EnsembleWorldModel(TensorDictModuleBase):
             else:
                 member = torch.arange(self.num_elites, device=block.device).unsqueeze(-1)
                 mean, log_var = (x[member, block] for x in prediction)
-            value = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
-            value = value.flatten(0, 1)[inverse]
+            value = _gaussian_sample(mean, log_var).flatten(0, 1)[inverse]
         return value[:, :-1], value[:, -1:]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write a sampled ``("next", observation)`` and ``("next", reward)``."""
-        batch_size = tensordict.batch_size
-        observation = tensordict.get(self.observation_key)
-        action = tensordict.get(self.action_key)
-        next_observation, reward = self.sample(
-            observation.reshape(-1, self.observation_size), action.reshape(-1, self.action_size)
+        return self._write(tensordict, *self.sample(*self._flat_rows(tensordict)))
+
+    def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """As calling the model, and write by which elite each row was drawn, for its density.
+
+        Each row is evaluated by that elite alone. Its prediction, written as :attr:`drawn_key`,
+        has a gradient, so that :meth:`member_log_prob` evaluates nothing again.
+        """
+        rows, shape = self._flat_rows(tensordict), tensordict.batch_size
+        (prediction,) = self.predict_drawn(rows)
+        mean, log_var = (x.reshape(*shape, self.output_size) for x in prediction)
+        tensordict.set(self.drawn_key, TensorDict({"mean": mean, "log_var": log_var}, shape))
+        return self._write(tensordict, *self.sample(*rows, prediction))
+
+    def _flat_rows(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Observations [B, observation_size] and actions [B, action_size] of rows [*B]."""
+        return (
+            tensordict.get(self.observation_key).reshape(-1, self.observation_size),
+            tensordict.get(self.action_key).reshape(-1, self.action_size),
         )
+
+    def _write(
+        self, tensordict: TensorDictBase, next_observation: Tensor, reward: Tensor
+    ) -> TensorDictBase:
+        """Write what was sampled for the flat rows."""
+        shape = tensordict.batch_size
         tensordict.set(
-            self.next_observation_key, next_observation.reshape(*batch_size, self.observation_size)
+            self.next_observation_key, next_observation.reshape(*shape, self.observation_size)
         )
-        tensordict.set(self.next_reward_key, reward.reshape(*batch_size, 1))
+        tensordict.set(self.next_reward_key, reward.reshape(*shape, 1))
         return tensordict
 
     def _elite_prediction(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -417,11 +464,7 @@ class EnsembleWorldModel(TensorDictModuleBase):
         if known is not None:
             shape = (-1, self.num_elites, self.output_size)
             return tuple(known.get(k).reshape(shape).movedim(1, 0) for k in ("mean", "log_var"))
-        return self.predict(
-            tensordict.get(self.observation_key).reshape(-1, self.observation_size),
-            tensordict.get(self.action_key).reshape(-1, self.action_size),
-            self.elites,
-        )
+        return self.predict(*self._flat_rows(tensordict), self.elites)
 
     def get_dist(self, tensordict: TensorDictBase) -> MixtureSameFamily:
         """The elites' uniform mixture over (next observation, reward).
@@ -448,7 +491,38 @@ class EnsembleWorldModel(TensorDictModuleBase):
         Returns:
             [*B], summed over the dimensions of the next observation and the reward.
         """
-        mean, log_var = self._elite_prediction(tensordict)
+        return self._log_density(tensordict, *self._elite_prediction(tensordict))
+
+    def member_log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        r"""Log-density of drawn transitions under the elite that drew each.
+
+        Given :math:`(s', r)`, the elite that drew it is distributed as the mixture's
+        responsibilities. The gradient of this density has therefore the gradient of
+        :meth:`log_prob` as its conditional mean.
+
+        Args:
+            tensordict: rows [*B] that :meth:`draw` wrote.
+
+        Returns:
+            [*B], summed over the dimensions of the next observation and the reward.
+
+        Raises:
+            KeyError: if the rows do not say which elite drew them.
+            RuntimeError: if a gradient is asked for that they were drawn without.
+        """
+        drawn = tensordict.get(self.drawn_key, None)
+        if drawn is None:
+            raise KeyError(f"the rows hold no {self.drawn_key!r}: draw them with draw()")
+        mean, log_var = (drawn.get(k).reshape(1, -1, self.output_size) for k in ("mean", "log_var"))
+        if torch.is_grad_enabled() and not mean.requires_grad:
+            raise RuntimeError(
+                "rows drawn without gradients have no member_log_prob with one: call draw() "
+                "outside of no_grad, in each update"
+            )
+        return self._log_density(tensordict, mean, log_var)
+
+    def _log_density(self, tensordict: TensorDictBase, mean: Tensor, log_var: Tensor) -> Tensor:
+        """Log-density [*B] of recorded transitions in a uniform mixture of Gaussians [E, B, D]."""
         reward = tensordict.get(self.next_reward_key).reshape(*tensordict.batch_size, 1)
         value = torch.cat([tensordict.get(self.next_observation_key), reward], dim=-1)
         # in units in which squares neither overflow nor vanish
@@ -457,6 +531,10 @@ class EnsembleWorldModel(TensorDictModuleBase):
             value.reshape(-1, self.output_size) / scale, mean / scale, log_var - 2 * scale.log()
         )
         return (log_prob - scale.log().sum()).reshape(tensordict.batch_size)
+
+
+def _gaussian_sample(mean: Tensor, log_var: Tensor) -> Tensor:
+    return mean + torch.randn_like(mean) * (0.5 * log_var).exp()
 
 
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:

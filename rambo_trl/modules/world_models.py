@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from tensordict import NestedKey, unravel_key
-from torch import nn
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor, nn
 
 from rambo_trl.modules.ensemble import EnsembleWorldModel
 
 __all__ = [
+    "DrawsByMember",
     "TransitionKeys",
     "check_sampler",
     "device_and_dtype",
@@ -57,6 +58,29 @@ class TransitionKeys:
     def next_reward(self) -> NestedKey:
         """The reward's full key."""
         return next_key(self.reward)
+
+
+@runtime_checkable
+class DrawsByMember(Protocol):
+    """A world model of several components that can say which of them drew a row.
+
+    :class:`~rambo_trl.modules.EnsembleWorldModel` is one.
+    """
+
+    def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """As calling the model on rows [*B], and write what tells which component drew each row.
+
+        What it writes besides is given to :meth:`member_log_prob`: an index [*B], for example.
+        """
+        ...
+
+    def member_log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        """The joint log-density [*B] of the component that drew and what it drew.
+
+        That is log w_i(s, a) + log T_i(s', r | s, a) of the component i; weights w that are not
+        trained, such as an ensemble's uniform ones, may be left out.
+        """
+        ...
 
 
 def check_sampler(world_model: object) -> None:

@@ -18,7 +18,13 @@ from torchrl.objectives import LossModule
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.modules.world_models import keys_read, next_key
 from rambo_trl.objectives import functional
-from rambo_trl.objectives.density import check_density, device_of, transition_log_prob
+from rambo_trl.objectives.density import (
+    check_density,
+    check_draws,
+    device_of,
+    member_log_prob,
+    transition_log_prob,
+)
 
 __all__ = ["AdversarialModelLoss"]
 
@@ -76,6 +82,12 @@ class AdversarialModelLoss(LossModule):
     sample, the critics or the actor. Added to
     :class:`~rambo_trl.objectives.EnsembleModelLoss` on a real batch it is Eq. 9.
 
+    As published, T is the density of the whole mixture of an ensemble's members. With
+    ``density="member"`` it is the density of the one member that drew (s', r), which needs no
+    other member to be evaluated. The gradient of log T is the mean of the members' gradients over
+    which of them may have drawn, :math:`E[\nabla \log T_i \mid s', r]` (Fisher's identity), so
+    that the loss's gradient has the same mean; which member drew adds variance.
+
     Gradients reach the world model only: actor and critics are kept out of ``parameters()``
     and of the ``state_dict``. Actor, critics and world model are evaluated in evaluation mode,
     whatever their own: no running statistics change, nothing is dropped out.
@@ -83,7 +95,8 @@ class AdversarialModelLoss(LossModule):
     Args:
         world_model: any module with ``log_prob(tensordict)`` [*B], the log-density of the
             recorded ``("next", ...)`` entries, such as a TorchRL probabilistic module, or with
-            ``get_dist(tensordict)`` over (next observation, reward).
+            ``get_dist(tensordict)`` over (next observation, reward). With ``density="member"`` a
+            :class:`~rambo_trl.modules.world_models.DrawsByMember`.
         actor_network: writes the action; evaluated at its mode.
         qvalue_network: writes the state-action value [*B, 1] or [*B]; a single critic, a sequence
             of them, or a module that writes an ensemble's values stacked in front, [K, *B, 1], or
@@ -106,6 +119,8 @@ class AdversarialModelLoss(LossModule):
             log-density is their sum, so that the same lambda acts more strongly on larger states.
         reduction: ``"mean"`` (published), ``"sum"`` or ``"none"`` over the batch. A sum would
             make lambda a batch size times stronger than published.
+        density: ``"mixture"`` (published), or ``"member"``: that of the member that drew, for
+            batches that the world model's ``draw`` wrote in the same update.
 
     The output holds ``loss_adversarial`` and the detached metrics ``advantage_mean``,
     ``advantage_std``, ``model_log_prob``, ``value`` and ``qvalue``.
@@ -175,9 +190,12 @@ class AdversarialModelLoss(LossModule):
         entropy_coeff: float = 0.0,
         per_dimension: bool = False,
         reduction: Literal["mean", "sum", "none"] = "mean",
+        density: Literal["mixture", "member"] = "mixture",
     ) -> None:
         super().__init__()
-        check_density(world_model)
+        if density not in ("mixture", "member"):
+            raise ValueError(f"density must be 'mixture' or 'member', got {density!r}")
+        check_draws(world_model) if density == "member" else check_density(world_model)
         if not (math.isfinite(adversarial_weight) and adversarial_weight >= 0):
             raise ValueError(
                 f"adversarial_weight must be finite and not negative, got {adversarial_weight}"
@@ -201,6 +219,7 @@ class AdversarialModelLoss(LossModule):
         self.per_dimension = per_dimension
         self.entropy_coeff = entropy_coeff
         self.reduction = reduction
+        self.density = density
         device = device_of(world_model)
         self.register_coeff_buffer("adversarial_weight", float(adversarial_weight), device=device)
         self.register_coeff_buffer("gamma", float(gamma), device=device)
@@ -341,7 +360,10 @@ class AdversarialModelLoss(LossModule):
         """The log-density of an imagined batch [*B] that the loss weights: [*B]."""
         keys = [next_key(key) for key in (*keys_read(self.actor_network), self.tensor_keys.reward)]
         with evaluating(self.world_model):
-            log_prob = transition_log_prob(self.world_model, tensordict, keys)
+            if self.density == "member":
+                log_prob = member_log_prob(self.world_model, tensordict)
+            else:
+                log_prob = transition_log_prob(self.world_model, tensordict, keys)
         if self.per_dimension:
             batch = tensordict.batch_size.numel()
             log_prob = log_prob * (batch / sum(tensordict.get(key).numel() for key in keys))

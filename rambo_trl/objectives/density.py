@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-__all__ = ["check_density", "device_of", "transition_log_prob"]
+from rambo_trl.modules.world_models import DrawsByMember
+
+__all__ = ["check_density", "check_draws", "device_of", "member_log_prob", "transition_log_prob"]
 
 
 def device_of(module: nn.Module) -> torch.device | None:
@@ -32,6 +35,36 @@ def check_density(world_model: object) -> None:
             "world_model must have a method log_prob(tensordict) or get_dist(tensordict), "
             f"{type(world_model).__name__} has neither"
         )
+
+
+def check_draws(world_model: object) -> None:
+    """Check that a world model can say which of its members drew.
+
+    Raises:
+        TypeError: if it cannot.
+    """
+    if not isinstance(world_model, DrawsByMember):
+        raise TypeError(
+            "density='member' needs a world model with the methods draw(tensordict) and "
+            f"member_log_prob(tensordict), see docs/world_models.md; {type(world_model).__name__} "
+            "lacks them: use density='mixture'"
+        )
+
+
+def member_log_prob(world_model: DrawsByMember, tensordict: TensorDictBase) -> Tensor:
+    """The log-density of each drawn transition under the member that drew it.
+
+    Args:
+        world_model: see :class:`~rambo_trl.modules.world_models.DrawsByMember`.
+        tensordict: the transitions [*B] as its ``draw`` wrote them; left unchanged.
+
+    Returns:
+        [*B]
+
+    Raises:
+        ValueError: as :func:`transition_log_prob`.
+    """
+    return _by_row(world_model.member_log_prob(tensordict.copy()), tensordict.batch_size)
 
 
 def transition_log_prob(
@@ -62,7 +95,11 @@ def transition_log_prob(
         dims = tensordict.batch_dims  # a reward [*B] becomes a column
         value = torch.cat([x.unsqueeze(-1) if x.ndim == dims else x for x in values], dim=-1)
         log_prob = world_model.get_dist(tensordict.copy()).log_prob(value)
-    shape = tensordict.batch_size
+    return _by_row(log_prob, tensordict.batch_size)
+
+
+def _by_row(log_prob: Any, shape: torch.Size) -> Tensor:
+    """Log-densities of rows [*B], summed over trailing dimensions and entries; else an error."""
     joint = isinstance(log_prob, TensorDictBase)
     parts = list(log_prob.values(True, True)) if joint else [log_prob]
     for part in parts:

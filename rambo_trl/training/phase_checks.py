@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from tensordict import TensorDict, TensorDictBase, unravel_key
 from torch import Tensor, nn
 from torchrl.data import ReplayBuffer
@@ -15,7 +16,7 @@ from rambo_trl.modules.modes import evaluating
 from rambo_trl.modules.world_models import trying
 from rambo_trl.objectives import AdversarialModelLoss
 
-__all__ = ["check_parts", "check_real_rows", "imagined_rows"]
+__all__ = ["check_parts", "check_real_rows", "drawn_rows", "imagined_rows"]
 
 
 def imagined_rows(
@@ -43,6 +44,23 @@ def imagined_rows(
     )
 
 
+def drawn_rows(
+    env: EnsembleModelEnv,
+    adversarial_loss: AdversarialModelLoss,
+    observation: Tensor,
+    action: Tensor,
+) -> TensorDict:
+    """A step's rows [B] with what the world model's ``draw`` says of the member that drew each."""
+    keys = env.keys
+    rows = TensorDict({keys.observation: observation, keys.action: action}, observation.shape[:1])
+    with evaluating(env.world_model), set_exploration_type(ExplorationType.RANDOM):
+        rows = env.world_model.draw(rows)
+    with torch.no_grad():
+        sampled = (rows.get(key).detach() for key in (keys.next_observation, keys.next_reward))
+        step = env.judge(observation, action, *sampled)
+    return rows.update(imagined_rows(env, adversarial_loss, observation, action, *step))
+
+
 def check_parts(
     env: EnsembleModelEnv, adversarial_loss: AdversarialModelLoss, model_loss: nn.Module
 ) -> None:
@@ -63,6 +81,12 @@ def check_parts(
             raise ValueError(f"{name} and env hold different world models: give both the same")
         if getattr(loss, "reduction", None) == "none":
             raise ValueError(f"{name} has reduction='none': an update needs 'mean' or 'sum'")
+    by_member = adversarial_loss.density == "member"
+    if by_member and type(env).transition is not EnsembleModelEnv.transition:
+        raise ValueError(
+            f"{type(env).__name__} has a transition of its own, which does not say which member "
+            "drew: override judge instead, or use density='mixture'"
+        )
     actor = adversarial_loss.actor_network
     check_policy(actor, env)
     with (
@@ -71,7 +95,11 @@ def check_parts(
         set_exploration_type(ExplorationType.RANDOM),
     ):
         rows = env.few_rows()
-        imagined = imagined_rows(env, adversarial_loss, *rows, *env.transition(*rows))
+        imagined = (
+            drawn_rows(env, adversarial_loss, *rows)
+            if by_member
+            else imagined_rows(env, adversarial_loss, *rows, *env.transition(*rows))
+        )
     held = list(imagined.keys(True, True))
     with trying(f"the adversarial loss fails on imagined rows, which hold {held}", env.device):
         adversarial_loss.advantage(imagined)

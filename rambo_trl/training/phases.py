@@ -30,7 +30,12 @@ from rambo_trl.training.gradient_step import (
     adam,
     set_rates,
 )
-from rambo_trl.training.phase_checks import check_parts, check_real_rows, imagined_rows
+from rambo_trl.training.phase_checks import (
+    check_parts,
+    check_real_rows,
+    drawn_rows,
+    imagined_rows,
+)
 
 __all__ = ["AgentPhase", "ModelPhase"]
 
@@ -173,21 +178,26 @@ class ModelPhase:
     each elite (the likelihood term), together Eq. 9. Rows that terminate are restarted from
     the data, because the critics are not trained on states beyond.
 
+    With the loss's ``density="member"`` each imagined row is evaluated, forwards and backwards, by
+    the member alone that draws it.
+
     Agent and env are in evaluation mode during the updates; the likelihood term's world model
     keeps its mode. All modes are restored afterwards.
 
     Args:
-        env: the world model's environment; the model must have a differentiable density.
+        env: the world model's environment; the model must have a differentiable density. For
+            ``density="member"`` it must not override ``transition``.
         adversarial_loss: Eq. 5, of the same model; agent and model with the same keys.
         model_loss: the likelihood term, or a trust term instead. Any module with ``in_keys``,
             entries of ``real_buffer``, that returns a TensorDict with scalar terms ``loss_*``. It
-            is given rows [batch_size]; with an attribute ``members``, ``"elites"`` or ``"all"``,
-            a batch for each of these of an ensemble, [num_elites, batch_size] or
-            [num_members, batch_size].
+            is given rows [real_batch_size]; with an attribute ``members``, ``"elites"`` or
+            ``"all"``, a batch for each of these of an ensemble, [num_elites, real_batch_size] or
+            [num_members, real_batch_size].
         real_buffer: the data.
 
     Keyword Args:
-        batch_size: imagined rows, and real rows per member.
+        batch_size: imagined rows of an update.
+        real_batch_size: real rows of an update, per member; by default ``batch_size``.
         horizon: steps k of a trajectory.
         lr: Adam's learning rate.
         compile: compile the losses.
@@ -208,6 +218,7 @@ class ModelPhase:
         real_buffer: ReplayBuffer,
         *,
         batch_size: int = 256,
+        real_batch_size: int | None = None,
         horizon: int = 5,
         lr: float = 3e-4,
         compile: bool = False,
@@ -219,6 +230,7 @@ class ModelPhase:
         self.model_loss = model_loss
         self.real_buffer = real_buffer
         self.batch_size = batch_size
+        self.real_batch_size = batch_size if real_batch_size is None else real_batch_size
         self.horizon = horizon
         check_parts(env, adversarial_loss, model_loss)
         check_real_rows(real_buffer, model_loss)
@@ -240,6 +252,7 @@ class ModelPhase:
             and type(env).transition is EnsembleModelEnv.transition
             and type(model).sample is EnsembleWorldModel.sample
         )
+        self._by_member = adversarial_loss.density == "member"
         # modules that are in training mode in the likelihood term, see _playing
         self._in_training: list[nn.Module] = []
         trained = model.elite_parameters() if self._apart else model.parameters()
@@ -261,18 +274,9 @@ class ModelPhase:
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             action = self._act(observation)
         if self._together:
-            model, (state_key, action_key) = self.env.world_model, self.model_loss.in_keys[:2]
-            prediction, real_prediction = model.predict_together(
-                (observation, action),
-                (real.get(state_key), real.get(action_key)),
-                members=model.elites,
-            )
-            real_prediction = _as_entry(real_prediction, real.batch_size)
-            real = real.set(self.model_loss.prediction_key, real_prediction)
-            imagined = self._imagine(observation, action, prediction)
-            # set outside of _imagine, which has no gradients: the density needs the prediction's
-            by_row = [x.movedim(0, 1) for x in prediction]
-            imagined.set(model.prediction_key, _as_entry(by_row, imagined.batch_size))
+            imagined = self._imagine_together(observation, action, real)
+        elif self._by_member:
+            imagined = drawn_rows(self.env, self.adversarial_loss, observation, action)
         else:
             imagined = self._imagine(observation, action)
         out = self.adversarial_loss(imagined)
@@ -290,6 +294,25 @@ class ModelPhase:
         next_observation = torch.where(terminated, restarts, next_observation)
         return out.update(likelihood).set("observation", next_observation)
 
+    def _imagine_together(
+        self, observation: Tensor, action: Tensor, real: TensorDictBase
+    ) -> TensorDict:
+        """Sample one step; it and the real rows then hold predictions of one pass over both."""
+        model, (state_key, action_key) = self.env.world_model, self.model_loss.in_keys[:2]
+        rows, real_rows = (observation, action), (real.get(state_key), real.get(action_key))
+        if self._by_member:
+            prediction, real_prediction = model.predict_drawn(rows, real_rows)
+            key, by_row = model.drawn_key, list(prediction)
+        else:
+            prediction, real_prediction = model.predict_together(
+                rows, real_rows, members=model.elites
+            )
+            key, by_row = model.prediction_key, [x.movedim(0, 1) for x in prediction]
+        real.set(self.model_loss.prediction_key, _as_entry(real_prediction, real.batch_size))
+        imagined = self._imagine(observation, action, prediction)
+        # set outside of _imagine, which has no gradients: the density needs the prediction's
+        return imagined.set(key, _as_entry(by_row, imagined.batch_size))
+
     def _act(self, observation: Tensor) -> Tensor:
         keys = self.env.keys
         imagined = TensorDict({keys.observation: observation}, observation.shape[:1])
@@ -299,7 +322,7 @@ class ModelPhase:
     def _imagine(
         self, observation: Tensor, action: Tensor, prediction: tuple[Tensor, Tensor] | None = None
     ) -> TensorDict:
-        """Sample one step, from the elites' predictions if these are given."""
+        """Sample one step, from predictions of the elites if these are given."""
         if prediction is None:
             step = self.env.transition(observation, action)
         else:
@@ -322,7 +345,7 @@ class ModelPhase:
                 steps = min(self.horizon, num_updates - done)
                 # starts, restarts and real rows of all steps are drawn at once: two draws, not 2 k
                 starts = self.env.sample_starts(steps * self.batch_size).unflatten(0, (steps, -1))
-                shape = (steps, *self._batches, self.batch_size)
+                shape = (steps, *self._batches, self.real_batch_size)
                 real = self.real_buffer.sample(math.prod(shape))
                 real = real.select(*self.model_loss.in_keys).reshape(*shape)
                 observation = starts[0]

@@ -232,11 +232,12 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "max_updates": None, "holdout_every": None, "updates": None, "episode_share": 1.0,
         "lr_decay": "none",
     }  # fmt: skip
+    adversarial = ("adversarial_lr", "adversarial_batch_size", "likelihood_batch_size")
     model, cloning = (
         {
             key: value
             for key, value in plain[group].items()
-            if key != "adversarial_lr" and not (key in later and value == later[key])
+            if key not in adversarial and not (key in later and value == later[key])
         }
         for group in ("model", "cloning")
     )

@@ -286,6 +286,8 @@ class AdversarialModel(WorldModel):
     """``model.*`` of RAMBO."""
 
     adversarial_lr: Positive
+    adversarial_batch_size: Whole | None
+    likelihood_batch_size: Whole | None
 
 
 class Rambo(ModelBasedWith[RamboAgent]):
@@ -300,6 +302,7 @@ class Rambo(ModelBasedWith[RamboAgent]):
     early_steps: Whole
     adversarial_weight: NonNegative
     num_critics: Whole
+    adversary_density: Literal["mixture", "member"]
     advantage_clip: Positive | None
     model_updates_every: Whole
     model_term: Literal["likelihood", "kl", "total_variation"]

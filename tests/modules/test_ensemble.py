@@ -149,6 +149,74 @@ def test_known_predictions_give_the_same_draws_and_densities(rows: int) -> None:
     torch.testing.assert_close(first, grads)
 
 
+def test_each_row_is_predicted_by_one_elite_drawn_anew() -> None:
+    model, rows, draws = random_model(num_members=4, num_elites=3), transitions(7), 1500
+    model.elites.copy_(torch.tensor([2, 0, 3]))
+    pair, real = ((x["observation"], x["action"]) for x in (rows, transitions(3, 5)))
+    of_all, _ = model.predict(*pair, model.elites)
+    counts = torch.zeros(3, 7)
+    together = torch.zeros(3, 3)
+    for _ in range(draws):
+        (mean, log_var), others = model.predict_drawn(pair, real)
+        elite = (mean == of_all).all(-1).float().argmax(0)
+        assert mean.shape == log_var.shape == (7, 4)
+        torch.testing.assert_close(mean, of_all[elite, torch.arange(7)])
+        counts[elite, torch.arange(7)] += 1
+        together[elite[0], elite[1]] += 1
+    torch.testing.assert_close(others, model.predict(*real, model.elites))
+    # every row is uniform over the elites
+    z = (counts - draws / 3) / (draws * 2 / 9) ** 0.5
+    assert z.abs().max() < 4.5
+    # and two rows are, but for the blocks' equal size (7 rows, 3 of 9 places), independent
+    assert (together.diag().sum() / draws).item() == pytest.approx(2 / 8, abs=0.05)
+
+
+@pytest.mark.parametrize("batch_size", [(9,), (3, 3)])
+def test_the_density_of_a_drawn_row_is_that_of_the_elite_that_drew(
+    batch_size: tuple[int, ...],
+) -> None:
+    model = random_model(num_members=4, num_elites=3)
+    model.elites.copy_(torch.tensor([2, 0, 3]))
+    given = transitions(*batch_size)
+    rows = model.draw(given.exclude("next"))
+    found = model.member_log_prob(rows)
+    assert found.shape == batch_size
+    drawn, value = rows[model.drawn_key], torch.cat([*rows["next"].values()], -1)
+    by_hand = stats.norm.logpdf(
+        value.numpy(), drawn["mean"].detach().numpy(), drawn["log_var"].detach().exp().sqrt()
+    )
+    torch.testing.assert_close(found.detach(), torch.tensor(by_hand.sum(-1)))
+    # it is one of the mixture's components, which all three have drawn some of
+    mixture = model.get_dist(rows)
+    of_all = mixture.component_distribution.log_prob(value.unsqueeze(-2))
+    distance, elite = (of_all - found.unsqueeze(-1)).abs().min(-1)
+    assert distance.max() < 1e-9 and elite.unique().tolist() == [0, 1, 2]
+    # the mixture's own density is not touched by what the rows say
+    torch.testing.assert_close(model.log_prob(rows), mixture.log_prob(value))
+    torch.testing.assert_close(model.log_prob(rows), of_all.logsumexp(-1) - math.log(3))
+
+
+def test_drawn_rows_are_distributed_as_the_models_own() -> None:
+    outputs = torch.tensor([[0.0, 0, 0, 0], [3.0, 3, 3, 3]])
+    model = constant_model(outputs, log_var=0.0, elites=[0, 1])
+    rows = TensorDict(observation=torch.zeros(4000, 3), action=torch.zeros(4000, 1))
+    rows.batch_size = [4000]
+    drawn, own = (f(rows.copy())["next", "observation"] for f in (model.draw, model))
+    assert stats.ks_2samp(drawn[:, 0].numpy(), own[:, 0].numpy()).pvalue > 1e-4
+    assert not drawn.requires_grad
+
+
+def test_rows_that_were_not_drawn_have_no_members_density() -> None:
+    model = random_model()
+    with pytest.raises(KeyError, match="no 'drawn_prediction': draw them with draw"):
+        model.member_log_prob(transitions(3))
+    with torch.no_grad():
+        rows = model.draw(transitions(3))
+        assert model.member_log_prob(rows).shape == (3,)
+    with pytest.raises(RuntimeError, match="outside of no_grad"):
+        model.member_log_prob(rows)
+
+
 def test_no_rows_are_no_predictions() -> None:
     mean, log_var = EnsembleWorldModel(3, 1).predict(torch.zeros(0, 3), torch.zeros(0, 1))
     assert mean.shape == log_var.shape == (7, 0, 4)

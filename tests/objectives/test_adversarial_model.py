@@ -316,6 +316,30 @@ def test_log_density_is_summed_over_dimensions() -> None:
         torch.testing.assert_close(per_entry[name], out[name] / 4)
 
 
+@pytest.mark.parametrize("rows", [(16,), (4, 4)])
+def test_the_density_of_the_member_that_drew_takes_the_mixtures_place(
+    rows: tuple[int, ...],
+) -> None:
+    agent, model = sac(), make_model()
+    given = imagined(model).select("observation", "action").reshape(rows)
+    batch = model.draw(given)
+    found = {
+        density: AdversarialModelLoss.from_loss(model, agent, density=density)(batch)
+        for density in ("mixture", "member")
+    }
+    want = {"mixture": model.log_prob(batch), "member": model.member_log_prob(batch)}
+    for density, out in found.items():
+        torch.testing.assert_close(out["model_log_prob"], want[density].mean().detach())
+    assert found["member"]["loss_adversarial"] != found["mixture"]["loss_adversarial"]
+    for name in ("advantage_mean", "advantage_std", "value", "qvalue"):
+        torch.testing.assert_close(found["member"][name], found["mixture"][name])
+    per_entry = AdversarialModelLoss.from_loss(model, agent, density="member", per_dimension=True)
+    got = per_entry(batch)["loss_adversarial"]
+    torch.testing.assert_close(got, found["member"]["loss_adversarial"] / 4)
+    with pytest.raises(KeyError, match="draw them with draw"):
+        per_entry(imagined(model))
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_takes_actor_and_critics_live_from_a_torchrl_loss(agent: str) -> None:
     actor_critic, model = AGENTS[agent](), make_model()
@@ -710,6 +734,10 @@ def test_agents_and_models_need_their_parts() -> None:
         AdversarialModelLoss.from_loss(make_model(), nn.Linear(1, 1))
     with pytest.raises(TypeError, match="log_prob"):
         AdversarialModelLoss(nn.Linear(1, 1), *hand_agent())
+    with pytest.raises(
+        TypeError, match=r"member_log_prob.*RecordedDensity lacks them: use density='mix"
+    ):
+        hand_loss(density="member")
 
 
 @pytest.mark.parametrize(
@@ -719,6 +747,7 @@ def test_agents_and_models_need_their_parts() -> None:
         ({"adversarial_weight": math.nan}, "adversarial_weight"),
         ({"gamma": 1.5}, "gamma"),
         ({"reduction": "max"}, "reduction"),
+        ({"density": "elite"}, "density must be 'mixture' or 'member', got 'elite'"),
         ({"advantage_clip": 0.0}, "advantage_clip"),
         ({"advantage_clip": math.nan}, "advantage_clip"),
     ],

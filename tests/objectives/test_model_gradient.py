@@ -290,3 +290,102 @@ def test_gradient_by_the_models_own_samples_is_unbiased_and_the_baseline_helps()
         # and the test can tell: another sign would be many standard errors off
         assert (2 * want.abs() / errors[baseline].clamp_min(1e-9)).max() > 30
     assert errors[True].norm() < errors[False].norm()
+
+
+# The member's density in place of the mixture's.
+
+
+def apart_model(num_elites: int) -> EnsembleWorldModel:
+    """Members that overlap but differ, so that it matters which of them drew."""
+    model = EnsembleWorldModel(
+        1, 1, num_members=4, num_elites=num_elites, hidden_sizes=(3,), log_var_init=(-3.0, 0.0)
+    ).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.biases[-1][:, 0, 0] += torch.linspace(-1, 1, 4)
+    model.elites.copy_(torch.tensor([2, 0, 3][:num_elites]))
+    return model
+
+
+class SameElite(EnsembleWorldModel):
+    """Wrong: whichever elite drew, the density is the first one's."""
+
+    def draw(self, tensordict: TensorDict) -> TensorDict:
+        rows = super().draw(tensordict)
+        mean, log_var = self.predict(rows["observation"], rows["action"], self.elites)
+        rows[self.drawn_key] = TensorDict({"mean": mean[0], "log_var": log_var[0]}, rows.shape)
+        return rows
+
+
+class OneDraws(EnsembleWorldModel):
+    """Wrong: always the first elite draws."""
+
+    def predict_drawn(self, rows, *batches):
+        mean, log_var = self.predict(*rows, self.elites[:1])
+        return [(mean[0], log_var[0])]
+
+
+class Unequal(EnsembleWorldModel):
+    """Wrong: the second elite draws a row less often than the others."""
+
+    def predict_drawn(self, rows, *batches):
+        mean, log_var = self.predict(*rows, self.elites)
+        row = torch.arange(len(rows[0]))
+        elite = torch.randint(self.num_elites, (len(row),))
+        elite = torch.where((elite == 1) & (torch.rand(len(row)) < 0.2), 0, elite)
+        return [(mean[elite, row], log_var[elite, row])]
+
+
+def deviation(model: EnsembleWorldModel, chunks: int, rows: int, **kwargs) -> Tensor:
+    """How many standard errors the drawn members' mean gradient is off the mixture's."""
+    parameters = list(model.parameters())
+    want = finite_differences(lambda: expected_step_value(model), parameters)
+    loss = smooth_loss(model, density="member", **kwargs)
+    gradients = []
+    for _ in range(chunks):
+        model.zero_grad()
+        states = torch.full((rows, 1), OBSERVATION).double()
+        drawn = model.draw(
+            TensorDict(observation=states, action=torch.full_like(states, ACTION)).auto_batch_size_(
+                1
+            )
+        )
+        loss(drawn)["loss_adversarial"].backward()
+        gradients.append(flat_gradient(parameters))
+    stacked = torch.stack(gradients)
+    error = (stacked.std(0) / chunks**0.5).clamp_min(1e-9)
+    return (stacked.mean(0) - want) / error
+
+
+@pytest.mark.parametrize("num_elites", [2, 3])
+@pytest.mark.parametrize("rows", [4, 2000])  # which three blocks hold with padding
+def test_the_drawn_members_gradient_has_the_mixtures_as_its_mean(
+    num_elites: int, rows: int
+) -> None:
+    z = deviation(apart_model(num_elites), 100 if rows > 4 else 1000, rows)
+    assert z.abs().max() < 4.5, z
+
+
+@pytest.mark.parametrize("wrong", [SameElite, OneDraws, Unequal])
+def test_a_gradient_of_the_wrong_member_is_found_out(wrong: type[EnsembleWorldModel]) -> None:
+    model = apart_model(3)
+    model.__class__ = wrong
+    assert deviation(model, 100, 2000).abs().max() > 10
+
+
+def test_given_what_was_drawn_the_mean_over_who_drew_is_the_mixtures_gradient() -> None:
+    # exact: E[grad log T_i | s', r] with the responsibilities of the mixture, not of the draw
+    model = apart_model(3)
+    parameters = list(model.parameters())
+    rows = step_batch(torch.tensor([[0.9]]).double(), torch.tensor([[-0.2]]).double())
+    want = torch.autograd.grad(model.log_prob(rows), parameters)
+    mean, log_var = model.predict(rows["observation"], rows["action"], model.elites)
+    member = []
+    for prediction in zip(mean, log_var, strict=True):
+        rows[model.drawn_key] = TensorDict(dict(zip(("mean", "log_var"), prediction, strict=True)))
+        member.append(model.member_log_prob(rows).squeeze(0))
+    share = torch.stack(member).softmax(0).detach()
+    assert share.max() < 0.9  # none explains the row alone
+    got = torch.autograd.grad((share * torch.stack(member)).sum(), parameters)
+    torch.testing.assert_close(got, want)

@@ -75,13 +75,15 @@ def test_the_published_values_reach_the_parts(
     assert (model.num_members, model.num_elites) == (7, 5)
     assert model.hidden_sizes == (200, 200, 200, 200)
     assert adversary.model_loss.weight_decay == [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
-    assert adversary.optimizer.param_groups[0]["lr"] == 3e-4 and adversary.batch_size == 256
+    assert adversary.optimizer.param_groups[0]["lr"] == 3e-4
+    assert adversary.batch_size == adversary.real_batch_size == 256
     adversarial = adversary.adversarial_loss
     assert adversary.env.world_model is adversarial.world_model is model
     assert float(adversarial.adversarial_weight) == pytest.approx(cfg.adversarial_weight)
     assert float(adversarial.gamma) == pytest.approx(0.99)
     assert (adversarial.reduction, adversarial.normalize_advantage) == ("mean", True)
     assert not adversarial.per_dimension and adversarial.advantage_clip is None
+    assert adversarial.density == "mixture"
     assert float(adversarial.entropy_coeff) == 0
 
 
@@ -105,7 +107,8 @@ def test_a_value_of_the_schedule_reaches_what_it_is_for(
         "agent.actor_lr=2e-2", "agent.alpha_lr=3e-2", "agent.alpha_init=0.1",
         "agent.real_fraction=0.25", "agent.batch_size=40", "model.batch_size=24",
         "model.adversarial_lr=4e-2", "num_critics=3", "advantage_clip=0.5",
-        "agent_updates=7", "model_updates=6", "model_updates_every=2",
+        "model.adversarial_batch_size=32", "model.likelihood_batch_size=8",
+        "adversary_density=member", "agent_updates=7", "model_updates=6", "model_updates_every=2",
     )  # fmt: skip
     rambo = parts_of("rambo", cfg, data)
     agent, adversary = rambo.parts["agent"], rambo.parts["model"]
@@ -113,10 +116,11 @@ def test_a_value_of_the_schedule_reaches_what_it_is_for(
     assert rambo.parts["model_buffer"]._storage.max_size == 2 * 70 * 3
     collector = rambo.parts["collector"].forward
     assert (collector.num_starts, collector.horizon) == (70, 3)
-    assert (adversary.batch_size, adversary.horizon) == (24, 3)
+    assert (adversary.batch_size, adversary.real_batch_size, adversary.horizon) == (32, 8, 3)
     assert adversary.optimizer.param_groups[0]["lr"] == 4e-2
     adversarial = adversary.adversarial_loss
     assert float(adversarial.adversarial_weight) == adversarial.advantage_clip == 0.5
+    assert adversarial.density == "member"
     for gamma in (adversarial.gamma, agent.loss.value_estimator.gamma, rambo.monitor.gamma):
         assert float(gamma) == pytest.approx(0.9)
     assert [g["lr"] for g in agent.optimizer.param_groups] == [1e-2, 2e-2, 3e-2]

@@ -55,9 +55,14 @@ def key_of(cfg: DictConfig, digest: str = "data") -> str:
     return find_pretrained(cfg, {"dataset_digest": digest}, net=torch.nn.Identity()).key
 
 
+#: of the model, but not of its fit
+ADVERSARIAL = {
+    f"model.{key}" for key in ("adversarial_lr", "adversarial_batch_size", "likelihood_batch_size")
+}
 #: of adversarial training and of what comes after pretraining
 SHARED = [
     "adversarial_weight=0", "adversarial_weight=0.01", "model.adversarial_lr=1", "epochs=7",
+    "model.adversarial_batch_size=9", "model.likelihood_batch_size=9", "adversary_density=member",
     "model_updates=3", "agent_updates=3", "rollout_length=9", "rollout_starts=7",
     "retained_epochs=2", "agent.critic_lr=1", "agent.actor_lr=1", "agent.gamma=0.5",
     "agent.real_fraction=0.1", "advantage_clip=2", "model_term=kl", "likelihood_budget=1",
@@ -90,7 +95,7 @@ def test_every_setting_of_the_fit_and_the_clone_is_tried() -> None:
     tried = {word.split("=")[0] for word in OWN}
     cfg = compose("rambo")
     settings = {f"{group}.{key}" for group in ("model", "cloning") for key in cfg[group]}
-    assert settings - tried == {"model.adversarial_lr"}
+    assert settings - tried == ADVERSARIAL
 
 
 def test_the_data_and_the_threads_have_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +142,7 @@ def test_the_documentation_names_all_that_the_key_is_made_of(
     named = {name for cell in cells for name in re.findall("`([a-z0-9_.]+)`", cell)}
     words = {"dataset_digest": "the data's", "versions": "versions", "card": "the GPU's name"}
     assert all(word in "".join(cells) for word in words.values())
-    assert named == (settings.keys() - words.keys()) | {"model.adversarial_lr"}  # left out of model
+    assert named == (settings.keys() - words.keys()) | ADVERSARIAL
 
 
 # --- the key is right about it: runs that share one begin pretraining in the same state, and one

@@ -91,6 +91,8 @@ def test_the_defaults_are_the_papers() -> None:
     (cfg,) = compose_jobs("rambo", [])
     assert cfg.num_critics == 2
     assert cfg.advantage_clip is None
+    assert cfg.adversary_density == "mixture"
+    assert cfg.model.adversarial_batch_size is cfg.model.likelihood_batch_size is None
     assert cfg.model_updates_every == 1
     assert cfg.model_term == "likelihood"
     assert cfg.likelihood_budget is None
@@ -206,7 +208,8 @@ USUAL = {
 ALL = (
     "num_critics=3", "advantage_clip=1.5", "model_updates_every=2", "model_term=kl",
     "likelihood_budget=0.001", "budget_lr=100", "rollout_direction=both",
-    "termination=none",
+    "termination=none", "adversary_density=member", "model.adversarial_batch_size=24",
+    "model.likelihood_batch_size=10",
 )  # fmt: skip
 
 

@@ -40,8 +40,8 @@ def state(work: Workload) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in {**work.state(), "imagined": imagined}.items()}
 
 
-def train(compile: bool) -> Run:
-    work = Workload(compile=compile, **ODD_SIZES)
+def train(compile: bool, **kwargs) -> Run:
+    work = Workload(compile=compile, **ODD_SIZES, **kwargs)
     work.collector.chunk_size = 20
     torch.manual_seed(3)
     frames, metrics, states = [], [], []
@@ -56,13 +56,18 @@ def train(compile: bool) -> Run:
     return Run(work, metrics, states, *frames)
 
 
+@pytest.fixture(scope="module", params=["mixture", "member"])
+def density(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def compiled() -> Run:
-    return train(compile=True)
+def compiled(density: str) -> Run:
+    return train(compile=True, adversary_density=density)
 
 
-def test_compiled_epochs_equal_eager_ones(compiled: Run) -> None:
-    eager = train(compile=False)
+def test_compiled_epochs_equal_eager_ones(compiled: Run, density: str) -> None:
+    eager = train(compile=False, adversary_density=density)
     assert compiled.metrics[0] == pytest.approx(eager.metrics[0], rel=1e-3, abs=1e-4)
     assert compiled.metrics[1] == pytest.approx(eager.metrics[1], rel=5e-3, abs=5e-4)
     assert compiled.metrics[0] != compiled.metrics[1]
@@ -104,8 +109,8 @@ def test_no_tensors_are_left_behind_by_an_epoch(compiled: Run) -> None:
     assert tensors() <= before + 5
 
 
-def test_the_same_seed_gives_the_same_numbers(compiled: Run) -> None:
-    again = train(compile=True)  # which compiles for itself
+def test_the_same_seed_gives_the_same_numbers(compiled: Run, density: str) -> None:
+    again = train(compile=True, adversary_density=density)  # which compiles for itself
     assert again.compiled > 0
     assert again.metrics == compiled.metrics  # to the last bit
     for one, other in zip(again.states, compiled.states, strict=True):

@@ -31,7 +31,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rambo_trl.collectors import ModelRolloutCollector, ReverseRolloutCollector
 from rambo_trl.envs import EnsembleModelEnv, MOPOPenalty, PessimisticModelEnv
 from rambo_trl.modules import EnsembleWorldModel
-from rambo_trl.modules.world_models import TransitionKeys, transition_keys
+from rambo_trl.modules.world_models import DrawsByMember, TransitionKeys, transition_keys
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
 from rambo_trl.training.phases import ModelPhase
 from rambo_trl.training.pretraining import fit_world_model
@@ -39,6 +39,9 @@ from rambo_trl.training.pretraining import fit_world_model
 SPEC = Bounded(-1, 1, shape=(1,))
 PLAIN = TransitionKeys()
 NESTED = TransitionKeys(("boat", "state"), ("boat", "sail"), ("boat", "gain"))
+
+
+CRITIC_KEYS = ["observation", "action"], ["state_action_value"]
 
 
 class Wrapped(TensorDictModuleBase):
@@ -203,6 +206,69 @@ def test_the_adversary_lowers_the_value_in_a_model_of_any_kind() -> None:
         torch.manual_seed(1)
         found.append(phase.run(80)["value"])
     assert found[1] < found[0] - 0.1
+
+
+class Components(TensorDictModuleBase):
+    """Two Gaussians whose shares are learnt too; it says by an index which of them drew."""
+
+    in_keys = ["observation", "action"]
+    out_keys = [("next", "observation"), ("next", "reward")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 2 * 5)
+
+    def parts(self, rows: TensorDict) -> tuple[Tensor, Normal]:
+        x = self.net(torch.cat([rows["observation"], rows["action"]], -1)).unflatten(-1, (2, 5))
+        return x[..., 4].log_softmax(-1), Normal(x[..., :4], 0.7)
+
+    def draw(self, rows: TensorDict) -> TensorDict:
+        log_share, parts = self.parts(rows)
+        which = torch.distributions.Categorical(logits=log_share).sample()
+        value = parts.rsample()[torch.arange(len(which)), which]  # whose gradient must not count
+        rows["which"] = which
+        rows["next", "observation"], rows["next", "reward"] = value.split([3, 1], -1)
+        return rows
+
+    forward = draw
+
+    def member_log_prob(self, rows: TensorDict) -> Tensor:
+        return self.joint(rows).gather(-1, rows["which"].unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(self, rows: TensorDict) -> Tensor:
+        return self.joint(rows).logsumexp(-1)
+
+    def joint(self, rows: TensorDict) -> Tensor:
+        log_share, parts = self.parts(rows)
+        value = torch.cat([rows["next", "observation"], rows["next", "reward"]], -1)
+        return log_share + parts.log_prob(value.unsqueeze(-2)).sum(-1)
+
+
+@pytest.mark.parametrize("density", ["mixture", "member"])
+def test_a_model_that_says_which_component_drew(density: Any) -> None:
+    found = []
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        model = Components()
+        assert isinstance(model, DrawsByMember) and not isinstance(Wrapped(), DrawsByMember)
+        actor, critic = make_actor(), TensorDictModule(Critic(4, 1), *CRITIC_KEYS)
+        loss = AdversarialModelLoss(
+            model, actor, critic, adversarial_weight=weight, density=density
+        )
+        seen = []
+        loss.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        settings = {"batch_size": 64, "horizon": 2, "lr": 3e-3}
+        phase = ModelPhase(make_env(model), loss, Likelihood(model), make_buffer(), **settings)
+        torch.manual_seed(1)
+        found.append(phase.run(150)["value"])
+        assert ("which" in seen[0]) == (density == "member")
+        assert not seen[0]["next", "observation"].requires_grad
+    assert found[1] < found[0] - 0.15
+
+
+def test_a_model_that_does_not_say_so() -> None:
+    with pytest.raises(TypeError, match=r"draw\(tensordict\).*Wrapped lacks them"):
+        make_loss(Wrapped(), density="member")
 
 
 @pytest.mark.parametrize(

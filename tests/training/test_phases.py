@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -351,6 +351,7 @@ def make_model_phase(
     model_class: type[EnsembleWorldModel] = EnsembleWorldModel,
     env_class: Callable[..., EnsembleModelEnv] = EnsembleModelEnv,
     termination: TerminationRule | None = None,
+    density: Literal["mixture", "member"] = "mixture",
     **kwargs,
 ) -> ModelPhase:
     model = model_class(
@@ -367,7 +368,7 @@ def make_model_phase(
     env = env_class(model, action_spec=SPEC, starts=buffer, termination=termination)
     actor, critic = hand_agent()
     adversarial = AdversarialModelLoss(
-        model, actor, critic, adversarial_weight=adversarial_weight, gamma=0.9
+        model, actor, critic, adversarial_weight=adversarial_weight, gamma=0.9, density=density
     )
     return ModelPhase(env, adversarial, EnsembleModelLoss(model, members=members), buffer, **kwargs)
 
@@ -381,9 +382,11 @@ def value_in_model(phase: ModelPhase) -> float:
     return (mean[..., 3] + 0.9 * mean[..., :3].sum(-1)).mean().item()
 
 
-def test_the_adversary_lowers_the_agents_value_in_the_model() -> None:
+@pytest.mark.parametrize("members", ["all", "elites"])
+@pytest.mark.parametrize("density", ["mixture", "member"])
+def test_the_adversary_lowers_the_agents_value_in_the_model(density: Any, members: str) -> None:
     values, metrics = {}, {}
-    settings = {"batch_size": 64, "horizon": 2, "lr": 2e-3}
+    settings = {"batch_size": 64, "horizon": 2, "lr": 2e-3, "density": density, "members": members}
     for weight in (0.0, 3.0):
         torch.manual_seed(0)
         phase = make_model_phase(weight, **settings)
@@ -432,8 +435,10 @@ class PlainEnv(EnsembleModelEnv):
 class PlainModel(EnsembleWorldModel):
     """A user's model with its own sampling."""
 
-    def sample(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        return super().sample(observation, action)
+    def sample(
+        self, observation: Tensor, action: Tensor, prediction: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        return super().sample(observation, action, prediction)
 
 
 @pytest.mark.parametrize("plain", ["env", "model"])
@@ -460,6 +465,80 @@ def test_one_pass_over_both_batches_is_the_update_of_two_passes(plain: str) -> N
         assert len(calls) == (7 if together else 21)
         outcomes.append((metrics, dict(phase.env.world_model.state_dict())))
     torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_with_the_members_density_each_imagined_row_is_evaluated_by_one_member(
+    plain: bool,
+) -> None:
+    outcomes, rows = [], 31
+    for density in ("mixture", "member"):
+        torch.manual_seed(0)
+        phase = make_model_phase(
+            3.0,
+            members="elites",
+            batch_size=rows,
+            density=density,
+            real_batch_size=5,
+            model_class=PlainModel if plain else EnsembleWorldModel,
+            termination=lambda observation, action, following: following[..., 0] > 0.5,
+        )
+        calls, seen, model = [], [], phase.env.world_model
+        phase.adversarial_loss.register_forward_pre_hook(lambda _, args, s=seen: s.append(args[0]))
+        model.predict = (
+            lambda *args, calls=calls, model=model, **kwargs: (  # type: ignore[method-assign]
+                calls.append(tuple(args[0].shape[:-1]))
+                or EnsembleWorldModel.predict(model, *args, **kwargs)
+            )
+        )
+        torch.manual_seed(1)
+        metrics = phase.run(1)
+        outcomes.append((calls, seen[0], metrics))
+    (_, mixture, before), (calls, member, after) = outcomes
+    # two elites: 31 rows are 32 places, 16 for each; 5 real rows for each
+    assert calls == ([(2, 16), (2, 5)] if plain else [(2, 16 + 5)])
+    # the real rows have no part in it
+    assert after["loss_model"] == pytest.approx(before["loss_model"], rel=1e-5)
+    torch.testing.assert_close(member["action"], mixture["action"])
+    density = phase.env.world_model.member_log_prob(member)
+    assert after["model_log_prob"] == pytest.approx(density.mean().item(), rel=1e-5)
+
+
+def test_one_pass_and_two_are_one_update_with_the_members_density() -> None:
+    outcomes = []
+    for model_class in (EnsembleWorldModel, PlainModel):
+        torch.manual_seed(0)
+        phase = make_model_phase(
+            3.0, members="elites", batch_size=31, density="member", model_class=model_class
+        )
+        torch.manual_seed(1)
+        outcomes.append((phase.run(7), dict(phase.env.world_model.state_dict())))
+    torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
+
+
+def test_the_members_density_needs_to_know_who_drew() -> None:
+    with pytest.raises(ValueError, match="PlainEnv has a transition of its own.*override judge"):
+        make_model_phase(1.0, density="member", env_class=PlainEnv)
+    with pytest.raises(ValueError, match="a step in the model fails.*takes 3 positional"):
+        make_model_phase(1.0, density="member", model_class=CountingModel)
+
+
+def test_training_with_the_members_density_is_taken_up_from_its_state() -> None:
+    def phase() -> ModelPhase:
+        torch.manual_seed(0)
+        return make_model_phase(3.0, members="elites", batch_size=16, density="member")
+
+    whole, first, second = phase(), phase(), phase()
+    torch.manual_seed(1)
+    whole.run(4)
+    want = whole.run(3)
+    torch.manual_seed(1)
+    first.run(4)
+    second.env.world_model.load_state_dict(first.env.world_model.state_dict())
+    second.optimizer.load_state_dict(deepcopy(first.optimizer.state_dict()))
+    assert second.run(3) == want
+    model, other = whole.env.world_model.state_dict(), second.env.world_model.state_dict()
+    assert all(torch.equal(other[name], value) for name, value in model.items())
 
 
 class CountingModel(EnsembleWorldModel):
@@ -590,7 +669,10 @@ def test_compiled_and_rounded_equals_eager() -> None:
 def test_each_member_learns_from_whole_real_rows_of_its_own_in_each_update(
     members: str, number: int
 ) -> None:
-    phase = make_model_phase(1.0, members=members, batch_size=8, horizon=3)
+    settings = (
+        {"batch_size": 12, "real_batch_size": 8} if members == "elites" else {"batch_size": 8}
+    )
+    phase = make_model_phase(1.0, members=members, horizon=3, **settings)
 
     def whole(td) -> Tensor:
         return torch.cat([td[key] for key in phase.model_loss.in_keys], -1)
