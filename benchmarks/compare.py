@@ -4,8 +4,10 @@ PATH is a checkout of https://github.com/yihaosun1124/OfflineRL-Kit; nothing of 
 changed. All do the same work by turns, each in a process of its own, as its users run it, with
 the published sizes and settings on Hopper's 11 + 3 entries: imagined rollouts, the SAC update, the
 adversarial update, the likelihood step, and an iteration (one rollout of 50,000 x 5 and 1,000
-updates of each player). The figures are the medians over rounds, and of the ratio within a round.
-With --bfloat16 ours has a second turn in each, the world model's hidden products in bfloat16.
+updates of each player). Ours has the adversarial update and the iteration once more with
+adversary_density=member, beside the peer's same work. The figures are the medians over rounds, and
+of the ratio within a round. With --bfloat16 ours has a second turn in each, the world model's
+hidden products in bfloat16.
 """
 
 from __future__ import annotations
@@ -49,6 +51,13 @@ NAMES = {
     "adversarial": "adversarial update",
     "likelihood": "likelihood step",
     "iteration": "one iteration",
+    "adversarial_member": "adversarial update, member's density",
+    "iteration_member": "one iteration, member's density",
+}
+#: what makes an iteration
+ITERATIONS = {
+    "iteration": ("rollouts", "sac", "adversarial"),
+    "iteration_member": ("rollouts", "sac", "adversarial_member"),
 }
 STARTS, HORIZON, BATCH = 50_000, 5, 256
 #: what the results call how many times faster than the peer each of ours is
@@ -166,10 +175,11 @@ def commit(path: Path) -> str | None:
     return result.stdout.strip() or None
 
 
-def make_ours(args: argparse.Namespace) -> Workload:
+def make_ours(args: argparse.Namespace, density: str = "mixture") -> Workload:
     """Our side, compiled and set up as the recipes set it up."""
     set_up(args)
-    return Workload(compile=True, num_starts=STARTS, horizon=HORIZON, **workload_options(args))
+    options = {"num_starts": STARTS, "horizon": HORIZON, **workload_options(args)}
+    return Workload(compile=True, adversary_density=density, **options)
 
 
 def make_peer(args: argparse.Namespace) -> Peer:
@@ -188,16 +198,23 @@ def begin(make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -
     torch.manual_seed(0)
     np.random.seed(0)
     side: Any = make(args)
+    _works["adversarial"] = _works["adversarial_member"] = side.model_updates
     if isinstance(side, Workload):
+        _works["adversarial_member"] = make_ours(args, density="member").model_updates
         step = side.likelihood_step()
         _works["likelihood"] = lambda num: [step() for _ in range(num)]
     else:
         _works["likelihood"] = side.likelihood_steps
     _works["rollouts"] = lambda _: side.rollouts()
-    _works["sac"], _works["adversarial"] = side.agent_updates, side.model_updates
-    _works["iteration"] = lambda num: [
-        _works[name](num) for name in ("rollouts", "sac", "adversarial")
-    ]
+    _works["sac"] = side.agent_updates
+    for name in ITERATIONS:
+        _works[name] = partial(iterate, name)
+
+
+def iterate(name: str, num: int) -> None:
+    """Do the parts of an iteration."""
+    for part in ITERATIONS[name]:
+        _works[part](num)
 
 
 def work(name: str, num: int) -> None:
@@ -218,11 +235,8 @@ class Side:
 
     def wake(self, name: str) -> None:
         """Do a little of a work before its turn: the others have lasted for up to a minute."""
-        if name in ("rollouts", "iteration"):
-            self.do("rollouts", 0)
-        if name != "rollouts":
-            for update in ("sac", "adversarial", "likelihood") if name == "iteration" else (name,):
-                self.do(update, 5)
+        for part in ITERATIONS.get(name, (name,)):
+            self.do(part, 0 if part == "rollouts" else 5)
 
 
 def main() -> None:
@@ -246,11 +260,8 @@ def main() -> None:
     set_up(args)
     rounds = 1 if args.quick else args.rounds
     num = 2 if args.quick else 50
-    units = {
-        "rollouts": STARTS * HORIZON, "sac": num, "adversarial": num, "likelihood": num,
-        "iteration": 1,
-    }  # fmt: skip
-    updates = {"iteration": 2 if args.quick else 1000}
+    units = {"rollouts": STARTS * HORIZON, **dict.fromkeys(ITERATIONS, 1)}
+    updates = dict.fromkeys(ITERATIONS, 2 if args.quick else 1000)
     plain = argparse.Namespace(**{**vars(args), "bfloat16": False})
     sides = {"ours": Side(make_ours, plain)}
     if args.bfloat16:
@@ -260,7 +271,7 @@ def main() -> None:
         side.do("rollouts", 0)  # for the updates to draw from
     results: dict[str, dict[str, Any]] = {}
     for name in NAMES:
-        once = name == "iteration"
+        once = name in ITERATIONS
         seconds = measure_in_turns(
             [partial(side.do, name, updates.get(name, num)) for side in sides.values()],
             rounds=min(rounds, 3) if once else rounds,
@@ -268,7 +279,7 @@ def main() -> None:
             least=0 if once or args.quick else 1.0,
             wake=[partial(side.wake, name) for side in sides.values()],
         )
-        results[name] = summarise(dict(zip(sides, seconds, strict=True)), units[name])
+        results[name] = summarise(dict(zip(sides, seconds, strict=True)), units.get(name, num))
         print(NAMES[name], results[name], flush=True)
     content = {
         "machine": machine(plain),
@@ -294,7 +305,7 @@ def time_text(name: str, seconds: float) -> str:
     """What a unit of a work takes, in the unit that the work is counted in."""
     if name == "rollouts":
         return f"{1 / seconds:,.0f} transitions/s"
-    return f"{seconds:.1f} s" if name == "iteration" else f"{1e3 * seconds:.1f} ms"
+    return f"{seconds:.1f} s" if name in ITERATIONS else f"{1e3 * seconds:.1f} ms"
 
 
 def report(content: dict[str, Any]) -> str:
@@ -304,12 +315,13 @@ def report(content: dict[str, Any]) -> str:
     if content["peer_commit"]:
         peer += f" ({content['peer_commit']})"
     head = ["work"]
-    rows = [[title] for title in NAMES.values()]
+    names = {name: title for name, title in NAMES.items() if name in results}
+    rows = [[title] for title in names.values()]
     for key, title in (("peer", peer), ("ours", "rambo_trl"), ("bfloat16", "with bfloat16")):
         if not all(f"{key}_seconds" in result for result in results.values()):
             continue
         head += [title, "faster"] if key in RATIOS else [title]
-        for row, name in zip(rows, NAMES, strict=True):
+        for row, name in zip(rows, names, strict=True):
             row.append(time_text(name, statistics.median(results[name][f"{key}_seconds"])))
             if key in RATIOS:
                 row.append(f"{results[name][RATIOS[key]]:.1f} x")
@@ -319,13 +331,14 @@ def report(content: dict[str, Any]) -> str:
 def draw(content: dict[str, Any]) -> Figure:
     """How many times faster, a bar for each kind of work and each of our turns."""
     labels = {"ratio": "float32", "bfloat16_ratio": "the model's hidden products in bfloat16"}
+    names = {name: title for name, title in NAMES.items() if name in content["results"]}
     series = {
-        label: [content["results"][name][ratio] for name in NAMES]
+        label: [content["results"][name][ratio] for name in names]
         for ratio, label in labels.items()
         if ratio in content["results"]["rollouts"]
     }
     title = "Times faster than OfflineRL-Kit, same work, same run"
-    return draw_bars(title, "ratio (log)", list(NAMES.values()), series, unit=" x", log=True)
+    return draw_bars(title, "ratio (log)", list(names.values()), series, unit=" x", log=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Updates per second, compiled and eager: python benchmarks/update_throughput.py.
 
-SAC, the adversarial model update, the likelihood step of the fit and behaviour cloning, all with
-the published sizes on Hopper's 11 + 3 entries and batches of 256.
+SAC, the adversarial model update by either density, the likelihood step of the fit and behaviour
+cloning, all with the published sizes on Hopper's 11 + 3 entries and batches of 256.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ CAPTION = "Milliseconds of each update"
 NAMES = {
     "sac": "SAC update",
     "adversarial": "adversarial model update",
+    "adversarial_member": "the same, member's density",
     "likelihood": "likelihood step, 7 members",
     "cloning": "behaviour cloning step",
 }
 
 
-def updates(work: Workload, num: int) -> dict[str, Callable[[], Any]]:
+def updates(work: Workload, by_member: Workload, num: int) -> dict[str, Callable[[], Any]]:
     """``num`` updates of each kind."""
     work.rollouts()
     likelihood, cloning = work.likelihood_step(), work.cloning_step()
     return {
         "sac": lambda: work.agent_updates(num),
         "adversarial": lambda: work.model_updates(num),
+        "adversarial_member": lambda: by_member.model_updates(num),
         "likelihood": lambda: [likelihood() for _ in range(num)],
         "cloning": lambda: [cloning() for _ in range(num)],
     }
@@ -53,8 +55,16 @@ def main() -> None:
     num = 5 if args.quick else 20 if args.device == "cpu" else 500
     results: list[dict[str, Any]] = []
     for compile in (True, False):
-        work = Workload(compile=compile, num_starts=2000, **workload_options(args))
-        for name, step in updates(work, num).items():
+        works = [
+            Workload(
+                compile=compile,
+                num_starts=2000,
+                adversary_density=density,
+                **workload_options(args),
+            )
+            for density in ("mixture", "member")
+        ]
+        for name, step in updates(works[0], works[1], num).items():
             seconds = measure(
                 step,
                 device=args.device,
@@ -72,10 +82,16 @@ def main() -> None:
     save(args.out, "update_throughput", content, report, draw)
 
 
+def titles(content: dict[str, Any]) -> list[str]:
+    """The kinds of update that were measured."""
+    measured = {result["update"] for result in content["results"]}
+    return [title for name, title in NAMES.items() if name in measured]
+
+
 def rates(content: dict[str, Any], *, compiled: bool) -> list[float]:
     """Updates a second, in the order of NAMES."""
     by_name = {r["update"]: r for r in content["results"] if r["compiled"] == compiled}
-    return [by_name[name]["updates_per_second"] for name in NAMES]
+    return [by_name[name]["updates_per_second"] for name in NAMES if name in by_name]
 
 
 def report(content: dict[str, Any]) -> str:
@@ -83,7 +99,7 @@ def report(content: dict[str, Any]) -> str:
     columns = rates(content, compiled=False), rates(content, compiled=True)
     rows = [
         [title, f"{eager:.0f}", f"{compiled:.0f}", f"{compiled / eager:.1f} x"]
-        for title, eager, compiled in zip(NAMES.values(), *columns, strict=True)
+        for title, eager, compiled in zip(titles(content), *columns, strict=True)
     ]
     head = ["update", "eager, per s", "compiled, per s", "faster"]
     return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
@@ -95,8 +111,7 @@ def draw(content: dict[str, Any]) -> Figure:
         label: [1e3 / rate for rate in rates(content, compiled=label == "compiled")]
         for label in ("compiled", "eager")
     }
-    names = list(NAMES.values())
-    return draw_bars("What an update of 256 rows takes", "milliseconds", names, series)
+    return draw_bars("What an update of 256 rows takes", "milliseconds", titles(content), series)
 
 
 if __name__ == "__main__":
