@@ -14,7 +14,7 @@ import launcher.starting  # noqa: F401  # prints a notice before the slow import
 from launcher import parts
 from launcher.launch import launch
 from launcher.pretraining import pretrain, start_critics
-from launcher.variants import DataTerm, RolloutCollector, agent_variants, start_rows
+from launcher.variants import DataTerm, RolloutCollector, agent_variants, averaged_actor, start_rows
 from omegaconf import DictConfig
 from torchrl.objectives import SACLoss
 
@@ -50,7 +50,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
     # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
     sac = parts.make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
-    agent = parts.make_agent_phase(cfg, sac, **agent_variants(cfg, data, sac))
+    averaged = averaged_actor(cfg, actor)
+    agent = parts.make_agent_phase(cfg, sac, **agent_variants(cfg, data, sac, actor, averaged))
 
     # the model as a TorchRL environment that resets to states from the data, and the collector of
     # k-step rollouts in it, by default a ModelRolloutCollector with the current policy
@@ -80,11 +81,12 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # everything that a checkpoint saves, so that the run can resume
     run.track(
         label=rambo_label(cfg.adversarial_weight, data.name),
-        policy=actor,
+        policy=actor if averaged is None else averaged.module,
         reward_unit=data.reward_scale,
         termination=parts.learned_or_none(termination),
         world_model=world_model,
         agent=agent,
+        averaged_actor=averaged,
         model_buffer=imagined,
         collector=collector,
         model=adversary,
@@ -97,6 +99,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # actor is cloned from the data, and reverse rollouts (further) pretrain a model of their own
     pretrain(run, cfg, data, world_model, actor, further=collector)
     start_critics(run, cfg, data, sac)  # not in Algorithm 1 either
+    if averaged is not None and not run.progress["epoch"]:
+        averaged.update_parameters(actor)  # the average begins with the clone
     data_term.record_fit(run)  # its error, and the reference model of the variants of Eq. 7 and 8
 
     # the run counts as diverged where critic values or model errors leave what the data allow

@@ -277,9 +277,11 @@ def _fetch(address: str, target: Path, md5: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".downloading-", dir=target.parent) as scratch:
         part = Path(scratch) / target.name
         try:
-            with urllib.request.urlopen(address, timeout=_SECONDS) as answer:
-                with part.open("wb") as file:
-                    shutil.copyfileobj(answer, file)
+            with (
+                urllib.request.urlopen(address, timeout=_SECONDS) as answer,
+                part.open("wb") as file,
+            ):
+                shutil.copyfileobj(answer, file)
         except urllib.error.HTTPError as error:
             error.close()  # it is the server's answer too
             raise

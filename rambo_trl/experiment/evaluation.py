@@ -163,13 +163,18 @@ class Evaluation:
     def _first_seed(self, epoch: int) -> int:
         return evaluation_seed(self.options.seed) + epoch * self.stride
 
-    def __call__(self, epoch: int) -> Scores:
-        """Evaluate after an epoch: a value for each of :data:`SCORE_COLUMNS`."""
+    def __call__(self, epoch: int, policy: TensorDictModuleBase | None = None) -> Scores:
+        """Evaluate after an epoch: a value for each of :data:`SCORE_COLUMNS`.
+
+        Args:
+            epoch: chooses the seeds.
+            policy: another one than the run's.
+        """
         environment = self.dataset.environment
         if environment is None:
             return dict.fromkeys(SCORE_COLUMNS)
         result = evaluate_policy(
-            self.policy,
+            policy or self.policy,
             environment,
             seed=self._first_seed(epoch),
             device=self.options.device,

@@ -58,6 +58,8 @@ class AgentPhase:
             the weight of the ``"anchor"``, as functions of the number of updates taken before.
         anchor: a further term of the actor, on rows of the data.
         anchor_rows: draws a batch of these rows for every update.
+        after_update: called after every update, for example to average the actor
+            (``torch.optim.swa_utils.AveragedModel``).
         compile: compile the losses.
 
     Raises:
@@ -75,11 +77,13 @@ class AgentPhase:
         schedules: Mapping[Scheduled, Callable[[int], float]] | None = None,
         anchor: BehaviourAnchorLoss | None = None,
         anchor_rows: RealModelReplayBuffer | None = None,
+        after_update: Callable[[], object] | None = None,
         compile: bool = False,
     ) -> None:
         if (anchor is None) != (anchor_rows is None):
             raise ValueError("give both anchor and anchor_rows, or neither")
         self.loss, self.anchor, self.anchor_rows = loss, anchor, anchor_rows
+        self.after_update = after_update
         # TorchRL makes a buffer of it at first use: inside a graph each call would remove it again
         getattr(loss, "target_entropy", None)
         self.target_update = FlatSoftUpdate(loss, tau=tau)
@@ -125,6 +129,8 @@ class AgentPhase:
         for batch in batches:
             self._schedules.step()
             means.add(self._update(batch) if rows is None else self._update(batch, next(rows)))
+            if self.after_update is not None:
+                self.after_update()
             if bar is not None:
                 bar.update(1)
         return means.read()

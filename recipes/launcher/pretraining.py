@@ -129,7 +129,7 @@ def _pretrain(
         clone_with_bar(run, cfg, actor, rows, "clone the behaviour")
     if clone or cfg.cloned_policy is not None:
         with run.watch("evaluation"), busy("evaluating the cloned policy"):
-            cloned = run.evaluation(0)
+            cloned = run.evaluation(0, actor)
         if cloned["return_mean"] is not None:
             tqdm.write(
                 f"behaviour cloning: return {format_value(cloned['return_mean'])}"

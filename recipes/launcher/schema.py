@@ -244,6 +244,7 @@ class RamboAgent(MixedAgent):
     lr_decay: Literal["none", "cosine"]
     critic_warmup: Annotated[int, Field(ge=0)]
     regression_updates: Annotated[int, Field(ge=0)]
+    actor_average: Annotated[float, Field(ge=0, lt=1)]
     anchor_weight: NonNegative
     anchor_final: NonNegative
     anchor_batch_size: Whole

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.objectives import SACLoss
 
 from rambo_trl.collectors import (
@@ -54,7 +55,19 @@ from rambo_trl.training.offline import cosine_decay
 ERROR_ROWS = 1000
 
 
-def agent_variants(cfg: DictConfig, data: OfflineDataset, sac: SACLoss) -> dict[str, Any]:
+def averaged_actor(cfg: DictConfig, actor: Actor) -> AveragedModel | None:
+    """The actor's exponential moving average, which is then evaluated in the actor's place."""
+    rate = cfg.agent.actor_average
+    return AveragedModel(actor, multi_avg_fn=get_ema_multi_avg_fn(rate)) if rate else None
+
+
+def agent_variants(
+    cfg: DictConfig,
+    data: OfflineDataset,
+    sac: SACLoss,
+    actor: Actor,
+    averaged: AveragedModel | None,
+) -> dict[str, Any]:
     """What an agent that starts from the data has besides: rates that fall, an anchor."""
     total, settings = cfg.epochs * cfg.agent_updates, cfg.agent
     rate = cosine_decay(total) if settings.lr_decay == "cosine" else lambda _: 1.0
@@ -63,6 +76,8 @@ def agent_variants(cfg: DictConfig, data: OfflineDataset, sac: SACLoss) -> dict[
         return 0.0 if updates < settings.critic_warmup else rate(updates)
 
     variants: dict[str, Any] = {}
+    if averaged is not None:
+        variants["after_update"] = lambda: averaged.update_parameters(actor)
     if settings.lr_decay != "none" or settings.critic_warmup:
         variants["schedules"] = {"critic": rate, "actor": late, "alpha": late}
     if settings.anchor_weight:
