@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m rambo_trl.data",
         description="Report what is in a data set, and check it.",
     )
-    parser.add_argument("name", help="bundled name, Minari id or folder, or D4RL-format HDF5 file")
+    parser.add_argument(
+        "name", help="bundled name, Minari id or folder, D4RL-format HDF5 file, or neorl2/TASK"
+    )
     parser.add_argument("--figure", type=expand_home, help="draw the data set into this image file")
     parser.add_argument(
         "--memmap",

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -255,7 +256,7 @@ def _download(task: str, progress: bool) -> NeoRL2Files:
             for name, md5 in wanted.items():
                 if not (folder / name).is_file():
                     _fetch(f"{ADDRESS}/{task}/{name}", folder / name, md5)
-    except (OSError, ValueError) as error:  # urllib's are OSErrors
+    except (OSError, HTTPException, ValueError) as error:  # urllib's are OSErrors
         places = ", ".join(map(str, _folders()))
         by_hand = ", ".join(f"{ADDRESS}/{task}/{name} (MD5 {md5})" for name, md5 in wanted.items())
         raise ValueError(
@@ -270,17 +271,15 @@ def _fetch(address: str, target: Path, md5: str) -> None:
     """Download a file.
 
     Raises:
-        OSError: if the connection or the disk fails.
+        OSError, HTTPException: if the connection or the disk fails.
         ValueError: if what comes is not the published file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".downloading-", dir=target.parent) as scratch:
         part = Path(scratch) / target.name
         try:
-            with (
-                urllib.request.urlopen(address, timeout=_SECONDS) as answer,
-                part.open("wb") as file,
-            ):
+            answer = urllib.request.urlopen(address, timeout=_SECONDS)
+            with answer, part.open("wb") as file:
                 shutil.copyfileobj(answer, file)
         except urllib.error.HTTPError as error:
             error.close()  # it is the server's answer too

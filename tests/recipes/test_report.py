@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rambo_trl.reporting.figures import (
     draw_scores,
     mean_curve,
 )
+from rambo_trl.reporting.neorl2 import neorl2_task
 from rambo_trl.reporting.paper import rambo_label, table_dataset
 from rambo_trl.reporting.runs import Configuration, Record, configurations, find_runs
 from rambo_trl.reporting.tables import (
@@ -270,6 +272,50 @@ class TestTables:
             "10 to 20" in table and "| score by seed |" in table and "| return by seed |" in table
         )
         assert [r["seeds"] for r in rows] == ["2", "1", "1"]
+
+
+class TestNeoRL2:
+    def test_published_scores_stand_beside_those_of_runs(
+        self, make_run: MakeRun, tmp_path: Path
+    ) -> None:
+        runs = {"RAMBO": (70.0, 80.0), "RAMBO, lambda = 0": (60.0,), "IQL": (50.0,)}
+        for method, scores in runs.items():
+            for seed, score in enumerate(scores):
+                make_run(
+                    tmp_path / f"{method}{seed}", method=method, seed=seed, score=score,
+                    dataset="neorl2/DMSD",
+                )  # fmt: skip
+        lines = report.markdown_tables(found_in(tmp_path)).splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("NeoRL-2's published"))
+        rows = [
+            [cell.strip(" `*") for cell in line.strip("|").split("|")]
+            for line in takewhile(bool, lines[start + 4 :])
+        ]
+        assert {row[0] for row in rows} == {"neorl2/DMSD"}
+        by_method = {row[1].split("`")[0].strip(" ,"): row[2:] for row in rows}
+        assert by_method["RAMBO"] == ["75.0 +- 5.0", "76.22 +- 1.92"]
+        assert by_method["RAMBO, lambda = 0"] == ["60.0", "-"]
+        assert by_method["IQL"] == ["50.0", "-"]
+        assert by_method["EDAC"] == ["-", "78.65 +- 2.3"]
+        assert by_method["the data's mean"] == ["-", "56.64"]
+        assert len(by_method) == 1 + 3 + 8 == len(rows)
+
+    def test_other_data_have_no_such_table(self, make_run: MakeRun, tmp_path: Path) -> None:
+        make_run(tmp_path / "r")
+        assert "NeoRL-2" not in report.markdown_tables(found_in(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("name", "task"),
+        [
+            ("neorl2/Simglucose", "Simglucose"),
+            ("/data/DMSD-train.npz", "DMSD"),
+            ("DMSD-high-100000-train.npz", "DMSD"),
+            ("neorl2/Salespromotion", None),  # of which no scores are published
+            ("bundled/hopper/medium-v0", None),
+        ],
+    )
+    def test_tasks_are_known_by_name_and_file(self, name: str, task: str | None) -> None:
+        assert neorl2_task(name) == task
 
 
 class TestFigures:

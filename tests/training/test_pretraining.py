@@ -182,6 +182,19 @@ def test_number_of_rows_held_out(rows: int, kwargs: dict, held_out: int) -> None
     assert model.held_out[0].shape == (held_out,)
 
 
+def test_given_rows_are_the_holdout_and_all_others_are_learnt_from() -> None:
+    model, rows = RecordingModel(), named_transitions(460)
+    fit_world_model(model, rows[:400], holdout=rows[400:], batch_size=40, max_passes=2)
+    assert all(error_rows.tolist() == list(range(400, 460)) for error_rows in model.held_out)
+    learnt = np.arange(400)
+    assert model.input_mean[0].item() == pytest.approx(learnt.mean(), rel=1e-5)
+    assert model.input_std[0].item() == pytest.approx(learnt.std(), rel=1e-5)
+    assert len(model.fitted) == 2 * 10  # none of the 400 is left out
+    assert max(batch.max() for batch in model.fitted) < 400
+    with pytest.raises(ValueError, match="holdout has no rows"):
+        fit_world_model(model, rows[:400], holdout=rows[:0])
+
+
 def test_fits_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 transitions"):
         fit_world_model(RecordingModel(), named_transitions(1))
