@@ -82,6 +82,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             "deterministic_backup": True,
             **parts.model_results(run, cfg),
         },
+        model_env=env,
     )
 
 

@@ -86,6 +86,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             **parts.model_results(run, cfg),
         },
         penalty=most,
+        model_env=env,
     )
 
 

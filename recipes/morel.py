@@ -71,6 +71,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             **parts.model_results(run, cfg),
         },
         penalty=largest - parts.max_abs_reward(data),
+        model_env=env,
     )
 
 

@@ -135,6 +135,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         },
         # how far the adversary lowers values: some updates with and without it, then undone
         adversary=adversary_effect(adversary, data, gamma=cfg.agent.gamma),
+        # what the model promises along the policy's own path, beside what the environment gives
+        model_env=env,
     )
 
 

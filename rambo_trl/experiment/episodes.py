@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
@@ -11,7 +12,19 @@ from gymnasium.envs.registration import EnvSpec
 from rambo_trl.data import make_environment, mujoco_messages_logged
 from rambo_trl.data.playing import Flatten, flattening, play_start, play_step
 
-__all__ = ["EvaluationResult", "rollout_episodes"]
+__all__ = ["EvaluationResult", "PlayedStep", "rollout_episodes"]
+
+
+class PlayedStep(NamedTuple):
+    """One step of one episode, in the environment's units."""
+
+    episode: int
+    number: int  # from 0
+    observation: np.ndarray
+    action: np.ndarray
+    reward: float
+    next_observation: np.ndarray
+    terminated: bool
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ def rollout_episodes(
     seed: int,
     flatten: Flatten | None = None,
     gamma: float = 1.0,
+    max_steps: int | None = None,
+    on_step: Callable[[PlayedStep], object] | None = None,
 ) -> EvaluationResult:
     """Play one episode in each of ``num_episodes`` copies of an environment at once.
 
@@ -59,6 +74,8 @@ def rollout_episodes(
         flatten: makes a vector of an observation, such as ``dataset.observation_layout.flatten``;
             by the environment's observation space where None.
         gamma: discount factor of the discounted returns.
+        max_steps: after which the episodes are left; by default they are played to their end.
+        on_step: called with every step, in the order of time and of the copies.
 
     Returns:
         The episodes' returns and lengths. Copies that have ended wait for the others.
@@ -75,10 +92,23 @@ def rollout_episodes(
         returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         running = np.ones(num_episodes, dtype=bool)
-        while running.any():
-            action = act(np.stack(rows))
+        while running.any() and (max_steps is None or lengths.max() < max_steps):
+            states = np.stack(rows)  # copies: an environment may write into its own
+            action = act(states)
             for i in np.flatnonzero(running):
                 rows[i], reward, terminated, truncated = play_step(envs[i], action[i], flatten)
+                if on_step is not None:
+                    on_step(
+                        PlayedStep(
+                            episode=int(i),
+                            number=int(lengths[i]),
+                            observation=states[i],
+                            action=action[i],
+                            reward=reward,
+                            next_observation=rows[i].copy(),
+                            terminated=terminated,
+                        )
+                    )
                 returns[i] += reward
                 discounted_returns[i] += gamma ** lengths[i] * reward
                 lengths[i] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from torchrl.objectives import LossModule
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.playing import Flatten
 from rambo_trl.data.scaling import denormalize_action
-from rambo_trl.experiment.episodes import EvaluationResult, rollout_episodes
+from rambo_trl.experiment.episodes import EvaluationResult, PlayedStep, rollout_episodes
 from rambo_trl.experiment.evaluation_process import EvaluationProcess
 from rambo_trl.experiment.options import RunOptions
 from rambo_trl.experiment.policy import save_policy
@@ -63,6 +63,8 @@ def evaluate_policy(
     flatten: Flatten | None = None,
     gamma: float = 1.0,
     device: torch.device | str = "cpu",
+    max_steps: int | None = None,
+    on_step: Callable[[PlayedStep], object] | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy's mode in the real environment (10 episodes in the paper, sec. 6).
 
@@ -81,6 +83,8 @@ def evaluate_policy(
         flatten: makes a vector of an observation, as for :func:`rollout_episodes`.
         gamma: discount factor of the discounted returns.
         device: where the policy lives; it is copied to the CPU to be evaluated.
+        max_steps: as for :func:`rollout_episodes`.
+        on_step: likewise.
 
     Returns:
         The episodes' returns and lengths.
@@ -108,7 +112,14 @@ def evaluate_policy(
         set_exploration_type(ExplorationType.DETERMINISTIC),
     ):
         return rollout_episodes(
-            act, environment, num_episodes=num_episodes, seed=seed, flatten=flatten, gamma=gamma
+            act,
+            environment,
+            num_episodes=num_episodes,
+            seed=seed,
+            flatten=flatten,
+            gamma=gamma,
+            max_steps=max_steps,
+            on_step=on_step,
         )
 
 

@@ -17,6 +17,9 @@ from rambo_trl.experiment.options import RunOptions
 from rambo_trl.experiment.policy import load_policy
 from rambo_trl.experiment.video import record_video
 
+#: in the run folder of a method with a model
+PATH_FIGURE = "policy_path.png"
+
 
 def finish_tracking(
     tracker: Tracker, video: str, dataset: OfflineDataset, say: Callable[[str], object]
@@ -29,7 +32,8 @@ def finish_tracking(
         dataset: names the environment.
         say: takes a line on why there is no video.
     """
-    files = [path for path in [tracker.folder / "learning_curve.png"] if path.is_file()]
+    figures = (tracker.folder / name for name in ("learning_curve.png", PATH_FIGURE))
+    files = [path for path in figures if path.is_file()]
     environment, layout = dataset.environment, dataset.observation_layout
     if video != "none" and environment is None:
         say("no video: there is no environment")
@@ -175,8 +179,9 @@ def last_screen(results: Mapping[str, Any], folder: RunFolder) -> str:
     for sentence in results["sanity"]["lines"]:
         lines += wrap(sentence, 98, initial_indent="  ", subsequent_indent="    ")
     lines.append("")
-    curve = folder.path / "learning_curve.png"
-    if curve.is_file():
-        lines.append(f"learning curve: {curve}")
+    figures = {"learning curve": "learning_curve.png", "the policy's path": PATH_FIGURE}
+    for what, name in figures.items():
+        if (figure := folder.path / name).is_file():
+            lines.append(f"{what}: {figure}")
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)

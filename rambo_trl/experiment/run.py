@@ -18,15 +18,24 @@ from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.checkpoint import Checkpoints, stateful
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.epoch import Epoch, Metrics, Stopwatch, epoch_line
-from rambo_trl.experiment.evaluation import SCORE_COLUMNS, Evaluation, Scores, write_policy
+from rambo_trl.experiment.evaluation import (
+    SCORE_COLUMNS,
+    Evaluation,
+    Scores,
+    evaluation_seed,
+    write_policy,
+)
 from rambo_trl.experiment.folder import RunFolder, remove_unfinished
 from rambo_trl.experiment.loggers import Tracker
 from rambo_trl.experiment.options import RunOptions
+from rambo_trl.experiment.path_figure import plot_policy_path
+from rambo_trl.experiment.policy_path import EPISODES, follow_policy
 from rambo_trl.experiment.pretrained import dataset_digest, file_digest
-from rambo_trl.experiment.results import finish_tracking, summarise
+from rambo_trl.experiment.results import PATH_FIGURE, finish_tracking, summarise
 from rambo_trl.experiment.sanity import check_sanity
 from rambo_trl.experiment.signals import Interruption
 from rambo_trl.runtime.progress import Bar, busy
@@ -282,17 +291,21 @@ class Run:
         results: Mapping[str, Any] | None = None,
         penalty: float = 0.0,
         adversary: Mapping[str, Any] | None = None,
+        model_env: EnsembleModelEnv | None = None,
     ) -> dict[str, Any]:
-        """Write the policy, ``results.json`` and the learning curve; returns the results.
+        """Write the policy, ``results.json`` and the figures; returns the results.
 
         Keyword Args:
             results: what ``results.json`` says of this method only.
             penalty: what the method takes off a reward at most, in the data's units.
             adversary: what ``reporting.adversary_verdict.adversary_effect`` returns, for RAMBO.
+            model_env: the model of a method that has one, to be compared with the environment on
+                the policy's path.
         """
         progress, options = self.progress, self.options
         path = self.folder.path / "policy.safetensors"
         write_policy(path, self.policy, self.dataset, options.seed)
+        followed = None if model_env is None else self._follow_policy(model_env)
         with busy("writing the results"):
             rows = self.folder.read_metrics()
             summary = summarise(
@@ -304,10 +317,16 @@ class Run:
                 cloned=progress.get("cloned", {}),
                 divergence=progress["divergence"],
                 sanity=check_sanity(
-                    rows, self.dataset, options.gamma, penalty=penalty, adversary=adversary
+                    rows,
+                    self.dataset,
+                    options.gamma,
+                    penalty=penalty,
+                    adversary=adversary,
+                    path=followed,
                 ),
                 extra={
                     **(results or {}),
+                    **({} if followed is None else {"path": followed}),
                     "evaluation_stride": progress["evaluation_stride"],
                     "q_bound": self.monitor.q_bound,
                     "seconds": {k: round(v, 2) for k, v in progress["seconds"].items()},
@@ -316,6 +335,27 @@ class Run:
             )
             finish_tracking(self.tracker, options.video, self.dataset, self.say)
         return summary
+
+    def _follow_policy(self, model_env: EnsembleModelEnv) -> dict[str, Any] | None:
+        """Draw the policy's path in the environment and in the model; returns its numbers."""
+        try:
+            with busy("following the policy in the model"):
+                found = follow_policy(
+                    model_env,
+                    self.policy,
+                    self.dataset,
+                    # the last of the run's own
+                    seed=evaluation_seed(self.options.seed + 1) - EPISODES,
+                    holdout_mse=self.progress.get("holdout_mse"),
+                )
+                if found is None:
+                    return None
+                title = f"{self.label} on {self.dataset.name}"
+                plot_policy_path(found, self.folder.path / PATH_FIGURE, title=title)
+                return found.numbers
+        except Exception as error:  # a run that has ended well is not spoilt by any
+            self.say(f"the policy's path is not compared: {' '.join(str(error).split())}")
+            return None
 
 
 class Inspection(Run):

@@ -93,6 +93,7 @@ def check_sanity(
     *,
     penalty: float = 0.0,
     adversary: Mapping[str, Any] | None = None,
+    path: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``results.json`` holds under ``sanity``.
 
@@ -102,6 +103,7 @@ def check_sanity(
         gamma: discount factor; None for a method without critics.
         penalty: what the method takes off a reward at most.
         adversary: RAMBO's, what ``reporting.adversary_verdict.adversary_effect`` returns.
+        path: a model-based method's, the numbers of :class:`.policy_path.PolicyPath`.
 
     Returns:
         ``mean_q`` and ``start_value`` of the last epoch that has one (None without), with the
@@ -139,6 +141,9 @@ def check_sanity(
             line, plausible = _describe_start(value, bonus, returns, how)
             lines.append(line)
             warnings += [] if plausible else [line]
+    if path is not None and path["line"]:
+        lines.append(path["line"])
+        warnings += [path["line"]] if path["distrust"] else []
     if adversary is not None:
         lines.append(adversary["line"])
     return result
@@ -152,13 +157,19 @@ def _last(rows: Sequence[Row], key: str) -> tuple[Row, float | None]:
     return {}, None
 
 
+def most_plausible(returns: np.ndarray) -> float:
+    """The most that may be expected where logged episodes gave these returns."""
+    mean, best = returns.mean(), returns.max()
+    return float(best + _MARGINS[0] * (best - mean) + _MARGINS[1] * abs(best))
+
+
 def _describe_start(value: float, bonus: float, returns: np.ndarray, how: str) -> tuple[str, bool]:
     """The start's value beside the logged returns, as a sentence, and whether it is plausible."""
     worst, mean, best = returns.min(), returns.mean(), returns.max()
     without, said = value - bonus, f"the agent expects {text(value)} from the start"
     if bonus > 0.05 * abs(value):
         said += f" ({text(without)} without SAC's entropy bonus)"
-    most = best + _MARGINS[0] * (best - mean) + _MARGINS[1] * abs(best)
+    most = most_plausible(returns)
     if not value <= most:
         line = (
             f"{said} where the best logged episode gave {text(best)} (mean {text(mean)}, "

@@ -15,6 +15,7 @@ from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_log
 from rambo_trl.data.playing import flattening, play_start, play_step
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.experiment.policy_path import imagined_rewards
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
 from rambo_trl.training.phases import ModelPhase
@@ -129,35 +130,6 @@ def mode(actor: Callable[[TensorDict], TensorDict], observation: Tensor) -> Tens
     """The policy's mode in normalised states [B, observation_size], [B, action_size]."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         return actor(TensorDict({"observation": observation}, observation.shape[:1]))["action"]
-
-
-@torch.no_grad()
-def imagined_rewards(
-    world_model: EnsembleWorldModel,
-    env: EnsembleModelEnv,
-    act: Callable[[Tensor], Tensor],
-    start: Tensor,
-    horizon: int,
-) -> Tensor:
-    """Rewards of rollouts in a model, [horizon, B]; 0 after a predicted end.
-
-    Args:
-        world_model: the model.
-        env: for its termination rule.
-        act: maps normalised states to actions.
-        start: normalised states [B, observation_size].
-        horizon: steps.
-    """
-    observation, rewards = start, []
-    alive = torch.ones_like(start[:, :1], dtype=torch.bool)
-    for _ in range(horizon):
-        action = act(observation)
-        next_observation, reward = world_model.sample(observation, action)
-        rewards.append((reward * alive).squeeze(-1))
-        alive = alive & ~env.is_terminal(observation, action, next_observation)
-        # an ended row stands still in its last valid state, so that nothing overflows
-        observation = torch.where(alive, next_observation, observation)
-    return torch.stack(rewards)
 
 
 def real_rewards(
