@@ -3,9 +3,12 @@
 from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
 from rambo_trl.objectives.behaviour_anchor import BehaviourAnchorLoss
 from rambo_trl.objectives.combo import COMBOLoss
+from rambo_trl.objectives.deterministic_backup import DeterministicBackupSACLoss
 from rambo_trl.objectives.likelihood_budget import LikelihoodBudget
+from rambo_trl.objectives.mobile import MOBILELoss
 from rambo_trl.objectives.model_likelihood import EnsembleModelLoss
 from rambo_trl.objectives.model_trust import ModelTrustLoss
+from rambo_trl.objectives.rebrac import ReBRACLoss
 
 __all__ = [
     "AdversarialModelLoss",
@@ -14,4 +17,7 @@ __all__ = [
     "LikelihoodBudget",
     "BehaviourAnchorLoss",
     "COMBOLoss",
+    "DeterministicBackupSACLoss",
+    "MOBILELoss",
+    "ReBRACLoss",
 ]

@@ -15,18 +15,18 @@ from tensordict.nn import (
 )
 from torch import Tensor
 from torchrl.data import Composite, TensorSpec
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 
 from rambo_trl.modules.actor_critic import action_bounds
 from rambo_trl.objectives.density import device_of
+from rambo_trl.objectives.deterministic_backup import DeterministicBackupSACLoss
 
 __all__ = ["COMBOLoss"]
 
 _PENALIZED = ("rollout", "policy", "logsumexp")
 
 
-class COMBOLoss(SACLoss):
+class COMBOLoss(DeterministicBackupSACLoss):
     r"""SAC whose critics are pushed down on the model's state-actions and up on the data's.
 
     To SAC's terms this adds, for each critic, COMBO's conservative one (Yu et al. 2021, Eq. 4),
@@ -130,18 +130,17 @@ class COMBOLoss(SACLoss):
         for name, value in (("num_real", num_real), ("num_actions", num_actions)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if deterministic_backup and (value_network is not None or kwargs.get("skip_done_states")):
-            raise ValueError(
-                "deterministic_backup=True takes neither a value_network nor skip_done_states: "
-                "leave them out, or set deterministic_backup=False"
-            )
         super().__init__(
-            actor_network, qvalue_network, value_network, action_spec=action_spec, **kwargs
+            actor_network,
+            qvalue_network,
+            value_network,
+            deterministic_backup=deterministic_backup,
+            action_spec=action_spec,
+            **kwargs,
         )
         self.num_real = num_real
         self.penalized_actions = penalized_actions
         self.num_actions = num_actions
-        self.deterministic_backup = deterministic_backup
         device = device_of(self.actor_network_params)
         self.register_coeff_buffer("conservative_weight", float(conservative_weight), device=device)
         if penalized_actions == "logsumexp":
@@ -174,20 +173,6 @@ class COMBOLoss(SACLoss):
         values = self._vmap_qnetworkN0(inputs, self.qvalue_network_params)
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
-    @torch.no_grad()
-    def _policy_actions(self, tensordict: TensorDictBase, num: int) -> tuple[Tensor, Tensor]:
-        """Actions of the current policy [num, *B, action_size], log-densities [num, *B]."""
-        with (
-            set_exploration_type(ExplorationType.RANDOM),
-            self.actor_network_params.to_module(self.actor_network, preserve_module_state=False),
-        ):
-            dist = self.actor_network.get_dist(tensordict.copy())
-        if hasattr(dist, "rsample_and_log_prob"):
-            # scores the sample before it is squashed, which is exact at the actions' bounds
-            return dist.rsample_and_log_prob((num,))
-        action = dist.sample((num,))
-        return action, dist.log_prob(action)
-
     def _penalized_qvalues(self, model: TensorDictBase) -> Tensor:
         """The estimate of E_rho[Q] on the model's rows [*M]: [critics, *M]."""
         if self.penalized_actions == "rollout":
@@ -205,19 +190,6 @@ class COMBOLoss(SACLoss):
         qvalue = self._qvalues(states.set(action_key, torch.cat([action, uniform])))
         weighted = qvalue - torch.cat([log_density, log_uniform])
         return weighted.logsumexp(dim=1) - math.log(proposals)
-
-    def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
-        """SACLoss's target [*B], with or without the entropy."""
-        if not self.deterministic_backup:
-            return super()._compute_target_v2(tensordict)
-        tensordict = tensordict.clone(False)
-        successor = tensordict.get("next").copy()
-        action, _ = self._policy_actions(successor, 1)
-        values = self._vmap_qnetworkN0(
-            successor.set(self.tensor_keys.action, action[0]), self.target_qvalue_network_params
-        ).get(self.tensor_keys.state_action_value)
-        tensordict.set(("next", self.value_estimator.tensor_keys.value), values.amin(0))
-        return self.value_estimator.value_estimate(tensordict).squeeze(-1)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

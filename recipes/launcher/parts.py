@@ -103,9 +103,8 @@ def make_sac(
         actor,
         critic,
         loss_function="l2",
-        alpha_init=cfg.agent.alpha_init,
         action_spec=data.action_spec,
-        **settings,
+        **{"alpha_init": cfg.agent.alpha_init, **settings},
     )
     sac.make_value_estimator(gamma=cfg.agent.gamma, device=cfg.device)
     return sac

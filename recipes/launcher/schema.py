@@ -129,6 +129,22 @@ class Td3BcAgent(AgentWithCritics):
     actor_every: Whole
 
 
+class RebracAgent(AgentWithCritics):
+    """``agent.*`` of ReBRAC; null stands for the published value."""
+
+    actor_penalty: NonNegative | None
+    critic_penalty: NonNegative | None
+    hidden_layers: Whole
+    layer_norm: bool
+    policy_noise: NonNegative
+    noise_clip: NonNegative
+    actor_every: Whole
+    batch_size: Whole | None  # type: ignore[assignment]
+    gamma: Discount | None  # type: ignore[assignment]
+    critic_lr: Positive | None  # type: ignore[assignment]
+    actor_lr: Positive | None  # type: ignore[assignment]
+
+
 class IqlAgent(AgentWithCritics):
     """``agent.*`` of IQL; null stands for the published value."""
 
@@ -143,6 +159,12 @@ class CqlAgent(SacAgent):
 
     conservative_weight: NonNegative
     num_actions: Whole
+
+
+class Bc(Shared[Agent]):
+    """Settings of ``bc.py``."""
+
+    episode_share: Annotated[float, Field(gt=0, le=1)]
 
 
 class PretrainedParts(Settings):
@@ -168,6 +190,13 @@ class MixedAgent(SacAgent):
     """``agent.*`` of SAC on real and imagined rows."""
 
     real_fraction: Share
+
+
+class MobileAgent(MixedAgent):
+    """``agent.*`` of MOBILE; null stands for the published value."""
+
+    real_fraction: Share | None  # type: ignore[assignment]
+    fixed_alpha: NonNegative | None
 
 
 class Cloning(Settings):
@@ -262,6 +291,15 @@ class Mopo(ModelBased):
     penalty_coefficient: NonNegative | None
 
 
+class Mobile(ModelBased):
+    """Settings of ``mobile.py``."""
+
+    agent: MobileAgent
+    penalty_coefficient: NonNegative | None
+    num_samples: Whole
+    clip_targets: bool | None
+
+
 class Halting(Settings):
     """``halting.*`` of MOReL."""
 
@@ -340,10 +378,12 @@ class Rambo(ModelBasedWith[RamboAgent]):
 SETTINGS: Mapping[str, type[Settings]] = {
     "rambo": Rambo,
     "mopo": Mopo,
+    "mobile": Mobile,
     "morel": Morel,
     "combo": Combo,
     "cql": Shared[CqlAgent],
     "iql": Shared[IqlAgent],
     "td3_bc": Shared[Td3BcAgent],
-    "bc": Shared[Agent],
+    "rebrac": Shared[RebracAgent],
+    "bc": Bc,
 }
