@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torchrl.objectives import BCLoss
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.returns import best_episode_rows
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
 from rambo_trl.training.gradient_step import adam
@@ -23,9 +24,11 @@ from rambo_trl.training.pretraining import clip_actions
 
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
-    """Train the tanh-Gaussian policy that makes the data most likely."""
+    """Train the tanh-Gaussian policy that makes the data, or their best episodes, most likely."""
     actor = parts.make_policy(cfg, data)
-    transitions = data.transitions.copy()
+    share = cfg.episode_share
+    rows = data.transitions if share == 1 else data.transitions[best_episode_rows(data, share)]
+    transitions = rows.copy()
     # a tanh policy's density is infinite at the bounds
     transitions["action"] = clip_actions(transitions["action"], data.action_spec)
     batches = parts.make_data_batches(cfg, transitions)
@@ -35,7 +38,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         loss = BCLoss(actor)
     optimizer = adam((loss.parameters(), cfg.agent.actor_lr))
     phase = OfflinePhase([UpdateStep(loss, optimizer)], compile=cfg.compile)
-    run.track(label="BC", policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
+    label = "BC" if share == 1 else f"{100 * share:g} % BC"
+    run.track(label=label, policy=actor, reward_unit=data.reward_scale, loss=loss, phase=phase)
     monitor = DivergenceMonitor(parts.max_abs_reward(data), 0.0)
     return parts.learn_from_data(run, cfg, monitor, phase, batches)
 

@@ -76,7 +76,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         layer_norm=cfg.agent.layer_norm,
         device=cfg.device,
     )
-    batches = parts.make_data_batches(cfg, with_next_actions(data.transitions))
+    transitions = with_next_actions(data.transitions)
+    batches = parts.make_data_batches(cfg, transitions, further=(("next", "action"),))
     loss = ReBRACLoss(
         actor,
         critic,

@@ -38,6 +38,12 @@ LATER_SETTINGS = {
     "reward_scale": 1.0,
     "adversary_density": "mixture",
     **dict.fromkeys(("model.adversarial_batch_size", "model.likelihood_batch_size")),
+    "episode_share": 1.0,
+    "cloning.episode_share": 1.0,
+    **dict.fromkeys(("agent.lr_decay", "model.lr_decay"), "none"),
+    **dict.fromkeys(("refit", "agent.layer_norm"), False),
+    **dict.fromkeys(("agent.critic_warmup", "agent.regression_updates"), 0),
+    **dict.fromkeys(("early_share", "agent.actor_average", "agent.anchor_weight"), 0.0),
     **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
 }
 

@@ -21,8 +21,8 @@ __all__ = ["DeterministicBackupSACLoss"]
 class DeterministicBackupSACLoss(SACLoss):
     r"""TorchRL's ``SACLoss`` without the entropy in the critics' target.
 
-    SAC's soft target, :math:`r + \gamma (\min_i \bar Q_i(s', a') - \alpha \log \pi(a' | s'))`, loses
-    its second term:
+    SAC's soft target, :math:`r + \gamma (\min_i \bar Q_i(s', a') - \alpha \log \pi(a' | s'))`,
+    loses its last term:
 
     .. math::
         y = r + \gamma (1 - d) \min_i \bar Q_i(s', a'), \quad a' \sim \pi(\cdot | s'),

@@ -55,9 +55,9 @@ class ReBRACLoss(TD3BCLoss):
         L_\pi = \beta_1 \lVert \pi(s) - a \rVert^2
             - \frac{\min_i Q_i(s, \pi(s))}{\operatorname{mean} |\min_i Q_i|},
 
-    where :math:`\tilde a'` is the target actor's action with TD3's clipped noise. The method's other
-    parts are those of the networks and of training: LayerNorm in critics of three hidden layers
-    (its sec. 3), large batches.
+    where :math:`\tilde a'` is the target actor's action with TD3's clipped noise. The rest of the
+    method lies in networks and training (its sec. 3): critics with LayerNorm, three hidden layers
+    and large batches.
 
     Args:
         actor_network: as in :class:`~torchrl.objectives.TD3BCLoss`, deterministic or evaluated by

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from launcher.data_checks import termination_rule
 from omegaconf import DictConfig
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
@@ -26,6 +26,7 @@ from rambo_trl.data import (
     make_real_buffer,
     make_replay_buffer,
 )
+from rambo_trl.data.buffers import TRANSITION_KEYS
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.learned_termination import MAX_UPDATES
@@ -143,11 +144,17 @@ def make_buffers(
     return real, imagined, mixed
 
 
-def make_data_batches(cfg: DictConfig, transitions: TensorDictBase) -> RealModelReplayBuffer:
-    """Batches of the data alone."""
+def make_data_batches(
+    cfg: DictConfig, transitions: TensorDictBase, *, further: tuple[NestedKey, ...] = ()
+) -> RealModelReplayBuffer:
+    """Batches of the data alone, with ``further`` entries besides those of every transition."""
     real = make_real_buffer(transitions, torch.device(cfg.device))
     return RealModelReplayBuffer(
-        real, make_replay_buffer(1), real_fraction=1.0, batch_size=cfg.agent.batch_size
+        real,
+        make_replay_buffer(1),
+        real_fraction=1.0,
+        batch_size=cfg.agent.batch_size,
+        keys=(*TRANSITION_KEYS, *further),
     )
 
 

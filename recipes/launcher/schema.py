@@ -291,10 +291,9 @@ class Mopo(ModelBased):
     penalty_coefficient: NonNegative | None
 
 
-class Mobile(ModelBased):
+class Mobile(ModelBasedWith[MobileAgent]):
     """Settings of ``mobile.py``."""
 
-    agent: MobileAgent
     penalty_coefficient: NonNegative | None
     num_samples: Whole
     clip_targets: bool | None

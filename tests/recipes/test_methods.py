@@ -34,6 +34,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 #: recipe to its label, and a metric that shows the method's own part at work
 MODEL_BASED = {
     "mopo": ("MOPO", "model_reward"),
+    "mobile": ("MOBILE", "inconsistency"),
     "morel": ("MOReL (SAC)", "model_terminated"),
     "combo": ("COMBO", "loss_conservative"),
 }
@@ -42,6 +43,7 @@ METHODS = {
     "cql": ("CQL", "loss_cql"),
     "iql": ("IQL", "loss_value"),
     "td3_bc": ("TD3+BC", "cloning_error"),
+    "rebrac": ("ReBRAC", "cloning_error"),
     "bc": ("BC", "loss_bc"),
 }
 TINY = (
@@ -73,7 +75,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_a_run_and_its_resumption(
     name: str, recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = recipe(name, *TINY, "agent_updates=5", "run_dir=run", "checkpoints_kept=2")
+    # ReBRAC's batches are larger than these data
+    small = ["agent.batch_size=256"] if name == "rebrac" else []
+    folder = recipe(name, *TINY, *small, "agent_updates=5", "run_dir=run", "checkpoints_kept=2")
     label, metric = METHODS[name]
     results = json.loads((folder / "results.json").read_text())
     assert results["method"] == label and results["schedule"] == "smoke"
