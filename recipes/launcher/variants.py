@@ -85,7 +85,8 @@ def agent_variants(
         fading = {"anchor": lambda n: 1 + (last - 1) * min(n / total, 1)}
         variants["schedules"] = variants.get("schedules", {}) | fading
         variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight)
-        rows = data.transitions[best_episode_rows(data, cfg.cloning.episode_share)]
+        best = best_episode_rows(data, cfg.cloning.episode_share)
+        rows = data.transitions[_more_early_rows(cfg, data, best)]
         variants["anchor_rows"] = RealModelReplayBuffer(
             make_real_buffer(rows.select("observation", "action"), torch.device(cfg.device)),
             make_replay_buffer(1),
@@ -104,15 +105,17 @@ def start_rows(cfg: DictConfig, data: OfflineDataset, rows: TensorDictBase) -> T
         data: the data.
         rows: their transitions [N] on the device.
     """
-    if not cfg.early_share:
-        return rows
-    early = early_rows(data.transitions, cfg.early_steps).to(cfg.device)
-    observations = rows.select("observation")
-    # so many that the early ones among all rows and these make up the share
+    numbers = _more_early_rows(cfg, data, torch.arange(len(data)))
+    return rows if len(numbers) == len(rows) else rows.select("observation")[numbers.to(cfg.device)]
+
+
+def _more_early_rows(cfg: DictConfig, data: OfflineDataset, rows: Tensor) -> Tensor:
+    """Row numbers [M], and those among the first steps of episodes repeated up to their share."""
+    early = rows[torch.isin(rows, early_rows(data.transitions, cfg.early_steps))]
     extra = round((cfg.early_share * len(rows) - len(early)) / (1 - cfg.early_share))
-    if extra <= 0:
+    if extra <= 0 or not len(early):
         return rows
-    return torch.cat([observations, observations[early[torch.arange(extra) % len(early)]]])
+    return torch.cat([rows, early[torch.arange(extra) % len(early)]])
 
 
 class DataTerm:
