@@ -35,7 +35,7 @@ from rambo_trl.data import (
     make_real_buffer,
     make_replay_buffer,
 )
-from rambo_trl.data.returns import best_episode_rows, early_rows
+from rambo_trl.data.returns import best_episode_rows, discounted_returns, early_rows
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.envs.termination import TerminationRule
@@ -84,7 +84,8 @@ def agent_variants(
         last = settings.anchor_final / settings.anchor_weight
         fading = {"anchor": lambda n: 1 + (last - 1) * min(n / total, 1)}
         variants["schedules"] = variants.get("schedules", {}) | fading
-        variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight)
+        spread = float(discounted_returns(data.transitions, settings.gamma).std()) or 1.0
+        variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight * spread)
         best = best_episode_rows(data, cfg.cloning.episode_share)
         rows = data.transitions[_more_early_rows(cfg, data, best)]
         variants["anchor_rows"] = RealModelReplayBuffer(
