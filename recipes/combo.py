@@ -54,6 +54,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         num_real=mixed.num_real,
         conservative_weight=cfg.conservative_weight,
         penalized_actions=cfg.penalized_actions,
+        num_actions=cfg.num_actions,
     )
     agent = parts.make_agent_phase(cfg, sac)
     termination = parts.make_termination(cfg, data)

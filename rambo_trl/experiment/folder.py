@@ -39,6 +39,7 @@ LATER_SETTINGS = {
     "adversary_density": "mixture",
     **dict.fromkeys(("model.adversarial_batch_size", "model.likelihood_batch_size")),
     "episode_share": 1.0,
+    "num_actions": 10,
     "cloning.episode_share": 1.0,
     **dict.fromkeys(("agent.lr_decay", "model.lr_decay"), "none"),
     **dict.fromkeys(("refit", "agent.layer_norm"), False),

@@ -28,7 +28,7 @@ class MOBILELoss(DeterministicBackupSACLoss):
     r"""SAC with targets penalised by the model-Bellman inconsistency.
 
     The inconsistency of a state-action is how much the Bellman backups under the single members
-    :math:`T_m` of an ensemble disagree (Sun et al. 2023, sec. 4):
+    :math:`T_m` of an ensemble disagree (Sun et al. 2023):
 
     .. math::
         u(s, a) = \operatorname{Std}_m\left[\frac 1 N \sum_{n=1}^N \min_i \bar Q_i(s'_{mn}, a'_{mn})

@@ -46,7 +46,7 @@ class ReBRACLoss(TD3BCLoss):
     r"""TorchRL's ``TD3BCLoss`` with penalties for actor and critics that do not depend on another.
 
     The critics' target is penalised by the squared distance of the target policy's next action to
-    the data's, the actor's loss by that of its own action (Tarasov et al. 2023, Eq. 3 and 4; both
+    the data's, the actor's loss by that of its own action (Tarasov et al. 2023, sec. 3; both
     distances are sums over the action's entries):
 
     .. math::
@@ -56,7 +56,7 @@ class ReBRACLoss(TD3BCLoss):
             - \frac{\min_i Q_i(s, \pi(s))}{\operatorname{mean} |\min_i Q_i|},
 
     where :math:`\tilde a'` is the target actor's action with TD3's clipped noise. The rest of the
-    method lies in networks and training (its sec. 3): critics with LayerNorm, three hidden layers
+    method lies in networks and training: critics with LayerNorm, three hidden layers
     and large batches.
 
     Args:

@@ -318,6 +318,7 @@ class Combo(ModelBased):
 
     conservative_weight: NonNegative | None
     penalized_actions: Literal["rollout", "policy", "logsumexp"]
+    num_actions: Whole
 
 
 class AdversarialModel(WorldModel):

@@ -127,12 +127,14 @@ class Parts(Inspection):
     """What a recipe makes of its configuration, without a training.
 
     Attributes:
+        label: the method's name in results.
         monitor: what says when a run has diverged.
         updates: gradient steps of an epoch.
         results: what ``results.json`` says of the method only.
         penalty: what it takes off a reward at most.
     """
 
+    label: str
     monitor: DivergenceMonitor
     updates: int
     results: Mapping[str, Any]
@@ -141,6 +143,10 @@ class Parts(Inspection):
     def __init__(self, name: str, cfg: DictConfig, data: OfflineDataset) -> None:
         super().__init__()
         importlib.import_module(name).train(self, cfg, data)
+
+    def track(self, *, label: str, **parts: Any) -> None:
+        self.label = label
+        super().track(label=label, **parts)
 
     def epochs(self, **given: Any) -> Any:
         self.monitor, self.updates = given["monitor"], given["updates"]

@@ -29,6 +29,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.checkpoint import stateful
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.signals import Interruption
+from rambo_trl.training.phases import AgentPhase
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 #: recipe to its label, and a metric that shows the method's own part at work
@@ -201,32 +202,53 @@ def test_every_setting_has_a_rule_and_the_shipped_ones_pass(name: str, schedule:
     assert cfg.agent.tau == 0.005 or name in ("morel", "bc")
 
 
-#: data set to MOPO's (h, lambda) and COMBO's (rollout length, beta), as docs/methods.md has them
-BY_TASK: dict[str, tuple[tuple[int, float], tuple[int, float]]] = {
-    "halfcheetah-random": ((5, 0.5), (5, 0.5)),
-    "halfcheetah-medium": ((1, 1), (5, 0.5)),
-    "halfcheetah-medium-replay": ((5, 1), (5, 0.5)),
-    "halfcheetah-medium-expert": ((5, 5), (5, 5)),
-    "hopper-random": ((5, 1), (5, 0.5)),
-    "hopper-medium": ((5, 5), (5, 5)),
-    "hopper-medium-replay": ((5, 1), (5, 0.5)),
-    "hopper-medium-expert": ((5, 1), (5, 5)),
-    "walker2d-random": ((1, 1), (5, 0.5)),
-    "walker2d-medium": ((5, 5), (1, 5)),
-    "walker2d-medium-replay": ((1, 1), (1, 0.5)),
-    "walker2d-medium-expert": ((1, 2), (1, 5)),
-    "others": ((5, 1), (5, 0.5)),
+#: data set to MOPO's (h, lambda), COMBO's (length, beta), MOBILE's (length, beta) and ReBRAC's
+#: (beta_1, beta_2), as docs/methods.md has them
+BY_TASK: dict[str, tuple[tuple[float, float], ...]] = {
+    "halfcheetah-random": ((5, 0.5), (5, 0.5), (5, 0.5), (0.001, 0.1)),
+    "halfcheetah-medium": ((1, 1), (5, 0.5), (5, 0.5), (0.001, 0.01)),
+    "halfcheetah-medium-replay": ((5, 1), (5, 0.5), (5, 0.1), (0.01, 0.001)),
+    "halfcheetah-medium-expert": ((5, 5), (5, 5), (5, 1), (0.01, 0.1)),
+    "hopper-random": ((5, 1), (5, 0.5), (5, 5), (0.001, 0.01)),
+    "hopper-medium": ((5, 5), (5, 5), (5, 1.5), (0.01, 0.01)),
+    "hopper-medium-replay": ((5, 1), (5, 0.5), (5, 0.1), (0.05, 0.5)),
+    "hopper-medium-expert": ((5, 1), (5, 5), (5, 1.5), (0.1, 0.01)),
+    "walker2d-random": ((1, 1), (5, 0.5), (5, 2), (0.01, 0)),
+    "walker2d-medium": ((5, 5), (1, 5), (5, 0.5), (0.05, 0.1)),
+    "walker2d-medium-replay": ((1, 1), (1, 0.5), (1, 0.5), (0.05, 0.01)),
+    "walker2d-medium-expert": ((1, 2), (1, 5), (1, 1.5), (0.01, 0.01)),
+    "others": ((5, 1), (5, 0.5), (5, 0.5), (0.01, 0.01)),
 }
-OTHERS = ["inverteddoublependulum-medium-replay", "antmaze-umaze", "pointmaze-umaze-waypoint", ""]
+OTHERS = ["inverteddoublependulum-medium-replay", "pointmaze-umaze-waypoint", ""]
+COLUMNS = [(0, "mopo"), (1, "combo"), (2, "mobile"), (3, "rebrac")]
 
 
-@pytest.mark.parametrize(("column", "name"), [(0, "mopo"), (1, "combo")])
+@pytest.mark.parametrize(("column", "name"), COLUMNS)
 def test_published_settings_follow_the_task(column: int, name: str) -> None:
     published = importlib.import_module(name).published
     for row, settings in BY_TASK.items():
         for task in OTHERS if row == "others" else [row]:
-            assert tuple(published(task).values()) == settings[column], task
-            assert tuple(published(f"d4rl-{task}").values()) == settings[column], task
+            assert tuple(published(task).values())[:2] == settings[column], task
+            assert published(f"d4rl-{task}") == published(task)
+
+
+def test_what_else_mobile_and_rebrac_have_by_task() -> None:
+    mobile, rebrac = (importlib.import_module(name).published for name in ("mobile", "rebrac"))
+    tasks = [*BY_TASK, "antmaze-umaze"]
+    shares = {task: mobile(task)["agent.real_fraction"] for task in tasks}
+    assert shares.pop("halfcheetah-medium-expert") == 0.5 and set(shares.values()) == {0.05}
+    kept = {task for task in tasks if mobile(task)["agent.fixed_alpha"]}
+    assert kept == {"hopper-medium", "hopper-medium-replay"}
+    assert mobile("hopper-medium")["agent.fixed_alpha"] == 0.2
+    # AntMaze's rewards are a hundred times as large in its authors' code
+    mazes = {
+        "umaze": (0.003, 0.002), "umaze-diverse": (0.003, 0.001), "medium-play": (0.001, 0.0005),
+        "medium-diverse": (0.001, 0), "large-play": (0.002, 0.001), "large-diverse": (0.002, 0.002),
+    }  # fmt: skip
+    for maze, (actor, critic) in mazes.items():
+        found = list(rebrac(f"d4rl-antmaze-{maze}").values())
+        assert found == pytest.approx([actor, critic / 100, 3e-4, 5e-5, 256, 0.999])
+    assert list(rebrac("hopper-medium").values())[2:] == [1e-3, 1e-3, 1024, 0.99]
 
 
 def test_the_page_on_methods_has_the_table_of_tasks() -> None:
@@ -235,13 +257,13 @@ def test_the_page_on_methods_has_the_table_of_tasks() -> None:
     found = {}
     for line in table.splitlines():
         row, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        pairs = [re.match(r"(\d+), ([\d.]+)( \(none published\))?$", cell) for cell in cells]
-        found[row] = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
+        pairs = [re.match(r"([\d.]+), ([\d.]+)( \(none published\))?$", cell) for cell in cells]
+        found[row] = tuple((float(pair[1]), float(pair[2])) for pair in pairs if pair)
     assert found == BY_TASK
 
 
 @pytest.mark.usefixtures("tiny_dataset")
-@pytest.mark.parametrize(("column", "name"), [(0, "mopo"), (1, "combo")])
+@pytest.mark.parametrize(("column", "name"), COLUMNS[:3])
 def test_a_run_has_the_published_settings_of_its_task(
     column: int, name: str, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,17 +272,18 @@ def test_a_run_has_the_published_settings_of_its_task(
     words = ("schedule=smoke", "dataset=test/idp/tiny-v0", "epochs=1", "agent_updates=1")
     folder = recipe(name, *words, "task=d4rl-walker2d-medium", "run_dir=run", "rollout_starts=20")
     cfg = OmegaConf.load(folder / "config.yaml")
-    weight = cfg.penalty_coefficient if name == "mopo" else cfg.conservative_weight
+    key = "conservative_weight" if name == "combo" else "penalty_coefficient"
+    weight = cfg[key]
     assert (cfg.rollout_length, weight) == BY_TASK["walker2d-medium"][column]
     results = json.loads((folder / "results.json").read_text())
     assert results["rollout_length"] == cfg.rollout_length
-    assert results["penalty_coefficient" if name == "mopo" else "conservative_weight"] == weight
+    assert results[key] == weight
     # rollouts end early at most
     made = float(rows(folder)[0]["model_transitions"])
     assert made == 20 if cfg.rollout_length == 1 else 20 < made <= 20 * cfg.rollout_length
 
 
-@pytest.mark.parametrize("name", ["mopo", "combo"])
+@pytest.mark.parametrize("name", ["mopo", "combo", "mobile", "rebrac"])
 def test_every_published_row_is_a_task(name: str) -> None:
     tasks = {path.stem for path in (RECIPES / "config/task").glob("*.yaml")}
     assert {f"d4rl-{row}" for row in importlib.import_module(name).PUBLISHED} <= tasks
@@ -314,6 +337,7 @@ MODEL_SETTINGS = [
 ]  # fmt: skip
 LEARNT: dict[str, tuple[list[str], float]] = {
     "mopo": ([*MODEL_SETTINGS, "penalty_coefficient=0.5"], 0.97),
+    "mobile": ([*MODEL_SETTINGS, "penalty_coefficient=0.5", "agent.fixed_alpha=0"], 0.96),
     "morel": (MODEL_SETTINGS, 0.97),
     "combo": ([*MODEL_SETTINGS, "conservative_weight=0.1", "agent_updates=150"], 0.96),
     "cql": (
@@ -327,6 +351,7 @@ LEARNT: dict[str, tuple[list[str], float]] = {
     ),
     "iql": (["agent.scale_rewards=false", "agent.value_lr=3e-3", "agent.temperature=10"], 0.96),
     "td3_bc": ([], 0.96),
+    "rebrac": ([], 0.96),
     "bc": ([], 0.81),
 }
 
@@ -370,9 +395,15 @@ PUBLISHED_VALUES: dict[str, dict[str, float | bool | str]] = {
         "agent.real_fraction": 0.05, "agent.critic_lr": 3e-4, "agent.actor_lr": 3e-4,
         "agent.alpha_lr": 3e-4, "clone_behaviour": False,
     },
+    "mobile": {
+        "agent.real_fraction": 0.05, "agent.critic_lr": 3e-4, "agent.actor_lr": 1e-4,
+        "agent.alpha_lr": 1e-4, "clone_behaviour": False, "num_samples": 10,
+        "agent.fixed_alpha": 0.2,
+    },
     "combo": {
         "agent.real_fraction": 0.5, "agent.critic_lr": 3e-4, "agent.actor_lr": 1e-4,
         "agent.alpha_lr": 1e-4, "clone_behaviour": False, "penalized_actions": "logsumexp",
+        "num_actions": 10,
     },
     "cql": {
         "agent.conservative_weight": 5, "agent.num_actions": 10, "agent.critic_lr": 3e-4,
@@ -386,19 +417,32 @@ PUBLISHED_VALUES: dict[str, dict[str, float | bool | str]] = {
         "agent.bc_alpha": 2.5, "agent.policy_noise": 0.2, "agent.noise_clip": 0.5,
         "agent.actor_every": 2, "agent.critic_lr": 3e-4, "agent.actor_lr": 3e-4,
     },
-    "bc": {"agent.actor_lr": 3e-4},
+    "rebrac": {
+        "agent.actor_penalty": 0.05, "agent.critic_penalty": 0.5, "agent.hidden_layers": 3,
+        "agent.layer_norm": True, "agent.policy_noise": 0.2, "agent.noise_clip": 0.5,
+        "agent.actor_every": 2, "agent.batch_size": 1024, "agent.critic_lr": 1e-3,
+        "agent.actor_lr": 1e-3,
+    },
+    "bc": {"agent.actor_lr": 3e-4, "episode_share": 1.0},
 }  # fmt: skip
 
 
 #: where the authors have other values for AntMaze
-IN_ANTMAZE = {"iql": {"agent.expectile": 0.9, "agent.temperature": 10}}
+IN_ANTMAZE: dict[str, dict[str, float]] = {
+    "iql": {"agent.expectile": 0.9, "agent.temperature": 10},
+    "mobile": {"agent.fixed_alpha": 0},  # the authors have no AntMaze
+    "rebrac": {
+        "agent.actor_penalty": 0.001, "agent.critic_penalty": 5e-6, "agent.batch_size": 256,
+        "agent.gamma": 0.999, "agent.critic_lr": 5e-5, "agent.actor_lr": 3e-4,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED_VALUES)
 def test_published_values_hold_in_every_schedule_and_task(
     name: str, composed: Callable[..., DictConfig]
 ) -> None:
-    wanted = {**PUBLISHED_VALUES[name], "agent.gamma": 0.99, "agent.batch_size": 256}
+    wanted = {"agent.gamma": 0.99, "agent.batch_size": 256, **PUBLISHED_VALUES[name]}
     if name != "bc":  # which has no critics
         wanted["agent.tau"] = 0.005
     schedules = [path.stem for path in (RECIPES / "config/schedule").glob("*.yaml")]
@@ -430,15 +474,15 @@ def made(composed: Callable[..., DictConfig], parts_of: Callable[..., Any]) -> C
 def trained_on(monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]) -> Callable[..., Any]:
     """A method's parts, and the rows that it trains on."""
 
-    def trained_on(name: str, data: OfflineDataset) -> Any:
+    def trained_on(name: str, data: OfflineDataset, *words: str) -> Any:
         rows: list[Any] = []
 
-        def noting(cfg: DictConfig, transitions: Any) -> Any:
+        def noting(cfg: DictConfig, transitions: Any, **kwargs: Any) -> Any:
             rows.append(transitions)
-            return make_data_batches(cfg, transitions)
+            return make_data_batches(cfg, transitions, **kwargs)
 
         monkeypatch.setattr("launcher.parts.make_data_batches", noting)
-        return made(name, data=data), rows[0]
+        return made(name, *words, data=data), rows[0]
 
     return trained_on
 
@@ -533,6 +577,41 @@ def test_td3_bcs_published_values_reach_its_loss_and_pace(made: Callable[..., An
     assert moved == [{"critics"}, set(networks), {"critics"}, set(networks)]
 
 
+def test_rebracs_published_values_reach_its_loss_and_pace(made: Callable[..., Any]) -> None:
+    data = one_step_data(rows=300)
+    data.reward_scale = 4.0
+    words = ["agent.actor_penalty=0.05", "agent.critic_penalty=0.5"]
+    rebrac = made("rebrac", *words, data=data)
+    loss, phase = rebrac.parts["loss"], rebrac.parts["phase"]
+    assert (loss.policy_noise, loss.noise_clip) == (0.2, 0.5)
+    # the critics' penalty is for rewards in the data's unit, the actor's for values of size 1
+    assert (loss.actor_penalty, loss.critic_penalty) == (0.05, 0.5 / 4)
+    assert [step.every for step in phase.steps] == [1, 2] and phase.target_every == 2
+    critics, actor = (learning_rates(step.optimizer) for step in phase.steps)
+    assert rates_of(loss.qvalue_network_params.parameters(), critics) == {1e-3}
+    assert rates_of(loss.actor_network_params.parameters(), actor) == {1e-3}
+    assert phase.target_update.eps == 1 - 0.005
+    width = rebrac.cfg.agent.hidden_sizes[0]
+    layers = [m for m in loss.qvalue_network.modules() if not list(m.children())]
+    kinds = [type(m).__name__ for m in layers]
+    assert kinds == ["Linear", "LayerNorm", "ReLU"] * 3 + ["Linear"]
+    shapes = [tuple(p.shape[-2:]) for p in rebrac.policy.parameters() if p.ndim > 1]
+    assert shapes == [(width, 1), (width, width), (width, width), (2, width)]
+    plain = made("rebrac", *words, "agent.layer_norm=false").parts["loss"]
+    assert not [m for m in plain.qvalue_network.modules() if isinstance(m, torch.nn.LayerNorm)]
+
+
+def test_rebrac_trains_on_the_next_actions(trained_on: Callable[..., Any]) -> None:
+    data = one_step_data(rows=300)
+    data.transitions["next", "terminated"].fill_(False)
+    data.transitions["next", "done"].fill_(False)
+    _, transitions = trained_on("rebrac", data)
+    action = data.transitions["action"]
+    assert torch.equal(transitions["next", "action"], action[1:])  # nothing follows the last row
+    assert torch.equal(transitions["action"], action[:-1])
+    assert ("next", "action") not in data.transitions.keys(True), "the data set is untouched"
+
+
 def test_cqls_published_values_reach_its_loss(made: Callable[..., Any]) -> None:
     cql = made("cql")
     loss, (step,) = cql.parts["loss"], cql.parts["phase"].steps
@@ -568,7 +647,7 @@ def test_bc_is_maximum_likelihood_at_its_rate(made: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "real", "critic", "others"),
-    [("mopo", 13, 3e-4, 3e-4), ("combo", 128, 3e-4, 1e-4)],
+    [("mopo", 13, 3e-4, 3e-4), ("mobile", 13, 3e-4, 1e-4), ("combo", 128, 3e-4, 1e-4)],
 )
 def test_the_model_based_methods_published_values_reach_the_agent(
     name: str, real: int, critic: float, others: float, made: Callable[..., Any]
@@ -585,9 +664,13 @@ def test_the_model_based_methods_published_values_reach_the_agent(
     assert collector.horizon == 5
     if name == "mopo":
         assert collector.env.pessimism.coefficient == 1.0
+    elif name == "mobile":
+        assert (loss.penalty_coefficient, loss.num_samples, loss.num_real) == (0.5, 10, real)
+        assert loss.deterministic_backup and loss.world_model is method.parts["world_model"]
+        assert loss.log_alpha.requires_grad, "the temperature is learnt"
     else:
         assert (loss.conservative_weight, loss.num_real) == (0.5, real)
-        assert loss.penalized_actions == "logsumexp"
+        assert (loss.penalized_actions, loss.num_actions) == ("logsumexp", 10)
 
 
 def test_mopo_penalises_the_rollouts(made: Callable[..., Any]) -> None:
@@ -616,6 +699,65 @@ def test_mopo_penalises_the_rollouts(made: Callable[..., Any]) -> None:
     largest = float(data.transitions["next", "reward"].abs().max()) * data.reward_scale
     assert mopo.monitor.max_abs_reward == pytest.approx(largest + mopo.penalty)
     assert mopo.penalty >= float(difference.max())
+
+
+def test_mobile_keeps_a_fixed_temperature_in_the_rewards_unit(made: Callable[..., Any]) -> None:
+    data = one_step_data(rows=300)
+    data.reward_scale = 4.0
+    loss = made("mobile", "agent.fixed_alpha=0.2", data=data).parts["agent"].loss
+    assert not loss.log_alpha.requires_grad
+    assert float(loss.log_alpha.exp()) == pytest.approx(0.2 / 4)
+
+
+def test_only_mobiles_actor_slows_down(train: Callable[..., Any]) -> None:
+    """At the end of the cosine the actor stands still, the critics go on."""
+    words = [*FAST, *MODEL_SETTINGS, "model.max_passes=1", "cloning.passes=1", "agent_updates=3"]
+    moved: dict[str, list[float]] = {"actor": [], "critics": []}
+
+    def noting(agent: Any, *batches: Any) -> Any:
+        before = {p: p.detach().clone() for p in agent.loss.parameters()}
+        metrics = take(agent, *batches)
+        for name, params in (
+            ("actor", agent.loss.actor_network_params),
+            ("critics", agent.loss.qvalue_network_params),
+        ):
+            gaps = [float((p.detach() - before[p]).abs().max()) for p in params.parameters()]
+            moved[name].append(max(gaps))
+        return metrics
+
+    take = AgentPhase._step_and_follow
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AgentPhase, "_step_and_follow", noting)
+        train("mobile", one_step_data(rows=300), *words)
+    assert len(moved["actor"]) == 6
+    assert moved["actor"][-1] < 0.1 * moved["actor"][0]
+    assert moved["critics"][-1] > 0.3 * moved["critics"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "shift", "bound"),
+    [
+        ([], 0, 0.0),
+        ([], -2, None),
+        (["clip_targets=false"], 0, None),
+        (["clip_targets=true"], 0, 0),
+    ],
+)
+def test_mobile_cuts_targets_off_where_rewards_are_positive(
+    words: list[str], shift: float, bound: float | None, made: Callable[..., Any]
+) -> None:
+    data = one_step_data(rows=300)
+    data.transitions["next", "reward"] += shift
+    mobile = made("mobile", *words, data=data)
+    assert mobile.parts["agent"].loss.min_target == bound
+    assert mobile.results["clipped_targets"] is (bound is not None)
+
+
+def test_mobile_refuses_to_cut_all_targets_off(made: Callable[..., Any]) -> None:
+    data = one_step_data(rows=300)
+    data.transitions["next", "reward"] -= 2
+    with pytest.raises(ValueError, match="no reward of one-step is positive: .*=false"):
+        made("mobile", "clip_targets=true", data=data)
 
 
 def test_combos_weight_reaches_its_term(train: Callable[..., Any]) -> None:
@@ -655,7 +797,9 @@ def test_a_smaller_threshold_halts_morel_sooner_and_costs_the_penalty(
     assert found["0"] > found["null"] + 0.2
 
 
-@pytest.mark.parametrize("name", ["mopo", "morel", "combo", "cql", "iql", "td3_bc"])
+@pytest.mark.parametrize(
+    "name", ["mopo", "mobile", "morel", "combo", "cql", "iql", "td3_bc", "rebrac"]
+)
 def test_the_discount_factor_reaches_the_targets(name: str, made: Callable[..., Any]) -> None:
     # another one than TorchRL's default, which would hide a setting that goes nowhere
     method = made(name, "agent.gamma=0.9")
@@ -679,3 +823,20 @@ def test_actions_at_the_bounds_are_cloned_from_within(
     _, transitions = trained_on(name, data)
     assert transitions["action"].abs().max() < 1
     assert data.transitions["action"].max() == 1, "the data set itself is untouched"
+
+
+def test_the_best_episodes_are_cloned(trained_on: Callable[..., Any], monkeypatch: Any) -> None:
+    rows = torch.tensor([3, 4, 5, 90])
+    asked: list[float] = []
+
+    def noting(data: OfflineDataset, share: float) -> torch.Tensor:
+        asked.append(share)
+        return rows
+
+    monkeypatch.setattr("bc.best_episode_rows", noting)
+    data = one_step_data(rows=300)
+    bc, transitions = trained_on("bc", data, "episode_share=0.1")
+    assert bc.label == "10 % BC" and asked == [0.1]
+    torch.testing.assert_close(transitions["observation"], data.transitions["observation"][rows])
+    bc, transitions = trained_on("bc", data)
+    assert bc.label == "BC" and asked == [0.1] and len(transitions) == 300

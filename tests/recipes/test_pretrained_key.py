@@ -215,6 +215,7 @@ def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 OTHERS: list[tuple[str, tuple[str, ...]]] = [
     ("mopo", ()),
+    ("mobile", ()),
     ("morel", ()),
     ("combo", ()),
     ("rambo", ("adversarial_weight=0",)),

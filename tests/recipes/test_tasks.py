@@ -83,7 +83,7 @@ def test_what_follows_from_the_kind_of_task(task: str) -> None:
     assert all(OmegaConf.select(cfg, key) is None for key in published)
 
 
-@pytest.mark.parametrize("method", ["mopo", "combo", "morel"])
+@pytest.mark.parametrize("method", ["mopo", "mobile", "combo", "morel"])
 def test_the_baselines_roll_out_their_policy_unless_told_otherwise(method: str) -> None:
     task = "task=d4rl-antmaze-large-play"  # whose rollouts are random in RAMBO's
     assert composed(task, method=method).rollout_policy == "current"

@@ -21,7 +21,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.export import export_policy
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-METHODS = ("rambo", "mopo", "iql", "cql", "combo", "td3_bc", "bc")
+METHODS = ("rambo", "mopo", "mobile", "iql", "cql", "combo", "td3_bc", "rebrac", "bc")
 #: kinds of units: of actions (a heater's 0 to 50 kW), and of rewards
 UNITS = {"plain": (1.0, 0.0, 1.0), "watts": (25_000.0, 25_000.0, 1.0), "cents": (1.0, 0.0, 1e6)}
 WORDS = ("schedule=smoke", "agent_updates=15")
@@ -92,7 +92,10 @@ def run(
     def run(method: str, units: str) -> tuple[Path, list[dict[str, str]]]:
         path, folder = str(RECIPES / f"{method}.py"), tmp_path / units
         words = [*WORDS, f"dataset={data / units}", f"run_dir={folder}"]
-        words += WITH_MODEL if method in ("rambo", "mopo", "combo") else ()
+        words += WITH_MODEL if method in ("rambo", "mopo", "mobile", "combo") else ()
+        # the tank's rows are few; MOBILE's temperature for the default task is in the data's unit
+        words += ("agent.batch_size=128",) if method == "rebrac" else ()
+        words += ("agent.fixed_alpha=0",) if method == "mobile" else ()
         words += WITH_ADVERSARY if method == "rambo" else ()
         monkeypatch.setattr(sys, "argv", [path, *words])
         runpy.run_path(path, run_name="__main__")
@@ -110,9 +113,9 @@ def numbers(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
 
 #: columns in the rewards' unit; the other ones know nothing of it
 IN_REWARDS = {
-    "alpha", "data_qvalue", "discounted_return_mean", "mean_q", "model_advantage_mean",
-    "model_advantage_std", "model_qvalue", "model_reward", "model_value", "penalized_qvalue",
-    "return_mean", "return_std", "start_value",
+    "alpha", "data_qvalue", "discounted_return_mean", "inconsistency", "mean_q",
+    "model_advantage_mean", "model_advantage_std", "model_qvalue", "model_reward", "model_value",
+    "penalized_qvalue", "return_mean", "return_std", "start_value",
 }  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def test_units_change_what_is_shown_only(method: str, run: Callable[..., Any]) -
         assert export_policy(load_policy(watts), watts / "policy.pt2") < 1e-5
         exported = torch.export.load(watts / "policy.pt2").module()(torch.as_tensor(states))
         np.testing.assert_allclose(exported.detach().numpy(), action, rtol=1e-4)
-    if method == "mopo":  # whose coefficient is in the units of the data
+    if method in ("mopo", "rebrac"):  # whose coefficients are in the units of the data
         return
     cents, others = run(method, "cents")
     got = numbers(others)
