@@ -39,6 +39,9 @@ _CURVES = (
     ("model", "return_model", ORANGE, "-"),
 )
 
+#: steps above which a curve is smoothed
+_MANY = 100
+
 
 @styled()
 def plot_policy_path(path: PolicyPath, file: str | os.PathLike[str], *, title: str) -> Path:
@@ -84,11 +87,11 @@ def plot_policy_path(path: PolicyPath, file: str | os.PathLike[str], *, title: s
 
 
 def _draw_curve(axes: Axes, values: np.ndarray, *, label: str, **style: Any) -> None:
-    """Values by step, from the first on, behind a smoothed line through them."""
+    """Values by step, from the first on; many of them behind a smoothed line through them."""
     step = np.arange(1, len(values) + 1)
     known = np.isfinite(values)
     step, values = step[known], values[known]
-    if len(step) > 20:
+    if len(step) > _MANY:
         axes.plot(step, values, color=style["color"], linewidth=0.8, alpha=0.35)
         step, values = smoothed(step, values, 0.01)
     axes.plot(step, values, linewidth=2, label=label, **style)
@@ -97,7 +100,7 @@ def _draw_curve(axes: Axes, values: np.ndarray, *, label: str, **style: Any) -> 
 def _draw_error(axes: Axes, error: np.ndarray, numbers: Mapping[str, Any]) -> None:
     """The model's error by step, beside that on held-out rows."""
     label = f"one-step error on the path: {numbers['model_error']:.3g}"
-    _draw_curve(axes, error, color=PINK, label=label)
+    axes.plot(np.arange(1, len(error) + 1), error, color=PINK, linewidth=1.5, label=label)
     if numbers["holdout_error"]:
         label = f"on held-out data, after the fit: {numbers['holdout_error']:.3g}"
         axes.axhline(numbers["holdout_error"], color=BLACK, linestyle=DASHED, label=label)

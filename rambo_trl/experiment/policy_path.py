@@ -41,8 +41,8 @@ EPISODES, STARTS, REPEATS = 10, 100, 10
 #: steps that are followed at most: beyond, little is left of what a model knows
 MOST_STEPS = 300
 #: the model and the environment disagree grossly where their returns differ by more than so many
-#: standard errors, and by such a share of the larger one or of what the data's rewards amount to
-_ERRORS, _SHARE = 2.0, 0.25
+#: standard errors, by a third of the larger one and by a tenth of what the data's rewards amount to
+_ERRORS, _SHARES = 2.0, (1 / 3, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,8 @@ def _compared(
     """Whether the model's return differs grossly from the environment's, and the sentence."""
     steps, truth, model = (numbers[key] for key in ("steps", "return_truth", "return_model"))
     usual = steps * dataset.reward_scale * float(dataset.transitions["next", "reward"].abs().mean())
-    enough = max(_ERRORS * standard_error, _SHARE * max(abs(truth), abs(model), usual))
+    larger = max(abs(truth), abs(model))
+    enough = max(_ERRORS * standard_error, _SHARES[0] * larger, _SHARES[1] * usual)
     if abs(model - truth) <= enough and math.isfinite(model):
         return {"distrust": False, "line": None}
     error = f"its one-step error there is {numbers['model_error']:.3g}"

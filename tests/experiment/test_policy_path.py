@@ -238,7 +238,7 @@ def test_without_an_environment_the_model_stands_beside_the_logged_episodes() ->
         path = followed(data, share=share)
         numbers = path.numbers
         promise = (start + MOVE * share * np.arange(1, STEPS + 1) + SHIFT).sum(axis=1).mean()
-        assert (promise > returns.max()) is distrust, "the test's own"
+        assert bool(promise > returns.max()) is distrust, "of the test's own"
         assert numbers["return_model"] == pytest.approx(promise, rel=1e-4)
         assert numbers["return_logged_mean"] == pytest.approx(returns.mean(), rel=1e-5)
         assert numbers["return_logged_best"] == pytest.approx(returns.max(), rel=1e-5)
