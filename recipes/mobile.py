@@ -121,6 +121,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             "clipped_targets": clipped,
             **parts.model_results(run, cfg),
         },
+        model_env=env,
     )
 
 

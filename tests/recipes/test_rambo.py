@@ -54,7 +54,11 @@ def test_a_run_leaves_a_whole_folder(tmp_path: Path) -> None:
         assert np.isfinite(float(row["start_value"]))
     last = [float(row["return_mean"]) for row in rows if row["return_mean"]][-1]
     assert results["return_mean"] == pytest.approx(last)
-    for name in ("learning_curve.png", "config.yaml", "checkpoint/last.pt"):
+    path = results["path"]
+    assert np.isfinite([path[key] for key in ("return_truth", "return_model", "model_error")]).all()
+    # the same measure on rows like those that were fitted, so not of another size
+    assert min(results["holdout_mse"]) < path["holdout_error"] < max(results["holdout_mse"])
+    for name in ("learning_curve.png", "policy_path.png", "config.yaml", "checkpoint/last.pt"):
         assert (folder / name).stat().st_size > 0
     policy = load_policy(folder / "policy.safetensors")
     action = policy(np.zeros((3, 9)))

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from launcher import start as run_start
@@ -54,8 +55,9 @@ def wait_for(run: subprocess.Popen[str], path: Path, lines: int = 0) -> None:
         time.sleep(0.002)
 
 
-def outcome(folder: Path) -> tuple[str, bytes]:
-    return (folder / "metrics.csv").read_text(), (folder / "policy.safetensors").read_bytes()
+def outcome(folder: Path) -> tuple[str, bytes, dict[str, Any]]:
+    path = json.loads((folder / "results.json").read_text())["path"]
+    return (folder / "metrics.csv").read_text(), (folder / "policy.safetensors").read_bytes(), path
 
 
 @pytest.fixture(scope="module")
