@@ -32,7 +32,7 @@ BUNDLED_ENVIRONMENTS: dict[str, tuple[str, int, Sequence[str], int]] = {
     "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, KINDS[:5], 1),
     "hopper": ("Hopper-v5", 200_000, KINDS[:5], 2),
     "halfcheetah": ("HalfCheetah-v5", 200_000, KINDS[:5], 2),
-    "walker2d": ("Walker2d-v5", 200_000, KINDS[:5], 2),
+    "walker2d": ("Walker2d-v5", 200_000, KINDS[:5], 1),
     "pointmaze-umaze": ("PointMaze_UMaze-v3", 20_000, ("random", "waypoint"), 1),
     # No policy of the package can walk an ant: this set only shows that the path works.
     "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",), 1),
@@ -117,7 +117,7 @@ class D4RLName(NamedTuple):
         env_id: the Gymnasium environment to play in today.
         recorded_env_id: the environment that D4RL recorded.
         max_episode_steps: its time limit.
-        bundled: the bundled set of the same environment and kind; None for AntMaze.
+        bundled: the newest bundled set of the environment and kind; None for AntMaze.
     """
 
     env_id: str
@@ -131,7 +131,8 @@ def parse_d4rl_name(path: Path) -> D4RLName | None:
     stem = path.stem.lower().replace("-", "_")
     if match := _MUJOCO_PATTERN.fullmatch(stem):
         family, kind = match.group(1), match.group(2).replace("mixed", "medium_replay")
-        bundled = f"{BUNDLED_PREFIX}{family}/{kind.replace('_', '-')}-v1"
+        newest = BUNDLED_ENVIRONMENTS[family][3] - 1 if family in BUNDLED_ENVIRONMENTS else 0
+        bundled = f"{BUNDLED_PREFIX}{family}/{kind.replace('_', '-')}-v{newest}"
         return D4RLName(f"{_MUJOCO[family]}-v5", f"{_MUJOCO[family]}-v2", 1000, bundled)
     if match := _ANTMAZE_PATTERN.fullmatch(stem):
         # AntMaze v4 has the 29 entries of D4RL's files: the ant's position, then its state.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import resource
 from collections.abc import Callable
@@ -170,8 +171,8 @@ def test_unknown_name_suggests(minari_root: Path) -> None:
 def test_missing_policies_are_named(minari_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"env=Walker2d-v5` .* at .*Walker2d-v5.safetensors"):
         build_bundled("bundled/walker2d/medium-v0", policies_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"env=Walker2d-v5 bundle_until=medium` .*-to-medium.safe"):
-        build_bundled("bundled/walker2d/medium-expert-v1", policies_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"env=Hopper-v5 bundle_until=medium` .*-to-medium.safe"):
+        build_bundled("bundled/hopper/medium-expert-v1", policies_dir=tmp_path)
     assert not minari_root.exists() or not list(minari_root.iterdir())
 
 
@@ -360,6 +361,25 @@ def test_the_sets_of_version_0_stay_as_they_were() -> None:
     assert metadata["seed"] == 400_000 and metadata["policies_sha256"].startswith(VERSION_0[ENV])
     played = [["snapshot at step 11000", 30], ["snapshot at step 12000", 30]]
     assert metadata["composition"] == played
+
+
+def test_the_page_has_the_measured_table() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    with (docs / "results" / "bundled_sets.csv").open(newline="") as f:
+        head, *rows = csv.reader(f)
+    cells = [[f"`{row[0]}`", *row[1:]] for row in rows]
+    table = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+    assert "\n".join(f"| {' | '.join(row)} |" for row in table) in (docs / "data.md").read_text()
+
+
+def test_a_set_has_policies_or_is_not_offered() -> None:
+    for name in bundled_names():
+        assert all((names.POLICIES / file).is_file() for file in names.policy_files(name)), name
+
+
+def test_bundles_are_small() -> None:
+    sizes = [path.stat().st_size for path in names.POLICIES.glob("*.safetensors")]
+    assert max(sizes) < 1_000_000
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])

@@ -147,7 +147,7 @@ def test_a_missing_file_of_d4rl_s_says_what_to_take_instead(
     line = refused(f"d4rl-{name}", capsys)
     assert f"no data file d4rl/{name.replace('-', '_')}-v2.hdf5: " in line
     assert "dataset=PATH" in line and "docs/tasks.md" in line
-    kin = f"bundled/{env}/{kind}-v1"
+    kin = f"bundled/{env}/{kind}-v{names.BUNDLED_ENVIRONMENTS[env][3] - 1}"
     assert kin in bundled_names()
     if env == "walker2d" and kind != "random":  # no policies to make it with
         assert "bundled/" not in line and "no bundled set is of its kind" in line
@@ -161,7 +161,7 @@ def test_a_bundled_set_whose_policies_are_not_there_says_what_is(
     for folder in ("policies", "minari"):
         (tmp_path / folder).mkdir()
     for env in ("Hopper", "HalfCheetah"):
-        (tmp_path / f"policies/{env}-v5-to-medium.safetensors").touch()
+        (tmp_path / f"policies/{env}-v5.safetensors").touch()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setattr(names, "POLICIES", tmp_path / "policies")
     line = refused("walker2d-medium-replay", capsys)
