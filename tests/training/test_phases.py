@@ -247,7 +247,7 @@ def test_an_anchor_holds_the_actor_until_it_fades(compile: bool) -> None:
     # the critics, at rewards of a, want 1; the anchor wants -0.8
     agent = make_agent(alpha_init=0.01)
     phase = AgentPhase(
-        agent, critic_lr=1e-2, actor_lr=1e-2, compile=compile, **make_anchor(agent, -0.8, 25.0),
+        agent, critic_lr=1e-2, actor_lr=1e-2, compile=compile, **make_anchor(agent, -0.8, 5.0),
         schedules={"anchor": lambda n: float(n < 300)},
     )  # fmt: skip
 
