@@ -124,8 +124,8 @@ def _pretrain(
     )
     if clone:
         rows = data.transitions
-        if (share := cfg.cloning.get("episode_share", 1.0)) < 1:
-            rows = rows[best_episode_rows(data, share)]
+        if cfg.cloning.episode_share < 1:
+            rows = rows[best_episode_rows(data, cfg.cloning.episode_share)]
         clone_with_bar(run, cfg, actor, rows, "clone the behaviour")
     if clone or cfg.cloned_policy is not None:
         with run.watch("evaluation"), busy("evaluating the cloned policy"):

@@ -206,6 +206,7 @@ class Cloning(Settings):
     passes: Annotated[int, Field(ge=0)] | None
     batch_size: Whole
     lr: Positive
+    episode_share: Annotated[float, Field(gt=0, le=1)]
 
     @model_validator(mode="after")
     def _a_budget(self) -> Cloning:
@@ -279,12 +280,6 @@ class RamboAgent(MixedAgent):
     anchor_batch_size: Whole
 
 
-class BestCloning(Cloning):
-    """``cloning.*`` of RAMBO."""
-
-    episode_share: Annotated[float, Field(gt=0, le=1)]
-
-
 class Mopo(ModelBased):
     """Settings of ``mopo.py``."""
 
@@ -334,7 +329,6 @@ class Rambo(ModelBasedWith[RamboAgent]):
 
     rollout_length: Whole
     model: AdversarialModel
-    cloning: BestCloning
     model_updates: Annotated[int, Field(ge=0)]
     refit: bool
     early_share: Annotated[float, Field(ge=0, lt=1)]
