@@ -22,7 +22,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
-from rambo_trl.objectives import AdversarialModelLoss
+from rambo_trl.objectives import AdversarialModelLoss, DeterministicBackupSACLoss
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.reporting.paper import rambo_label
 
@@ -49,7 +49,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     real, imagined, mixed = parts.make_buffers(cfg, data)
 
     # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
-    sac = parts.make_sac(SACLoss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
+    loss = DeterministicBackupSACLoss if cfg.agent.deterministic_backup else SACLoss
+    sac = parts.make_sac(loss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
     averaged = averaged_actor(cfg, actor)
     agent = parts.make_agent_phase(cfg, sac, **agent_variants(cfg, data, sac, actor, averaged))
 

@@ -271,6 +271,7 @@ class RamboAgent(MixedAgent):
     """``agent.*`` of RAMBO."""
 
     layer_norm: bool
+    deterministic_backup: bool
     lr_decay: Literal["none", "cosine"]
     critic_warmup: Annotated[int, Field(ge=0)]
     regression_updates: Annotated[int, Field(ge=0)]

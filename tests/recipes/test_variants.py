@@ -336,7 +336,7 @@ def test_a_budget_begins_where_the_fit_ends() -> None:
 AGENT = (
     "agent.layer_norm=true", "agent.regression_updates=20", "agent.critic_warmup=1",
     "agent.lr_decay=cosine", "agent.anchor_weight=0.2", "agent.anchor_final=0.05",
-    "agent.anchor_batch_size=16", "agent.actor_average=0.5", "early_share=0.5", "early_steps=3",
+    "agent.deterministic_backup=true", "agent.anchor_batch_size=16", "agent.actor_average=0.5", "early_share=0.5", "early_steps=3",
 )  # fmt: skip
 
 
