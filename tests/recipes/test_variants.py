@@ -88,8 +88,9 @@ class Trained:
         return load_file(self.folder / "pretrained_model.safetensors")
 
 
-def test_the_defaults_are_the_papers() -> None:
-    (cfg,) = compose_jobs("rambo", [])
+@pytest.mark.parametrize("schedule", ["paper", "smoke", "thorough"])
+def test_the_defaults_are_the_papers(schedule: str) -> None:
+    (cfg,) = compose_jobs("rambo", [f"schedule={schedule}"])
     assert cfg.num_critics == 2
     assert cfg.advantage_clip is None
     assert cfg.adversary_density == "mixture"
@@ -99,6 +100,11 @@ def test_the_defaults_are_the_papers() -> None:
     assert cfg.likelihood_budget is None
     assert cfg.rollout_direction == "forward"
     assert cfg.model_matmul_dtype == "float32"
+    agent, critic = cfg.agent, ("layer_norm", "deterministic_backup", "regression_updates")
+    others = ("critic_warmup", "actor_average", "anchor_weight")
+    assert not any(agent[key] for key in (*critic, *others))
+    assert agent.lr_decay == cfg.model.lr_decay == "none"
+    assert cfg.cloning.episode_share == 1 and not cfg.refit and not cfg.early_share
 
 
 @pytest.mark.parametrize("term", ["likelihood", "kl", "total_variation"])
@@ -336,7 +342,8 @@ def test_a_budget_begins_where_the_fit_ends() -> None:
 AGENT = (
     "agent.layer_norm=true", "agent.regression_updates=20", "agent.critic_warmup=1",
     "agent.lr_decay=cosine", "agent.anchor_weight=0.2", "agent.anchor_final=0.05",
-    "agent.deterministic_backup=true", "agent.anchor_batch_size=16", "agent.actor_average=0.5", "early_share=0.5", "early_steps=3",
+    "agent.deterministic_backup=true", "agent.anchor_batch_size=16", "agent.actor_average=0.5",
+    "early_share=0.5", "early_steps=3",
 )  # fmt: skip
 
 
