@@ -44,8 +44,9 @@ __all__ = ["Epoch", "Inspection", "Run", "RunOptions", "Stopwatch", "epoch_line"
 
 #: columns of ``metrics.csv`` in the rewards' units: the data's there, the learner's in training
 REWARD_COLUMNS = frozenset({
-    "alpha", "data_qvalue", "mean_q", "model_advantage_mean", "model_advantage_std",
-    "model_qvalue", "model_reward", "model_value", "penalized_qvalue", "start_value",
+    "alpha", "data_qvalue", "inconsistency", "mean_q", "model_advantage_mean",
+    "model_advantage_std", "model_qvalue", "model_reward", "model_value", "penalized_qvalue",
+    "start_value",
 })  # fmt: skip
 #: columns of ``metrics.csv`` that folders of earlier versions do not have
 _LATER_COLUMNS = frozenset({"start_value", "discounted_return_mean"})

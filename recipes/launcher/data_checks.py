@@ -94,7 +94,9 @@ def check_task(
     if "task" in given:
         sizes = (dataset.observation_size, dataset.action_size)
         _check_sizes(dataset.name, dataset.env_id, sizes, task)
-    if "dataset" not in given or (dataset.env_id and _same_family(dataset.env_id, task)):
+    if "dataset" not in given and dataset.name == cfg.dataset:  # the task's own
+        return
+    if dataset.env_id and _same_family(dataset.env_id, task):
         return
     elsewhere = {"dataset", *given, *keys_in(f"schedule/{schedule}"), *keys_in(cfg.method)}
     settings = [key for key in keys_in(f"task/{task}") if key not in elsewhere]

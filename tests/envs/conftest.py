@@ -12,15 +12,19 @@ import pytest
 Columns = dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="session")
-def neorl2_episodes() -> Callable[[str, str], list[Columns]]:
-    """Reads a file's episodes, columns by NeoRL-2's names; skips where it is not there."""
+@pytest.fixture
+def neorl2_episodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[Columns]]:
+    """Reads a file's episodes, columns by NeoRL-2's names; skips where it is not there.
+
+    What it has read from, the library finds too.
+    """
 
     def read(task: str, split: str) -> list[Columns]:
         beside = Path(__file__).parents[3] / "shared" / "data" / "neorl2"
         path = Path(os.environ.get("NEORL2_DATASETS_PATH", beside)) / f"{task}-{split}.npz"
         if not path.is_file():
             pytest.skip(f"needs {path}, or its folder in NEORL2_DATASETS_PATH")
+        monkeypatch.setenv("NEORL2_DATASETS_PATH", str(path.parent))
         with np.load(path) as file:
             columns = dict(file)
         stops = np.flatnonzero(columns["done"] + columns["truncated"]) + 1

@@ -92,8 +92,9 @@ def test_what_comes_before_adversarial_training_and_what_is_measured(cfg: DictCo
     assert {key: cfg.model[key] for key in fit} == fit
     # until 10 passes bring no improvement, each with a look at the held-out rows
     assert {cfg.model[k] for k in ("max_passes", "max_updates", "holdout_every")} == {None}
-    cloning = {"updates": None, "passes": 50, "batch_size": 256, "lr": 1e-4}
+    cloning = {"updates": None, "passes": 50, "batch_size": 256, "lr": 1e-4, "episode_share": 1.0}
     assert OmegaConf.to_container(cfg.cloning) == cloning
+    assert cfg.model.lr_decay == "none"
     assert OmegaConf.to_container(cfg.evaluation) == {"episodes": 10, "every": 10, "last": 10}
 
 

@@ -73,7 +73,8 @@ OWN = [
     "seed=1", "model.lr=1", "model.num_members=9", "model.num_elites=1", "model.batch_size=17",
     "model.hidden_sizes=[7]", "model.patience=9", "model.min_improvement=0.5", "model.max_passes=9",
     "model.max_updates=9", "model.holdout_every=9", "cloning.updates=9",
-    "cloning.passes=9", "cloning.lr=1", "cloning.batch_size=17", "clone_behaviour=false",
+    "model.lr_decay=cosine", "cloning.episode_share=0.5", "cloning.passes=9", "cloning.lr=1",
+    "cloning.batch_size=17", "clone_behaviour=false",
     "agent.hidden_sizes=[7]", "evaluation.episodes=9", "num_critics=3", "compile=true",
     "deterministic=true", "float32_matmul_precision=medium", "model_matmul_dtype=bfloat16",
 ]  # fmt: skip

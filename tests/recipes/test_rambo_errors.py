@@ -300,8 +300,8 @@ class TestDataOfAnotherEnvironmentThanTheTask:
         assert told.endswith(": clone_behaviour=true, rollout_policy=current\n")
         given += ["clone_behaviour=true", "rollout_policy=current"]
         assert self.told(*given, chosen=False, **data) == ""
-        # quick has a rollout length of its own, and MOPO all but lambda, which it does not use
-        assert "rollout_length" not in self.told(chosen=False, schedule="quick", **data)
+        # quick has a lambda of its own, and MOPO all but lambda, which it does not use
+        assert "adversarial_weight" not in self.told(chosen=False, schedule="quick", **data)
         assert self.told(chosen=False, method="mopo", **data) == ""
 
     def test_of_the_same_sizes_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:

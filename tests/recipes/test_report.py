@@ -526,7 +526,7 @@ class TestConfigurations:
         [
             # quick had 8 passes
             (None, (8, 60), ["RAMBO", "RAMBO (model.max_passes=60)"]),
-            (1568, (None, 8), ["RAMBO", "RAMBO (model.max_updates=None, model.max_passes=8)"]),
+            (24_000, (None, 8), ["RAMBO", "RAMBO (model.max_updates=None, model.max_passes=8)"]),
         ],
     )
     def test_budgets_in_passes_are_named_where_older_runs_differ_in_them(
@@ -553,7 +553,7 @@ class TestConfigurations:
     def test_what_the_schedule_sets_is_not_named(self) -> None:
         runs = [
             record(epochs=epochs, model_updates=updates)
-            for epochs, updates in ((100, 50), (100, 300), (20, 50))  # of quick: 100 and 50
+            for epochs, updates in ((60, 100), (60, 300), (20, 100))  # of quick: 60 and 100
         ]
         labels = [c.label for c in configurations(runs, read_schedules())]
         assert labels == ["RAMBO", "RAMBO (epochs=20)", "RAMBO (model_updates=300)"]
