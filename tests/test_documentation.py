@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from statistics import fmean, pstdev
 
 import pytest
 from launcher.command_line import compose_jobs
@@ -56,21 +55,25 @@ def test_named_tests_exist() -> None:
 
 
 def test_the_readme_s_results_are_those_of_the_report() -> None:
-    folder = ROOT / "docs/results/methods"
-    with (folder / "results.csv").open() as file:
-        runs = list(csv.DictReader(file))
-    table = (ROOT / "README.md").read_text().split("| score of each seed |\n")[1].split("\n\n")[0]
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]]
-    assert len(rows) > 4
-    for method, *shown in rows:
-        of_method = [run for run in runs if run["method"] == method]
-        scores = [float(run["score"]) for run in of_method]
-        assert {run["epochs"] for run in of_method} == {"100"}
-        assert shown == [
-            str(len(scores)),
-            f"{fmean(scores):.1f} +- {pstdev(scores):.1f}",
-            ", ".join(f"{score:.1f}" for score in scores),
-        ], method
+    with (ROOT / "docs/results/neorl2/results.csv").open() as file:
+        (run,) = csv.DictReader(file)
+    rows = (ROOT / "rambo_trl/reporting/neorl2_scores.csv").read_text().splitlines()
+    scores = csv.DictReader(row for row in rows if not row.startswith("#"))
+    published = next(row for row in scores if row["task"] == "DMSD")
+    page = (ROOT / "README.md").read_text()
+    table = page.split("| method | score |\n")[1].split("\n\n")[0]
+    shown = dict(
+        [cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]
+    )
+    assert f"after {run['epochs']} epochs of the {run['schedule']} schedule" in page
+    data = (run["behaviour_score"], run["behaviour_score_best"])
+    assert "mean episode {:.1f}, best {:.1f}".format(*map(float, data)) in page
+    own, of_rambo, others = shown.items()
+    assert own == ("RAMBO, quick schedule, one seed", f"{float(run['score']):.1f}")
+    assert of_rambo == ("RAMBO, published, 2,000 epochs", f"{float(published['rambo']):.1f}")
+    *methods, last = others[0].split(", ")
+    assert last == "published" and len(methods) > 3
+    assert others[1] == ", ".join(f"{float(published[name.lower()]):.1f}" for name in methods)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
