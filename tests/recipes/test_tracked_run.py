@@ -42,7 +42,8 @@ def test_a_run_is_tracked_and_filmed(tiny_dataset, tmp_path):
     filmed = (tmp_path / "mine/policy.gif").is_file()
     # a machine that cannot draw says so, and the run has ended well all the same
     assert filmed or "no video: nothing can be drawn here" in done.stderr
-    assert set(events.Tags()["images"]) == {"learning_curve"} | ({"policy"} if filmed else set())
+    figures = {"learning_curve", "policy_path"}
+    assert set(events.Tags()["images"]) == figures | ({"policy"} if filmed else set())
 
 
 @pytest.mark.slow
