@@ -27,6 +27,7 @@ from rambo_trl.data import (
     make_replay_buffer,
 )
 from rambo_trl.data.buffers import TRANSITION_KEYS
+from rambo_trl.data.returns import early_rows
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv, LearnedTermination, fit_termination
 from rambo_trl.envs.learned_termination import MAX_UPDATES
@@ -160,8 +161,7 @@ def make_data_batches(
 
 def start_observations(data: OfflineDataset, device: str) -> Tensor:
     """First observations of episodes [B, observation_size], at most :data:`START_ROWS`."""
-    done = data.transitions["next", "done"]  # [N, 1], true in an episode's last row
-    first = torch.cat([torch.ones(1, dtype=torch.bool), done[:-1].flatten()]).nonzero().flatten()
+    first = early_rows(data.transitions, 1)
     rows = first[draw_rows(len(first), START_ROWS)]
     return data.transitions["observation"][rows].to(device)
 

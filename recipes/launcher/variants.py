@@ -112,6 +112,8 @@ def start_rows(cfg: DictConfig, data: OfflineDataset, rows: TensorDictBase) -> T
 
 def _more_early_rows(cfg: DictConfig, data: OfflineDataset, rows: Tensor) -> Tensor:
     """Row numbers [M], and those among the first steps of episodes repeated up to their share."""
+    if not cfg.early_share:
+        return rows
     early = rows[torch.isin(rows, early_rows(data.transitions, cfg.early_steps))]
     extra = round((cfg.early_share * len(rows) - len(early)) / (1 - cfg.early_share))
     if extra <= 0 or not len(early):
