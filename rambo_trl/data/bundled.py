@@ -34,6 +34,7 @@ from rambo_trl.data.environment import (
 )
 from rambo_trl.data.names import (
     BUNDLED_ENVIRONMENTS,
+    SCRIPTED,
     bundled_names,
     needs_policies,
     parse_bundled,
@@ -50,8 +51,6 @@ __all__ = [
     "bundled_plan",
     "ensure_bundled",
 ]
-
-_SCRIPTED = {"random": "uniform random", "waypoint": "waypoint controller"}  # need no policies
 
 # Episode seeds: one block for every kind. From 800,000 on recipes/behaviour.py evaluates its
 # snapshots, from 1,000,000 on the recipes evaluate their policies.
@@ -201,7 +200,7 @@ def build_bundled(
                 buffer=episodes,
                 env=env.spec,
                 eval_env=env.spec,
-                algorithm_name=_SCRIPTED.get(kind, "SAC"),
+                algorithm_name=SCRIPTED.get(kind, "SAC"),
                 author="rambo-trl",
                 description=f"{env_id}, {kind}: " + ", ".join(part.label for part in parts),
                 ref_min_score=reference[0],
@@ -255,9 +254,9 @@ def _parts(
     """Divide a set's steps among its policies; the bundles are the medium's and the expert's."""
     policies: list[tuple[str, Act]]
     if kind == "waypoint":
-        policies = [(_SCRIPTED[kind], PointMazeWaypoints(env_id))]
+        policies = [(SCRIPTED[kind], PointMazeWaypoints(env_id))]
     elif kind == "random":
-        policies = [(_SCRIPTED["random"], uniform_random_actions(_actions(env_id)))]
+        policies = [(SCRIPTED["random"], uniform_random_actions(_actions(env_id)))]
     else:
         size = math.prod(environment_spaces(env_id)[0].shape or ())
         players = [(bundles[0], bundles[0].medium)] if kind.startswith("medium") else []

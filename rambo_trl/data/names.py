@@ -12,6 +12,7 @@ __all__ = [
     "BUNDLED_ENVIRONMENTS",
     "BUNDLED_PREFIX",
     "POLICIES",
+    "SCRIPTED",
     "BundledName",
     "D4RLName",
     "bundled_equivalent",
@@ -26,7 +27,8 @@ __all__ = [
 
 BUNDLED_PREFIX = "bundled/"
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert", "waypoint")
-_SCRIPTED = ("random", "waypoint")  # need no policies
+#: kinds that need no policies, and what plays them
+SCRIPTED = {"random": "uniform random", "waypoint": "waypoint controller"}
 #: by name: Gymnasium id, steps of a set, kinds of sets, versions of each kind
 BUNDLED_ENVIRONMENTS: dict[str, tuple[str, int, Sequence[str], int]] = {
     "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, KINDS[:5], 1),
@@ -93,7 +95,7 @@ def parse_bundled(name: str) -> BundledName:
 
 def needs_policies(name: str) -> bool:
     """Whether a bundled set is of a kind that only behaviour policies can play."""
-    return parse_bundled(name).kind not in _SCRIPTED
+    return parse_bundled(name).kind not in SCRIPTED
 
 
 def policy_files(name: str) -> list[str]:

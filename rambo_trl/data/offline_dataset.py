@@ -132,9 +132,9 @@ class OfflineDataset(TransitionData):
                 **options,
             )
         files = find_neorl2(name, progress=progress)
+        if observation_keys is not None and (files is not None or is_d4rl_file(path)):
+            raise ValueError(f"{name} has plain observations: leave out observation_keys")
         if files is not None:
-            if observation_keys is not None:
-                raise ValueError(f"{name} has plain observations: leave out observation_keys")
             return cls._from_neorl2(
                 files,
                 name=name,
@@ -143,8 +143,6 @@ class OfflineDataset(TransitionData):
                 **options,
             )
         if is_d4rl_file(path):
-            if observation_keys is not None:
-                raise ValueError(f"{name} has plain observations: leave out observation_keys")
             known = parse_d4rl_name(path)
             if known is not None and options.get("env_id") is None:
                 options["env_id"] = known.env_id
