@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import SoftUpdate
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.buffers import TRANSITION_KEYS
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules import make_actor, make_qvalue
@@ -77,7 +78,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         device=cfg.device,
     )
     transitions = with_next_actions(data.transitions)
-    batches = parts.make_data_batches(cfg, transitions, further=(("next", "action"),))
+    keys = (*TRANSITION_KEYS, ("next", "action"))
+    batches = parts.make_data_batches(cfg, transitions, keys=keys)
     loss = ReBRACLoss(
         actor,
         critic,

@@ -216,9 +216,10 @@ def fit_world_model(
         holdout_every = holdout_every or min(per_pass, -(-max_updates // 5))
     batches = _batches(lambda: _shuffled(bootstrap), batch_size)
     history: list[list[float]] = []
+    decay = cosine_decay(max_updates) if lr_decay == "cosine" and max_updates else None
     for updates in itertools.count(1):
-        if lr_decay == "cosine" and max_updates is not None:
-            set_rates(optimizer, [lr * cosine_decay(max_updates)(updates - 1)])
+        if decay is not None:
+            set_rates(optimizer, [lr * decay(updates - 1)])
         step(data[next(batches)])
         if bar is not None:
             bar.update(1)

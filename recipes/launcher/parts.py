@@ -5,7 +5,7 @@ Most functions return a part of the library or of TorchRL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -146,16 +146,20 @@ def make_buffers(
 
 
 def make_data_batches(
-    cfg: DictConfig, transitions: TensorDictBase, *, further: tuple[NestedKey, ...] = ()
+    cfg: DictConfig,
+    transitions: TensorDictBase,
+    *,
+    keys: Sequence[NestedKey] = TRANSITION_KEYS,
+    batch_size: int | None = None,
 ) -> RealModelReplayBuffer:
-    """Batches of the data alone, with ``further`` entries besides those of every transition."""
+    """Batches of the data alone, by default of the agent's size."""
     real = make_real_buffer(transitions, torch.device(cfg.device))
     return RealModelReplayBuffer(
         real,
         make_replay_buffer(1),
         real_fraction=1.0,
-        batch_size=cfg.agent.batch_size,
-        keys=(*TRANSITION_KEYS, *further),
+        batch_size=batch_size or cfg.agent.batch_size,
+        keys=keys,
     )
 
 

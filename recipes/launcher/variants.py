@@ -12,6 +12,7 @@ import torch
 from launcher.parts import (
     Actor,
     make_collector,
+    make_data_batches,
     make_model_env,
     make_policy,
     make_world_model,
@@ -29,12 +30,7 @@ from rambo_trl.collectors import (
     ReverseRolloutCollector,
     reverse_transitions,
 )
-from rambo_trl.data import (
-    OfflineDataset,
-    RealModelReplayBuffer,
-    make_real_buffer,
-    make_replay_buffer,
-)
+from rambo_trl.data import OfflineDataset
 from rambo_trl.data.returns import best_episode_rows, discounted_returns, early_rows
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
@@ -87,13 +83,12 @@ def agent_variants(
         spread = float(discounted_returns(data.transitions, settings.gamma).std()) or 1.0
         variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight * spread)
         best = best_episode_rows(data, cfg.cloning.episode_share)
-        rows = data.transitions[_more_early_rows(cfg, data, best)]
-        variants["anchor_rows"] = RealModelReplayBuffer(
-            make_real_buffer(rows.select("observation", "action"), torch.device(cfg.device)),
-            make_replay_buffer(1),
-            real_fraction=1.0,
+        keys = ("observation", "action")
+        variants["anchor_rows"] = make_data_batches(
+            cfg,
+            data.transitions[_more_early_rows(cfg, data, best)].select(*keys),
+            keys=keys,
             batch_size=settings.anchor_batch_size,
-            keys=("observation", "action"),
         )
     return variants
 
