@@ -7,26 +7,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import LossModule, SACLoss
 
-__all__ = ["BehaviourAnchorLoss", "critic_values"]
-
-
-def critic_values(loss: SACLoss, rows: TensorDictBase) -> Tensor:
-    """Every critic's value of the rows' own actions.
-
-    Args:
-        loss: holds the critics; their parameters are used live.
-        rows: [*B], with what the critics read.
-
-    Returns:
-        [num_critics, *B, 1]
-    """
-    network = loss.qvalue_network
-
-    def value(params: TensorDictBase, rows: TensorDictBase) -> Tensor:
-        with params.to_module(network, preserve_module_state=False):
-            return network(rows).get(loss.tensor_keys.state_action_value)
-
-    return torch.vmap(value, (0, None))(loss.qvalue_network_params, rows.select(*network.in_keys))
+__all__ = ["BehaviourAnchorLoss"]
 
 
 class BehaviourAnchorLoss(LossModule):

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torchrl.data import Bounded
-from torchrl.objectives import BCLoss, HardUpdate, SACLoss
+from torchrl.objectives import BCLoss
 
-from rambo_trl.data.returns import discounted_returns
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.world_models import require_ensemble
 from rambo_trl.objectives import EnsembleModelLoss
-from rambo_trl.objectives.behaviour_anchor import critic_values
 from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import (
     GradientStep,
@@ -37,7 +35,7 @@ __all__ = [
     "clip_actions",
     "clone_behaviour",
     "fit_world_model",
-    "regress_critics",
+    "train_on_rows",
 ]
 
 
@@ -347,10 +345,10 @@ def clone_behaviour(
         updates = passes * (data.shape[0] // min(batch_size, data.shape[0]))
     optimizer = adam((loss.parameters(), lr))
     name = "the cloning update"
-    return _train_on_rows(losses, optimizer, data, updates, batch_size, compile, name, bar)
+    return train_on_rows(losses, optimizer, data, updates, batch_size, compile, name, bar)
 
 
-def _train_on_rows(
+def train_on_rows(
     losses: Callable[[TensorDictBase], TensorDictBase],
     optimizer: torch.optim.Optimizer,
     rows: TensorDictBase,
@@ -375,52 +373,3 @@ def _train_on_rows(
         if bar is not None:
             bar.update(1)
     return means.read()
-
-
-def regress_critics(
-    loss: SACLoss,
-    transitions: TensorDictBase,
-    *,
-    gamma: float,
-    updates: int,
-    batch_size: int = 256,
-    lr: float = 3e-4,
-    compile: bool = False,
-    bar: ProgressBar | None = None,
-) -> dict[str, float]:
-    """Fit SAC's critics to the logged discounted returns, before they bootstrap.
-
-    They then start from the value of the logged behaviour instead of from nothing (Jelley et al.
-    2024, https://arxiv.org/abs/2406.13376, sec. 4). The target critics become copies of them.
-
-    Args:
-        loss: SAC's loss; only its critics change.
-        transitions: the data [N], normalised, episode by episode.
-
-    Keyword Args:
-        gamma: discount factor, below 1.
-        updates: gradient steps.
-        batch_size: rows per update.
-        lr: Adam's learning rate.
-        compile: compile the update.
-        bar: progress in updates.
-
-    Returns:
-        Mean metrics (``loss_returns``, in the square of the rewards' unit) of the last, perhaps
-        incomplete, pass.
-    """
-    rows = transitions.select(*loss.qvalue_network.in_keys)
-    rows["return"] = discounted_returns(transitions, gamma)
-    device = loss.log_alpha.device
-    critics = loss.qvalue_network_params
-    step = adam((critics.parameters(), lr))
-
-    def losses(batch: TensorDictBase) -> TensorDictBase:
-        error = critic_values(loss, batch) - batch.get("return")
-        return TensorDict(loss_returns=error.square().mean(dim=(1, 2)).sum())
-
-    means = _train_on_rows(
-        losses, step, rows.to(device), updates, batch_size, compile, "the critics' regression", bar
-    )
-    HardUpdate(loss, value_network_update_interval=1).step()
-    return means

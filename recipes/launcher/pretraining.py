@@ -30,12 +30,8 @@ from rambo_trl.experiment.pretrained import (
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.runtime.progress import Bar, busy
-from rambo_trl.training.pretraining import (
-    ModelFit,
-    clone_behaviour,
-    fit_world_model,
-    regress_critics,
-)
+from rambo_trl.training.critic_regression import regress_critics
+from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_model
 
 #: the model as it was fitted, in the run folder
 FITTED_MODEL = PART_FILES["world_model"]

@@ -10,13 +10,12 @@ from torchrl.objectives import SACLoss
 
 from rambo_trl.modules import make_actor, make_qvalue
 from rambo_trl.objectives import BehaviourAnchorLoss
-from rambo_trl.objectives.behaviour_anchor import critic_values
 
 SPEC = Bounded(-1, 1, shape=(2,))
 
 
-def make_agent(*, layer_norm: bool = False) -> SACLoss:
-    critic = make_qvalue(3, 2, hidden_sizes=(8, 6), layer_norm=layer_norm)
+def make_agent() -> SACLoss:
+    critic = make_qvalue(3, 2, hidden_sizes=(8,))
     return SACLoss(make_actor(3, SPEC, hidden_sizes=(8,)), critic, action_spec=SPEC)
 
 
@@ -24,17 +23,11 @@ def make_rows(num: int = 16) -> TensorDict:
     return TensorDict(observation=torch.randn(num, 3), action=SPEC.rand((num,)), batch_size=[num])
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_the_loss_is_computed_as_written(layer_norm: bool) -> None:
-    agent, rows = make_agent(layer_norm=layer_norm), make_rows()
+def test_the_loss_is_computed_as_written() -> None:
+    agent, rows = make_agent(), make_rows()
     out = BehaviourAnchorLoss(agent, weight=3.0)(rows)
     with agent.actor_network_params.to_module(agent.actor_network):
         mode = agent.actor_network(rows.copy())["loc"].tanh()
-    values = []
-    for params in agent.qvalue_network_params.unbind(0):
-        with params.to_module(agent.qvalue_network):
-            values.append(agent.qvalue_network(rows.copy())["state_action_value"])
-    torch.testing.assert_close(critic_values(agent, rows), torch.stack(values))
     distance = ((mode - rows["action"]) ** 2).sum(-1).mean() / 2
     torch.testing.assert_close(out["loss_anchor"], 3.0 * distance)
     torch.testing.assert_close(out["anchor_distance"], distance)

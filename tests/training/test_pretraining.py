@@ -11,18 +11,15 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.objectives import SACLoss
 
-from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
+from rambo_trl.modules import EnsembleWorldModel, make_actor
 from rambo_trl.objectives import EnsembleModelLoss
-from rambo_trl.objectives.behaviour_anchor import critic_values
 from rambo_trl.training import pretraining
 from rambo_trl.training.pretraining import (
     EarlyStopping,
     clip_actions,
     clone_behaviour,
     fit_world_model,
-    regress_critics,
 )
 
 NOISE = torch.tensor([0.3, 0.1, 0.2])  # of the two observation entries and the reward
@@ -281,29 +278,6 @@ def test_a_rate_that_falls_ends_at_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     del settings["max_updates"]
     with pytest.raises(ValueError, match="max_updates"):
         fit_world_model(small_model(), linear_transitions(60), **settings)
-
-
-def test_critics_are_fitted_to_the_logged_returns() -> None:
-    # one state, rewards of a, episodes of one terminated row: the return is the action
-    torch.manual_seed(0)
-    action, end = 2 * torch.rand(400, 1) - 1, torch.ones(400, 1, dtype=torch.bool)
-    step = TensorDict(reward=3 * action, terminated=end, done=end, batch_size=[400])
-    rows = TensorDict(observation=torch.zeros(400, 2), action=action, next=step, batch_size=[400])
-    spec = Bounded(-1, 1, shape=(1,))
-    critic = make_qvalue(2, 1, hidden_sizes=(32,), layer_norm=True)
-    loss = SACLoss(make_actor(2, spec, hidden_sizes=(8,)), critic, action_spec=spec)
-    before = [p.clone() for p in loss.actor_network_params.parameters()]
-    metrics = regress_critics(loss, rows, gamma=0.99, updates=400, batch_size=64, lr=1e-2)
-    assert metrics["loss_returns"] < 0.05  # the variance of the returns is 3
-    torch.testing.assert_close(critic_values(loss, rows)[1], 3 * action, atol=0.3, rtol=0)
-    after = list(loss.actor_network_params.parameters())
-    assert all(map(torch.equal, before, after))
-    for online, target in zip(
-        loss.qvalue_network_params.values(True, True),
-        loss.target_qvalue_network_params.values(True, True),
-        strict=True,
-    ):
-        assert torch.equal(online, target)
 
 
 @pytest.mark.parametrize("name", ["max_passes", "max_updates", "holdout_every"])
