@@ -11,10 +11,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rambo_trl.data import OfflineDataset, make_environment, mujoco_messages_logged
-from rambo_trl.data.playing import flattening, play_start, play_step
+from rambo_trl.data import OfflineDataset
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.experiment.episodes import PlayedStep, rollout_episodes
 from rambo_trl.experiment.policy_path import imagined_rewards
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
@@ -152,25 +152,24 @@ def real_rewards(
     def normalise(observation: np.ndarray) -> Tensor:
         return dataset.normalize(torch.as_tensor(observation)).float()
 
-    with mujoco_messages_logged():
-        env = make_environment(dataset.environment)
-    layout = dataset.observation_layout
-    flatten = flattening(env) if layout is None else layout.flatten
-    starts, rewards = [], torch.zeros(horizon, EPISODES)
-    try:
-        for episode in range(EPISODES):
-            observation = normalise(play_start(env, flatten, seed=FIRST_SEED + episode))
-            starts.append(observation)
-            for step in range(horizon):
-                action = dataset.denormalize_action(act(observation[None])[0]).numpy()
-                raw, reward, terminated, truncated = play_step(env, action, flatten)
-                rewards[step, episode] = reward + dataset.reward_shift
-                if terminated or truncated:
-                    break
-                observation = normalise(raw)
-    finally:
-        env.close()
-    return torch.stack(starts), rewards
+    def play(observation: np.ndarray) -> np.ndarray:
+        return dataset.denormalize_action(act(normalise(observation))).numpy()
+
+    layout, played = dataset.observation_layout, list[PlayedStep]()
+    rollout_episodes(
+        play,
+        dataset.environment,
+        num_episodes=EPISODES,
+        seed=FIRST_SEED,
+        flatten=None if layout is None else layout.flatten,
+        max_steps=horizon,
+        on_step=played.append,
+    )
+    rewards = torch.zeros(horizon, EPISODES)
+    for step in played:
+        rewards[step.number, step.episode] = step.reward + dataset.reward_shift
+    starts = np.stack([step.observation for step in played if step.number == 0])
+    return normalise(starts), rewards
 
 
 def discounted(rewards: Tensor, gamma: float, groups: int) -> dict[str, list[float]]:
