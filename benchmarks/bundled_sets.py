@@ -1,7 +1,7 @@
 """What cloning makes of the bundled sets: python benchmarks/bundled_sets.py NAME ...
 
 For each set the scores of its episodes, their mean and the best, and those of two clones: of all
-rows, and of the tenth of the episodes that returned most. What a method of offline learning adds
+rows, and of the best episodes that hold a tenth of them. What a method of offline learning adds
 shows beyond these. The rows are written to ``bundled_sets.csv``; those of other sets in it stay.
 """
 
@@ -17,20 +17,12 @@ from measuring import add_out, at_least, markdown_table
 from torch import Tensor
 
 from rambo_trl.data import OfflineDataset
+from rambo_trl.data.returns import best_episode_rows
 from rambo_trl.experiment.evaluation import evaluate_policy
 from rambo_trl.modules.actor_critic import make_actor
 from rambo_trl.training.pretraining import clone_behaviour
 
 COLUMNS = ("set", "episodes", "mean", "best", "all rows cloned", "best tenth cloned")
-
-
-def best_rows(data: OfflineDataset, share: float) -> Tensor:
-    """Mark the rows [N] of the share of the episodes that returned most."""
-    done = data.transitions["next", "done"].squeeze(-1)
-    episode = done.cumsum(0) - done.long()
-    returns = torch.as_tensor(data.behaviour_returns)
-    best = returns.argsort(descending=True)[: max(1, round(share * len(returns)))]
-    return torch.isin(episode, best)
 
 
 def cloned_score(
@@ -57,13 +49,12 @@ def cloned_score(
 def measured(name: str, args: argparse.Namespace) -> dict[str, str]:
     """One set's row of the table."""
     data = OfflineDataset.load(name)
-    every = torch.ones(len(data), dtype=torch.bool)
     scores: Iterator[list[float]] = (
         [
             cloned_score(data, rows, seed=seed, updates=args.updates, episodes=args.episodes)
             for seed in range(args.seeds)
         ]
-        for rows in (every, best_rows(data, 0.1))
+        for rows in (best_episode_rows(data, share) for share in (1.0, 0.1))
     )
     mean, best = (
         data.normalized_score(value or 0.0)
