@@ -10,6 +10,7 @@ from typing import Any
 import hydra
 import torch
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from launcher.command_line import CONFIG_DIR, check_command_line, refuse
 from launcher.program import (
     EndingWell,
@@ -17,6 +18,7 @@ from launcher.program import (
     cannot_write,
     refusing_bad_input,
 )
+from launcher.rehearsal import Rehearsing, is_rehearsal, rehearse
 from launcher.start import prepare
 from launcher.sweep import name_sweep, sweep_job
 from omegaconf import DictConfig, OmegaConf
@@ -97,6 +99,9 @@ def launch(
             keep_freed_memory()
             choose_gpu(cfg.device)
             announce_compilation()
+            rehearsing = Rehearsing(ending.folder.path) if is_rehearsal() else None
+            if rehearsing is None and cfg.resume is None:
+                rehearse(cfg, HydraConfig.get().overrides.task, len(data))
             seed_everything(cfg.seed)
             run = make_run(cfg, data, ending.folder, ending.signals)
             ending.saved = run.saved_text
@@ -108,6 +113,8 @@ def launch(
                 refuse(error)  # the parts do not fit each other or the run's checkpoint
             finally:  # it would wait for the evaluations beside a run that has failed
                 run.abandon()
+                if rehearsing is not None:
+                    rehearsing.end()
             print(last_screen(results, ending.folder), flush=True)
 
     job: Callable[[DictConfig], Any] = main
