@@ -44,7 +44,9 @@ LATER_SETTINGS = {
     **dict.fromkeys(("agent.lr_decay", "model.lr_decay"), "none"),
     **dict.fromkeys(("refit", "agent.layer_norm", "agent.deterministic_backup"), False),
     **dict.fromkeys(("agent.critic_warmup", "agent.regression_updates"), 0),
-    **dict.fromkeys(("early_share", "agent.actor_average", "agent.anchor_weight"), 0.0),
+    **dict.fromkeys(
+        ("early_share", "agent.actor_average", "agent.anchor_weight", "model.beta"), 0.0
+    ),
     **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
 }
 

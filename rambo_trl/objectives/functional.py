@@ -78,7 +78,7 @@ def standardize(x: Tensor, eps: float = 1e-8) -> Tensor:
     return centred / (centred.square().mean().sqrt() + eps)
 
 
-def ensemble_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
+def ensemble_nll(mean: Tensor, log_var: Tensor, target: Tensor, beta: float = 0.0) -> Tensor:
     r"""Gaussian likelihood term of the model's loss, up to constants (paper Eq. 9).
 
     :math:`(\mu - y)^2 e^{-\log \sigma^2} + \log \sigma^2`, averaged over the D dimensions.
@@ -87,6 +87,8 @@ def ensemble_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
         mean: [M, B, D].
         log_var: [M, B, D].
         target: [B, D], the same for all members, or [M, B, D].
+        beta: each term is multiplied by :math:`\sigma^{2\beta}`, taken as a constant (beta-NLL,
+            https://arxiv.org/abs/2203.09168, Eq. 5); 0 is the likelihood itself.
 
     Returns:
         [M, B]
@@ -96,7 +98,10 @@ def ensemble_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
             f"expected mean and log_var [M, B, D] with target [B, D] or [M, B, D], got "
             f"{tuple(mean.shape)}, {tuple(log_var.shape)} and {tuple(target.shape)}"
         )
-    return ((mean - target).square() * (-log_var).exp() + log_var).mean(dim=-1)
+    nll = (mean - target).square() * (-log_var).exp() + log_var
+    if beta:
+        nll = nll * (beta * log_var.detach()).exp()
+    return nll.mean(dim=-1)
 
 
 def log_var_bound_penalty(min_log_var: Tensor, max_log_var: Tensor) -> Tensor:

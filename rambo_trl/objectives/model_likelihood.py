@@ -45,6 +45,10 @@ class EnsembleModelLoss(LossModule):
             the log-variance bounds, so leaving the others out changes the elites only
             through these.
         reduction: ``"mean"`` (published), ``"sum"`` over the batch, or ``"none"``.
+        beta: of the beta-NLL (Seitzer et al. 2022, https://arxiv.org/abs/2203.09168): each term of
+            the likelihood is weighted by :math:`\sigma^{2\beta}`, so that entries which are
+            predicted to a thousandth do not drown the others, such as a reward with a sharp peak.
+            Between 0, the likelihood (published), and 1, the squared error for the means.
 
     The input holds a batch [B] that all members learn from, or one batch per member [M, B]; the
     latter may hold the members' predictions (:attr:`prediction_key`), which are then not
@@ -99,12 +103,15 @@ class EnsembleModelLoss(LossModule):
         bound_weight: float = 1e-3,
         members: Literal["all", "elites"] = "all",
         reduction: Literal["mean", "sum", "none"] = "mean",
+        beta: float = 0.0,
     ) -> None:
         super().__init__()
         if members not in ("all", "elites"):
             raise ValueError(f"members must be 'all' or 'elites', got {members!r}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must lie between 0 and 1, got {beta}")
         require_ensemble(world_model, type(self).__name__)
         self.world_model = world_model
         num_layers = len(world_model.weights)
@@ -120,6 +127,7 @@ class EnsembleModelLoss(LossModule):
         self.weight_decay = [float(c) for c in weight_decay]
         self.members = members
         self.reduction = reduction
+        self.beta = float(beta)
         self.register_coeff_buffer("bound_weight", bound_weight, device=device_of(world_model))
         # set now: setting them at first use would make a compiled loss recompile
         self._set_in_keys()
@@ -171,7 +179,9 @@ class EnsembleModelLoss(LossModule):
         target = self._targets(tensordict)
         scale = model.output_scale
         error = (mean - target) / scale
-        nll = functional.ensemble_nll(error, log_var - 2 * scale.log(), torch.zeros_like(target))
+        nll = functional.ensemble_nll(
+            error, log_var - 2 * scale.log(), torch.zeros_like(target), self.beta
+        )
         if self.reduction == "mean":
             nll = nll.mean(dim=-1).sum()
         elif self.reduction == "sum":

@@ -120,6 +120,7 @@ def fit_world_model(
     max_updates: int | None = None,
     holdout_every: int | None = None,
     lr_decay: Literal["none", "cosine"] = "none",
+    beta: float = 0.0,
     standardize_reward: bool = True,
     compile: bool = False,
     on_pass: Callable[[int, Tensor], None] | None = None,
@@ -153,6 +154,8 @@ def fit_world_model(
             in any case. By default a pass, or a fifth of ``max_updates`` if that is less.
         lr_decay: ``"cosine"`` lets the rate fall to 0 along half a cosine over ``max_updates``,
             with which a fit needs fewer of them; the published rate is constant.
+        beta: weighs the entries' terms of the likelihood, see
+            :class:`~rambo_trl.objectives.EnsembleModelLoss`; the published fit has 0.
         standardize_reward: predict the standardised reward, so that its unit does not matter;
             False predicts the reward itself, as published.
         compile: compile the update.
@@ -196,7 +199,7 @@ def fit_world_model(
     )
     if standardize_reward:
         world_model.fit_reward_statistics(data.get(world_model.next_reward_key), train)
-    loss = EnsembleModelLoss(world_model)
+    loss = EnsembleModelLoss(world_model, beta=beta)
     name = "the fit's update"
     optimizer = adam((world_model.parameters(), lr))
     update = GradientStep(loss, optimizer, compile=compile, name=name)

@@ -163,6 +163,7 @@ def fit_with_bar(
             max_updates=updates,
             holdout_every=cfg.model.holdout_every if passes is None else None,
             lr_decay=cfg.model.lr_decay if passes is None else "none",
+            beta=cfg.model.beta,
             standardize_reward=cfg.reward_scale != 1,
             compile=cfg.compile,
             on_pass=lambda n, error: bar.set_postfix(holdout_mse=f"{error.mean():.4f}"),
@@ -226,7 +227,7 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
     # which older files do not name
     later = {
         "max_updates": None, "holdout_every": None, "updates": None, "episode_share": 1.0,
-        "lr_decay": "none",
+        "lr_decay": "none", "beta": 0.0,
     }  # fmt: skip
     adversarial = ("adversarial_lr", "adversarial_batch_size", "likelihood_batch_size")
     model, cloning = (

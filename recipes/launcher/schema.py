@@ -229,6 +229,7 @@ class WorldModel(Settings):
     holdout_every: Whole | None
     max_passes: Whole | None
     lr_decay: Literal["none", "cosine"]
+    beta: Share
 
     @model_validator(mode="after")
     def _decay(self) -> WorldModel:

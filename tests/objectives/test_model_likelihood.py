@@ -277,3 +277,34 @@ def test_compiled_equals_eager(backend: str, members: str) -> None:
         value.backward()
         results.append((value.detach(), [p.grad.clone() for p in model.parameters()]))
     torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("beta", [0.25, 1.0])
+def test_gradients_of_the_beta_nll_are_weighted_by_the_variances(beta: float) -> None:
+    """Eq. 5 of https://arxiv.org/abs/2203.09168, its gradients by hand (Eqs. 6 and 7)."""
+    model, batch = make_model(), real_batch(4)
+    mean, log_var = (t.detach().requires_grad_() for t in model.predict(*batch_of(batch)))
+    batch = TensorDict(
+        {key: batch[key].expand(7, *batch[key].shape) for key in ("observation", "action")}
+        | {"next": batch["next"].expand(7, 4)},
+        [7, 4],
+    )
+    batch["member_prediction"] = TensorDict({"mean": mean, "log_var": log_var}, [7, 4])
+    EnsembleModelLoss(model, beta=beta)(batch)["loss_model"].backward()
+    target = torch.cat([batch["next", "observation"], batch["next", "reward"]], -1)
+    error, variance = (mean - target).detach(), log_var.detach().exp()
+    rows = 4 * 3  # of each member, and its entries
+    torch.testing.assert_close(mean.grad, 2 * error * variance ** (beta - 1) / rows)
+    torch.testing.assert_close(
+        log_var.grad, (1 - error.square() / variance) * variance**beta / rows
+    )
+
+
+def batch_of(batch: TensorDict) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch["observation"], batch["action"]
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1])
+def test_a_beta_outside_of_0_to_1_is_refused(beta: float) -> None:
+    with pytest.raises(ValueError, match="beta must lie between 0 and 1"):
+        EnsembleModelLoss(make_model(), beta=beta)

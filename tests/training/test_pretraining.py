@@ -425,3 +425,30 @@ def test_rewards_of_any_unit_are_learnt_alike() -> None:
     for unit in (1e6, 1e-6):
         model, error = fitted(unit, standardize_reward=False)
         assert float(model.reward_std) == 1 and error > 0.5
+
+
+def test_a_noiseless_state_does_not_drown_the_reward_with_beta() -> None:
+    """A reward with a peak at 0, of a state that is known to a thousandth."""
+
+    def reward_error(beta: float) -> float:
+        torch.manual_seed(0)
+        observation, action = 2 * torch.rand(4000, 6) - 1, 2 * torch.rand(4000, 1) - 1
+        following = observation + 0.1 * action
+        rows = TensorDict(
+            observation=observation,
+            action=action,
+            next=TensorDict(
+                observation=following,
+                reward=-(following[:, :1].abs() + 0.05).log(),
+                batch_size=[4000],
+            ),
+            batch_size=[4000],
+        )
+        model = EnsembleWorldModel(6, 1, num_members=1, num_elites=1, hidden_sizes=(32, 32))
+        train, rest = rows[:3000], rows[3000:]
+        fit_world_model(
+            model, train, holdout=rest, lr=1e-3, max_updates=1200, lr_decay="cosine", beta=beta
+        )
+        return EnsembleModelLoss(model).entry_mse(rest)[-1].item()  # of a variance of 1
+
+    assert reward_error(0.5) < 0.3 < 0.6 < reward_error(0.0)
