@@ -6,6 +6,7 @@ from rambo_trl.runtime.places import ensure_home
 
 ensure_home()  # before anything is imported that looks for one
 
+from rambo_trl.experiment.guard import GuardedPolicy  # noqa: E402
 from rambo_trl.experiment.policy import Policy, load_policy  # noqa: E402
 
 gymnasium.register("rambo_trl/DMSD-v0", "rambo_trl.envs.dmsd:DMSDEnv", max_episode_steps=100)
@@ -15,4 +16,4 @@ gymnasium.register(
 
 __version__ = "0.1.0"
 
-__all__ = ["Policy", "__version__", "load_policy"]
+__all__ = ["GuardedPolicy", "Policy", "__version__", "load_policy"]

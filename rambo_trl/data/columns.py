@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 __all__ = [
@@ -158,74 +156,131 @@ def where_missing(bad: np.ndarray, names: Sequence[str]) -> str:
     return f" of {some}" + (f", where {every} has no number at all (was it text?)" if every else "")
 
 
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class DataDescription:
-    """What the data's entries are called, and the range of each observation entry.
+    """What the data's entries are called, and what they cover, in the data's own units.
+
+    What is not known is None, as in the files of older versions.
 
     Args:
         observation_names: of the observation entries.
         action_names: of the action entries.
-        observation_low: the data's least value of each observation entry, in its own unit, if
-            known.
+        observation_low: the least value of each observation entry.
         observation_high: the largest.
+        observation_p01: the value that one in a hundred is below.
+        observation_p99: the value that one in a hundred is above.
+        logged_action_low: the least value of each action entry; the bounds may reach further.
+        logged_action_high: the largest.
+        logged_action_change: the largest change of each action entry from a step to the next one.
+        distance_centre: the mean of the observations, from which distances are measured.
+        distance_matrix: M in the distance ``|M (x - centre)|``, which is Mahalanobis's with the
+            data's covariance. An entry that is constant counts for nothing.
+        distance_limit: the distance beyond which an observation is far outside.
+        step_interval: the median time from a step to the next one, in the time stamps' unit
+            (seconds for dates).
 
     Raises:
-        ValueError: if the range is no finite numbers, one a name.
+        ValueError: if numbers are not finite or not as many as the names.
 
     Examples:
         >>> data = DataDescription(("temp_C",), ("power_W",), (20.0,), (75.0,))
         >>> data.as_header()["action_names"]
         ['power_W']
+        >>> data.far_limits
+        ((-7.5,), (102.5,))
     """
 
     observation_names: tuple[str, ...]
     action_names: tuple[str, ...]
     observation_low: tuple[float, ...] | None = None
     observation_high: tuple[float, ...] | None = None
+    observation_p01: tuple[float, ...] | None = None
+    observation_p99: tuple[float, ...] | None = None
+    logged_action_low: tuple[float, ...] | None = None
+    logged_action_high: tuple[float, ...] | None = None
+    logged_action_change: tuple[float, ...] | None = None
+    distance_centre: tuple[float, ...] | None = None
+    distance_matrix: tuple[tuple[float, ...], ...] | None = None
+    distance_limit: float | None = None
+    step_interval: float | None = None
 
     def __post_init__(self) -> None:
-        for bound in (self.observation_low, self.observation_high):
-            if bound is not None and (
-                len(bound) != len(self.observation_names) or not all(map(math.isfinite, bound))
-            ):
-                raise ValueError(f"the data's range must be finite numbers, one an entry: {bound}")
+        sizes: dict[str, tuple[int, ...]] = {
+            "observation": (len(self.observation_names),),
+            "logged_action": (len(self.action_names),),
+            "distance_centre": (len(self.observation_names),),
+            "distance_matrix": (len(self.observation_names),) * 2,
+            "distance_limit": (),
+            "step_interval": (),
+        }
+        for key, value in self._numbers().items():
+            shape = next(size for start, size in sizes.items() if key.startswith(start))
+            try:
+                numbers = np.array(value, np.float64)
+            except (TypeError, ValueError):
+                numbers = np.array(np.nan)
+            if numbers.shape != shape or not np.isfinite(numbers).all():
+                what = "one an entry" if shape else "one"
+                raise ValueError(f"{key} of the data must be finite numbers, {what}: {value}")
+
+    def _numbers(self) -> dict[str, Any]:
+        """What is known beside the names."""
+        return {k: v for k, v in vars(self).items() if v is not None and not k.endswith("_names")}
 
     @classmethod
     def of_header(cls, header: Mapping[str, Any], sizes: tuple[int, int]) -> DataDescription:
         """Read what :meth:`as_header` wrote.
 
         Args:
-            header: with names and, optionally, the range.
+            header: with names and, optionally, the numbers.
             sizes: number of observation and of action entries.
 
         Raises:
-            ValueError: if the names are not as many, or the range is no numbers.
+            ValueError: if the names are not as many, or the numbers do not fit them.
         """
         observations, actions = (
             entry_names(header.get(f"{kind}_names"), size, kind, "the file")
             for kind, size in zip(("observation", "action"), sizes, strict=True)
         )
-        low, high = (header.get(f"observation_{end}") for end in ("low", "high"))
-        if low is None or high is None:
-            return cls(observations, actions)
-        return cls(observations, actions, tuple(low), tuple(high))
+        known = {f.name: header.get(f.name) for f in fields(cls) if not f.name.endswith("_names")}
+        return cls(observations, actions, **{key: _tuples(value) for key, value in known.items()})
 
     def as_header(self) -> dict[str, Any]:
         """What is written into a file, as JSON has it."""
-        return {key: list(value) for key, value in vars(self).items() if value is not None}
+        names = {
+            "observation_names": list(self.observation_names),
+            "action_names": list(self.action_names),
+        }
+        return names | self._numbers()
 
-    def limits(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Bounds [obs] beyond which observations normalised by mean and std are far outside."""
+    @property
+    def far_limits(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """The values [obs] below and above which an entry is far outside; None without a range."""
         if self.observation_low is None or self.observation_high is None:
             return None
-        low, high = (
-            torch.tensor(bound, dtype=torch.float64, device=mean.device)
-            for bound in (self.observation_low, self.observation_high)
-        )
-        room = _FAR * (high - low)
-        still = _FAR_FROM_CONSTANT * high.abs().clamp_min(1)
-        room = torch.where(low == high, still, room)
-        return ((low - room - mean) / std).float(), ((high + room - mean) / std).float()
+        pairs = list(zip(self.observation_low, self.observation_high, strict=True))
+        room = [
+            _FAR * (high - low) if low < high else _FAR_FROM_CONSTANT * max(abs(high), 1.0)
+            for low, high in pairs
+        ]
+        below = tuple(low - r for (low, _), r in zip(pairs, room, strict=True))
+        return below, tuple(high + r for (_, high), r in zip(pairs, room, strict=True))
+
+    def distances(self, observation: np.ndarray) -> np.ndarray:
+        """Distances [*] of raw observations [*, obs] from the data's centre.
+
+        Raises:
+            ValueError: if no distance is known.
+        """
+        if self.distance_matrix is None or self.distance_centre is None:
+            raise ValueError("no distance is known of these data")
+        shift = np.asarray(observation, np.float64) - np.array(self.distance_centre)
+        return np.linalg.norm(shift @ np.array(self.distance_matrix).T, axis=-1)
 
     def tell_far(self, observation: Tensor, far: Tensor) -> str:
         """Name the entries [*, obs] that lie ``far`` outside, with values and the data's range."""

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TypedDict
 
 import gymnasium
@@ -39,6 +40,7 @@ from rambo_trl.data.scaling import (
 )
 from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
+from rambo_trl.data.support import describe
 from rambo_trl.data.transitions import (
     canonical_transitions,
     check_values,
@@ -329,16 +331,16 @@ class TransitionData:
         warnings.warn("oddities is now called data_warnings", DeprecationWarning, stacklevel=2)
         return self.data_warnings
 
-    @property
+    @cached_property
     def description(self) -> DataDescription:
-        """The entries' names and the range of the observations, for a policy's file."""
-        rows = self.transitions["observation"]
-        # by way of text, so that 0.8 in float32 is 0.8 and not 0.800000011920929
-        low, high = (
-            tuple(float(str(x)) for x in self.denormalize(bound).numpy())
-            for bound in (rows.amin(0), rows.amax(0))
+        """The entries' names and what the data cover, for a policy's file; measured once."""
+        return describe(
+            self.transitions,
+            self.observation_names,
+            self.action_names,
+            step_interval=self.step_intervals.get("median"),
+            **self.statistics,
         )
-        return DataDescription(self.observation_names, self.action_names, low, high)
 
     @property
     def num_episodes(self) -> int:

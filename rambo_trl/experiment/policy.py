@@ -60,8 +60,8 @@ class Policy:
         action_low: what the actor's -1 stands for in the environment's units, [action_size]; where
             None its actions are in them.
         action_high: what 1 stands for.
-        data: names of the entries and range of the observations that it was trained on. The first
-            observation far outside of it gives a warning.
+        data: names of the entries and what the data cover that it was trained on. The first
+            observation far outside of their range gives a warning.
         env_spec: its full specification, where there is one.
 
     Examples:
@@ -80,8 +80,7 @@ class Policy:
     env_spec: EnvSpec | None = None
 
     def __post_init__(self) -> None:
-        data, mean, std = self.data, self.observation_mean, self.observation_std
-        self._limits = None if data is None else data.limits(mean, std)
+        self._told_far = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(env_id={self.env_id!r}, actor={self.actor})"
@@ -149,20 +148,22 @@ class Policy:
                 "observation: repair the reading, or act by another rule"
             )
         x = ((raw - mean) / self.observation_std).float()
-        self._warn_if_far(raw, x)
+        self._warn_if_far(raw)
         action = _mode(self.actor, x)
         if self.action_low is not None and self.action_high is not None:
             action = denormalize_action(action, self.action_low, self.action_high)
         return action.cpu().numpy() if isinstance(observation, np.ndarray) else action
 
-    def _warn_if_far(self, raw: torch.Tensor, x: torch.Tensor) -> None:
+    def _warn_if_far(self, raw: torch.Tensor) -> None:
         """Warn once where observations [*, obs] are far outside the data's."""
-        if self._limits is None:
+        limits = None if self._told_far or self.data is None else self.data.far_limits
+        if limits is None:
             return
         assert self.data is not None
-        far = (x < self._limits[0]) | (x > self._limits[1])
+        low, high = raw.new_tensor(limits)
+        far = (raw < low) | (raw > high)
         if bool(far.any()):
-            self._limits = None  # told once
+            self._told_far = True
             torchrl_logger.warning(
                 f"{self._name()} is asked far outside the data that it was trained on: "
                 f"{self.data.tell_far(raw, far)}; what it does there is not learnt. This warning "
