@@ -23,8 +23,8 @@ class GuardedAction(NamedTuple):
 
     Attributes:
         action: what to apply, [action_size] in the environment's units.
-        far: names of the observation entries that are far outside the data, by themselves or in
-            their combination.
+        far: names of the observation entries that are far outside the data by themselves, or where
+            none is, in their combination.
         missing: names of those that are not finite.
         limited: names of the action entries that range or rate changed.
         distance: of the observation from the data's centre; infinite where a reading is missing.
@@ -207,8 +207,8 @@ class GuardedPolicy:
         rows = (x[None] for x in (raw, wanted, previous))
         limited, distance, _, outside = (x[0] for x in module(*rows))
         far = outside & finite
-        if bool(finite.all()):
-            far |= self._out_of_step(raw)
+        if bool(finite.all()) and not bool(far.any()):
+            far = self._out_of_step(raw)
         step = GuardedAction(
             action=limited.cpu().numpy(),
             far=_chosen(policy.data.observation_names, far),
