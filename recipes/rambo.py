@@ -25,6 +25,7 @@ from rambo_trl.experiment.run import Run
 from rambo_trl.objectives import AdversarialModelLoss, DeterministicBackupSACLoss
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.reporting.paper import rambo_label
+from rambo_trl.training.gradient_step import cosine_decay, set_rates
 
 
 def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
@@ -109,6 +110,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     monitor = DivergenceMonitor(
         parts.max_abs_reward(data), cfg.agent.gamma, max_model_error=data_term.error_bound(run)
     )
+    adversarial_lr = cfg.model.adversarial_lr
+    falls = cosine_decay(cfg.epochs) if cfg.model.adversarial_lr_decay == "cosine" else None
     updates_per_epoch = cfg.agent_updates + model_updates // cfg.model_updates_every
     # line 2: n_iter = cfg.epochs iterations
     for epoch in run.epochs(monitor=monitor, updates=updates_per_epoch):
@@ -122,10 +125,14 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         # line 5: update the model to lower the agent's value while still fitting the data; in
         # epochs 1, 1 + model_updates_every and so on
         if model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
+            if falls is not None:
+                set_rates(adversary.optimizer, [adversarial_lr * falls(epoch.number - 1)])
             with epoch.phase("model") as bar:
                 epoch.log(adversary.run(model_updates, bar), prefix="model_")
                 epoch.log(data_term.metrics())
 
+    if falls is not None:
+        set_rates(adversary.optimizer, [adversarial_lr])  # for the report on the adversary
     epochs_done = run.progress["epoch"]
     return run.finish(
         results={

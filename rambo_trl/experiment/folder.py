@@ -41,7 +41,7 @@ LATER_SETTINGS = {
     "episode_share": 1.0,
     "num_actions": 10,
     "cloning.episode_share": 1.0,
-    **dict.fromkeys(("agent.lr_decay", "model.lr_decay"), "none"),
+    **dict.fromkeys(("agent.lr_decay", "model.lr_decay", "model.adversarial_lr_decay"), "none"),
     **dict.fromkeys(("refit", "agent.layer_norm", "agent.deterministic_backup"), False),
     **dict.fromkeys(("agent.critic_warmup", "agent.regression_updates"), 0),
     **dict.fromkeys(

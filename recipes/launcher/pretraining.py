@@ -229,7 +229,12 @@ def find_pretrained(cfg: DictConfig, progress: dict[str, Any], **parts: Stateful
         "max_updates": None, "holdout_every": None, "updates": None, "episode_share": 1.0,
         "lr_decay": "none", "beta": 0.0,
     }  # fmt: skip
-    adversarial = ("adversarial_lr", "adversarial_batch_size", "likelihood_batch_size")
+    adversarial = (
+        "adversarial_lr",
+        "adversarial_lr_decay",
+        "adversarial_batch_size",
+        "likelihood_batch_size",
+    )
     model, cloning = (
         {
             key: value

@@ -322,6 +322,7 @@ class AdversarialModel(WorldModel):
     """``model.*`` of RAMBO."""
 
     adversarial_lr: Positive
+    adversarial_lr_decay: Literal["none", "cosine"]
     adversarial_batch_size: Whole | None
     likelihood_batch_size: Whole | None
 

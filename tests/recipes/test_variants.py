@@ -31,6 +31,7 @@ from rambo_trl.experiment.run import Run
 from rambo_trl.experiment.signals import Interruption
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
+from rambo_trl.training.gradient_step import set_rates
 
 SMALL = (
     "schedule=smoke", "termination=none", "rollout_length=2", "rollout_starts=50", "epochs=1",
@@ -104,6 +105,7 @@ def test_the_defaults_are_the_papers(schedule: str) -> None:
     others = ("critic_warmup", "actor_average", "anchor_weight")
     assert not any(agent[key] for key in (*critic, *others))
     assert agent.lr_decay == cfg.model.lr_decay == "none"
+    assert cfg.model.adversarial_lr_decay == "none" and cfg.model.beta == 0
     assert cfg.cloning.episode_share == 1 and not cfg.refit and not cfg.early_share
 
 
@@ -343,7 +345,7 @@ AGENT = (
     "agent.layer_norm=true", "agent.regression_updates=20", "agent.critic_warmup=1",
     "agent.lr_decay=cosine", "agent.anchor_weight=0.2", "agent.anchor_final=0.05",
     "agent.deterministic_backup=true", "agent.anchor_batch_size=16", "agent.actor_average=0.5",
-    "early_share=0.5", "early_steps=3",
+    "early_share=0.5", "early_steps=3", "model.adversarial_lr_decay=cosine", "model.beta=0.5",
 )  # fmt: skip
 
 
@@ -369,3 +371,19 @@ def test_an_agent_that_starts_from_the_data_is_resumed_as_it_was(
     spread = float(discounted_returns(noise().transitions, settings.gamma).std())
     assert float(agent.anchor.weight) == pytest.approx((0.2 - 0.15 * 5 / 6) * spread)
     assert "loss_anchor" in whole.rows[0] and whole.run.progress["critics"] > 0
+
+
+def test_the_adversarys_rate_falls_by_the_epoch_and_is_whole_for_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def record(optimizer: torch.optim.Optimizer, values: list[float]) -> None:
+        set_rates(optimizer, values)
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    monkeypatch.setattr(rambo, "set_rates", record)
+    trained = Trained(tmp_path, "epochs=3", "model.adversarial_lr_decay=cosine")
+    whole = configured().model.adversarial_lr
+    assert rates == pytest.approx([whole, 0.75 * whole, 0.25 * whole, whole])
+    assert trained.parts["model"].optimizer.param_groups[0]["lr"] == whole
