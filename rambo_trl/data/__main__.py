@@ -1,4 +1,4 @@
-"""``python -m rambo_trl.data NAME``: what is in a data set."""
+"""``python -m rambo_trl.data NAME``: what is in a data set; or the import of logs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 
+from rambo_trl.data.log_command import (
+    add_import_options,
+    asks_for_import,
+    attach_expressions,
+    run_import,
+)
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.report import describe_dataset, plot_dataset
 from rambo_trl.runtime.places import expand_home
@@ -21,10 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Report on a data set; bad input ends with one line and exit code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m rambo_trl.data",
-        description="Report what is in a data set, and check it.",
+        description="Report what is in a data set, and check it; or make a data set of logs.",
     )
     parser.add_argument(
-        "name", help="bundled name, Minari id or folder, D4RL-format HDF5 file, or neorl2/TASK"
+        "names",
+        nargs="+",
+        metavar="name",
+        help="bundled name, Minari id or folder, D4RL-format HDF5 file, or neorl2/TASK; or logs",
     )
     parser.add_argument("--figure", type=expand_home, help="draw the data set into this image file")
     parser.add_argument(
@@ -48,32 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     reading.add_argument("--max-episode-steps", type=int, help="time limit, for a D4RL file")
     reading.add_argument("--reward-shift", type=float, default=0.0, help="added to every reward")
-    options = parser.parse_args(arguments)
-    if (options.action_low is None) != (options.action_high is None):
+    add_import_options(parser)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(attach_expressions(words))
+    importing = asks_for_import(options)
+    if len(options.names) > 1 and not importing:
+        parser.error(f"give one data set, got {' '.join(options.names)}")
+    if not importing and (options.action_low is None) != (options.action_high is None):
         parser.error("give both --action-low and --action-high, or none of them")
     set_up_messages()
     level = torchrl_logger.level
     torchrl_logger.setLevel("ERROR")  # warnings stand in the report
     try:
-        dataset = OfflineDataset.load(
-            options.name,
-            env_id=None if options.env_id == "none" else options.env_id,
-            action_spec=_bounds(options.action_low, options.action_high),
-            observation_keys=options.observation_keys,
-            max_episode_steps=options.max_episode_steps,
-            reward_shift=options.reward_shift,
-        )
-        if options.env_id == "none":
-            dataset.has_simulator = False
-        report = describe_dataset(dataset)
-        if options.figure is not None:
-            with busy("drawing the figure"):
-                plot_dataset(dataset, options.figure)
-            report += f"\n\nfigure       {options.figure}"
-        if options.memmap is not None:
-            with busy(f"writing {options.memmap}"):
-                dataset.memmap(options.memmap)
-            report += f"\n\nwritten to   {options.memmap}"
+        report = run_import(options) if importing else _report(options)
     except (ValueError, OSError) as error:
         sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
         return 2
@@ -81,6 +77,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torchrl_logger.setLevel(level)
     sys.stdout.write(report + "\n")
     return 0
+
+
+def _report(options: argparse.Namespace) -> str:
+    """Describe a data set; draw it, and write it to a folder, where that is asked for."""
+    dataset = OfflineDataset.load(
+        options.names[0],
+        env_id=None if options.env_id == "none" else options.env_id,
+        action_spec=_bounds(options.action_low, options.action_high),
+        observation_keys=options.observation_keys,
+        max_episode_steps=options.max_episode_steps,
+        reward_shift=options.reward_shift,
+    )
+    if options.env_id == "none":
+        dataset.has_simulator = False
+    report = describe_dataset(dataset)
+    if options.figure is not None:
+        with busy("drawing the figure"):
+            plot_dataset(dataset, options.figure)
+        report += f"\n\nfigure       {options.figure}"
+    if options.memmap is not None:
+        with busy(f"writing {options.memmap}"):
+            dataset.memmap(options.memmap)
+        report += f"\n\nwritten to   {options.memmap}"
+    return report
 
 
 def _numbers(text: str) -> list[float]:

@@ -41,7 +41,8 @@ def flatten_episodes(
 
     Args:
         episodes: mappings, or Minari's objects, with ``observations`` [T + 1, *], ``actions`` [T,
-            *], ``rewards``, ``terminations`` and ``truncations`` [T].
+            *], ``rewards``, ``terminations`` and ``truncations`` [T]. An entry ``is_piece`` says
+            whether an episode is a cut piece; where it is missing, the end flags do.
         name: how messages call the data set.
         max_episode_steps: the time limit, if known.
 
@@ -54,7 +55,9 @@ def flatten_episodes(
             flags are neither 0 nor 1.
     """
     columns: list[list[np.ndarray]] = [[] for _ in range(6)]
-    returns, lengths, closed = [], [], []
+    returns, lengths = [], []
+    closed: list[bool] = []
+    pieces: list[int] = []
     continuing: list[tuple[int, int]] = []  # an episode and the step of its first end flag
     for index, given in enumerate(episodes):
         where = f"{name}: episode {index}"
@@ -65,7 +68,10 @@ def flatten_episodes(
         # Summed in the source's own precision, before rewards become float32.
         returns.append(float(np.sum(episode["rewards"], dtype=np.float64)))
         lengths.append(len(rewards))
-        closed.append(bool(terminations[-1] | truncations[-1]))
+        if episode.get("is_piece", False):
+            pieces.append(len(closed))
+        # where pieces are named, an open end says nothing of the next episode
+        closed.append("is_piece" in episode or bool(terminations[-1] | truncations[-1]))
         truncations = truncations.copy()
         truncations[-1] |= not terminations[-1]
         early = np.flatnonzero((terminations | truncations)[:-1])
@@ -92,7 +98,11 @@ def flatten_episodes(
     # column by column, so that no more than one is in memory twice
     transitions = flat_columns(*(np.concatenate(columns.pop(0)) for _ in range(6)))
     logged = LoggedEpisodes.of(
-        np.array(returns), np.cumsum(lengths), np.array(closed), max_episode_steps
+        np.array(returns),
+        np.cumsum(lengths),
+        np.array(closed),
+        max_episode_steps,
+        np.array(pieces, dtype=np.int64),
     )
     return transitions, logged, (*remarks, *logged.remarks)
 

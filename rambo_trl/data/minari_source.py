@@ -131,6 +131,10 @@ def describe(
         # metadata name no entries of a joined dictionary
         if key in metadata and (key == "action_names" or layout.keys is None):
             described[key] = tuple(map(str, metadata[key]))
+    if intervals := metadata.get("step_intervals"):
+        described["step_intervals"] = intervals
+    if remarks := metadata.get("remarks"):
+        described["remarks"] = tuple(remarks)
     return _episodes(name, dataset, layout, progress), described
 
 
@@ -138,6 +142,8 @@ def _episodes(
     name: str, dataset: minari.MinariDataset, layout: ObservationLayout, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """Read the episodes one by one, their observations flattened."""
+    pieces = dataset.storage.metadata.get("cut_pieces")
+    cut = frozenset(pieces or ())
     stored = iter(dataset.storage.get_episodes(dataset.episode_indices))
     indices = range(len(dataset.episode_indices))
     label = f"reading {name}"
@@ -154,7 +160,10 @@ def _episodes(
             raise ValueError(
                 f"{name}: episode {index} is not of the set's observation space: {error}"
             ) from error
-        yield episode | {"observations": observations}
+        episode |= {"observations": observations}
+        if pieces is not None:
+            episode["is_piece"] = episode["id"] in cut
+        yield episode
 
 
 def _data_folder(path: Path) -> Path | None:

@@ -280,6 +280,8 @@ class OfflineDataset(TransitionData):
         *,
         action_spec: Bounded | None = None,
         observation_layout: ObservationLayout | None = None,
+        step_intervals: Mapping[str, float] | None = None,
+        remarks: Sequence[str] = (),
         **options: Unpack[_Options],
     ) -> OfflineDataset:
         """Build the data set from whole episodes, each in Minari's layout.
@@ -293,6 +295,8 @@ class OfflineDataset(TransitionData):
                 description then stands in for what is not given here.
             action_spec: bounds of the actions, of shape [act]; a Minari set has its own.
             observation_layout: how the environment's observations became these.
+            step_intervals: the constructor's.
+            remarks: likewise.
             **options: as for :meth:`from_arrays`; the name is ``"episodes"`` where None.
 
         Raises:
@@ -309,13 +313,14 @@ class OfflineDataset(TransitionData):
         if action_spec is None:
             raise ValueError(f"{name}: give action_spec=, the bounds of the actions")
         limit = time_limit(options.get("env_spec") or options.get("env_id"))
-        transitions, logged, remarks = flatten_episodes(episodes, name, max_episode_steps=limit)
+        transitions, logged, found = flatten_episodes(episodes, name, max_episode_steps=limit)
         return cls(
             transitions,
             action_spec=action_spec,
             episodes=logged,
             observation_layout=observation_layout,
-            remarks=remarks,
+            step_intervals=step_intervals,
+            remarks=(*remarks, *found),
             copy=False,  # the episodes were copied when they were joined
             **options,
         )

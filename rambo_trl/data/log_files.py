@@ -1,0 +1,489 @@
+"""CSV and Parquet logs as columns of numbers and of times."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import glob
+import importlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rambo_trl.data.columns import listed
+from rambo_trl.data.names import nearest, nearest_files
+from rambo_trl.runtime.places import expand_home
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Column", "LogTable", "find_logs", "is_log", "log_columns", "read_logs", "read_times"]
+
+_PARQUET = (".parquet", ".pq")
+_TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".csv.zst", ".csv.bz2")
+_SEPARATORS = ",;\t|"
+_SAMPLE = 1 << 18  # bytes of a file in which its header, separator and encoding are looked for
+#: what stands for no reading, in lower case
+_EMPTY = ("", "na", "n/a", "#n/a", "nan", "null", "none", "-", "--", "inf", "-inf")
+_TRUE, _FALSE = ("true",), ("false",)
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_MAX_WORDS = 20  # kinds of a column of text
+
+
+@dataclass
+class Column:
+    """A column of a log.
+
+    Attributes:
+        values: float64 [N], NaN where there is no reading; of a column of text the place of its
+            word in ``words``.
+        words: the words of a column of text, sorted; None of a column of numbers.
+        unreadable: cells that are no number, with how often they occur.
+    """
+
+    values: np.ndarray
+    words: tuple[str, ...] | None = None
+    unreadable: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class LogTable:
+    """The columns of logs that are used, the rows of all files one after another.
+
+    Attributes:
+        columns: by name, numbers or words.
+        raw: by name, Arrow columns as they were read: times and episodes.
+        file: int64 [N], the number of each row's file.
+        files: their paths.
+        malformed: lines that do not have as many cells as the header, which are left out.
+        notes: how the files were read, where it was not plain.
+    """
+
+    columns: dict[str, Column]
+    raw: dict[str, Any]
+    file: np.ndarray
+    files: tuple[Path, ...]
+    malformed: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.file)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a text file is laid out."""
+
+    names: tuple[str, ...]
+    separator: str
+    encoding: str
+
+
+def _arrow() -> Any:
+    try:
+        for module in ("compute", "csv", "parquet"):
+            importlib.import_module(f"pyarrow.{module}")
+    except ImportError:
+        raise ValueError('reading logs needs pyarrow: pip install "rambo_trl[logs]"') from None
+    return importlib.import_module("pyarrow")
+
+
+def is_log(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a CSV or Parquet file, or a pattern of some."""
+    return os.fspath(name).lower().endswith((*_PARQUET, *_TEXT))
+
+
+def find_logs(patterns: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    """The files that names and patterns (``logs/*.csv``) mean, each once, sorted in a pattern.
+
+    Raises:
+        ValueError: if a name or a pattern means no file.
+    """
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        path = expand_home(pattern)
+        found = (
+            [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        )
+        found = [each for each in found if each.is_file()]
+        if not found:
+            near = nearest_files(path)
+            told = f"; there is {listed(near)}" if near else ""
+            raise ValueError(f"no file {os.fspath(pattern)!r}{told}")
+        files |= dict.fromkeys(found)
+    return tuple(files)
+
+
+def log_columns(
+    path: Path, *, separator: str | None = None, encoding: str | None = None, skip: int = 0
+) -> tuple[str, ...]:
+    """The names of a file's columns."""
+    if path.suffix.lower() in _PARQUET:
+        return _parquet_names(path)
+    return _format(path, separator, encoding, skip).names
+
+
+def _parquet_names(path: Path) -> tuple[str, ...]:
+    pa = _arrow()
+    try:
+        return tuple(pa.parquet.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
+
+
+def _format(path: Path, separator: str | None, encoding: str | None, skip: int) -> _Format:
+    """Look at the head of a text file."""
+    pa = _arrow()
+    try:
+        with pa.input_stream(str(path), compression="detect") as file:
+            head = file.read(_SAMPLE)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if encoding is None:
+        encoding = "utf-8"
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+        else:
+            try:
+                codecs.getincrementaldecoder("utf-8")().decode(head)
+            except UnicodeDecodeError:
+                encoding = "cp1252"  # of Windows
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"{path} cannot be read: {error}: give --encoding") from None
+    lines = text.removeprefix("\ufeff").splitlines()
+    if len(lines) <= skip:
+        raise ValueError(f"{path} has no line with the names of its columns")
+    header = lines[skip]
+    if separator is None:
+        separator = max(_SEPARATORS, key=lambda s: len(next(csv.reader([header], delimiter=s))))
+    cells = next(csv.reader([header], delimiter=separator))
+    names = tuple(cell.strip() or f"column {i + 1}" for i, cell in enumerate(cells))
+    return _Format(names, separator, encoding)
+
+
+def check_names(wanted: Sequence[str], known: Sequence[str], where: str, option: str) -> None:
+    """Refuse names that are not those of columns, with the nearest ones.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in wanted:
+        count = list(known).count(name)
+        if count == 1:
+            continue
+        if count:
+            raise ValueError(f"{where} has {count} columns called {name!r}: give each its own name")
+        lower = {other.lower(): other for other in known}
+        close = nearest(name.lower(), lower, cutoff=0.5) or [n for n in lower if name.lower() in n]
+        near = [lower[n] for n in close] or [lower[n] for n in [name.lower()] if n in lower]
+        told = f"did you mean {' or '.join(near)}?" if near else f"its columns: {', '.join(known)}"
+        raise ValueError(f"{option}: {where} has no column {name!r}; {told}")
+
+
+def read_logs(
+    files: Sequence[Path],
+    numbers: Sequence[str],
+    raw: Sequence[str] = (),
+    *,
+    separator: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
+    skip: int = 0,
+    missing: Sequence[str] = (),
+    time: str | None = None,
+) -> LogTable:
+    """Read the columns of all files that are used.
+
+    Args:
+        files: CSV files, compressed or not, and Parquet files.
+        numbers: columns of numbers or words.
+        raw: columns that are kept as they are.
+        separator: between the cells of CSV files; of each file the one that makes most columns
+            where None.
+        decimal: ``"."`` or ``","``; where None the comma if cells of numbers have it, and no point.
+        encoding: of CSV files; UTF-8 where None, else UTF-16 with its mark, else Windows' own.
+        skip: lines before the one with the names.
+        missing: cells that stand for no reading, numbers or words, besides the usual ones.
+        time: of which column :class:`LogTable` needs whole lines only.
+
+    Raises:
+        ValueError: if a file cannot be read, or a column is neither numbers nor some words.
+    """
+    pa = _arrow()
+    wanted = list(dict.fromkeys([*numbers, *raw]))
+    tables, notes, malformed = [], [], 0
+    for path in files:
+        if path.suffix.lower() in _PARQUET:
+            check_names(wanted, _parquet_names(path), str(path), "columns")
+            try:
+                tables.append(pa.parquet.read_table(path, columns=wanted))
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
+            continue
+        layout = _format(path, separator, encoding, skip)
+        check_names(wanted, layout.names, str(path), "columns")
+        table, bad = _read_text(path, layout, wanted, skip)
+        tables.append(table)
+        malformed += bad
+        told = [f"separated by {layout.separator!r}"] * (layout.separator != ",")
+        told += [f"encoded in {layout.encoding}"] * (layout.encoding != "utf-8")
+        notes += [", ".join(told)] * bool(told)
+    lengths = [len(table) for table in tables]
+    columns, kept = {}, {}
+    for name in wanted:
+        parts = [table[name] for table in tables]
+        if name in raw:
+            kept[name] = parts
+        if name in numbers:
+            columns[name] = _column(parts, name, decimal, missing, notes)
+    return LogTable(
+        columns,
+        kept,
+        np.repeat(np.arange(len(files)), lengths),
+        tuple(files),
+        malformed,
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _read_text(path: Path, layout: _Format, wanted: list[str], skip: int) -> tuple[Any, int]:
+    """Read cells as text, so that no cell far below can be of another kind than those above."""
+    pa = _arrow()
+    bad = 0
+
+    def leave_out(row: Any) -> str:
+        nonlocal bad
+        bad += 1
+        return "skip"
+
+    # a column of a twice given name is not wanted, but must not be called like another
+    names = [n if layout.names.index(n) == i else f"{n} #{i}" for i, n in enumerate(layout.names)]
+    try:
+        table = pa.csv.read_csv(
+            path,
+            read_options=pa.csv.ReadOptions(
+                column_names=names, skip_rows=skip + 1, encoding=layout.encoding
+            ),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=layout.separator, invalid_row_handler=leave_out
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            return pa.table({name: pa.array([], pa.string()) for name in wanted}), bad
+        if layout.encoding == "utf-8" and "UTF8" in str(error):  # further down than the sample
+            windows = _Format(layout.names, layout.separator, "cp1252")
+            return _read_text(path, windows, wanted, skip)
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    return table, bad
+
+
+def _column(
+    parts: list[Any], name: str, decimal: str | None, missing: Sequence[str], notes: list[str]
+) -> Column:
+    """Make numbers of a column, else the places of words."""
+    pa = _arrow()
+    values: list[np.ndarray] = []
+    texts = [pa.types.is_string(p.type) or _is_words(p.type) for p in parts]
+    if not any(texts):
+        for part in parts:
+            try:
+                part = part.cast(pa.float64())
+            except pa.ArrowException:
+                raise ValueError(
+                    f"column {name!r} of type {part.type} holds no numbers: give --time for a "
+                    "column of dates, and leave out others"
+                ) from None
+            values.append(part.to_numpy())
+        column = Column(np.concatenate(values).astype(np.float64))
+    else:
+        cells = pa.chunked_array(
+            [chunk for part in parts for chunk in part.cast(pa.string()).chunks], pa.string()
+        )
+        column = _of_text(cells, name, decimal, missing, notes)
+    column.values[~np.isfinite(column.values)] = np.nan
+    if column.words is None:
+        for text in missing:
+            try:
+                column.values[column.values == float(text)] = np.nan
+            except ValueError:
+                continue
+    return column
+
+
+def _is_words(kind: Any) -> bool:
+    pa = _arrow()
+    return bool(pa.types.is_dictionary(kind) or pa.types.is_large_string(kind))
+
+
+def _of_text(
+    cells: pa.ChunkedArray,
+    name: str,
+    decimal: str | None,
+    missing: Sequence[str],
+    notes: list[str],
+) -> Column:
+    pa = _arrow()
+    pc = pa.compute
+    cells = pc.utf8_trim_whitespace(cells)
+    lower = pc.utf8_lower(cells)
+    empty = pa.array([*_EMPTY, *(text.lower() for text in missing)])
+    cells = pc.if_else(pc.is_in(lower, empty), pa.scalar(None, pa.string()), cells)
+    if cells.null_count == len(cells):
+        return Column(np.full(len(cells), np.nan))
+    plain = cells
+    if decimal != "." and _any(pc.match_substring(cells, ",")):
+        commas = pc.replace_substring(cells, ",", ".")
+        with_point = _any(pc.match_substring_regex(cells, r"^[+-]?\d+\.\d+$"))
+        if decimal == "," or (not with_point and _any(pc.match_substring_regex(commas, _NUMBER))):
+            plain = commas
+            notes.append("with decimal commas")
+    try:
+        return Column(plain.cast(pa.float64()).to_numpy().astype(np.float64))
+    except pa.ArrowInvalid:
+        pass
+    known = pc.drop_null(cells)
+    if _all(pc.is_in(pc.utf8_lower(known), pa.array([*_TRUE, *_FALSE]))):
+        return Column(pc.equal(pc.utf8_lower(cells), "true").cast(pa.float64()).to_numpy())
+    is_number = pc.match_substring_regex(plain, _NUMBER)
+    share = float(np.mean(pc.drop_null(is_number).to_numpy(zero_copy_only=False)))
+    if share == 0:
+        return _words(cells, name)
+    odd = pc.value_counts(cells.filter(pc.invert(is_number)))
+    unreadable = {str(each["values"]): int(each["counts"]) for each in odd.to_pylist()}
+    if share < 0.5:
+        raise ValueError(
+            f"column {name!r}: {100 * (1 - share):.0f} % of the cells are no numbers, such as "
+            f"{_some(unreadable)}: correct the log, or leave the column out"
+        )
+    numbers = pc.if_else(is_number, plain, pa.scalar(None, pa.string())).cast(pa.float64())
+    return Column(numbers.to_numpy().astype(np.float64), None, unreadable)
+
+
+def _words(cells: Any, name: str) -> Column:
+    """The places of a column's words among all of them, sorted."""
+    pa = _arrow()
+    pc = pa.compute
+    words = sorted(pc.drop_null(pc.unique(cells)).to_pylist())
+    if len(words) > _MAX_WORDS:
+        raise ValueError(
+            f"column {name!r} is text with {len(words)} different values, such as "
+            f"{_some(words)}: leave it out, or write numbers (dates belong to --time)"
+        )
+    places = pc.index_in(cells, pa.array(words)).cast(pa.float64())
+    return Column(places.to_numpy().astype(np.float64), tuple(words))
+
+
+def _some(cells: Iterable[str]) -> str:
+    return listed([repr(cell) for cell in cells])
+
+
+def _any(flags: Any) -> bool:
+    return bool(_arrow().compute.any(flags).as_py())
+
+
+def _all(flags: Any) -> bool:
+    return bool(_arrow().compute.all(flags).as_py())
+
+
+def read_times(parts: Sequence[Any], name: str, layout: str | None = None) -> np.ndarray:
+    """Seconds since the earliest time, float64 [N], NaN where there is none.
+
+    Args:
+        parts: Arrow columns, one a file: seconds as numbers, dates, or text of either, dates by
+            ISO 8601, with the offset from UTC or without.
+        name: of the column.
+        layout: of dates in other forms, as ``strptime`` takes it, such as
+            ``"%d.%m.%Y %H:%M:%S"``.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    pa = _arrow()
+    given: list[Any] = []
+    for part in parts:
+        if pa.types.is_string(part.type) or _is_words(part.type):
+            part = _times_of_text(part.cast(pa.string()), name, layout)
+        if pa.types.is_date(part.type):
+            part = part.cast(pa.timestamp("us"))
+        given.append(part)
+    kinds = {_kind_of_time(part.type) for part in given if part.null_count < len(part)}
+    if "other" in kinds:
+        raise ValueError(f"--time: column {name!r} of type {given[0].type} holds no times")
+    if len(kinds) > 1:
+        raise ValueError(
+            f"--time: column {name!r} holds {' and '.join(sorted(kinds))} in different files: "
+            "write all alike"
+        )
+    if kinds <= {"numbers"}:
+        times = np.concatenate([part.cast(pa.float64()).to_numpy() for part in given])
+        times = times.astype(np.float64)
+        times[~np.isfinite(times)] = np.nan
+        return times
+    stamps = [part.cast(pa.timestamp("ns", part.type.tz)).cast(pa.int64()) for part in given]
+    known = np.concatenate([part.is_valid().to_numpy() for part in stamps])
+    whole = np.concatenate([part.fill_null(0).to_numpy() for part in stamps])
+    first = whole[known].min() if known.any() else 0
+    return np.where(known, (whole - first) / 1e9, np.nan)
+
+
+def _kind_of_time(kind: Any) -> str:
+    pa = _arrow()
+    if pa.types.is_timestamp(kind):
+        return "dates with an offset from UTC" if kind.tz else "dates without one"
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return "numbers" if is_number else "other"
+
+
+def _times_of_text(cells: Any, name: str, layout: str | None) -> Any:
+    pa = _arrow()
+    pc = pa.compute
+    cells = pc.utf8_trim_whitespace(cells)
+    empty = pc.is_in(pc.utf8_lower(cells), pa.array(_EMPTY))
+    cells = pc.if_else(empty, pa.scalar(None, pa.string()), cells)
+    if layout is not None:
+        try:
+            stamps = [
+                None if cell is None else datetime.strptime(cell, layout)
+                for cell in cells.to_pylist()
+            ]
+        except ValueError as error:
+            raise ValueError(f"--time-format: column {name!r}: {error}") from None
+        aware = [s is not None and s.tzinfo is not None for s in stamps]
+        if any(aware):
+            stamps = [None if s is None else s.astimezone(timezone.utc) for s in stamps]
+            return pa.chunked_array([pa.array(stamps, pa.timestamp("us", "UTC"))])
+        return pa.chunked_array([pa.array(stamps, pa.timestamp("us"))])
+    # an offset may be set off by a space
+    dates = pc.replace_substring_regex(cells, r" ([+-]\d\d:?\d\d|Z)$", r"\1")
+    numbers = pc.replace_substring(cells, ",", ".")
+    for text, kind in (
+        (numbers, pa.float64()),
+        (dates, pa.timestamp("ns")),
+        (dates, pa.timestamp("ns", "UTC")),
+    ):
+        try:
+            return text.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    some = pc.drop_null(cells)[:3].to_pylist()
+    raise ValueError(
+        f"--time: column {name!r} holds neither seconds nor dates as 2024-12-31 23:59:59, with an "
+        f"offset such as +01:00 in all rows or in none, but {_some(some)}: give --time-format, "
+        "such as '%d.%m.%Y %H:%M:%S'"
+    )

@@ -1,0 +1,542 @@
+"""From CSV and Parquet logs to a Minari data set, with an account of what was kept and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+import torch
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import DATASET_ID_RE
+from minari.namespace import create_namespace, list_local_namespaces
+from torchrl.data import Bounded
+
+from rambo_trl.data.bundled import bundled_path
+from rambo_trl.data.checks import step_intervals
+from rambo_trl.data.columns import listed
+from rambo_trl.data.log_expression import LogExpression
+from rambo_trl.data.log_files import (
+    LogTable,
+    check_names,
+    find_logs,
+    log_columns,
+    read_logs,
+)
+from rambo_trl.data.log_report import FILLED, OUTSIDE, describe_import
+from rambo_trl.data.log_rows import LogRows, order_rows
+from rambo_trl.data.log_steps import Side, Steps, cut_steps
+from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.storage import check_space, minari_root, move_into_place, staging
+
+__all__ = ["ImportedLog", "LogImport", "check_free", "import_logs", "store_log"]
+
+
+@dataclass(frozen=True)
+class LogImport:
+    """What a log's columns mean, and how it is read.
+
+    Args:
+        observation: columns of the observation, in order.
+        action: columns of the action, in order.
+        reward: a column or a :class:`~rambo_trl.data.log_expression.LogExpression` in the row that
+            a step starts from; ``next.`` asks for the row that it leads to.
+        episode: column with the episodes' numbers or names; where None, episodes are cut at gaps.
+        time: column with times; rows are taken in the file's order where None.
+        terminal: a column of 0 and 1, or a comparison: the episode ended by itself.
+        truncated: likewise: it was cut off, by the clock; the last row of each episode where None.
+        action_in: the row of a step in which its action stands: the one that it starts from, where
+            the action was then taken, or the one that it leads to.
+        end_in: likewise of ``terminal`` and ``truncated``; None for ``"to"``, refused where the
+            rows look like the other.
+        max_gap: see :func:`~rambo_trl.data.log_rows.order_rows`.
+        per_file: likewise.
+        fill: over how many rows in turn a missing reading is the one before.
+        missing: cells that stand for no reading, besides the usual ones.
+        ranges: by column, (lowest, highest) possible reading; others are missing.
+        action_low: bounds of the actions, one a column; the data's where None.
+        action_high: likewise.
+        keep_constant: keep observation columns that never change.
+        separator: of CSV files, found out where None, as the next three.
+        decimal: point or comma.
+        encoding: of text files.
+        skip: lines before the one with the names.
+        time_format: of dates, as ``strptime`` takes it.
+    """
+
+    observation: Sequence[str]
+    action: Sequence[str]
+    reward: str
+    episode: str | None = None
+    time: str | None = None
+    terminal: str | None = None
+    truncated: str | None = None
+    action_in: Side = "from"
+    end_in: Side | None = None
+    max_gap: float | None = None
+    per_file: bool = False
+    fill: int = 0
+    missing: Sequence[str] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    action_low: Sequence[float] | None = None
+    action_high: Sequence[float] | None = None
+    keep_constant: bool = False
+    separator: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    skip: int = 0
+    time_format: str | None = None
+
+
+@dataclass(frozen=True)
+class ImportedLog:
+    """Episodes of a log.
+
+    Attributes:
+        episodes: in Minari's layout, each with ``is_piece``.
+        observation_names: of the entries.
+        action_names: likewise.
+        action_low: float64 [act], bounds of the actions.
+        action_high: likewise.
+        intervals: mean, std, min, median and max of the time that a step takes; empty without
+            times.
+        dataset: the same as a data set, whose checks have passed.
+        report: an account in lines.
+        settings: what the columns mean, by name.
+    """
+
+    episodes: list[dict[str, Any]]
+    observation_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_low: np.ndarray
+    action_high: np.ndarray
+    intervals: dict[str, float]
+    remarks: tuple[str, ...]
+    dataset: OfflineDataset
+    report: str
+    settings: dict[str, Any]
+
+
+def import_logs(
+    patterns: Sequence[str | os.PathLike[str]],
+    settings: LogImport,
+    *,
+    name: str = "log",
+    env_id: str | None = None,
+) -> ImportedLog:
+    """Read logs as episodes.
+
+    Args:
+        patterns: CSV and Parquet files, or patterns of their names.
+        settings: what the columns mean.
+        name: what messages call the data set.
+        env_id: Gymnasium id of a simulator, if there is one.
+
+    Raises:
+        ValueError: naming the column or option, and what to change.
+    """
+    files = find_logs(patterns)
+    reading = {key: getattr(settings, key) for key in ("separator", "encoding", "skip")}
+    known = log_columns(files[0], **reading)
+    _check_settings(settings, known, str(files[0]))
+    reward = LogExpression(settings.reward, known, "--reward")
+    flags = {
+        key: LogExpression(text, known, f"--{key}")
+        for key in ("terminal", "truncated")
+        if (text := getattr(settings, key)) is not None
+    }
+    asked = [column for each in (reward, *flags.values()) for column in each.columns]
+    table = read_logs(
+        files,
+        [*settings.observation, *settings.action, *asked],
+        [column for column in (settings.episode, settings.time) if column is not None],
+        decimal=settings.decimal,
+        missing=settings.missing,
+        **reading,
+    )
+    if not len(table):
+        raise ValueError(f"{listed([str(file) for file in files])}: there is no row")
+    outside = _apply_ranges(table, settings)
+    rows = order_rows(
+        table,
+        episode=settings.episode,
+        time=settings.time,
+        time_format=settings.time_format,
+        per_file=settings.per_file,
+        max_gap=settings.max_gap,
+    )
+    filled = _fill(rows, settings.fill)
+    names, observations = _observations(rows, settings.observation)
+    actions = _actions(rows, settings.action)
+    follows = np.append(~rows.starts[1:], False)
+    rewards = reward(rows.columns, follows)
+    ended = {key: _flag(each(rows.columns, follows), each) for key, each in flags.items()}
+    if settings.end_in is None:
+        _check_end_side(rows, ended, actions)
+    if settings.action_in == "to":
+        actions = np.append(actions[1:], np.full((1, actions.shape[1]), np.nan), axis=0)
+        actions[~follows] = np.nan
+    read = np.isfinite(observations).all(1)
+    steps = cut_steps(
+        rows.starts,
+        rows.group,
+        read=read,
+        acted=np.isfinite(actions).all(1),
+        rewarded=np.isfinite(rewards),
+        terminal=ended.get("terminal", np.zeros(len(rows))),
+        truncated=ended.get("truncated"),
+        end_in=settings.end_in or "to",
+        bounded=rows.bounded,
+    )
+    if not len(steps.rows):
+        raise ValueError(_nothing_left(steps, rows, settings))
+    used = np.zeros(len(rows), bool)
+    used[steps.rows] = True
+    used[(steps.rows + 1)[~steps.unknown_end]] = True
+    kept, constant = _constant(names, observations[used], settings.keep_constant)
+    kept_actions, constant_actions = _constant(settings.action, actions[steps.rows], False)
+    if not len(kept) or not len(kept_actions):
+        raise ValueError(
+            f"{' and '.join([*constant, *constant_actions])} in all rows: at least one observation "
+            "and one action must change"
+        )
+    names = tuple(names[i] for i in kept)
+    action_names = tuple(settings.action[i] for i in kept_actions)
+    observations, actions = observations[:, kept], actions[:, kept_actions]
+    low, high = _bounds(settings, kept_actions, actions[steps.rows], action_names)
+    episodes = _episodes(steps, observations, actions, rewards)
+    intervals: dict[str, float] = {}
+    remarks: list[str] = []
+    if rows.time is not None:
+        # one step may be the last row's, without a next one
+        after = np.minimum(steps.rows + 1, len(rows) - 1)
+        seconds = rows.time[after] - rows.time[steps.rows]
+        intervals, remarks = _intervals(seconds[follows[steps.rows]])
+    # checked as any data set is
+    dataset = OfflineDataset.from_episodes(
+        episodes,
+        action_spec=_spec(low, high),
+        name=name,
+        env_id=env_id,
+        observation_names=names,
+        action_names=action_names,
+        step_intervals=intervals,
+        remarks=remarks,
+    )
+    report = describe_import(
+        table,
+        rows,
+        steps,
+        dataset,
+        {OUTSIDE: outside, FILLED: filled},
+        [*constant, *constant_actions],
+        np.column_stack([observations, actions]),
+        used,
+    )
+    return ImportedLog(
+        episodes,
+        names,
+        action_names,
+        low,
+        high,
+        intervals,
+        tuple(remarks),
+        dataset,
+        report,
+        asdict(settings) | {"files": [str(file) for file in files]},
+    )
+
+
+def _check_settings(settings: LogImport, known: Sequence[str], where: str) -> None:
+    """Refuse columns that are not there and options that do not fit each other."""
+    for option in ("observation", "action"):
+        names = getattr(settings, option)
+        check_names(names, known, where, f"--{option}")
+        twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+        if twice or not names:
+            raise ValueError(f"--{option}: give each column once, got {listed(twice) or 'none'}")
+    both = [name for name in settings.observation if name in settings.action]
+    if both and settings.action_in == "from":
+        raise ValueError(
+            f"{listed(both)} is an observation and an action of the same row: the policy would be "
+            "told what it is to choose. Take it out of --observation; or give --action-in to, if "
+            "rows hold the action that led to them"
+        )
+    for option in ("episode", "time"):
+        if (column := getattr(settings, option)) is not None:
+            check_names([column], known, where, f"--{option}")
+    used = [*settings.observation, *settings.action]
+    check_names(list(settings.ranges), known, where, "--range")
+    if unused := [column for column in settings.ranges if column not in used]:
+        raise ValueError(f"--range: {listed(unused)} is no observation and no action")
+    for option, column in (("max_gap", settings.max_gap), ("time_format", settings.time_format)):
+        if column is not None and settings.time is None:
+            raise ValueError(f"--{option.replace('_', '-')} needs --time, the column of the times")
+    if settings.max_gap is not None and not settings.max_gap > 0:
+        raise ValueError(f"--max-gap must be positive, got {settings.max_gap:g}")
+    if settings.end_in is not None and settings.terminal is None and settings.truncated is None:
+        raise ValueError("--end-in says where --terminal and --truncated stand: give one of them")
+    for end in ("low", "high"):
+        bounds = getattr(settings, f"action_{end}")
+        if bounds is not None and len(bounds) != len(settings.action):
+            raise ValueError(
+                f"--action-{end} has {len(bounds)} numbers, and there are {len(settings.action)} "
+                f"actions, {', '.join(settings.action)}"
+            )
+
+
+def _apply_ranges(table: LogTable, settings: LogImport) -> dict[str, int]:
+    """Make readings outside their range missing; return how many of each column."""
+    counts = {}
+    for name, (low, high) in settings.ranges.items():
+        column = table.columns[name]
+        if column.words is not None:
+            raise ValueError(f"--range: column {name!r} is text ({', '.join(column.words)})")
+        outside = (column.values < low) | (column.values > high)
+        column.values[outside] = np.nan
+        counts[name] = int(outside.sum())
+    return counts
+
+
+def _fill(rows: LogRows, limit: int) -> dict[str, int]:
+    """Let missing readings be those before, in place; return how many of each column."""
+    if limit <= 0:
+        return {}
+    index = np.arange(len(rows))
+    begin = np.maximum.accumulate(np.where(rows.starts, index, 0))
+    counts = {}
+    for name, column in rows.columns.items():
+        known = np.isfinite(column.values)
+        source = np.maximum.accumulate(np.where(known, index, -1))
+        fill = ~known & (source >= begin) & (index - source <= limit)
+        column.values[fill] = column.values[source[fill]]
+        counts[name] = int(fill.sum())
+    return counts
+
+
+def _observations(rows: LogRows, columns: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The observation entries: columns of numbers, and of text one for each word."""
+    entries: dict[str, np.ndarray] = {}
+    for name in columns:
+        column = rows.columns[name]
+        if column.words is None:
+            entries[name] = column.values
+            continue
+        missing = np.isnan(column.values)
+        # of two words one entry tells both; of one it is constant
+        words = column.words[1:] if len(column.words) == 2 else column.words
+        for word in words:
+            is_word = (column.values == column.words.index(word)).astype(np.float64)
+            entries[f"{name}={word}"] = np.where(missing, np.nan, is_word)
+    return tuple(entries), np.stack(list(entries.values()), axis=1)
+
+
+def _actions(rows: LogRows, columns: Sequence[str]) -> np.ndarray:
+    for name in columns:
+        if words := rows.columns[name].words:
+            raise ValueError(
+                f"--action: column {name!r} is text ({', '.join(words)}): actions must be numbers"
+            )
+    return np.stack([rows.columns[name].values for name in columns], axis=1)
+
+
+def _flag(values: np.ndarray, expression: LogExpression) -> np.ndarray:
+    """Check that flags are 0 or 1; where there is no 0, what is missing is 0."""
+    wrong = np.unique(values[np.isfinite(values) & (values != 0) & (values != 1)])
+    if len(wrong):
+        some = listed([f"{value:g}" for value in wrong])
+        raise ValueError(
+            f"{expression.option}: {expression.text!r} must be 0 or 1, but holds {some} too: give "
+            f"a comparison, such as {expression.text} > 0"
+        )
+    return values if (values == 0).any() else np.where(np.isnan(values), 0.0, values)
+
+
+def _check_end_side(rows: LogRows, ended: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
+    """Refuse ends that are followed by one last row without an action, as in a learner's logs."""
+    last = np.append(np.diff(rows.group) != 0, True)
+    final = np.append(last[1:], False) & ~np.append(rows.starts[1:], True)
+    bare = np.append(np.isnan(actions).any(1)[1:], False)
+    flags = sum(np.nan_to_num(values) for values in ended.values()) > 0 if ended else None
+    if flags is None or not flags.any():
+        return
+    if 2 * int((flags & final & bare).sum()) > int(flags.sum()):
+        names = " and ".join(f"--{key}" for key in ended)
+        raise ValueError(
+            f"{names}: most of these rows are followed by one more row of the episode, without an "
+            "action: give --end-in from if the flag stands in the row that the last step starts "
+            "from, else --end-in to"
+        )
+
+
+def _nothing_left(steps: Steps, rows: LogRows, settings: LogImport) -> str:
+    if not steps.possible:
+        return (
+            f"no row has a next one within its episode, of {len(rows)} rows: "
+            + (f"the limit --max-gap is {rows.max_gap:g}; " if rows.max_gap is not None else "")
+            + "is --episode the right column?"
+        )
+    names = dict.fromkeys([*settings.observation, *settings.action])
+    empty = [name for name in names if np.isnan(rows.columns[name].values).all()]
+    told = f"; {listed(empty)} has no reading at all" if empty else ""
+    left = ", ".join(f"{count} {reason}" for reason, count in steps.lost.items())
+    return f"no step is left of {steps.possible}: {left}{told}"
+
+
+def _constant(names: Sequence[str], values: np.ndarray, keep: bool) -> tuple[list[int], list[str]]:
+    """Places of the entries that change, or all, and sentences about the others."""
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    changing = [i for i in range(len(names)) if keep or low[i] < high[i]]
+    still = [f"{names[i]} is {low[i]:g}" for i in range(len(names)) if i not in changing]
+    return changing, still
+
+
+def _bounds(
+    settings: LogImport, kept: Sequence[int], actions: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The actions' bounds, given or those of the data."""
+    low, high = actions.min(0), actions.max(0)
+    given_low, given_high = settings.action_low, settings.action_high
+    if given_low is not None:
+        low = np.array([given_low[i] for i in kept], np.float64)
+    if given_high is not None:
+        high = np.array([given_high[i] for i in kept], np.float64)
+    for i, name in enumerate(names):
+        outside = int(((actions[:, i] < low[i]) | (actions[:, i] > high[i])).sum())
+        if outside:
+            raise ValueError(
+                f"{outside} actions of {name} leave the bounds {low[i]:g} to {high[i]:g}, they "
+                f"reach from {actions[:, i].min():g} to {actions[:, i].max():g}: give wider "
+                f"--action-low and --action-high, or --range '{name}={low[i]:g}:{high[i]:g}' to "
+                "leave these rows out"
+            )
+    return low, high
+
+
+def _spec(low: np.ndarray, high: np.ndarray) -> Bounded:
+    bounds = (torch.from_numpy(np.ascontiguousarray(bound)) for bound in (low, high))
+    return Bounded(*bounds, shape=low.shape, dtype=torch.float64)
+
+
+def _episodes(
+    steps: Steps, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray
+) -> list[dict[str, Any]]:
+    """Lay the steps out as Minari has episodes."""
+    episodes = []
+    ends = np.append(steps.first[1:], len(steps.rows))
+    for begin, end, whole in zip(steps.first, ends, steps.whole, strict=True):
+        rows = steps.rows[begin:end]
+        if steps.unknown_end[end - 1]:
+            final = np.full((1, observations.shape[1]), np.nan)
+        else:
+            final = observations[rows[-1] + 1][None]
+        episodes.append(
+            {
+                "observations": np.concatenate([observations[rows], final]),
+                "actions": actions[rows],
+                "rewards": rewards[rows],
+                "terminations": steps.terminated[begin:end],
+                "truncations": steps.truncated[begin:end],
+                "is_piece": not whole,
+            }
+        )
+    return episodes
+
+
+def _intervals(seconds: np.ndarray) -> tuple[dict[str, float], list[str]]:
+    """Measure how long steps take."""
+    times = np.stack([np.zeros_like(seconds), seconds], axis=1).ravel()
+    return step_intervals(times, np.arange(len(times)) % 2 == 1, "log")
+
+
+def check_free(name: str) -> None:
+    """Refuse a name that is no Minari id, or of a set that exists.
+
+    Raises:
+        ValueError: saying what to give instead.
+    """
+    match = DATASET_ID_RE.fullmatch(name)
+    if not match or not re.search(r"-v\d+$", name):
+        raise ValueError(f"--out must be the name of a Minari set, such as my/set-v0, got {name!r}")
+    place = bundled_path("") / name
+    if place.exists():
+        base, version = name.rsplit("-v", 1)
+        number = int(version) + 1
+        while (bundled_path("") / f"{base}-v{number}").exists():
+            number += 1
+        raise ValueError(
+            f"--out: {name} exists already in {place.parent} and is not replaced: give another "
+            f"name, such as {base}-v{number}"
+        )
+
+
+def store_log(imported: ImportedLog, name: str) -> Path:
+    """Write an imported log as a Minari set; nothing is left of one that fails.
+
+    Returns:
+        The folder of the set.
+
+    Raises:
+        ValueError: as :func:`check_free`.
+        OSError: if it cannot be written.
+    """
+    check_free(name)
+    root = bundled_path("")
+    episodes = imported.episodes
+    env_id = imported.dataset.env_id
+    size = len(imported.observation_names)
+    metadata = {
+        "observation_names": list(imported.observation_names),
+        "action_names": list(imported.action_names),
+        "cut_pieces": [i for i, episode in enumerate(episodes) if episode["is_piece"]],
+        "step_intervals": imported.intervals,
+        "remarks": list(imported.remarks),
+        "log_import": imported.settings,
+        "versions": {p: importlib.metadata.version(p) for p in ("rambo_trl", "minari")},
+    }
+    numbers = sum(e["observations"].size + e["actions"].size + len(e["rewards"]) for e in episodes)
+    with (
+        staging(root, f"{name} cannot be written to {root} ({{}})") as scratch,
+        minari_root(scratch),
+        warnings.catch_warnings(),
+    ):
+        check_space(scratch, 10 * numbers + 20_000 * len(episodes) + 1_000_000)
+        # Minari asks for an author, an e-mail address and a link to code
+        warnings.simplefilter("ignore", UserWarning)
+        stored = minari.create_dataset_from_buffers(
+            name,
+            buffer=[
+                EpisodeBuffer(**{k: v for k, v in episode.items() if k != "is_piece"})
+                for episode in episodes
+            ],
+            env=env_id,
+            eval_env=env_id,
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64),
+            action_space=gymnasium.spaces.Box(
+                imported.action_low, imported.action_high, dtype=np.float64
+            ),
+            description="imported from a log",
+        )
+        stored.storage.update_metadata(metadata)
+        _make_namespace(name, root)
+        if not move_into_place(scratch / name, root / name):
+            raise ValueError(f"--out: {name} was written by another program meanwhile")
+    return root / name
+
+
+def _make_namespace(name: str, root: Path) -> None:
+    """Let Minari list the set: it looks into the folders that it knows as namespaces."""
+    if "/" not in name:
+        return
+    namespace = name.rsplit("/", 1)[0]
+    with minari_root(root):
+        if namespace not in list_local_namespaces():
+            create_namespace(namespace)
