@@ -182,8 +182,9 @@ def check_names(wanted: Sequence[str], known: Sequence[str], where: str, option:
         if count:
             raise ValueError(f"{where} has {count} columns called {name!r}: give each its own name")
         lower = {other.lower(): other for other in known}
-        close = nearest(name.lower(), lower, cutoff=0.5) or [n for n in lower if name.lower() in n]
-        near = [lower[n] for n in close] or [lower[n] for n in [name.lower()] if n in lower]
+        key = name.lower()
+        close = [key] if key in lower else nearest(key, lower, cutoff=0.5)
+        near = [lower[n] for n in close or [n for n in lower if key in n]]
         told = f"did you mean {' or '.join(near)}?" if near else f"its columns: {', '.join(known)}"
         raise ValueError(f"{option}: {where} has no column {name!r}; {told}")
 

@@ -84,7 +84,8 @@ def cut_steps(
         done, dead, flagged = terminal == 1, cut_off == 1, ~unknown
         over = np.append(False, ends[:-1]) & ~starts
     if truncated is None and bounded:
-        dead = dead | (follows & last[after])
+        # unless the last row has a step of its own, whose end is not known
+        dead = dead | (follows & last[after] & ~(done[after] & (end_in == "from")))
     done = done & (follows | (end_in == "from"))
     dead &= ~done
     led = (follows & read[after]) | done

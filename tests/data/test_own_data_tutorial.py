@@ -32,31 +32,31 @@ def test_every_command_works_in_turn(tmp_path: Path) -> None:
         if language == "python":
             command = [sys.executable, "-c", text]
         else:
-            command = [
-                word.replace("recipes/", f"{ROOT}/recipes/") for word in shlex.split(text.strip())
-            ]
+            words = shlex.split(text.strip().replace("\\\n", " "))
+            command = [word.replace("recipes/", f"{ROOT}/recipes/") for word in words]
             command = [sys.executable if word == "python" else word for word in command]
         done = subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
-    assert any("100 episodes" in output and "FAILED" not in output for output in outputs)
+    (imported,) = [text for text in outputs if text.startswith("log ")]
+    told = re.search(r"steps +(\d+) of (\d+), from each row", imported)
+    assert told is not None
+    kept, possible = map(int, told.groups())
+    assert 0.9 * possible < kept < possible
+    counts = re.search(r"(\d+) whole, (\d+) cut pieces", imported)
+    assert counts is not None
+    whole, pieces = map(int, counts.groups())
+    assert 80 < whole < 100 and pieces > 0 and "site=hall 3 is 1 in all rows" in imported
+    (report,) = [text for text in outputs if text.startswith("data set ")]
+    assert f"{whole + pieces} episodes, {pieces} of them cut pieces" in report
+    assert "\ncart_m_s " in report and "\ndrive " in report and "FAILED" not in report
     assert (tmp_path / "pendulum.png").is_file()
-    reports = [text for text in outputs if text.startswith("data set ")]
-    assert reports and all("\ncart_m_s " in text and "\ndrive " in text for text in reports)
     known = load_policy(tmp_path / "pendulum").data
     assert known is not None and known.action_names == ("drive",)
     results = json.loads((tmp_path / "pendulum" / "results.json").read_text())
-    assert results["behaviour_episodes"] == 100 and results["cut_pieces"] == 0
-    assert results["dataset"] == "mine/pendulum-v0"
-    assert results["dataset_transitions"] > 300
-    told = re.search(r"(\d+) of (\d+) transitions, in (\d+) pieces", outputs[-1])
-    assert told is not None
-    kept, every, pieces = map(int, told.groups())
-    assert every > kept > 0.9 * every and pieces > 100
-    lost = re.search(r"(\d+) of (\d+) terminal rows are lost", outputs[-1])
-    assert lost is not None and int(lost[1]) < 0.1 * int(lost[2]) == 10
-    from_file = json.loads((tmp_path / "from-file" / "results.json").read_text())
-    assert from_file["evaluated"] is False
-    assert any("stands in: prefer a file with next_observations" in text for text in outputs)
+    assert results["behaviour_episodes"] == whole and results["cut_pieces"] == pieces
+    assert results["dataset"] == "mine/pendulum-v0" and results["evaluated"] is True
+    assert results["dataset_transitions"] == kept
+    assert outputs[-1].startswith(f"{kept} of ") and "as imported: True" in outputs[-1]
