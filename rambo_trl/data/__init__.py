@@ -3,6 +3,7 @@
 from rambo_trl.data.buffers import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
 from rambo_trl.data.bundled import ensure_bundled
 from rambo_trl.data.environment import make_environment, mujoco_messages_logged
+from rambo_trl.data.log_import import ImportedLog, LogImport, import_logs, store_log
 from rambo_trl.data.names import bundled_names
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.playing import check_environment
@@ -12,6 +13,8 @@ from rambo_trl.data.transition_data import TransitionData
 
 __all__ = [
     "D4RL_REFERENCE_SCORES",
+    "ImportedLog",
+    "LogImport",
     "ObservationLayout",
     "OfflineDataset",
     "RealModelReplayBuffer",
@@ -19,10 +22,12 @@ __all__ = [
     "bundled_names",
     "check_environment",
     "ensure_bundled",
+    "import_logs",
     "make_environment",
     "make_real_buffer",
     "make_replay_buffer",
     "mujoco_messages_logged",
     "normalized_score",
     "reference_scores_for",
+    "store_log",
 ]

@@ -64,7 +64,7 @@ class LogImport:
         ranges: by column, (lowest, highest) possible reading; others are missing.
         action_low: bounds of the actions, one a column; the data's where None.
         action_high: likewise.
-        keep_constant: keep observation columns that never change.
+        keep_constant: keep observation columns that never change, as a simulator's always are.
         separator: of CSV files, found out where None, as the next three.
         decimal: point or comma.
         encoding: of text files.
@@ -177,7 +177,7 @@ def import_logs(
     names, observations = _observations(rows, settings.observation)
     actions = _actions(rows, settings.action)
     follows = np.append(~rows.starts[1:], False)
-    rewards = reward(rows.columns, follows)
+    rewards = _rounded(reward(rows.columns, follows))
     ended = {key: _flag(each(rows.columns, follows), each) for key, each in flags.items()}
     if settings.end_in is None:
         _check_end_side(rows, ended, actions)
@@ -201,7 +201,9 @@ def import_logs(
     used = np.zeros(len(rows), bool)
     used[steps.rows] = True
     used[(steps.rows + 1)[~steps.unknown_end]] = True
-    kept, constant = _constant(names, observations[used], settings.keep_constant)
+    kept, constant = _constant(
+        names, observations[used], settings.keep_constant or env_id is not None
+    )
     kept_actions, constant_actions = _constant(settings.action, actions[steps.rows], False)
     if not len(kept) or not len(kept_actions):
         raise ValueError(
@@ -346,6 +348,12 @@ def _actions(rows: LogRows, columns: Sequence[str]) -> np.ndarray:
                 f"--action: column {name!r} is text ({', '.join(words)}): actions must be numbers"
             )
     return np.stack([rows.columns[name].values for name in columns], axis=1)
+
+
+def _rounded(rewards: np.ndarray) -> np.ndarray:
+    """Take rounding errors out of computed values, so that equal rewards are equal."""
+    largest = np.nanmax(np.abs(rewards), initial=0.0)
+    return rewards if largest == 0 else np.round(rewards, 12 - int(np.ceil(np.log10(largest))))
 
 
 def _flag(values: np.ndarray, expression: LogExpression) -> np.ndarray:

@@ -68,7 +68,7 @@ def read(path: Path | list[Path], **changes: Any) -> ImportedLog:
 def by_hand(pairs: Iterable[tuple[list[Any], list[Any]]]) -> list[tuple]:
     """Transitions of pairs of rows: observation, action, reward, next observation, terminal."""
     return [
-        (*a[2:4], *a[4:6], -abs(b[2] - 60) - 0.001 * a[4], *b[2:4], b[6] == 1) for a, b in pairs
+        (*a[2:6], round(-abs(b[2] - 60) - 0.001 * a[4], 9), *b[2:4], b[6] == 1) for a, b in pairs
     ]
 
 
@@ -81,7 +81,7 @@ def transitions(imported: ImportedLog) -> list[tuple]:
         (
             *episode["observations"][i],
             *episode["actions"][i],
-            episode["rewards"][i],
+            round(float(episode["rewards"][i]), 9),
             *episode["observations"][i + 1],
             episode["terminations"][i],
         )

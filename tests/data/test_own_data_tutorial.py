@@ -48,7 +48,7 @@ def test_every_command_works_in_turn(tmp_path: Path) -> None:
     counts = re.search(r"(\d+) whole, (\d+) cut pieces", imported)
     assert counts is not None
     whole, pieces = map(int, counts.groups())
-    assert 80 < whole < 100 and pieces > 0 and "site=hall 3 is 1 in all rows" in imported
+    assert 80 < whole < 100 and pieces > 0
     (report,) = [text for text in outputs if text.startswith("data set ")]
     assert f"{whole + pieces} episodes, {pieces} of them cut pieces" in report
     assert "\ncart_m_s " in report and "\ndrive " in report and "FAILED" not in report
