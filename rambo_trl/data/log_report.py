@@ -130,18 +130,20 @@ def _entries(
     dataset: OfflineDataset, steps: Steps, values: np.ndarray, used: np.ndarray
 ) -> list[str]:
     """A line for each entry: its range, and values far from the rest."""
-    names = (*dataset.observation_names, *dataset.action_names)
+    names = (*dataset.observation_names, *dataset.action_names, "reward")
+    reward = dataset.transitions["next", "reward"].flatten().double().numpy()
     width = max(12, *map(len, names))
     lines = [f"{'':{width}} {'lowest':>12} {'median':>12} {'highest':>12}"]
     size = dataset.observation_size
     for i, name in enumerate(names):
-        column = values[used if i < size else steps.rows, i]
+        kind = "action" if size <= i < values.shape[1] else ""
+        column = values[steps.rows if kind else used, i] if i < values.shape[1] else reward
         column = column[np.isfinite(column)]
         low, middle, high = column.min(), np.median(column), column.max()
-        kind = "action" if i >= size else ""
         lines.append(f"{name:{width}} {low:>12.6g} {middle:>12.6g} {high:>12.6g}  {kind}".rstrip())
         if far := _far(column):
-            lines.append(f"{'':{width}} {far}")
+            indent = " " * _LABEL
+            lines += textwrap.wrap(far, _WIDTH, initial_indent=indent, subsequent_indent=indent)
     return lines
 
 

@@ -59,4 +59,7 @@ def test_every_command_works_in_turn(tmp_path: Path) -> None:
     assert results["behaviour_episodes"] == whole and results["cut_pieces"] == pieces
     assert results["dataset"] == "mine/pendulum-v0" and results["evaluated"] is True
     assert results["dataset_transitions"] == kept
-    assert outputs[-1].startswith(f"{kept} of ") and "as imported: True" in outputs[-1]
+    gaps = re.search(r"cut at (\d+) gaps", imported)
+    assert gaps is not None
+    told_last = f"{kept} of {possible + int(gaps[1])} transitions, as imported: True"
+    assert outputs[-1].splitlines()[-1] == told_last
