@@ -3,7 +3,9 @@
 from rambo_trl.data.buffers import RealModelReplayBuffer, make_real_buffer, make_replay_buffer
 from rambo_trl.data.bundled import ensure_bundled
 from rambo_trl.data.environment import make_environment, mujoco_messages_logged
-from rambo_trl.data.log_import import ImportedLog, LogImport, import_logs, store_log
+from rambo_trl.data.log_import import ImportedLog, import_logs
+from rambo_trl.data.log_settings import LogImport
+from rambo_trl.data.log_store import store_log
 from rambo_trl.data.names import bundled_names
 from rambo_trl.data.offline_dataset import OfflineDataset
 from rambo_trl.data.playing import check_environment

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from rambo_trl.data.log_files import find_logs, is_log, log_columns
-from rambo_trl.data.log_import import LogImport, check_free, import_logs, store_log
+from rambo_trl.data.log_import import import_logs
+from rambo_trl.data.log_settings import LogImport
+from rambo_trl.data.log_store import check_free, store_log
 from rambo_trl.runtime.progress import busy
 
 __all__ = ["add_import_options", "asks_for_import", "attach_expressions", "run_import"]

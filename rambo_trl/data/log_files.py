@@ -9,7 +9,6 @@ import importlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,26 @@ from rambo_trl.runtime.places import expand_home
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Column", "LogTable", "find_logs", "is_log", "log_columns", "read_logs", "read_times"]
+__all__ = [
+    "EMPTY_CELLS",
+    "Column",
+    "LogTable",
+    "arrow",
+    "check_names",
+    "find_logs",
+    "is_log",
+    "is_words",
+    "log_columns",
+    "read_logs",
+    "some_cells",
+]
 
 _PARQUET = (".parquet", ".pq")
 _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".csv.zst", ".csv.bz2")
 _SEPARATORS = ",;\t|"
 _SAMPLE = 1 << 18  # bytes of a file in which its header, separator and encoding are looked for
 #: what stands for no reading, in lower case
-_EMPTY = ("", "na", "n/a", "#n/a", "nan", "null", "none", "-", "--", "inf", "-inf")
+EMPTY_CELLS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "-", "--", "inf", "-inf")
 _TRUE, _FALSE = ("true",), ("false",)
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _MAX_WORDS = 20  # kinds of a column of text
@@ -85,7 +96,12 @@ class _Format:
     encoding: str
 
 
-def _arrow() -> Any:
+def arrow() -> Any:
+    """Pyarrow with the modules that logs need, which it does not import by itself.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
     try:
         for module in ("compute", "csv", "parquet"):
             importlib.import_module(f"pyarrow.{module}")
@@ -130,7 +146,7 @@ def log_columns(
 
 
 def _parquet_names(path: Path) -> tuple[str, ...]:
-    pa = _arrow()
+    pa = arrow()
     try:
         return tuple(pa.parquet.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
@@ -139,7 +155,7 @@ def _parquet_names(path: Path) -> tuple[str, ...]:
 
 def _format(path: Path, separator: str | None, encoding: str | None, skip: int) -> _Format:
     """Look at the head of a text file."""
-    pa = _arrow()
+    pa = arrow()
     try:
         with pa.input_stream(str(path), compression="detect") as file:
             head = file.read(_SAMPLE)
@@ -218,7 +234,7 @@ def read_logs(
     Raises:
         ValueError: if a file cannot be read, or a column is neither numbers nor some words.
     """
-    pa = _arrow()
+    pa = arrow()
     wanted = list(dict.fromkeys([*numbers, *raw]))
     tables, notes, malformed = [], [], 0
     for path in files:
@@ -257,7 +273,7 @@ def read_logs(
 
 def _read_text(path: Path, layout: _Format, wanted: list[str], skip: int) -> tuple[Any, int]:
     """Read cells as text, so that no cell far below can be of another kind than those above."""
-    pa = _arrow()
+    pa = arrow()
     bad = 0
 
     def leave_out(row: Any) -> str:
@@ -298,9 +314,9 @@ def _column(
     parts: list[Any], name: str, decimal: str | None, missing: Sequence[str], notes: list[str]
 ) -> Column:
     """Make numbers of a column, else the places of words."""
-    pa = _arrow()
+    pa = arrow()
     values: list[np.ndarray] = []
-    texts = [pa.types.is_string(p.type) or _is_words(p.type) for p in parts]
+    texts = [pa.types.is_string(p.type) or is_words(p.type) for p in parts]
     if not any(texts):
         for part in parts:
             try:
@@ -327,8 +343,9 @@ def _column(
     return column
 
 
-def _is_words(kind: Any) -> bool:
-    pa = _arrow()
+def is_words(kind: Any) -> bool:
+    """Whether an Arrow type is text in another form than plain strings."""
+    pa = arrow()
     return bool(pa.types.is_dictionary(kind) or pa.types.is_large_string(kind))
 
 
@@ -339,11 +356,11 @@ def _of_text(
     missing: Sequence[str],
     notes: list[str],
 ) -> Column:
-    pa = _arrow()
+    pa = arrow()
     pc = pa.compute
     cells = pc.utf8_trim_whitespace(cells)
     lower = pc.utf8_lower(cells)
-    empty = pa.array([*_EMPTY, *(text.lower() for text in missing)])
+    empty = pa.array([*EMPTY_CELLS, *(text.lower() for text in missing)])
     cells = pc.if_else(pc.is_in(lower, empty), pa.scalar(None, pa.string()), cells)
     if cells.null_count == len(cells):
         return Column(np.full(len(cells), np.nan))
@@ -370,7 +387,7 @@ def _of_text(
     if share < 0.5:
         raise ValueError(
             f"column {name!r}: {100 * (1 - share):.0f} % of the cells are no numbers, such as "
-            f"{_some(unreadable)}: correct the log, or leave the column out"
+            f"{some_cells(unreadable)}: correct the log, or leave the column out"
         )
     numbers = pc.if_else(is_number, plain, pa.scalar(None, pa.string())).cast(pa.float64())
     return Column(numbers.to_numpy().astype(np.float64), None, unreadable)
@@ -378,113 +395,26 @@ def _of_text(
 
 def _words(cells: Any, name: str) -> Column:
     """The places of a column's words among all of them, sorted."""
-    pa = _arrow()
+    pa = arrow()
     pc = pa.compute
     words = sorted(pc.drop_null(pc.unique(cells)).to_pylist())
     if len(words) > _MAX_WORDS:
         raise ValueError(
             f"column {name!r} is text with {len(words)} different values, such as "
-            f"{_some(words)}: leave it out, or write numbers (dates belong to --time)"
+            f"{some_cells(words)}: leave it out, or write numbers (dates belong to --time)"
         )
     places = pc.index_in(cells, pa.array(words)).cast(pa.float64())
     return Column(places.to_numpy().astype(np.float64), tuple(words))
 
 
-def _some(cells: Iterable[str]) -> str:
+def some_cells(cells: Iterable[str]) -> str:
+    """Some cells in quotes, and how many more there are."""
     return listed([repr(cell) for cell in cells])
 
 
 def _any(flags: Any) -> bool:
-    return bool(_arrow().compute.any(flags).as_py())
+    return bool(arrow().compute.any(flags).as_py())
 
 
 def _all(flags: Any) -> bool:
-    return bool(_arrow().compute.all(flags).as_py())
-
-
-def read_times(parts: Sequence[Any], name: str, layout: str | None = None) -> np.ndarray:
-    """Seconds since the earliest time, float64 [N], NaN where there is none.
-
-    Args:
-        parts: Arrow columns, one a file: seconds as numbers, dates, or text of either, dates by
-            ISO 8601, with the offset from UTC or without.
-        name: of the column.
-        layout: of dates in other forms, as ``strptime`` takes it, such as
-            ``"%d.%m.%Y %H:%M:%S"``.
-
-    Raises:
-        ValueError: if they are neither.
-    """
-    pa = _arrow()
-    given: list[Any] = []
-    for part in parts:
-        if pa.types.is_string(part.type) or _is_words(part.type):
-            part = _times_of_text(part.cast(pa.string()), name, layout)
-        if pa.types.is_date(part.type):
-            part = part.cast(pa.timestamp("us"))
-        given.append(part)
-    kinds = {_kind_of_time(part.type) for part in given if part.null_count < len(part)}
-    if "other" in kinds:
-        raise ValueError(f"--time: column {name!r} of type {given[0].type} holds no times")
-    if len(kinds) > 1:
-        raise ValueError(
-            f"--time: column {name!r} holds {' and '.join(sorted(kinds))} in different files: "
-            "write all alike"
-        )
-    if kinds <= {"numbers"}:
-        times = np.concatenate([part.cast(pa.float64()).to_numpy() for part in given])
-        times = times.astype(np.float64)
-        times[~np.isfinite(times)] = np.nan
-        return times
-    stamps = [part.cast(pa.timestamp("ns", part.type.tz)).cast(pa.int64()) for part in given]
-    known = np.concatenate([part.is_valid().to_numpy() for part in stamps])
-    whole = np.concatenate([part.fill_null(0).to_numpy() for part in stamps])
-    first = whole[known].min() if known.any() else 0
-    return np.where(known, (whole - first) / 1e9, np.nan)
-
-
-def _kind_of_time(kind: Any) -> str:
-    pa = _arrow()
-    if pa.types.is_timestamp(kind):
-        return "dates with an offset from UTC" if kind.tz else "dates without one"
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return "numbers" if is_number else "other"
-
-
-def _times_of_text(cells: Any, name: str, layout: str | None) -> Any:
-    pa = _arrow()
-    pc = pa.compute
-    cells = pc.utf8_trim_whitespace(cells)
-    empty = pc.is_in(pc.utf8_lower(cells), pa.array(_EMPTY))
-    cells = pc.if_else(empty, pa.scalar(None, pa.string()), cells)
-    if layout is not None:
-        try:
-            stamps = [
-                None if cell is None else datetime.strptime(cell, layout)
-                for cell in cells.to_pylist()
-            ]
-        except ValueError as error:
-            raise ValueError(f"--time-format: column {name!r}: {error}") from None
-        aware = [s is not None and s.tzinfo is not None for s in stamps]
-        if any(aware):
-            stamps = [None if s is None else s.astimezone(timezone.utc) for s in stamps]
-            return pa.chunked_array([pa.array(stamps, pa.timestamp("us", "UTC"))])
-        return pa.chunked_array([pa.array(stamps, pa.timestamp("us"))])
-    # an offset may be set off by a space
-    dates = pc.replace_substring_regex(cells, r" ([+-]\d\d:?\d\d|Z)$", r"\1")
-    numbers = pc.replace_substring(cells, ",", ".")
-    for text, kind in (
-        (numbers, pa.float64()),
-        (dates, pa.timestamp("ns")),
-        (dates, pa.timestamp("ns", "UTC")),
-    ):
-        try:
-            return text.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    some = pc.drop_null(cells)[:3].to_pylist()
-    raise ValueError(
-        f"--time: column {name!r} holds neither seconds nor dates as 2024-12-31 23:59:59, with an "
-        f"offset such as +01:00 in all rows or in none, but {_some(some)}: give --time-format, "
-        "such as '%d.%m.%Y %H:%M:%S'"
-    )
+    return bool(arrow().compute.all(flags).as_py())

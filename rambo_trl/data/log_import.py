@@ -2,98 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import gymnasium
-import minari
 import numpy as np
 import torch
-from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_dataset import DATASET_ID_RE
-from minari.namespace import create_namespace, list_local_namespaces
 from torchrl.data import Bounded
 
-from rambo_trl.data.bundled import bundled_path
 from rambo_trl.data.checks import step_intervals
 from rambo_trl.data.columns import listed
 from rambo_trl.data.log_expression import LogExpression
 from rambo_trl.data.log_files import (
     LogTable,
-    check_names,
     find_logs,
     log_columns,
     read_logs,
 )
 from rambo_trl.data.log_report import FILLED, OUTSIDE, describe_import
 from rambo_trl.data.log_rows import LogRows, order_rows
-from rambo_trl.data.log_steps import Side, Steps, cut_steps
+from rambo_trl.data.log_settings import LogImport, check_settings
+from rambo_trl.data.log_steps import Steps, cut_steps
 from rambo_trl.data.offline_dataset import OfflineDataset
-from rambo_trl.data.storage import check_space, minari_root, move_into_place, staging
 
-__all__ = ["ImportedLog", "LogImport", "check_free", "import_logs", "store_log"]
-
-
-@dataclass(frozen=True)
-class LogImport:
-    """What a log's columns mean, and how it is read.
-
-    Args:
-        observation: columns of the observation, in order.
-        action: columns of the action, in order.
-        reward: a column or a :class:`~rambo_trl.data.log_expression.LogExpression` in the row that
-            a step starts from; ``next.`` asks for the row that it leads to.
-        episode: column with the episodes' numbers or names; where None, episodes are cut at gaps.
-        time: column with times; rows are taken in the file's order where None.
-        terminal: a column of 0 and 1, or a comparison: the episode ended by itself.
-        truncated: likewise: it was cut off, by the clock; the last row of each episode where None.
-        action_in: the row of a step in which its action stands: the one that it starts from, where
-            the action was then taken, or the one that it leads to.
-        end_in: likewise of ``terminal`` and ``truncated``; None for ``"to"``, refused where the
-            rows look like the other.
-        max_gap: see :func:`~rambo_trl.data.log_rows.order_rows`.
-        per_file: likewise.
-        fill: over how many rows in turn a missing reading is the one before.
-        missing: cells that stand for no reading, besides the usual ones.
-        ranges: by column, (lowest, highest) possible reading; others are missing.
-        action_low: bounds of the actions, one a column; the data's where None.
-        action_high: likewise.
-        keep_constant: keep observation columns that never change, as a simulator's always are.
-        separator: of CSV files, found out where None, as the next three.
-        decimal: point or comma.
-        encoding: of text files.
-        skip: lines before the one with the names.
-        time_format: of dates, as ``strptime`` takes it.
-    """
-
-    observation: Sequence[str]
-    action: Sequence[str]
-    reward: str
-    episode: str | None = None
-    time: str | None = None
-    terminal: str | None = None
-    truncated: str | None = None
-    action_in: Side = "from"
-    end_in: Side | None = None
-    max_gap: float | None = None
-    per_file: bool = False
-    fill: int = 0
-    missing: Sequence[str] = ()
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    action_low: Sequence[float] | None = None
-    action_high: Sequence[float] | None = None
-    keep_constant: bool = False
-    separator: str | None = None
-    decimal: str | None = None
-    encoding: str | None = None
-    skip: int = 0
-    time_format: str | None = None
+__all__ = ["ImportedLog", "import_logs"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +79,7 @@ def import_logs(
     files = find_logs(patterns)
     reading = {key: getattr(settings, key) for key in ("separator", "encoding", "skip")}
     known = log_columns(files[0], **reading)
-    _check_settings(settings, known, str(files[0]))
+    check_settings(settings, known, str(files[0]))
     reward = LogExpression(settings.reward, known, "--reward")
     flags = {
         key: LogExpression(text, known, f"--{key}")
@@ -255,44 +188,6 @@ def import_logs(
         report,
         asdict(settings) | {"files": [str(file) for file in files]},
     )
-
-
-def _check_settings(settings: LogImport, known: Sequence[str], where: str) -> None:
-    """Refuse columns that are not there and options that do not fit each other."""
-    for option in ("observation", "action"):
-        names = getattr(settings, option)
-        check_names(names, known, where, f"--{option}")
-        twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
-        if twice or not names:
-            raise ValueError(f"--{option}: give each column once, got {listed(twice) or 'none'}")
-    both = [name for name in settings.observation if name in settings.action]
-    if both and settings.action_in == "from":
-        raise ValueError(
-            f"{listed(both)} is an observation and an action of the same row: the policy would be "
-            "told what it is to choose. Take it out of --observation; or give --action-in to, if "
-            "rows hold the action that led to them"
-        )
-    for option in ("episode", "time"):
-        if (column := getattr(settings, option)) is not None:
-            check_names([column], known, where, f"--{option}")
-    used = [*settings.observation, *settings.action]
-    check_names(list(settings.ranges), known, where, "--range")
-    if unused := [column for column in settings.ranges if column not in used]:
-        raise ValueError(f"--range: {listed(unused)} is no observation and no action")
-    for option, column in (("max_gap", settings.max_gap), ("time_format", settings.time_format)):
-        if column is not None and settings.time is None:
-            raise ValueError(f"--{option.replace('_', '-')} needs --time, the column of the times")
-    if settings.max_gap is not None and not settings.max_gap > 0:
-        raise ValueError(f"--max-gap must be positive, got {settings.max_gap:g}")
-    if settings.end_in is not None and settings.terminal is None and settings.truncated is None:
-        raise ValueError("--end-in says where --terminal and --truncated stand: give one of them")
-    for end in ("low", "high"):
-        bounds = getattr(settings, f"action_{end}")
-        if bounds is not None and len(bounds) != len(settings.action):
-            raise ValueError(
-                f"--action-{end} has {len(bounds)} numbers, and there are {len(settings.action)} "
-                f"actions, {', '.join(settings.action)}"
-            )
 
 
 def _apply_ranges(table: LogTable, settings: LogImport) -> dict[str, int]:
@@ -463,88 +358,3 @@ def _intervals(seconds: np.ndarray) -> tuple[dict[str, float], list[str]]:
     """Measure how long steps take."""
     times = np.stack([np.zeros_like(seconds), seconds], axis=1).ravel()
     return step_intervals(times, np.arange(len(times)) % 2 == 1, "log")
-
-
-def check_free(name: str) -> None:
-    """Refuse a name that is no Minari id, or of a set that exists.
-
-    Raises:
-        ValueError: saying what to give instead.
-    """
-    match = DATASET_ID_RE.fullmatch(name)
-    if not match or not re.search(r"-v\d+$", name):
-        raise ValueError(f"--out must be the name of a Minari set, such as my/set-v0, got {name!r}")
-    place = bundled_path("") / name
-    if place.exists():
-        base, version = name.rsplit("-v", 1)
-        number = int(version) + 1
-        while (bundled_path("") / f"{base}-v{number}").exists():
-            number += 1
-        raise ValueError(
-            f"--out: {name} exists already in {place.parent} and is not replaced: give another "
-            f"name, such as {base}-v{number}"
-        )
-
-
-def store_log(imported: ImportedLog, name: str) -> Path:
-    """Write an imported log as a Minari set; nothing is left of one that fails.
-
-    Returns:
-        The folder of the set.
-
-    Raises:
-        ValueError: as :func:`check_free`.
-        OSError: if it cannot be written.
-    """
-    check_free(name)
-    root = bundled_path("")
-    episodes = imported.episodes
-    env_id = imported.dataset.env_id
-    size = len(imported.observation_names)
-    metadata = {
-        "observation_names": list(imported.observation_names),
-        "action_names": list(imported.action_names),
-        "cut_pieces": [i for i, episode in enumerate(episodes) if episode["is_piece"]],
-        "step_intervals": imported.intervals,
-        "remarks": list(imported.remarks),
-        "log_import": imported.settings,
-        "versions": {p: importlib.metadata.version(p) for p in ("rambo_trl", "minari")},
-    }
-    numbers = sum(e["observations"].size + e["actions"].size + len(e["rewards"]) for e in episodes)
-    with (
-        staging(root, f"{name} cannot be written to {root} ({{}})") as scratch,
-        minari_root(scratch),
-        warnings.catch_warnings(),
-    ):
-        check_space(scratch, 10 * numbers + 20_000 * len(episodes) + 1_000_000)
-        # Minari asks for an author, an e-mail address and a link to code
-        warnings.simplefilter("ignore", UserWarning)
-        stored = minari.create_dataset_from_buffers(
-            name,
-            buffer=[
-                EpisodeBuffer(**{k: v for k, v in episode.items() if k != "is_piece"})
-                for episode in episodes
-            ],
-            env=env_id,
-            eval_env=env_id,
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64),
-            action_space=gymnasium.spaces.Box(
-                imported.action_low, imported.action_high, dtype=np.float64
-            ),
-            description="imported from a log",
-        )
-        stored.storage.update_metadata(metadata)
-        _make_namespace(name, root)
-        if not move_into_place(scratch / name, root / name):
-            raise ValueError(f"--out: {name} was written by another program meanwhile")
-    return root / name
-
-
-def _make_namespace(name: str, root: Path) -> None:
-    """Let Minari list the set: it looks into the folders that it knows as namespaces."""
-    if "/" not in name:
-        return
-    namespace = name.rsplit("/", 1)[0]
-    with minari_root(root):
-        if namespace not in list_local_namespaces():
-            create_namespace(namespace)

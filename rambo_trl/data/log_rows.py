@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rambo_trl.data.log_files import Column, LogTable, read_times
+from rambo_trl.data.log_files import Column, LogTable, arrow
+from rambo_trl.data.log_times import read_times
 
 __all__ = ["LogRows", "order_rows"]
 
@@ -65,7 +66,7 @@ def order_rows(
         table: the log.
         episode: the column of the episodes' numbers or names, if any.
         time: the column of the times, if any.
-        time_format: see :func:`~rambo_trl.data.log_files.read_times`.
+        time_format: see :func:`~rambo_trl.data.log_times.read_times`.
         per_file: no episode goes on in the next file.
         max_gap: the longest time between neighbours, in seconds (or the unit of times that are
             numbers); 1.5 times the median where None.
@@ -159,9 +160,8 @@ def order_rows(
 
 def _numbers(parts: Sequence[Any]) -> np.ndarray:
     """Number the episodes, -1 where there is none; 1 and 1.0 are the same."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    pa = arrow()
+    pc = pa.compute
     texts = []
     for part in parts:
         if pa.types.is_floating(part.type) and pc.all(pc.equal(part, pc.floor(part))).as_py():

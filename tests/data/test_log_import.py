@@ -20,7 +20,8 @@ import pytest
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.__main__ import main
-from rambo_trl.data.log_import import ImportedLog, LogImport, import_logs
+from rambo_trl.data.log_import import ImportedLog, import_logs
+from rambo_trl.data.log_settings import LogImport
 
 ROOT = Path(__file__).parents[2]
 HEADER = "batch,timestamp,temp_C,inlet_C,power_W,flow_l_s,trip"
@@ -390,6 +391,25 @@ def test_actions_that_led_to_their_row(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", later)
     reward = "-abs(next.temp_C - 60) - 0.001 * next.power_W"
     assert transitions(read(path, action_in="to", reward=reward)) == by_hand(neighbours(rows))
+
+
+def test_the_last_row_of_an_episode_knows_no_action_of_the_next(tmp_path: Path) -> None:
+    rows = learner(tank())
+    rows = [row for row in rows if row[4] != ""]  # the trip is the last row of its batch
+    path = write(tmp_path / "log.csv", rows)
+    settings = {"end_in": "from", "action_in": "to", "reward": "-temp_C"}
+    assert [n for n, *_ in ends(read(path, **settings))] == [4, 4, 4]
+
+
+def test_batches_at_the_same_time(tmp_path: Path) -> None:
+    rows = tank()
+    for row in rows:
+        row[1] %= 1000
+    mixed = sorted(rows, key=lambda row: row[1])  # a row of each in turn
+    imported = read(write(tmp_path / "log.csv", mixed))
+    assert transitions(imported) == by_hand(neighbours(rows))
+    with pytest.raises(ValueError, match="rows of an episode lie apart .* or give --time"):
+        read(tmp_path / "log.csv", time=None)
 
 
 def learner(rows: list[list[Any]]) -> list[list[Any]]:
