@@ -4,6 +4,7 @@ from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
 from rambo_trl.objectives.behaviour_anchor import BehaviourAnchorLoss
 from rambo_trl.objectives.combo import COMBOLoss
 from rambo_trl.objectives.deterministic_backup import DeterministicBackupSACLoss
+from rambo_trl.objectives.fitted_q import FittedQEvaluationLoss
 from rambo_trl.objectives.likelihood_budget import LikelihoodBudget
 from rambo_trl.objectives.mobile import MOBILELoss
 from rambo_trl.objectives.model_likelihood import EnsembleModelLoss
@@ -18,6 +19,7 @@ __all__ = [
     "BehaviourAnchorLoss",
     "COMBOLoss",
     "DeterministicBackupSACLoss",
+    "FittedQEvaluationLoss",
     "MOBILELoss",
     "ReBRACLoss",
 ]
