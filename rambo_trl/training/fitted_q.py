@@ -99,7 +99,7 @@ class FittedQ:
 
     @property
     def drift(self) -> float:
-        """How far the mean over critics moved in the last quarter, in logged standard deviations."""
+        """How far the mean moved in the last quarter, in standard deviations of the logs."""
         mean = self.history.mean(axis=1)
         return float(mean[-1] - mean[-1 - len(mean) // 4]) / self.value_std
 
