@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
@@ -366,7 +367,13 @@ class Inspection(Run):
         policy: the actor.
         parts: the other parts that the recipe handed to :meth:`track`, by name.
         progress: of a run whose pretraining is over.
+        random_state: torch's on the CPU when the recipe came to :meth:`track`, from which
+            pretraining draws.
+        model_env: the model as an environment, of a method that has one.
     """
+
+    random_state: Tensor
+    model_env: EnsembleModelEnv | None = None
 
     def __init__(self) -> None:
         self.parts: dict[str, Any] = {}
@@ -386,11 +393,13 @@ class Inspection(Run):
     ) -> None:
         """Keep the parts."""
         self.policy, self.parts = policy, parts
+        self.random_state = torch.get_rng_state()
 
     def epochs(self, **_: Any) -> Iterator[Epoch]:
         """There are none."""
         return iter(())
 
-    def finish(self, **_: Any) -> dict[str, Any]:
-        """There are no results."""
+    def finish(self, *, model_env: EnsembleModelEnv | None = None, **_: Any) -> dict[str, Any]:
+        """There are no results; the environment is kept."""
+        self.model_env = model_env
         return {}

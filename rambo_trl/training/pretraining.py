@@ -34,6 +34,7 @@ __all__ = [
     "ModelFit",
     "clip_actions",
     "clone_behaviour",
+    "draw_split",
     "fit_world_model",
     "train_on_rows",
 ]
@@ -182,16 +183,15 @@ def fit_world_model(
             "holdout_fraction must lie between 0 and 1 and max_holdout be at least 1, got "
             f"{holdout_fraction} and {max_holdout}"
         )
-    # at least one row: early stopping and the choice of elites need an error
-    num_holdout = max(1, min(int(holdout_fraction * num_rows), max_holdout))
     device = world_model.input_mean.device
     data = transitions.select(*world_model.in_keys, *world_model.out_keys).to(device)
-    order = torch.rand(num_rows, device=device).argsort()
     # the training rows are not copied, they may be memory-mapped: only their numbers are
+    held_out, train = draw_split(num_rows, holdout_fraction, max_holdout, device=device)
     if holdout is None:
-        holdout, train = data[order[:num_holdout]], order[num_holdout:]
+        holdout = data[held_out]
     elif len(holdout):
-        holdout, train = holdout.select(*data.keys(True, True)).to(device), order
+        holdout = holdout.select(*data.keys(True, True)).to(device)
+        train = torch.cat([held_out, train])
     else:
         raise ValueError("holdout has no rows: give some, or leave it out")
     world_model.fit_input_statistics(
@@ -209,7 +209,7 @@ def fit_world_model(
     num_train = len(train)
     batch_size = min(batch_size, num_train)
     bootstrap = _bootstraps(train, world_model.num_members)
-    del order, train
+    del held_out, train
     per_pass = num_train // batch_size
     limit = math.inf if max_passes is None else max_passes * per_pass
     if max_updates is not None:
@@ -237,6 +237,32 @@ def fit_world_model(
     world_model.set_elites(best.to(device))
     elites = world_model.elites.tolist()
     return ModelFit(best.tolist(), elites, updates / per_pass, updates, history)
+
+
+def draw_split(
+    num_rows: int,
+    fraction: float = 0.1,
+    most: int = 1000,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Draw the rows that :func:`fit_world_model` holds out, and those that it learns from.
+
+    The same random state gives the same split again, with which a fit can be judged afterwards.
+
+    Args:
+        num_rows: rows of the data.
+        fraction: share of them that is held out.
+        most: largest number of rows held out.
+        device: of whose generator they are drawn.
+
+    Returns:
+        Row numbers, [M] held out (at least one: early stopping and the choice of elites need an
+        error) and [num_rows - M] others, in random order.
+    """
+    num_holdout = max(1, min(int(fraction * num_rows), most))
+    order = torch.rand(num_rows, device=device).argsort()
+    return order[:num_holdout], order[num_holdout:]
 
 
 def _batches(shuffle: Callable[[], Tensor], batch_size: int) -> Iterator[Tensor]:
