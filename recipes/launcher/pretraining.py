@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.returns import best_episode_rows
 from rambo_trl.experiment.checkpoint import Stateful
-from rambo_trl.experiment.evaluation import score_text
+from rambo_trl.experiment.evaluation import score_text, write_policy
 from rambo_trl.experiment.folder import GIVEN_PARTS, package_versions
 from rambo_trl.experiment.learning_curve import format_value
 from rambo_trl.experiment.pretrained import (
@@ -35,6 +35,8 @@ from rambo_trl.training.pretraining import ModelFit, clone_behaviour, fit_world_
 
 #: the model as it was fitted, in the run folder
 FITTED_MODEL = PART_FILES["world_model"]
+#: the policy as it was cloned, there too
+CLONED_POLICY = "cloned_policy.safetensors"
 #: what pretraining adds to a run's progress
 PRETRAINING = ("holdout_mse", "model_passes", "cloned", "reverse_holdout_mse")
 
@@ -90,6 +92,8 @@ def pretrain(
             digest=progress["dataset_digest"],
             measured={key: progress[key] for key in ("holdout_mse", "model_passes")},
         )
+        if progress["cloned"]:
+            write_policy(run.folder.path / CLONED_POLICY, actor, data, cfg.seed)
 
 
 def _load_given_parts(
