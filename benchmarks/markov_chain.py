@@ -57,7 +57,9 @@ def chain_data(
     """Episodes of a behaviour that goes forward by chance, cut off after ``limit`` steps."""
     rng, made = np.random.default_rng(seed), []
     for _ in range(episodes):
-        states, actions, rewards, ended = [int(rng.integers(STATES))], [], [], False
+        states, ended = [int(rng.integers(STATES))], False
+        actions: list[float] = []
+        rewards: list[float] = []
         while not ended and len(actions) < limit:
             sign = 1 if rng.random() < forward else -1
             transition = FORWARD if sign == 1 else BACKWARD

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,13 +31,13 @@ __all__ = ["OfflineEvaluation", "act_by", "imagined_values"]
 #: actions are compared
 _STARTS, _DISCOUNT, _ROWS = 100, 0.005, 4000
 #: of the behaviour's density: hidden layers, updates and learning rate
-_DENSITY = {"hidden_sizes": (128, 128), "updates": 2000, "lr": 1e-3}
+_DENSITY_SIZES, _DENSITY_UPDATES, _DENSITY_LR = (128, 128), 2000, 1e-3
 #: the share of the logged actions that count as rare, and the least effective sample size
 _RARE, _LEAST_EPISODES = 0.01, 10.0
 
-Models = Mapping[Literal["model", "adversarial_model"], EnsembleWorldModel]
 #: a stochastic policy: a TorchRL actor of normalised states and the learner's actions
-Actor = ProbabilisticTensorDictSequential
+Actor: TypeAlias = ProbabilisticTensorDictSequential
+_MODELS: tuple[Method, ...] = ("model", "adversarial_model")
 
 
 def act_by(actor: Actor, *, deterministic: bool = True) -> Act:
@@ -129,11 +129,9 @@ class OfflineEvaluation:
         data = self.data
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            hidden = _DENSITY["hidden_sizes"]
-            actor = make_actor(data.observation_size, data.action_spec, hidden_sizes=hidden)
+            actor = make_actor(data.observation_size, data.action_spec, hidden_sizes=_DENSITY_SIZES)
             rows = data.transitions[_rows_of(self.blocks.training_rows)]
-            settings = {key: _DENSITY[key] for key in ("updates", "lr")}
-            clone_behaviour(actor, rows, data.action_spec, **settings)
+            clone_behaviour(actor, rows, data.action_spec, updates=_DENSITY_UPDATES, lr=_DENSITY_LR)
         return actor.requires_grad_(False).eval()
 
     def measure(
@@ -141,7 +139,7 @@ class OfflineEvaluation:
         policy: Actor,
         *,
         clone: Actor | None = None,
-        models: Models | None = None,
+        models: Mapping[Method, EnsembleWorldModel] | None = None,
         env: EnsembleModelEnv | None = None,
         left_out: Mapping[str, str] | None = None,
     ) -> OfflineValues:
@@ -188,8 +186,8 @@ class OfflineEvaluation:
         if clone is not None:
             policies["clone"] = act_by(clone)
         policies["behaviour"] = act_by(self.density, deterministic=False)
-        for method in ("model", "adversarial_model"):
-            model = (models or {}).get(method)  # type: ignore[call-overload]
+        for method in _MODELS:
+            model = (models or {}).get(method)
             if model is None or env is None:
                 reasons.setdefault(method, "no such model was given")
                 continue

@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.returns import best_episode_rows
 from rambo_trl.experiment.policy import load_into_actor
+from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.reporting.offline_evaluation import OfflineEvaluation
-from rambo_trl.reporting.offline_values import OFFLINE_VALUES_FILE, OfflineValues
+from rambo_trl.reporting.offline_values import OFFLINE_VALUES_FILE, Method, OfflineValues
 from rambo_trl.training.pretraining import clone_behaviour
 
 __all__ = ["cloned_policy", "offline_values"]
@@ -55,7 +56,8 @@ def offline_values(
     if evaluation is None:
         gamma = discount_of(cfg)
         evaluation = OfflineEvaluation(data, gamma=gamma, confidence=confidence, fit=fit)
-    models, left_out, env = {}, {}, None
+    models: dict[Method, EnsembleWorldModel] = {}
+    left_out, env = {}, None
     if run.model is None:
         left_out["model"] = f"method={cfg.method} has no model"
     else:
@@ -77,7 +79,7 @@ def offline_values(
 def discount_of(cfg: DictConfig) -> float:
     """A run's discount factor; that of the other methods where cloning alone needs none."""
     agent = cfg.get("agent") or {}
-    return float(agent.get("gamma", cfg.get("gamma", 0.99)))
+    return float(agent.get("gamma") or cfg.get("gamma") or 0.99)
 
 
 def cloned_policy(path: Path, cfg: DictConfig, data: OfflineDataset) -> Actor | None:

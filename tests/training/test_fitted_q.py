@@ -42,7 +42,7 @@ def data() -> OfflineDataset:
 
 def sampled(observation: Tensor) -> Tensor:
     """Goes forward with probability 0.8."""
-    forward = torch.rand(len(observation), 1) < 0.8
+    forward = torch.rand(*observation.shape[:-1], 1) < 0.8
     return torch.where(forward, 0.5, -0.5)
 
 
