@@ -20,12 +20,12 @@ from rambo_trl.data.blocks import EpisodeBlocks
 from rambo_trl.data.returns import discounted_returns
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel, make_actor
-from rambo_trl.reporting.offline_values import Estimate, Method, OfflineValues
+from rambo_trl.reporting.offline_values import Estimate, Method, OfflineValues, Samples
 from rambo_trl.training.fitted_q import Act, FittedQ, fit_q_evaluation
 from rambo_trl.training.off_policy import effective_sample_size, weighted_doubly_robust
 from rambo_trl.training.pretraining import clip_actions, clone_behaviour
 
-__all__ = ["OfflineEvaluation", "act_by", "imagined_values"]
+__all__ = ["OfflineEvaluation", "act_by", "imagined_values", "samples_of"]
 
 #: start states of rollouts in a model; the discount at which these stop; held-out rows in which
 #: actions are compared
@@ -169,6 +169,7 @@ class OfflineEvaluation:
             fits["clone"] = self.fit(act_by(clone))
             values["clone"], differences["policy - clone"] = {}, {}
         fitted = {who: unit * fit.values(self._starts).numpy() for who, fit in fits.items()}
+        samples = {who: samples_of(by_critic) for who, by_critic in fitted.items()}
         for who, by_critic in fitted.items():
             values[who]["fqe"] = self._estimate(by_critic)
             if who != "policy":
@@ -203,6 +204,7 @@ class OfflineEvaluation:
             held_out={"held_out": int(blocks.held_out.sum()), "episodes": len(blocks.rows)},
             values=values,
             differences=differences,
+            samples=samples,
             checks=checks,
             unsettled=tuple(sorted(unsettled)),
             left_out=reasons,
@@ -213,7 +215,7 @@ class OfflineEvaluation:
         """Of estimates by start state [S], or by member and start state [M, S]."""
         if values.ndim == 1:
             return Estimate.of(values, confidence=self.confidence)
-        return Estimate.of(values.mean(axis=0), values.mean(axis=1), confidence=self.confidence)
+        return samples_of(values).estimate(self.confidence)
 
     def _held_out(self) -> TensorDictBase:
         """Some held-out rows."""
@@ -345,6 +347,11 @@ class OfflineEvaluation:
             f"discounted by {self.gamma} a step, with the policy's mode"
             + (f" and rewards shifted by {shift:g}" if shift else ""),
         )
+
+
+def samples_of(values: np.ndarray) -> Samples:
+    """Of estimates by member and start state [M, S]."""
+    return Samples(values.mean(axis=0), values.mean(axis=1))
 
 
 def _rows_of(episodes: np.ndarray) -> Tensor:

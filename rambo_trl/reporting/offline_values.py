@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ __all__ = [
     "Estimate",
     "Method",
     "OfflineValues",
+    "Samples",
     "Verdict",
     "Who",
     "verdict",
@@ -53,7 +54,12 @@ class Estimate:
 
     @classmethod
     def of(
-        cls, by_start: ArrayLike, by_member: ArrayLike | None = None, *, confidence: float
+        cls,
+        by_start: ArrayLike,
+        by_member: ArrayLike | None = None,
+        *,
+        confidence: float,
+        others: Sequence[tuple[float, int]] = (),
     ) -> Estimate:
         """The mean over start states, with the spread of an ensemble.
 
@@ -68,10 +74,11 @@ class Estimate:
 
         Keyword Args:
             confidence: probability that the interval should hold the true value.
+            others: variances of further sources of error, with their degrees of freedom.
         """
         start = np.asarray(by_start, dtype=np.float64)
-        mean, variance = float(start.mean()), 0.0
-        freedom = []
+        mean, freedom = float(start.mean()), list(others)
+        variance = sum(part for part, _ in others)
         for values, number in ((start, len(start)), (by_member, 1)):
             spread = None if values is None else np.asarray(values, dtype=np.float64)
             if spread is not None and len(spread) > 1:
@@ -95,6 +102,35 @@ class Estimate:
         return f"{self.mean:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What an estimate is made of, the same start states and bootstraps for all policies.
+
+    Attributes:
+        by_start: by held-out start state, over the ensemble [S].
+        by_member: by member of the ensemble, over the start states [M].
+    """
+
+    by_start: np.ndarray
+    by_member: np.ndarray
+
+    @classmethod
+    def mean_of(cls, samples: Collection[Samples]) -> Samples:
+        """The mean over several policies, start by start and member by member."""
+        return cls(
+            np.mean([each.by_start for each in samples], axis=0),
+            np.mean([each.by_member for each in samples], axis=0),
+        )
+
+    def __sub__(self, other: Samples) -> Samples:
+        """The difference to another policy, paired by start state and by member."""
+        return Samples(self.by_start - other.by_start, self.by_member - other.by_member)
+
+    def estimate(self, confidence: float, others: Sequence[tuple[float, int]] = ()) -> Estimate:
+        """See :meth:`Estimate.of`."""
+        return Estimate.of(self.by_start, self.by_member, confidence=confidence, others=others)
+
+
 @dataclass(frozen=True)
 class OfflineValues:
     """Estimates of discounted returns from the data's start states.
@@ -112,6 +148,8 @@ class OfflineValues:
         values: by whose value it is and by method; what could not be estimated is not there.
         differences: ``"policy - behaviour"`` and ``"policy - clone"``, paired by start state and
             ensemble member, by method.
+        samples: by whose value it is, what the estimate by fitted Q evaluation is made of: with it
+            the policies of several runs can be compared in pairs.
         checks: what says whether the estimates can be believed. ``action_share_outside``: the share
             of held-out states in which the policy's action is less likely under the fitted
             behaviour than 99 % of the logged ones. ``behaviour_gap_fqe`` and
@@ -131,6 +169,7 @@ class OfflineValues:
     held_out: Mapping[str, int]
     values: Mapping[str, Mapping[str, Estimate]]
     differences: Mapping[str, Mapping[str, Estimate]]
+    samples: Mapping[str, Samples] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     unsettled: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +186,10 @@ class OfflineValues:
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write them, with their verdict, into a run folder; returns the file."""
         content = {"format": _FORMAT, **asdict(self), "verdict": asdict(verdict(self))}
+        content["samples"] = {
+            who: {"by_start": x.by_start.tolist(), "by_member": x.by_member.tolist()}
+            for who, x in self.samples.items()
+        }
         path = Path(folder) / OFFLINE_VALUES_FILE
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         return path
@@ -169,6 +212,10 @@ class OfflineValues:
                 who: {method: Estimate(**estimate) for method, estimate in methods.items()}
                 for who, methods in content[key].items()
             }
+        content["samples"] = {
+            who: Samples(np.array(x["by_start"]), np.array(x["by_member"]))
+            for who, x in content.get("samples", {}).items()
+        }
         for key in ("unsettled", "assumptions"):
             content[key] = tuple(content[key])
         return cls(**content)
