@@ -1,0 +1,162 @@
+"""Fitted Q evaluation against the truth: estimates, errors and how often intervals hold.
+
+``chain`` fits many small data sets of a Markov decision process whose values are known in closed
+form (``chain.csv``). With run folders each run's policy is valued from its data alone, by all that
+the data and the run allow, and played in its environment (``monte_carlo.csv``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import launcher.starting  # noqa: F401
+import numpy as np
+import torch
+from launcher.inspection import load_saved
+from launcher.offline import discount_of, offline_values
+from markov_chain import GAMMA, chain_data, chain_policy, true_values
+from measuring import add_out, at_least
+
+from rambo_trl.experiment.episodes import rollout_episodes
+from rambo_trl.experiment.policy import load_policy
+from rambo_trl.reporting.offline_evaluation import OfflineEvaluation
+from rambo_trl.reporting.offline_values import Estimate, verdict
+
+#: seed of the first true episode, beyond those of trainings' evaluations
+SEED = 910_000_000
+#: the policies of the chain: always forward, the best one, and always back
+POLICIES = {"forward": [1, 1, 1, 1], "turns at the end": [1, 1, 1, -1], "back": [-1, -1, -1, -1]}
+CONFIDENCES = (0.5, 0.8, 0.9, 0.95)
+SMALL = {
+    "hidden_sizes": (32, 32),
+    "updates": 400,
+    "regression_updates": 100,
+    "batch_size": 128,
+    "lr": 3e-3,
+}
+
+
+def chain_rows(repeats: int, sizes: Iterable[int] = (40, 80, 160)) -> Iterator[dict[str, Any]]:
+    """Estimates on small data sets of the chain."""
+    for episodes in sizes:
+        for seed in range(repeats):
+            data = chain_data(episodes, seed=seed)
+            evaluation = OfflineEvaluation(data, gamma=GAMMA, seed=seed, fit=SMALL)
+            starts = data.transitions[torch.from_numpy(evaluation.blocks.held_out_rows[:, 0])]
+            for name, signs in POLICIES.items():
+                truth = true_values((np.array(signs) == 1).astype(float)).mean()
+                fitted = evaluation.fit(chain_policy(signs))
+                by_critic = fitted.values(starts).numpy()
+                row = {"episodes": episodes, "seed": seed, "policy": name, "truth": truth}
+                row |= {"estimate": by_critic.mean(), "unsettled": bool(fitted.unsettled)}
+                for confidence in CONFIDENCES:
+                    e = Estimate.of(by_critic.mean(0), by_critic.mean(1), confidence=confidence)
+                    row[f"low_{confidence:g}"], row[f"high_{confidence:g}"] = e.low, e.high
+                yield row
+
+
+def chain_summary(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """By size of the data: the error, and the share of intervals that hold the truth."""
+    rows = list(rows)
+    for episodes in sorted({row["episodes"] for row in rows}):
+        some = [row for row in rows if row["episodes"] == episodes]
+        error = np.array([row["estimate"] - row["truth"] for row in some])
+        shares = [
+            np.mean([row[f"low_{c:g}"] < row["truth"] < row[f"high_{c:g}"] for row in some])
+            for c in CONFIDENCES
+        ]
+        told = ", ".join(f"{c:.0%}: {s:.0%}" for c, s in zip(CONFIDENCES, shares, strict=True))
+        yield (
+            f"{episodes} episodes, {len(some)} fits: bias {error.mean():+.3f}, root mean square "
+            f"error {np.sqrt((error**2).mean()):.3f}; intervals that hold the truth: {told}"
+        )
+
+
+def run_row(path: Path, episodes: int, again: bool) -> dict[str, Any]:
+    """A run's offline values beside the discounted return of its policy in the environment."""
+    run, begun = load_saved(path), time.process_time()
+    values = offline_values(path, run=run, again=again)
+    seconds = time.process_time() - begun
+    gamma, data = discount_of(run.cfg), run.data
+    policy, layout = load_policy(path), data.observation_layout
+    assert data.environment is not None
+    played = rollout_episodes(
+        policy,
+        data.environment,
+        num_episodes=episodes,
+        seed=SEED,
+        flatten=None if layout is None else layout.flatten,
+        gamma=gamma,
+    )
+    truth = Estimate.of(played.discounted_returns, confidence=values.confidence)
+    row: dict[str, Any] = {
+        "run": path.name,
+        "dataset": data.name,
+        "method": run.cfg.method,
+        "rows": len(data),
+        "seconds": round(seconds),
+        "truth": truth.mean,
+        "truth_low": truth.low,
+        "truth_high": truth.high,
+        "return": played.return_mean,
+    }
+    for who, method in (
+        ("policy", "fqe"),
+        ("policy", "model"),
+        ("policy", "adversarial_model"),
+        ("policy", "doubly_robust"),
+        ("clone", "fqe"),
+        ("behaviour", "fqe"),
+        ("behaviour", "logged"),
+    ):
+        estimate = values.values.get(who, {}).get(method)
+        for end in ("mean", "low", "high"):
+            row[f"{who}_{method}_{end}"] = None if estimate is None else getattr(estimate, end)
+    difference = values.difference("behaviour", "fqe")
+    if difference is not None:
+        row |= {"difference_low": difference.low, "difference_high": difference.high}
+    row |= {"action_share_outside": values.checks["action_share_outside"]}
+    return row | {"verdict": verdict(values).label}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with the same keys as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    print(f"written: {path}")
+
+
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("runs", nargs="+", help="chain, or run folders")
+    parser.add_argument("--repeats", type=at_least(1), default=50, help="data sets of each size")
+    parser.add_argument("--episodes", type=at_least(2), default=20, help="true episodes of a run")
+    parser.add_argument("--again", action="store_true", help="measure runs anew")
+    add_out(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if "chain" in args.runs:
+        rows = list(chain_rows(args.repeats))
+        print("\n".join(chain_summary(rows)))
+        write(args.out / "chain.csv", rows)
+    folders = [Path(run) for run in args.runs if run != "chain"]
+    rows = []
+    for folder in folders:
+        rows.append(run_row(folder, args.episodes, args.again))
+        print(rows[-1], flush=True)
+        write(args.out / "monte_carlo.csv", rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
