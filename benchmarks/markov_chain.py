@@ -34,10 +34,16 @@ BACKWARD = np.array(
 REWARD = {1: np.array([0.0, 0.5, 1.0, 3.0]), -1: np.array([0.6, 0.2, 0.0, 1.0])}
 
 
-def true_values(forward: np.ndarray) -> np.ndarray:
-    """V = (I - gamma P)^-1 r [STATES] of a policy that goes forward with these probabilities."""
+def true_values(forward: np.ndarray, *, ends: bool = True) -> np.ndarray:
+    """V = (I - gamma P)^-1 r [STATES] of a policy that goes forward with these probabilities.
+
+    Without ``ends`` what ends stays in its last state, as the data's rows show it, and goes on.
+    """
     share = forward[:, None]
-    transition = (share * FORWARD + (1 - share) * BACKWARD)[:, :STATES]
+    whole = share * FORWARD + (1 - share) * BACKWARD
+    transition = whole[:, :STATES]
+    if not ends:
+        transition = transition + np.diag(whole[:, STATES])
     reward = forward * REWARD[1] + (1 - forward) * REWARD[-1]
     return np.linalg.solve(np.eye(STATES) - GAMMA * transition, reward)
 

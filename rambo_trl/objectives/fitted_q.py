@@ -50,9 +50,9 @@ class FittedQEvaluationLoss(LossModule):
 
     Batches are [B], or [num_qvalue_nets, B] with rows of its own for each critic, as a bootstrap
     needs. In the output ``loss_qvalue`` is the mean squared error in the unit of :math:`\sigma^2`,
-    summed over critics; the detached metrics ``pred_value`` and ``td_error`` (root mean square) are
-    in the rewards' unit, and ``clipped`` is the share of the bootstrapped values that left the
-    range.
+    summed over critics; the detached metrics ``pred_value``, ``td_error`` (root mean square) and
+    ``residual`` (mean of target minus value) are in the rewards' unit, and ``clipped`` is the share
+    of the bootstrapped values that left the range.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -91,7 +91,7 @@ class FittedQEvaluationLoss(LossModule):
     qvalue_network: TensorDictModuleBase
     qvalue_network_params: TensorDictParams
     target_qvalue_network_params: TensorDictParams
-    out_keys = ["loss_qvalue", "pred_value", "td_error", "clipped"]
+    out_keys = ["loss_qvalue", "pred_value", "td_error", "residual", "clipped"]
 
     def __init__(
         self,
@@ -213,9 +213,11 @@ class FittedQEvaluationLoss(LossModule):
         with torch.no_grad():
             value = self.value_loc + self.value_scale * predicted.mean()
             error = self.value_scale * square.mean().sqrt()
+            residual = self.value_scale * (wanted - predicted).mean()
         return TensorDict(
             loss_qvalue=square.mean(dim=-1).sum(),
             pred_value=value,
             td_error=error,
+            residual=residual,
             clipped=clipped.float().mean(),
         )

@@ -33,7 +33,8 @@ __all__ = ["FittedQ", "fit_q_evaluation"]
 Act = Callable[[Tensor], Tensor]
 
 #: the start states' value is looked at so many times during a fit; it has settled if it moves by
-#: less than so many standard deviations of the logged returns over the last quarter
+#: less than this share of its distance from the logged returns over the last half, and its Bellman
+#: residual amounts to less
 _CHECKS, _DRIFT = 20, 0.1
 #: a fit has diverged where this share of the bootstrapped values leaves what the rewards allow
 _CLIPPED = 0.05
@@ -55,7 +56,8 @@ class FittedQ:
             [checks, num_qvalue_nets], in the rewards' unit.
         value_std: standard deviation of the logged discounted returns.
         clipped: share of bootstrapped values beyond what the rewards allow, at the end.
-        td_error: root mean square of the last pass.
+        td_error: root mean square, at the end.
+        residual: mean of target minus value, at the end, in the rewards' unit.
         num_updates: gradient steps.
     """
 
@@ -66,6 +68,7 @@ class FittedQ:
     value_std: float
     clipped: float
     td_error: float
+    residual: float
     num_updates: int
 
     @torch.no_grad()
@@ -98,10 +101,20 @@ class FittedQ:
         return torch.stack(draws).mean(dim=0)
 
     @property
+    def _scale(self) -> float:
+        """The value's distance from the logged mean, at least the logged standard deviation."""
+        return max(self.value_std, abs(float(self.history[-1].mean()) - self.loss.value_loc))
+
+    @property
     def drift(self) -> float:
-        """How far the mean moved in the last quarter, in standard deviations of the logs."""
+        """How far the mean moved in the last half, as a share of its distance from the logs."""
         mean = self.history.mean(axis=1)
-        return float(mean[-1] - mean[-1 - len(mean) // 4]) / self.value_std
+        return float(mean[-1] - mean[-1 - len(mean) // 2]) / self._scale
+
+    @property
+    def remaining(self) -> float:
+        """How far it would still move if the Bellman residual is that of every step, likewise."""
+        return self.residual / (1 - self.loss.gamma) / self._scale
 
     @property
     def unsettled(self) -> str | None:
@@ -113,10 +126,11 @@ class FittedQ:
                 f"fitted Q evaluation diverged: {self.clipped:.0%} of its bootstrapped values lie "
                 "beyond what the data's rewards allow"
             )
-        if abs(self.drift) > _DRIFT:
+        moved = max(abs(self.drift), abs(self.remaining))
+        if moved > _DRIFT:
             return (
-                "fitted Q evaluation has not settled: over the last quarter of its updates the "
-                f"value moved by {abs(self.drift):.2g} standard deviations of the logged returns"
+                f"fitted Q evaluation has not settled within {self.num_updates} updates: its value "
+                f"still moves by {moved:.0%} of its distance from the logged returns"
             )
         return None
 
@@ -131,7 +145,7 @@ def fit_q_evaluation(
     deterministic: bool = True,
     num_qvalue_nets: int = 8,
     hidden_sizes: Sequence[int] = (128, 128),
-    updates: int = 3000,
+    updates: int = 2000,
     regression_updates: int = 500,
     batch_size: int = 256,
     lr: float = 1e-3,
@@ -143,9 +157,12 @@ def fit_q_evaluation(
 
     Every critic learns from its own bootstrap of the episodes, so that their spread says how far
     another set of episodes would have led elsewhere. They begin at the logged returns of their
-    episodes, the behaviour's value, and forget this beginning. Fits of several policies with the
-    same seed draw the same episodes, rows and initial weights, so that differences between
-    policies are less noisy than the values. The global random state is left as it was.
+    episodes, the behaviour's value, and forget this beginning. Half of a batch is drawn from all
+    rows alike, half from those that a discounted return counts most, the t-th of an episode with
+    weight gamma^t: the start states' values rest on them, and long episodes have few of them. Fits
+    of several policies with the same seed draw the same episodes, rows and initial weights, so that
+    differences between policies are less noisy than the values. The global random state is left as
+    it was.
 
     Args:
         transitions: the data [N], normalised, episode by episode.
@@ -203,7 +220,7 @@ def fit_q_evaluation(
             num_qvalue_nets=num_qvalue_nets,
             deterministic=deterministic,
         )
-        bootstrap = _bootstrap(episodes, rows["known"].numpy(), num_qvalue_nets)
+        bootstrap = _bootstrap(episodes, rows["known"].numpy(), num_qvalue_nets, gamma)
 
         def regression(batch: TensorDictBase) -> TensorDictBase:
             wanted = (batch["return"].squeeze(-1) - loss.value_loc) / loss.value_scale
@@ -222,7 +239,7 @@ def fit_q_evaluation(
         target_update = FlatSoftUpdate(loss, tau=tau)
         optimizer = adam((loss.qvalue_network_params.parameters(), lr))
         step = GradientStep(loss, optimizer, compile=compile, name="fitted Q evaluation")
-        fitted = FittedQ(loss, policy, deterministic, np.empty(0), std, 0.0, 0.0, updates)
+        fitted = FittedQ(loss, policy, deterministic, np.empty(0), std, 0.0, 0.0, 0.0, updates)
         history, means, decay = [], MetricMeans(), cosine_decay(updates)
         every = max(1, updates // _CHECKS)
         for number in range(updates):
@@ -242,6 +259,7 @@ def fit_q_evaluation(
         std,
         metrics["clipped"],
         metrics["td_error"],
+        metrics["residual"],
         updates,
     )
 
@@ -275,16 +293,31 @@ def _following_actions(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
     return mask, action
 
 
-def _bootstrap(episodes: np.ndarray, known: np.ndarray, num_members: int) -> list[Tensor]:
-    """The rows of each member's own draw of the episodes, with replacement."""
+def _bootstrap(
+    episodes: np.ndarray, known: np.ndarray, num_members: int, gamma: float
+) -> list[tuple[Tensor, Tensor]]:
+    """The rows of each member's own draw of the episodes, with replacement.
+
+    Returns:
+        For each member row numbers [N] and their cumulated probabilities [N].
+    """
     rows = [np.flatnonzero(known[a:b]) + a for a, b in episodes]
     drawn = torch.randint(len(rows), (num_members, len(rows))).tolist()
-    return [torch.from_numpy(np.concatenate([rows[e] for e in member])) for member in drawn]
+    members = []
+    for member in drawn:
+        numbers = np.concatenate([rows[e] for e in member])
+        early = np.concatenate([gamma ** (rows[e] - episodes[e, 0]) for e in member])
+        probability = 0.5 / len(numbers) + 0.5 * early / early.sum()
+        members.append((torch.from_numpy(numbers), torch.from_numpy(np.cumsum(probability))))
+    return members
 
 
-def _draw(bootstrap: list[Tensor], batch_size: int) -> Tensor:
+def _draw(bootstrap: list[tuple[Tensor, Tensor]], batch_size: int) -> Tensor:
     """Row numbers of a batch for each member, [M, batch_size]."""
     shares = torch.rand(len(bootstrap), batch_size, dtype=torch.float64)
     return torch.stack(
-        [rows[(u * len(rows)).long()] for rows, u in zip(bootstrap, shares, strict=True)]
+        [
+            rows[torch.searchsorted(below, u).clamp_max(len(rows) - 1)]
+            for (rows, below), u in zip(bootstrap, shares, strict=True)
+        ]
     )
