@@ -14,6 +14,7 @@ import pytest
 import torch
 from launcher.command_line import compose_jobs
 from launcher.launch import make_run
+from launcher.offline import cloned_policy
 from launcher.pretraining import PRETRAINING, find_pretrained, pretrain
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
@@ -281,6 +282,22 @@ def pretrained_run(tmp_path_factory: pytest.TempPathFactory) -> Begun:
 
 def refuse(*args: object, **kwargs: object) -> None:
     raise AssertionError("there is nothing to fit or to clone")
+
+
+def test_the_clone_is_kept_and_found_again(pretrained_run: Begun, tmp_path: Path) -> None:
+    folder = pretrained_run.run.folder.path
+    wanted = pretrained_run.actor.state_dict()
+    kept = load_policy(folder / "cloned_policy.safetensors").actor.state_dict()
+    assert all(torch.equal(kept[k], wanted[k]) for k in kept)
+    clone = cloned_policy(folder, pretrained_run.cfg, pretrained_run.run.dataset)
+    assert clone is not None
+    assert all(torch.equal(x, wanted[k]) for k, x in clone.state_dict().items())
+    # a run that kept no file is cloned again, with other draws
+    again = cloned_policy(tmp_path, pretrained_run.cfg, pretrained_run.run.dataset)
+    assert again is not None
+    assert any(not torch.equal(x, wanted[k]) for k, x in again.state_dict().items())
+    cfg = DictConfig({**pretrained_run.cfg, "clone_behaviour": False})
+    assert cloned_policy(tmp_path, cfg, pretrained_run.run.dataset) is None
 
 
 def test_a_fitted_model_alone(
