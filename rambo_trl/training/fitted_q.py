@@ -145,7 +145,7 @@ def fit_q_evaluation(
     deterministic: bool = True,
     num_qvalue_nets: int = 8,
     hidden_sizes: Sequence[int] = (128, 128),
-    updates: int = 2000,
+    updates: int = 3000,
     regression_updates: int = 500,
     batch_size: int = 256,
     lr: float = 1e-3,
@@ -157,12 +157,9 @@ def fit_q_evaluation(
 
     Every critic learns from its own bootstrap of the episodes, so that their spread says how far
     another set of episodes would have led elsewhere. They begin at the logged returns of their
-    episodes, the behaviour's value, and forget this beginning. Half of a batch is drawn from all
-    rows alike, half from those that a discounted return counts most, the t-th of an episode with
-    weight gamma^t: the start states' values rest on them, and long episodes have few of them. Fits
-    of several policies with the same seed draw the same episodes, rows and initial weights, so that
-    differences between policies are less noisy than the values. The global random state is left as
-    it was.
+    episodes, the behaviour's value, and forget this beginning. Fits of several policies with the
+    same seed draw the same episodes, rows and initial weights, so that differences between
+    policies are less noisy than the values. The global random state is left as it was.
 
     Args:
         transitions: the data [N], normalised, episode by episode.
@@ -220,7 +217,7 @@ def fit_q_evaluation(
             num_qvalue_nets=num_qvalue_nets,
             deterministic=deterministic,
         )
-        bootstrap = _bootstrap(episodes, rows["known"].numpy(), num_qvalue_nets, gamma)
+        bootstrap = _bootstrap(episodes, rows["known"].numpy(), num_qvalue_nets)
 
         def regression(batch: TensorDictBase) -> TensorDictBase:
             wanted = (batch["return"].squeeze(-1) - loss.value_loc) / loss.value_scale
@@ -293,31 +290,16 @@ def _following_actions(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
     return mask, action
 
 
-def _bootstrap(
-    episodes: np.ndarray, known: np.ndarray, num_members: int, gamma: float
-) -> list[tuple[Tensor, Tensor]]:
-    """The rows of each member's own draw of the episodes, with replacement.
-
-    Returns:
-        For each member row numbers [N] and their cumulated probabilities [N].
-    """
+def _bootstrap(episodes: np.ndarray, known: np.ndarray, num_members: int) -> list[Tensor]:
+    """The rows of each member's own draw of the episodes, with replacement."""
     rows = [np.flatnonzero(known[a:b]) + a for a, b in episodes]
     drawn = torch.randint(len(rows), (num_members, len(rows))).tolist()
-    members = []
-    for member in drawn:
-        numbers = np.concatenate([rows[e] for e in member])
-        early = np.concatenate([gamma ** (rows[e] - episodes[e, 0]) for e in member])
-        probability = 0.5 / len(numbers) + 0.5 * early / early.sum()
-        members.append((torch.from_numpy(numbers), torch.from_numpy(np.cumsum(probability))))
-    return members
+    return [torch.from_numpy(np.concatenate([rows[e] for e in member])) for member in drawn]
 
 
-def _draw(bootstrap: list[tuple[Tensor, Tensor]], batch_size: int) -> Tensor:
+def _draw(bootstrap: list[Tensor], batch_size: int) -> Tensor:
     """Row numbers of a batch for each member, [M, batch_size]."""
     shares = torch.rand(len(bootstrap), batch_size, dtype=torch.float64)
     return torch.stack(
-        [
-            rows[torch.searchsorted(below, u).clamp_max(len(rows) - 1)]
-            for (rows, below), u in zip(bootstrap, shares, strict=True)
-        ]
+        [rows[(u * len(rows)).long()] for rows, u in zip(bootstrap, shares, strict=True)]
     )
