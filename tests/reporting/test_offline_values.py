@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -185,26 +186,42 @@ def test_rollouts_give_each_elites_discounted_return(ends: bool) -> None:
 
 
 def test_what_is_measured_agrees_with_the_closed_form(tmp_path: Path) -> None:
-    data = chain_data(200)
-    evaluation = OfflineEvaluation(data, gamma=GAMMA, fit=FIT)
-    values = evaluation.measure(linear_actor([0.5, 0.5, 0.5, -0.5]))
-    truth = true_values(np.array([1.0, 1.0, 1.0, 0.0])).mean()
+    evaluation = OfflineEvaluation(chain_data(200), gamma=GAMMA, fit=FIT)
+    # about what the behaviour is: the sign of its actions is drawn evenly
+    evaluation.__dict__["density"] = linear_actor([0.0, 0.0, 0.0, 0.0], 2.0)
+    values = evaluation.measure(linear_actor([0.5, 0.5, 0.5, -0.5], 2.0))
+    truth = true_values(np.array([1.0, 1.0, 1.0, 0.0])).mean()  # of the mode
+    forward = NormalDist(0.5, 2.0)
+    shares = np.array([1 - forward.cdf(0)] * 3 + [forward.cdf(0)])
+    sampled = true_values(shares).mean()
     behaviour = true_values(np.full(STATES, 0.5)).mean()
     policy, logged = values.value("policy", "fqe"), values.value("behaviour", "logged")
-    difference = values.difference("behaviour", "fqe")
-    assert policy is not None and logged is not None and difference is not None
+    robust, difference = (
+        values.value("policy", "doubly_robust"),
+        values.difference("behaviour", "fqe"),
+    )
+    assert policy is not None and logged is not None
+    assert robust is not None and difference is not None
     assert policy.mean == pytest.approx(truth, rel=0.15)
     assert logged.low < behaviour < logged.high
     assert difference.low < truth - behaviour < difference.high
+    assert robust.low < sampled < robust.high
+    assert robust.high - robust.low < 0.5 * sampled
+    assert values.checks["effective_sample_size"] > 10
+    assert values.checks["action_share_outside"] < 0.1
     assert "model" in values.left_out
+
     values.write(tmp_path)
     again = OfflineValues.read(tmp_path)
     assert again.values == values.values
     assert again.differences == values.differences
     assert verdict(again) == verdict(values)
-    # no action of the data is like this one
-    far = evaluation._share_outside(linear_actor([0.0, 0.0, 0.0, 0.0], 1.0))
-    assert 0 <= far <= 1
+
+    reasons: dict[str, str] = {}
+    far = linear_actor([3.0, 3.0, 3.0, 3.0], 0.1)  # never goes back
+    assert evaluation._share_outside(far) == 1
+    evaluation._weigh(far, {}, {}, {}, reasons)
+    assert "weights" in reasons["doubly_robust"]
 
 
 # -- the verdict
