@@ -395,8 +395,12 @@ def imagined_values(
     state = start.expand(len(elites), *start.shape).clone()
     rewards = data.transitions["next", "reward"]
     low, high = rewards.min(), rewards.max()
-    limits = data.description.limits(data.observation_mean, data.observation_std)
-    assert limits is not None
+    bounds = data.description.far_limits
+    assert bounds is not None
+    limits = [
+        ((torch.tensor(x, dtype=torch.float64) - data.observation_mean) / data.observation_std)
+        for x in bounds
+    ]
     alive = torch.ones(*state.shape[:-1], 1, dtype=torch.bool)
     total = torch.zeros(state.shape[:-1], dtype=torch.float64)
     outside, seen = 0.0, 0.0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from rambo_trl.reporting.offline_values import Estimate, OfflineValues
+from typing import Any, Literal, Protocol
 
 __all__ = ["Verdict", "verdict"]
 
@@ -19,6 +17,40 @@ MOST_IMAGINED_OUTSIDE = 0.2
 #: standard deviations of the logged returns: a difference below the first is none, and an estimator
 #: that is off by more than the second where the truth is known is not believed
 SMALL, WRONG = 0.1, 0.5
+
+
+class Interval(Protocol):
+    """What is read of an :class:`~rambo_trl.reporting.offline_values.Estimate`."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def excludes_zero(self) -> bool: ...
+
+
+class Values(Protocol):
+    """What is read of :class:`~rambo_trl.reporting.offline_values.OfflineValues`."""
+
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def value_std(self) -> float: ...
+    @property
+    def held_out(self) -> Mapping[str, int]: ...
+    @property
+    def checks(self) -> Mapping[str, Any]: ...
+    @property
+    def unsettled(self) -> tuple[str, ...]: ...
+    @property
+    def left_out(self) -> Mapping[str, str]: ...
+
+    def difference(
+        self, versus: Literal["behaviour"], method: Literal["fqe", "doubly_robust", "model"]
+    ) -> Interval | None: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +70,7 @@ class Verdict:
     would_settle: tuple[str, ...]
 
 
-def verdict(values: OfflineValues) -> Verdict:
+def verdict(values: Values) -> Verdict:
     """Judge a policy by its offline estimates.
 
     It is called better only where the interval of the paired difference by fitted Q evaluation lies
@@ -96,7 +128,7 @@ def verdict(values: OfflineValues) -> Verdict:
 _TRIAL = "a short supervised trial of the policy beside the logged controller would settle it"
 
 
-def _second_opinion(values: OfflineValues) -> tuple[Estimate | None, str]:
+def _second_opinion(values: Values) -> tuple[Interval | None, str]:
     """The difference by the estimator that does not share fitted Q evaluation's errors."""
     robust = values.difference("behaviour", "doubly_robust")
     if robust is not None:
@@ -106,7 +138,7 @@ def _second_opinion(values: OfflineValues) -> tuple[Estimate | None, str]:
     return None, ""
 
 
-def _model_doubt(values: OfflineValues) -> str | None:
+def _model_doubt(values: Values) -> str | None:
     """Why the fitted model's rollouts cannot be a second opinion."""
     if values.difference("behaviour", "model") is None:
         why = values.left_out.get("model")
@@ -129,7 +161,7 @@ def _off(gap: list[float], value_std: float) -> bool:
     return (low > 0 or high < 0) and abs(mean) > WRONG * value_std
 
 
-def _doubts(values: OfflineValues) -> list[str]:
+def _doubts(values: Values) -> list[str]:
     """Why no estimate should be believed."""
     doubts = list(values.unsettled)
     outside = values.checks.get("action_share_outside")
@@ -148,7 +180,7 @@ def _doubts(values: OfflineValues) -> list[str]:
     return doubts
 
 
-def _remedies(values: OfflineValues) -> tuple[str, ...]:
+def _remedies(values: Values) -> tuple[str, ...]:
     """What would settle it."""
     remedies = []
     outside = values.checks.get("action_share_outside")
