@@ -85,17 +85,17 @@ def discount_of(cfg: DictConfig) -> float:
 def cloned_policy(path: Path, cfg: DictConfig, data: OfflineDataset) -> Actor | None:
     """The policy that a run began with: its file, or a new clone by the run's settings.
 
-    Runs before version 0.2 keep no such file. None where the run cloned nothing.
+    Older runs keep no such file. None where the run cloned nothing.
     """
-    if not cfg.get("clone_behaviour") or cfg.get("cloning") is None:
+    file = path / CLONED_POLICY
+    cloned = "cloning" in cfg and cfg.clone_behaviour and cfg.cloned_policy is None
+    if not file.is_file() and not (cloned and cloning_updates(cfg, len(data))):
         return None
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         actor = make_policy(cfg, data)
-        if (file := path / CLONED_POLICY).is_file():
+        if file.is_file():
             load_into_actor(file, actor, data)
-        elif cfg.get("cloned_policy") is not None or not cloning_updates(cfg, len(data)):
-            return None
         else:
             clone_behaviour(
                 actor,
