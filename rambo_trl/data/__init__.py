@@ -8,6 +8,7 @@ from rambo_trl.data.log_settings import LogImport
 from rambo_trl.data.log_store import store_log
 from rambo_trl.data.names import bundled_names
 from rambo_trl.data.offline_dataset import OfflineDataset
+from rambo_trl.data.online_rows import OnlineRows, OnlineShareSampler
 from rambo_trl.data.playing import check_environment
 from rambo_trl.data.scores import D4RL_REFERENCE_SCORES, normalized_score, reference_scores_for
 from rambo_trl.data.spaces import ObservationLayout
@@ -19,6 +20,8 @@ __all__ = [
     "LogImport",
     "ObservationLayout",
     "OfflineDataset",
+    "OnlineRows",
+    "OnlineShareSampler",
     "RealModelReplayBuffer",
     "TransitionData",
     "bundled_names",

@@ -1,8 +1,9 @@
-"""World models as environments, and termination rules."""
+"""World models as environments, termination rules, and the data's own environment."""
 
 from rambo_trl.envs import termination
 from rambo_trl.envs.ensemble_model_env import EnsembleModelEnv
 from rambo_trl.envs.learned_termination import LearnedTermination, fit_termination
+from rambo_trl.envs.real import SeededEpisodes, make_real_env
 from rambo_trl.envs.single_transition import SingleTransitionEnv
 from rambo_trl.envs.uncertainty import MOPOPenalty, MORELHalting, PessimisticModelEnv
 
@@ -12,7 +13,9 @@ __all__ = [
     "MOPOPenalty",
     "MORELHalting",
     "PessimisticModelEnv",
+    "SeededEpisodes",
     "SingleTransitionEnv",
     "fit_termination",
+    "make_real_env",
     "termination",
 ]

@@ -32,6 +32,7 @@ __all__ = [
     "Evaluation",
     "EvaluationProcess",
     "EvaluationResult",
+    "episode_seed",
     "evaluate_policy",
     "evaluation_seed",
     "mode_values",
@@ -126,6 +127,11 @@ def evaluate_policy(
 def evaluation_seed(seed: int) -> int:
     """The seed of the first episode that a run with this seed may evaluate."""
     return EVALUATION_SEED + EVALUATION_SEEDS * seed
+
+
+def episode_seed(seed: int) -> int:
+    """The seed of the first episode that a run with this seed may learn from."""
+    return evaluation_seed(seed) + EVALUATION_SEEDS // 2
 
 
 def score_text(row: Mapping[str, float | None]) -> str:

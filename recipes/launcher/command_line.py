@@ -172,13 +172,15 @@ def compose_jobs(
     return configs
 
 
-def name_of_data(cfg: DictConfig, task: str, words: Sequence[str], root: str | Path = ".") -> str:
+def name_of_data(
+    cfg: DictConfig, task: str | None, words: Sequence[str], root: str | Path = "."
+) -> str:
     """What a run's folder is called after: the task, or a data set that was given without one.
 
     Such a data set may have nothing to do with the default task. Files are looked up from ``root``.
     """
     given = {word.partition("=")[0].lstrip("+") for word in words}
-    if "dataset" not in given or "task" in given:
+    if task is not None and ("dataset" not in given or "task" in given):
         return task
     file = Path(root, os.path.expanduser(cfg.dataset))
     name = file.absolute().stem if file.exists() else cfg.dataset

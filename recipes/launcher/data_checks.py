@@ -154,6 +154,10 @@ def _check_batches(cfg: DictConfig, rows: int, whose: str) -> None:
 
 def check_data(cfg: DictConfig, dataset: OfflineDataset) -> None:
     """Refuse data that the configuration cannot train on, before any long work."""
+    if dataset.environment is None and "online_steps" in cfg:
+        raise ValueError(
+            f"{dataset.name} without an environment: there is none to go on in, give its env_id"
+        )
     if dataset.environment is None:
         print(
             f"note: {dataset.name} without an environment: the policy is not evaluated"

@@ -77,6 +77,7 @@ def launch(
     train: Train,
     *,
     published: Callable[[str], Mapping[str, Any]] | None = None,
+    complete: Callable[[DictConfig], DictConfig] | None = None,
 ) -> None:
     """Run a recipe: check the command line, compose, train, print what came of it.
 
@@ -86,13 +87,14 @@ def launch(
 
     Keyword Args:
         published: a task's name to the published values of settings that may be null.
+        complete: fills in what a new run's configuration has from elsewhere than tasks.
     """
     check_command_line(name)
 
     def main(cfg: DictConfig) -> None:
         with EndingWell() as ending:
             with refusing_bad_input():
-                cfg, data, ending.folder = prepare(cfg, published=published)
+                cfg, data, ending.folder = prepare(cfg, published=published, complete=complete)
             if cfg.threads is not None:  # torch's own choice knows what this process may use
                 torch.set_num_threads(cfg.threads)
             torch.set_float32_matmul_precision(cfg.float32_matmul_precision)

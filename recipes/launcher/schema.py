@@ -6,7 +6,7 @@ Values come from the files in ``config/``; the models have no defaults of their 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -371,9 +371,59 @@ class Rambo(ModelBasedWith[RamboAgent]):
         return self
 
 
+class FinetunedAgent(Settings):
+    """``agent.*`` of fine-tuning; null stands for the run's."""
+
+    gamma: Discount | None
+    tau: Averaging | None
+    batch_size: Whole | None
+    real_fraction: Share | None
+    critic_lr: Positive | None
+    actor_lr: Positive | None
+    alpha_lr: Positive | None
+    critic_warmup: Annotated[int, Field(ge=0)]
+    actor_average: Annotated[float, Field(ge=0, lt=1)] | None
+    anchor_weight: NonNegative
+    anchor_final: NonNegative
+
+
+class FinetunedModel(Settings):
+    """``model.*`` of fine-tuning; null stands for the run's."""
+
+    adversarial_lr: Positive | None
+
+
+class Finetune(Operation):
+    """Settings of ``finetune.py``; null stands for the run's."""
+
+    run: Text | None
+    source: dict[str, Any] | None
+    seed: Seed
+    resume: Text | None
+    run_dir: Text | None
+    schedule_name: Text | None
+    dataset: Text | None
+    env_id: Text | None
+    termination: Text | None
+    reward_shift: Annotated[float, Field(ge=-1e30, le=1e30)] | None
+    reward_scale: Literal["auto"] | Positive | None
+    online_steps: Whole
+    online_share: Share | None
+    agent_updates: Whole
+    model_updates: Annotated[int, Field(ge=0)]
+    model_updates_every: Whole
+    adversarial_weight: NonNegative | None
+    rollout_starts: Whole | None
+    rollout_length: Whole | None
+    retained_epochs: Whole | None
+    agent: FinetunedAgent
+    model: FinetunedModel
+
+
 #: settings by method
 SETTINGS: Mapping[str, type[Settings]] = {
     "rambo": Rambo,
+    "finetune": Finetune,
     "mopo": Mopo,
     "mobile": Mobile,
     "morel": Morel,

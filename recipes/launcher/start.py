@@ -33,7 +33,7 @@ from rambo_trl.experiment.video import check_video
 from rambo_trl.runtime.places import expand_home
 
 
-def choose_run_dir(cfg: DictConfig, task: str, words: Sequence[str] = ()) -> Path:
+def choose_run_dir(cfg: DictConfig, task: str | None, words: Sequence[str] = ()) -> Path:
     """The run's folder: ``run_dir`` where it is set, else one under ``runs/``, not made here."""
     if cfg.run_dir is not None:
         return expand_home(cfg.run_dir)
@@ -149,12 +149,14 @@ def prepare(
     cfg: DictConfig,
     *,
     published: Callable[[str], Mapping[str, Any]] | None = None,
+    complete: Callable[[DictConfig], DictConfig] | None = None,
 ) -> tuple[DictConfig, OfflineDataset, RunFolder]:
     """Check the configuration, load the data, open or make the run folder and lock it.
 
     Args:
         cfg: composed by Hydra from the command line.
         published: a task's name to the values of settings that are null.
+        complete: fills in what a new run's configuration has from elsewhere than tasks.
 
     Returns:
         The run's configuration (a resumed run's own, of its method's settings), data and folder.
@@ -167,13 +169,16 @@ def prepare(
     words = hydra.overrides.task
     keys = keys_set(words)
     cfg = method_settings(cfg)
-    folder, task = None, hydra.runtime.choices["task"]
+    folder: RunFolder | None = None
+    task: str | None = hydra.runtime.choices.get("task")  # finetune.py has none
     if cfg.resume is not None:
         folder = RunFolder.open(cfg.resume)
         folder.lock()
         cfg = resumed_config(cfg, read_config(folder), words)
     else:
-        values = published(task) if published else {}
+        if complete is not None:
+            cfg = complete(cfg)
+        values = published(task) if published and task is not None else {}
         filled_in = {k: v for k, v in values.items() if OmegaConf.select(cfg, k) is None}
         for key, value in filled_in.items():
             OmegaConf.update(cfg, key, value)
@@ -190,7 +195,7 @@ def prepare(
         make_deterministic()
     check_before_data(cfg, task=task if folder is None and "task" in keys else None)
     dataset = load_data(cfg)
-    if folder is None:
+    if folder is None and task is not None:
         schedule = hydra.runtime.choices.get("schedule", cfg.schedule_name)
         check_task(cfg, dataset, task, words, schedule=schedule, filled_in=filled_in)
     check_data(cfg, dataset)
