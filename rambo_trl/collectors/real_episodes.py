@@ -61,7 +61,7 @@ class EpisodeCollector:
             while sum(map(len, parts)) < num_steps:
                 parts.append(self._collector.next())
                 self.episodes += 1
-        return torch.cat(parts)
+        return torch.cat(parts).exclude("collector")
 
     def _begin(self) -> Collector:
         with torch.random.fork_rng():  # it tries the policy
