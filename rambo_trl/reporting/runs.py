@@ -23,7 +23,7 @@ _NOT_CONFIGURATION = frozenset(
         "float32_matmul_precision", "threads", "on_divergence", "odd_data", "evaluate_beside",
         "evaluation", "pretrained", "cache_dir", "fitted_model", "checkpoint_every",
         "checkpoint_minutes", "checkpoints_kept", "logger", "video", "retries",
-        "hydra", "dataset", "method", "schedule_name",
+        "hydra", "dataset", "method", "schedule_name", "run", "source",
     )
 )  # fmt: skip
 #: what schedules set while pretraining was counted in passes
