@@ -65,7 +65,8 @@ def rehearse(cfg: DictConfig, words: Sequence[str], num_rows: int) -> None:
         num_rows: of the data.
     """
     model = cfg.get("model")
-    if model is None or is_rehearsal() or not hasattr(os, "sched_getaffinity"):
+    fitted = model is not None and "max_passes" in model
+    if not fitted or is_rehearsal() or not hasattr(os, "sched_getaffinity"):
         return
     passes = model.max_passes
     updates = model.max_updates if passes is None else passes * num_rows // model.batch_size
