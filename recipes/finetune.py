@@ -31,6 +31,7 @@ from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.evaluation import episode_seed, score_text
 from rambo_trl.experiment.learning_curve import format_value
 from rambo_trl.experiment.run import Run
+from rambo_trl.modules.statistics import largest_magnitude
 from rambo_trl.objectives import AdversarialModelLoss, DeterministicBackupSACLoss
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.reporting.paper import rambo_label
@@ -117,8 +118,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             averaged_actor=averaged,
             termination=learned,
         )
-        if averaged is not None:
-            averaged.update_parameters(actor)
+        if averaged is not None and not averaged.n_averaged:
+            averaged.update_parameters(actor)  # the offline run had none
         data_term.record_fit(run)
         with run.watch("evaluation"):
             progress["before"] = run.evaluation(0)
@@ -142,6 +143,9 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             if met is not None:
                 online.extend(met)
             epoch.log({"online_steps": len(online)})
+        # a better policy may meet larger rewards than the data's, and its values are no divergence
+        reward = largest_magnitude(online.buffer[:]["next", "reward"])
+        monitor.max_abs_reward = reward * data.reward_scale
         if cfg.model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             with epoch.phase("model") as bar:
                 epoch.log(model.run(cfg.model_updates, bar), prefix="model_")
