@@ -57,6 +57,9 @@ def with_settings_of_run(cfg: DictConfig) -> DictConfig:
         raise FileNotFoundError(f"there is no {_checkpoint(folder)}: nothing to go on from")
     source = with_later_settings(saved, keys_of(SETTINGS["rambo"]))
     check_config(source, SETTINGS["rambo"])  # which lacks what came after it
+    if cfg.agent.anchor_weight is None:  # it goes on where the offline run's ended
+        held = source.agent
+        cfg.agent.anchor_weight = held.anchor_final if held.anchor_weight else 0.0
     own = OmegaConf.load(CONFIG_DIR / "finetune.yaml")
     assert isinstance(own, DictConfig)
     for key in set(leaf_keys(own)).intersection(leaf_keys(source)):

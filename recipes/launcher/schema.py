@@ -383,7 +383,7 @@ class FinetunedAgent(Settings):
     alpha_lr: Positive | None
     critic_warmup: Annotated[int, Field(ge=0)]
     actor_average: Annotated[float, Field(ge=0, lt=1)] | None
-    anchor_weight: NonNegative
+    anchor_weight: NonNegative | None
     anchor_final: NonNegative
 
 

@@ -143,8 +143,24 @@ def test_settings_are_the_run_s_unless_they_are_given(place: Path) -> None:
     settings = run_settings(cfg)
     assert settings.agent.tau == 0.5 and settings.agent.hidden_sizes == [32, 32]
     assert settings.epochs == 20 and settings.agent.lr_decay == "none"
+    assert settings.agent.anchor_weight == 0  # the run had none
     off = with_settings_of_run(settings_for(place, "adversarial_weight=0"))
     assert run_settings(off).adversarial_weight == 0
+
+
+@pytest.mark.parametrize(("began", "starts_with"), [(0.5, 0.02), (0.0, 0.0)])
+def test_the_anchor_goes_on_where_the_offline_run_s_ended(
+    place: Path, tmp_path: Path, began: float, starts_with: float
+) -> None:
+    shutil.copytree(place / "offline", tmp_path / "offline")
+    file = tmp_path / "offline/config.yaml"
+    saved = OmegaConf.load(file)
+    saved.agent.anchor_weight, saved.agent.anchor_final = began, 0.02
+    OmegaConf.save(saved, file)
+    cfg = with_settings_of_run(settings_for(tmp_path))
+    assert (cfg.agent.anchor_weight, cfg.agent.anchor_final) == (starts_with, 0.0)
+    given = with_settings_of_run(settings_for(tmp_path, "agent.anchor_weight=0.3"))
+    assert given.agent.anchor_weight == 0.3
 
 
 def test_parts_are_those_of_the_offline_run(place: Path) -> None:
@@ -202,7 +218,10 @@ def test_no_run_is_refused() -> None:
     ("env_id", "words"),
     [
         ("none", "without an environment: there is none to go on in, give its env_id"),
-        ("InvertedPendulum-v5", "observations of size 9 in the data and 4 in the environment"),
+        (
+            "InvertedPendulum-v5",
+            "shape .9,. is expected, got .4,.; give another env_id",
+        ),
     ],
 )
 def test_environments_that_do_not_fit_are_refused_before_anything_is_written(
