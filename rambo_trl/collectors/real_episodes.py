@@ -59,9 +59,9 @@ class EpisodeCollector:
         parts: list[TensorDictBase] = []
         with evaluating(self.policy):
             while sum(map(len, parts)) < num_steps:
-                parts.append(self._collector.next())
+                parts.append(self._collector.next().exclude("collector"))
                 self.episodes += 1
-        return torch.cat(parts).exclude("collector")
+        return torch.cat(parts)
 
     def _begin(self) -> Collector:
         with torch.random.fork_rng():  # it tries the policy
