@@ -8,10 +8,10 @@ environment does not keep.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.modules.modes import evaluating
 from rambo_trl.runtime.numbers import format_value as text
 
-__all__ = ["PolicyPath", "follow_policy", "imagined_rewards"]
+__all__ = ["ImaginedStep", "PolicyPath", "follow_policy", "imagined_rewards", "imagined_steps"]
 
 Act = Callable[[Tensor], Tensor]
 
@@ -299,7 +299,6 @@ def _imagined(
     return torch.where(counted, rewards, 0.0), counted
 
 
-@torch.no_grad()
 def imagined_rewards(
     world_model: EnsembleWorldModel,
     env: EnsembleModelEnv,
@@ -316,13 +315,41 @@ def imagined_rewards(
         start: normalised states [B, observation_size].
         horizon: steps.
     """
-    observation, rewards = start, []
+    steps = imagined_steps(world_model, env, act, start, horizon)
+    return torch.stack([(step.reward * step.alive).squeeze(-1) for step in steps])
+
+
+class ImaginedStep(NamedTuple):
+    """A step of rollouts in a model.
+
+    Attributes:
+        observation: normalised [B, observation_size].
+        action: [B, action_size].
+        reward: [B, 1].
+        alive: boolean [B, 1], whether the rollout had not ended before.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    alive: Tensor
+
+
+@torch.no_grad()
+def imagined_steps(
+    world_model: EnsembleWorldModel,
+    env: EnsembleModelEnv,
+    act: Act,
+    start: Tensor,
+    horizon: int,
+) -> Iterator[ImaginedStep]:
+    """The steps of rollouts in a model, one after another; as for :func:`imagined_rewards`."""
+    observation = start
     alive = torch.ones_like(start[:, :1], dtype=torch.bool)
     for _ in range(horizon):
         action = act(observation)
         next_observation, reward = world_model.sample(observation, action)
-        rewards.append((reward * alive).squeeze(-1))
+        yield ImaginedStep(observation, action, reward, alive)
         alive = alive & ~env.is_terminal(observation, action, next_observation)
         # an ended row stands still in its last valid state, so that nothing overflows
         observation = torch.where(alive, next_observation, observation)
-    return torch.stack(rewards)
