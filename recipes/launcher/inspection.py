@@ -14,7 +14,7 @@ from launcher.data_checks import load_data
 from launcher.parts import Actor, make_policy
 from launcher.pretraining import FITTED_MODEL
 from launcher.schema import SETTINGS
-from launcher.settings import leaf_keys, with_later_settings
+from launcher.settings import leaf_keys, method_settings, with_later_settings
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -158,6 +158,7 @@ def _settings_of(saved: DictConfig, method: str) -> DictConfig:
     cfg = OmegaConf.create(OmegaConf.to_container(compose_jobs(method, [])[0], resolve=True))
     assert isinstance(cfg, DictConfig)
     cfg.merge_with(with_later_settings(saved, leaf_keys(cfg)))
+    cfg = method_settings(cfg)
     cfg.device, cfg.compile = "cpu", False
     return cfg
 
