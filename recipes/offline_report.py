@@ -53,15 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--again", action="store_true", help="measure values again that the run folder holds"
     )
+    parser.add_argument(
+        "--updates", type=int, help="of fitted Q evaluation, fewer for a first look"
+    )
     options = parser.parse_args(arguments)
     out: Path = options.out or options.run / "offline_report"
     try:
         if options.horizon < 1:
             raise ValueError(f"--horizon must be at least 1, got {options.horizon}")
+        fit = {} if options.updates is None else {"updates": options.updates}
         with busy("reading the run"):
             run = load_saved(options.run)
         with busy("estimating what the policy is worth"):
-            values = offline_values(options.run, run=run, again=options.again)
+            values = offline_values(options.run, run=run, again=options.again, fit=fit)
         with busy("measuring the policy and its model on the log"):
             found = measure_run(
                 run.data,

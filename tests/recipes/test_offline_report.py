@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import offline_report
@@ -43,7 +42,6 @@ def test_a_run_from_its_start_to_its_page(
     method: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe, run = Path(offline_report.__file__).with_name(f"{method}.py"), tmp_path / "run"
     done = subprocess.run(
@@ -55,10 +53,8 @@ def test_a_run_from_its_start_to_its_page(
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    few = {"updates": 20, "regression_updates": 20, "num_qvalue_nets": 3}
-    short = partial(offline_report.offline_values, fit=few)
-    monkeypatch.setattr(offline_report, "offline_values", short)
-    assert offline_report.main([str(run), "--horizon", "5"]) == 0
+    words = [str(run), "--horizon", "5", "--updates", "20"]
+    assert offline_report.main(words) == 0
     out = run / "offline_report"
     judged = verdict(OfflineValues.read(run))
     text = (out / "index.md").read_text(encoding="utf-8")
@@ -79,9 +75,8 @@ def test_a_run_from_its_start_to_its_page(
     # again: what was measured is read, other files stay, and another place takes it too
     (out / "notes.txt").write_text("mine")
     values = (run / "offline_values.json").stat().st_mtime_ns
-    monkeypatch.undo()
-    assert offline_report.main([str(run), "--horizon", "5", "--out", str(tmp_path / "there")]) == 0
-    assert offline_report.main([str(run), "--horizon", "5"]) == 0
+    assert offline_report.main([*words, "--out", str(tmp_path / "there")]) == 0
+    assert offline_report.main(words[:-2]) == 0
     assert (run / "offline_values.json").stat().st_mtime_ns == values
     assert (out / "index.md").read_text(encoding="utf-8") == text
     assert (tmp_path / "there" / "index.md").read_text(encoding="utf-8") == text
