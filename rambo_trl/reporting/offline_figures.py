@@ -8,8 +8,9 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rambo_trl.reporting.offline_value_section import METHODS, WHOSE
 from rambo_trl.reporting.offline_values import Estimate, OfflineValues
@@ -37,7 +38,7 @@ File: TypeAlias = Path | BinaryIO
 
 #: columns and actions that have a place in a figure
 MOST_COLUMNS, MOST_ACTIONS = 30, 12
-_LABEL = 28  # characters of a name
+_LABEL = 36  # characters of a name
 
 
 def worst_columns(model: Mapping[str, Any]) -> list[int]:
@@ -55,6 +56,14 @@ def worst_columns(model: Mapping[str, Any]) -> list[int]:
 
 def _short(name: str) -> str:
     return literal(name if len(name) <= _LABEL else name[: _LABEL - 3] + "...")
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Plain digits on a logarithmic axis; over many powers of ten at these alone."""
+    low, high = axis.get_view_interval()
+    plain_log_ticks(axis)
+    if high > 300 * low:
+        axis.set_major_locator(LogLocator())
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
@@ -137,7 +146,7 @@ def draw_model_error(model: Mapping[str, Any], file: File) -> None:
     axes.plot(still, rows, "|", color=BLACK, markersize=11, markeredgewidth=2, label="no change")
     axes.plot(error, rows, "o", color=BLUE, label="the model")
     axes.set_xscale("log")
-    plain_log_ticks(axes.xaxis)
+    _log_ticks(axes.xaxis)
     _name_rows(axes, [one_step["columns"][column] for column in shown])
     axes.set_title("one step ahead")
     axes.set_xlabel("error [standard deviations of the column]")
@@ -163,7 +172,7 @@ def _draw_steps(axes: Axes, k_step: Mapping[str, Any], shown: list[int]) -> None
     axes.set_xticks(steps, [str(step) for step in steps])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yscale("log")
-    plain_log_ticks(axes.yaxis)
+    _log_ticks(axes.yaxis)
     axes.grid(visible=True, axis="both")
     axes.set_title("several steps ahead, by the logged actions alone")
     axes.set_xlabel("steps ahead")
@@ -198,7 +207,7 @@ def draw_calibration(model: Mapping[str, Any], file: File) -> None:
     spread.set_xscale("log")
     spread.set_yscale("log")
     for axis in (spread.xaxis, spread.yaxis):
-        plain_log_ticks(axis)
+        _log_ticks(axis)
     spread.grid(visible=True, axis="both")
     spread.set_title("does it know where it errs?")
     spread.set_xlabel("error that the model expects [standard deviations]")
