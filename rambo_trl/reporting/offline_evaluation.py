@@ -127,7 +127,7 @@ class OfflineEvaluation:
     def density(self) -> Actor:
         """A tanh-Gaussian policy fitted to the actions of the episodes that are not held out."""
         data = self.data
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.enable_grad():  # whoever asks first
             torch.manual_seed(self.seed)
             actor = make_actor(data.observation_size, data.action_spec, hidden_sizes=_DENSITY_SIZES)
             rows = data.transitions[_rows_of(self.blocks.training_rows)]
