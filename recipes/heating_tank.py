@@ -32,11 +32,13 @@ from launcher.tank import (
     Played,
     play,
 )
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from rambo_trl import load_policy
 from rambo_trl.reporting.offline_values import OFFLINE_VALUES_FILE, OfflineValues
-from rambo_trl.reporting.offline_verdict import SMALL, verdict
+from rambo_trl.reporting.offline_verdict import MOST_OUTSIDE, SMALL, verdict
+from rambo_trl.runtime.drawing import BLACK, BLUE, GREY, ORANGE, styled
 
 Interval = tuple[float, float, float]  #: a mean and the ends of its interval
 
@@ -112,25 +114,28 @@ def share_of(events: Bools) -> Interval:
     return float(events.mean()), float(interval.low), float(interval.high)
 
 
-def is_right(verdict: str, gain: Interval, reported: Interval, small: float) -> bool:
+def is_right(
+    verdict: str, gain: Interval, reported: Interval, *, small: float, outside: bool
+) -> bool:
     """Whether a verdict was right about a policy's true gain over the logged control.
 
     "better" is, where the gain is above 0; "not better", where it is not above what counts as a
-    difference; both beyond what 95 % of the simulation's error explain. "cannot tell" is right
-    only where the true gain could not be told by this much data: where it is smaller than the
-    half-width of the reported interval.
+    difference; both beyond the simulation's own interval. "cannot tell" is right only where the
+    policy leaves the data, or where the true gain is smaller than half of the reported interval, so
+    that this much data could not have told it.
 
     Args:
         verdict: the report's.
         gain: the true one.
         reported: the report's estimate of it.
         small: what counts as a difference.
+        outside: whether most of the policy's actions are ones that the data hardly ever show.
     """
     if verdict == "better":
         return gain[1] > 0
     if verdict == "not better":
         return gain[2] < small
-    return abs(gain[0]) < (reported[2] - reported[1]) / 2
+    return outside or abs(gain[0]) < (reported[2] - reported[1]) / 2
 
 
 def truth_of(run: Path, played: Played, logged: Played) -> Truth:
@@ -147,7 +152,9 @@ def truth_of(run: Path, played: Played, logged: Played) -> Truth:
     values = OfflineValues.read(run)
     label, estimate = verdict(values).label, values.difference("behaviour", "fqe")
     reported = (0.0, -np.inf, np.inf) if estimate is None else astuple(estimate)
-    right = is_right(label, truth.discounted_gain, reported, SMALL * values.value_std)
+    outside = values.checks["action_share_outside"] > MOST_OUTSIDE
+    small = SMALL * values.value_std
+    right = is_right(label, truth.discounted_gain, reported, small=small, outside=outside)
     return replace(truth, reported=reported, verdict=label, right=right)
 
 
@@ -196,6 +203,44 @@ def write_truths(truths: Sequence[Truth], path: Path) -> None:
             writer.writerow([truth.run, *cells, truth.verdict, truth.right])
 
 
+COLOURS = {"better": BLUE, "not better": ORANGE, "cannot tell": GREY}
+
+
+@styled()
+def draw(truths: Sequence[Truth], path: Path) -> None:
+    """Draw the reported gain of every judged policy over the true one."""
+    judged = [truth for truth in truths if truth.reported is not None]
+    figure = Figure(figsize=(6.4, 5.2), dpi=130)
+    axes = figure.subplots()
+    for label, colour in COLOURS.items():
+        found = [truth for truth in judged if truth.verdict == label]
+        if not found:
+            continue
+        true, said = (np.array([getattr(t, k) for t in found]).T for k in SIDES)
+        axes.errorbar(
+            true[0],
+            said[0],
+            xerr=np.abs(true[1:] - true[0]),
+            yerr=np.abs(said[1:] - said[0]),
+            fmt="o",
+            color=colour,
+            label=f"report: {label}",
+        )
+        for truth, x, y in zip(found, true[0], said[0], strict=True):
+            axes.annotate(truth.run, (x, y), (5, 4), textcoords="offset points", fontsize=7)
+    axes.axline((0, 0), slope=1, color=BLACK, lw=0.8)
+    axes.axhline(0, color=BLACK, lw=0.5, ls=":")
+    axes.axvline(0, color=BLACK, lw=0.5, ls=":")
+    axes.set_xlabel("true gain in discounted return (simulator, 95 %)")
+    axes.set_ylabel("gain in the report (log alone, 90 %)")
+    axes.legend(loc="upper left")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+SIDES = ("discounted_gain", "reported")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a log, or play policies; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -208,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     evaluate.add_argument("--batches", type=int, default=400, help="default: %(default)s")
     evaluate.add_argument("--seed", type=int, default=1_000_000, help="default: %(default)s")
-    evaluate.add_argument("--out", type=Path, help="a CSV file to write, too")
+    evaluate.add_argument("--out", type=Path, help="a CSV file, and a figure beside it")
     options = parser.parse_args(arguments)
     try:
         if options.command == "log":
@@ -219,11 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(as_table(truths)))
             judged = [truth for truth in truths if truth.verdict]
             if judged:
-                print(
-                    f"\n{sum(t.right is True for t in judged)} of {len(judged)} verdicts are right"
-                )
+                right = sum(truth.right is True for truth in judged)
+                print(f"\n{right} of {len(judged)} verdicts are right")
             if options.out:
                 write_truths(truths, options.out)
+                draw(truths, options.out.with_suffix(".png"))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -131,3 +131,25 @@ def test_a_log_has_named_columns_times_gaps_and_missing_readings(tmp_path: Path)
     missing = sum(not row[name] for row in rows for name in OBSERVATIONS)
     assert 0.005 < missing / len(rows) < 0.015
     assert {row["trip"] for row in rows} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gain", "right"),
+    [
+        ("better", (1.0, 0.5, 1.5), True),
+        ("better", (1.0, -0.1, 2.1), False),
+        ("not better", (-1.0, -1.5, -0.5), True),
+        ("not better", (1.0, 0.8, 1.2), False),
+        ("not better", (0.0, -0.2, 0.2), True),  # no difference that counts
+        ("cannot tell", (1.0, 0.5, 1.5), True),  # less than the report's half-width
+        ("cannot tell", (5.0, 4.5, 5.5), False),
+        ("cannot tell", (-5.0, -5.5, -4.5), False),
+    ],
+)
+def test_a_verdict_is_right_only_where_the_truth_agrees(
+    verdict: str, gain: tuple[float, float, float], right: bool
+) -> None:
+    reported = (0.0, -2.0, 2.0)
+    assert heating_tank.is_right(verdict, gain, reported, small=0.5, outside=False) is right
+    if verdict == "cannot tell":  # it must not know about actions that are not in the data
+        assert heating_tank.is_right(verdict, gain, reported, small=0.5, outside=True)
