@@ -1,4 +1,4 @@
-"""Judge runs on the heating tank's log: ``python benchmarks/heating_tank.py DATASET RUN... ``.
+"""Judge runs on the heating tank's log: ``python benchmarks/tank_verdicts.py DATASET RUN... ``.
 
 What ``recipes/offline_report.py`` measures, for many runs in one process: the behaviour's critics
 are fitted once, and a run without a model of its own, or trained on another reward of the same log,
