@@ -191,7 +191,6 @@ RIGHT = {True: "right", False: "wrong", None: ""}
 
 def write_truths(truths: Sequence[Truth], path: Path) -> None:
     """Write a CSV file with one row a policy."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         ends = ("", "_low", "_high")
@@ -253,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     evaluate.add_argument("--batches", type=int, default=400, help="default: %(default)s")
     evaluate.add_argument("--seed", type=int, default=1_000_000, help="default: %(default)s")
-    evaluate.add_argument("--out", type=Path, help="a CSV file, and a figure beside it")
+    evaluate.add_argument("--out", type=Path, help="a folder for table, figure and numbers")
     options = parser.parse_args(arguments)
     try:
         if options.command == "log":
@@ -261,14 +260,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{options.out}: {options.batches} batches; reward: {REWARD}")
         else:
             truths = evaluate_runs(options.runs, batches=options.batches, seed=options.seed)
-            print("\n".join(as_table(truths)))
+            table = "\n".join(as_table(truths))
+            print(table)
             judged = [truth for truth in truths if truth.verdict]
             if judged:
                 right = sum(truth.right is True for truth in judged)
                 print(f"\n{right} of {len(judged)} verdicts are right")
             if options.out:
-                write_truths(truths, options.out)
-                draw(truths, options.out.with_suffix(".png"))
+                options.out.mkdir(parents=True, exist_ok=True)
+                write_truths(truths, options.out / "truth.csv")
+                draw(truths, options.out / "truth.png")
+                (options.out / "table.md").write_text(table + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

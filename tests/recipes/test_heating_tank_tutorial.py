@@ -50,10 +50,10 @@ def test_every_command_works_in_turn(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
     assert len(outputs) > 6
-    with (tmp_path / "truth.csv").open() as file:
+    with (tmp_path / "truth" / "truth.csv").open() as file:
         truths = {row["run"]: row for row in csv.DictReader(file)}
     assert truths["tank-rambo"]["verdict"] in ("better", "not better", "cannot tell")
     assert float(truths["PI control"]["gain"]) == 0
-    assert (tmp_path / "truth.png").is_file() and (
+    assert (tmp_path / "truth" / "truth.png").is_file() and (
         tmp_path / "tank-rambo" / "policy.onnx"
     ).is_file()
