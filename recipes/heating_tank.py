@@ -233,7 +233,6 @@ def draw(truths: Sequence[Truth], path: Path) -> None:
     axes.set_xlabel("true gain in discounted return (simulator, 95 %)")
     axes.set_ylabel("gain in the report (log alone, 90 %)")
     axes.legend(loc="upper left")
-    figure.tight_layout()
     figure.savefig(path)
 
 
@@ -269,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.out:
                 options.out.mkdir(parents=True, exist_ok=True)
                 write_truths(truths, options.out / "truth.csv")
-                draw(truths, options.out / "truth.png")
+                if judged:
+                    draw(truths, options.out / "truth.png")
                 (options.out / "table.md").write_text(table + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -233,14 +233,16 @@ def play(controller: Callable[[Array], Array], *, batches: int, seed: int, steps
     tanks = Tanks(np.random.default_rng(seed), batches)
     running = np.ones(batches, dtype=bool)
     readings, actions, rewards, trips = [tanks.reading], [], [], []
+    seen = tanks.reading
     for _ in range(steps):
-        action = controller(tanks.reading)
+        action = controller(seen)
         reward, tripped = tanks.step(action)
         rewards.append(np.where(running, reward, 0))
         trips.append(running & tripped)
         actions.append(np.where(running[:, None], action, np.nan))
         readings.append(np.where(running[:, None], tanks.reading, np.nan))
         running &= ~tripped
+        seen = np.where(running[:, None], tanks.reading, seen)  # what has ended stands still
     earned = np.stack(rewards)
     return Played(
         returns=earned[:STEPS].sum(axis=0),
