@@ -177,7 +177,7 @@ class HeatingTank(gymnasium.Env[Array, Array]):
         return self._tanks.reading[0], reward.item(), trip.item(), False, {}
 
 
-gymnasium.register("HeatingTank-v0", HeatingTank, max_episode_steps=STEPS)
+gymnasium.register("HeatingTank-v0", f"{__name__}:HeatingTank", max_episode_steps=STEPS)
 
 
 class Operation:
@@ -247,7 +247,7 @@ def play(controller: Callable[[Array], Array], *, batches: int, seed: int, steps
     return Played(
         returns=earned[:STEPS].sum(axis=0),
         discounted=GAMMA ** np.arange(steps) @ earned,
-        trips=np.stack(trips[:STEPS]).any(axis=0),
+        trips=np.logical_or.reduce(trips[:STEPS]),
         readings=np.stack(readings),
         actions=np.stack(actions),
     )
