@@ -236,9 +236,8 @@ class OfflineEvaluation:
         policy that drives its actions there would seem likely.
         """
         rows = self._held_out()
-        density = self.density  # which may be fitted now, with gradients
         with torch.no_grad():
-            shown = density(rows.select("observation"))
+            shown = self.density(rows.select("observation"))
         normal = torch.distributions.Normal(shown["loc"], shown["scale"])
 
         def likelihood(action: Tensor) -> Tensor:
