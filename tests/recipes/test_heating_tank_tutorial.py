@@ -26,7 +26,9 @@ def small(words: list[str]) -> list[str]:
     """A command that takes seconds: few batches, and two short epochs in place of many."""
     if "recipes/heating_tank.py" in words:
         return [*words, "--batches", "24" if "log" in words else "10"]
-    if not words[1].startswith("recipes/") or words[1].endswith(("report.py", "select_run.py")):
+    if words[1] == "recipes/offline_report.py":
+        return [*words, "--updates", "50"]
+    if not words[1].startswith("recipes/") or words[1] == "recipes/select_run.py":
         return words
     kept = [word for word in words if not re.match(r"(epochs|agent|model|cloning|rollout)", word)]
     return [*kept, "schedule=smoke"]
