@@ -1,10 +1,11 @@
 """Choose between configurations offline: ``python recipes/select_run.py RUN...``.
 
-The paper (sec. 6) chooses "based on the magnitude and stability of the Q-values"; its details are
-not public. Here a run is discarded if a quantity of its training is not finite, its mean Q exceeds
-what the data's rewards allow, or it has fewer than two epochs. Of the other configurations the one
-is taken whose mean Q varies least from epoch to epoch at the end of training. No evaluation in the
-environment enters; what a choice by score would have given is told afterwards.
+Each run's policy is valued by fitted Q evaluation on held-out episodes. The table has the estimates
+with their intervals, and says which configurations the data tell apart. Runs are out that diverged,
+whose mean Q exceeds what the data's rewards allow, that have a single epoch, or whose evaluation
+did not settle. What is missing of ``RUN/offline_values.json`` is measured first, a few minutes a
+run. ``--rule q`` chooses by the steadiness of mean Q alone, as the paper (sec. 6) may have done.
+No evaluation in the environment enters; what a choice by score would have given is told afterwards.
 
 (Its name is not ``select``: next to the other programs that would hide Python's module of that
 name from all of them.)
@@ -16,10 +17,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import launcher.starting  # noqa: F401
+from launcher.command_line import describe
 from launcher.schedules import read_schedules
+from launcher.valuing import values_of_runs
 
-from rambo_trl.reporting.runs import find_runs
+from rambo_trl.reporting.runs import Record, find_runs
 from rambo_trl.reporting.selection import WINDOW, select
+from rambo_trl.reporting.value_selection import LEVEL, select_by_value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,27 +32,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs or sweeps")
     parser.add_argument(
+        "--rule",
+        choices=("value", "q"),
+        default="value",
+        help="by the policies' estimated values, or by the steadiness of mean Q (default: value)",
+    )
+    parser.add_argument(
+        "--level",
+        type=float,
+        default=LEVEL,
+        help="probability that all intervals hold (default: %(default)s)",
+    )
+    parser.add_argument(
         "--window",
         type=int,
         default=WINDOW,
-        help="epochs at the end to look at, at most half of a run (default: %(default)s)",
+        help="with --rule q: epochs at the end, at most half of a run (default: %(default)s)",
     )
+    parser.add_argument("--again", action="store_true", help="measure all values again")
     options = parser.parse_args(arguments)
     try:
         if options.window < 2:
             raise ValueError(f"--window must be at least 2, got {options.window}")
+        if not 0 < options.level < 1:
+            raise ValueError(f"--level must lie between 0 and 1, got {options.level}")
         runs, left_out = find_runs(options.runs)
-        without = [run for run in runs if not run.series("mean_q")[1]]
-        left_out += [f"no mean Q in its metrics: {run.path}" for run in without]
         for line in left_out:
             print(f"left out, {line}", file=sys.stderr)
-        with_mean_q = [run for run in runs if run not in without]
-        lines = select(with_mean_q, options.window, read_schedules())
+        if options.rule == "q":
+            lines = select(_with_mean_q(runs), options.window, read_schedules())
+        else:
+            known = values_of_runs(runs, again=options.again)
+            lines = select_by_value(known, read_schedules(), options.level)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0
+
+
+def _with_mean_q(runs: Sequence[Record]) -> list[Record]:
+    """The runs that the rule on mean Q can judge; the others are named."""
+    without = [run for run in runs if not run.series("mean_q")[1]]
+    for run in without:
+        print(f"left out, no mean Q in its metrics: {run.path}", file=sys.stderr)
+    return [run for run in runs if run not in without]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class Candidate:
 def why_discarded(run: Record) -> str | None:
     """What in a run's training rules it out; None if nothing does.
 
-    A mean Q of fewer than two epochs does: it can't stray, so the shortest run would be chosen.
+    A mean Q of a single epoch does: it can't stray, so the shortest run would be chosen. A method
+    without critics has none, and nothing to rule it out by but divergence.
 
     Returns:
         One sentence.
@@ -69,7 +70,7 @@ def why_discarded(run: Record) -> str | None:
             del training["entropy"]  # the monitor would add it to the bound once more
         if reason := monitor.check(training):
             return f"epoch {row['epoch']}: {reason}"
-    if len(run.series("mean_q")[1]) < 2:
+    if len(run.series("mean_q")[1]) == 1:
         return "fewer than two epochs of mean Q: it can't stray, train for more"
     return None
 
@@ -147,6 +148,14 @@ def rank_by_return(candidates: Sequence[Configuration]) -> list[tuple[float, Con
     return [(value, configuration) for _, value, configuration in graded]
 
 
+def check_one_dataset(runs: Sequence[Record]) -> str:
+    """The runs' data set; a ValueError where they have several."""
+    datasets = sorted({run.results["dataset"] for run in runs})
+    if len(datasets) > 1:
+        raise ValueError(f"runs on different data sets ({', '.join(datasets)}): choose within one")
+    return datasets[0]
+
+
 def select(
     runs: Sequence[Record], wanted: int, schedules: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
@@ -165,9 +174,7 @@ def select(
     """
     if not runs:
         raise ValueError("none of these runs has a mean Q to choose by")
-    datasets = sorted({run.results["dataset"] for run in runs})
-    if len(datasets) > 1:
-        raise ValueError(f"runs on different data sets ({', '.join(datasets)}): choose within one")
+    dataset = check_one_dataset(runs)
     # a run that ended early must not shorten the window of the others
     whole = [run for run in runs if not why_discarded(run)]
     if not whole:
@@ -176,7 +183,7 @@ def select(
     candidates = rank(found, window)
     chosen = candidates[0]
     steadiest = min(chosen.variances, key=lambda path: chosen.variances[path])
-    lines = [f"offline choice on {datasets[0]}, from quantities of training alone", ""]
+    lines = [f"offline choice on {dataset}, from quantities of training alone", ""]
     lines += _describe(candidates, window)
     if any(run.results.get("q_bound") is None for run in whole):
         lines.append(
@@ -193,7 +200,7 @@ def select(
         f"last {window} epochs: by {chosen.variance**0.5:.4g} around {chosen.mean_q:.4g}",
         f"steadiest run: {steadiest}",
     ]
-    return lines + _compare_with_returns(chosen.configuration, found)
+    return lines + compare_with_returns(chosen.configuration, found)
 
 
 def _describe(candidates: Sequence[Candidate], window: int) -> list[str]:
@@ -211,7 +218,7 @@ def _describe(candidates: Sequence[Candidate], window: int) -> list[str]:
     return markdown(columns, rows) + [f"out: {path}: {reason}" for path, reason in discarded]
 
 
-def _compare_with_returns(chosen: Configuration, candidates: Sequence[Configuration]) -> list[str]:
+def compare_with_returns(chosen: Configuration, candidates: Sequence[Configuration]) -> list[str]:
     """What the choice is worth in the environment, and what choosing there would have given."""
     graded = rank_by_return(candidates)
     value = next((value for value, c in graded if c is chosen), None)

@@ -28,6 +28,9 @@ from rambo_trl.experiment.run import Inspection
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.training.phases import ModelPhase
 
+#: settings that make the data of a run
+_DATA = ("dataset", "env_id", "reward_shift", "reward_scale")
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -110,11 +113,12 @@ def load_finished(path: Path, fitted_file: Path | None = None) -> FinishedRun:
     return FinishedRun(cfg, data, parts["model"], fitted, inspection.progress["epoch"])
 
 
-def load_saved(path: Path) -> SavedRun:
+def load_saved(path: Path, other: SavedRun | None = None) -> SavedRun:
     """Read the folder of a run of any method that has saved its policy.
 
     Args:
         path: the folder.
+        other: a run whose data are taken where they are the same, in place of reading them again.
 
     Raises:
         OSError, ValueError: one line on what is missing or does not fit.
@@ -129,7 +133,8 @@ def load_saved(path: Path) -> SavedRun:
     if method not in SETTINGS:
         raise ValueError(f"{path} is a run of method={method}, which is none of {list(SETTINGS)}")
     cfg = _settings_of(saved, method)
-    data = load_data(cfg)
+    same = other is not None and all(cfg[key] == other.cfg[key] for key in _DATA)
+    data = other.data if other is not None and same else load_data(cfg)
     actor = make_policy(cfg, data)
     load_into_actor(path, actor, data)
     model = None

@@ -127,7 +127,10 @@ def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(
     assert "the model's error in " in found[1]["divergence"]["reason"]
     assert found[3e-4]["divergence"] is None and found[3e-4]["epochs"] == 2
     # and the offline choice leaves it out
-    assert select_run.main([str(tmp_path / f"weight{weight}") for weight in found]) == 0
+    assert (
+        select_run.main(["--rule", "q", *(str(tmp_path / f"weight{weight}") for weight in found)])
+        == 0
+    )
     said = capsys.readouterr().out
     assert f"out: {tmp_path / 'weight1'}: {found[1]['divergence']['reason']}\n" in said
     assert "chosen: RAMBO (adversarial_weight=0.0003), smoke" in said

@@ -87,7 +87,7 @@ def test_a_search_finds_what_it_looks_for(sweeper: str, best: Callable, tmp_path
     assert found["best_params"]["adversarial_weight"] == pytest.approx(best(weights))
     assert found["best_value"] == pytest.approx(1 / best(weights))
     if sweeper == "optuna_offline":
-        assert select_run.main([str(tmp_path / sweeper)]) == 0
+        assert select_run.main(["--rule", "q", str(tmp_path / sweeper)]) == 0
         # the same search, gone on with for longer, draws the same trials and passes them over
         again = search(tmp_path, sweeper, *SPACE, "hydra.sweeper.n_trials=10")
         assert again.returncode == 0, again.stdout + again.stderr

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import select_run
+from launcher import valuing
+from omegaconf import OmegaConf
 
+from rambo_trl.reporting.offline_values import OfflineValues, Samples
 from rambo_trl.reporting.runs import Record, configurations, find_runs
 from rambo_trl.reporting.selection import rank, rank_by_return, why_discarded, window_of
 
@@ -45,7 +51,10 @@ def test_the_steadiest_is_chosen_whatever_its_evaluations(
 ) -> None:
     choices = []
     for k, scores in enumerate(((float("nan"), 1.0, 2.0), (0.0, 100.0, 50.0), (70.0, 50.0, 90.0))):
-        assert select_run.main([str(three(make_run, tmp_path / str(k), scores=scores))]) == 0
+        assert (
+            select_run.main(["--rule", "q", str(three(make_run, tmp_path / str(k), scores=scores))])
+            == 0
+        )
         text = capsys.readouterr().out
         choices.append(text.split("afterwards")[0].replace(str(tmp_path / str(k)), ""))
     assert choices[0] == choices[1] == choices[2]
@@ -116,7 +125,7 @@ def test_a_diverged_run_is_no_return_of_zero(
                 mean_q=waver(1.0, seed=s), diverged=name == "half" and s == 1,
                 settings={"adversarial_weight": weight}, **unscored,
             )  # fmt: skip
-    assert select_run.main([str(tmp_path)]) == 0
+    assert select_run.main(["--rule", "q", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "online choice     -100.0  RAMBO (adversarial_weight=1.0)" in text
     assert "without the diverged runs (1)" in text
@@ -129,10 +138,10 @@ def test_a_run_of_one_epoch_is_out(
 ) -> None:
     # one value has no deviation: such a run would always be the steadiest
     short = make_run(tmp_path / "short", mean_q=[1.0], q_bound=BOUND, settings={"tau": 1.0})
-    assert select_run.main([short]) == 2
+    assert select_run.main(["--rule", "q", short]) == 2
     assert "every run is out: fewer than two epochs of mean Q" in capsys.readouterr().err
     make_run(tmp_path / "long", mean_q=waver(1.0), q_bound=BOUND, settings={"tau": 2.0})
-    assert select_run.main([str(tmp_path)]) == 0
+    assert select_run.main(["--rule", "q", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "chosen: RAMBO (tau=2.0), quick" in text
     assert f"out: {short}: fewer than two epochs of mean Q" in text
@@ -148,7 +157,7 @@ def test_what_is_left_out_or_not_recorded_is_named(
     make_run(tmp_path / "s/002", mean_q=None, method="BC")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/results.json").write_text("{}")
-    assert select_run.main([str(tmp_path)]) == 0
+    assert select_run.main(["--rule", "q", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     first, second, third = err.splitlines()
     assert first.startswith(f"left out, {tmp_path / 'other/results.json'} is another program's")
@@ -166,13 +175,137 @@ def test_bad_input_is_one_line(
     without = make_run(tmp_path / "d", mean_q=None)
     for words, expected in (
         ([str(tmp_path / "none")], "does not exist"),
+        ([one, "--level", "1"], "--level"),
+        ([one], "none of these runs has a policy to value: --rule q goes by mean Q alone"),
         ([one, other], "choose within one"),
         ([broken], "every run is out"),
         ([without], "none of these runs has a mean Q"),
         ([one, "--window", "1"], "--window"),
         ([make_run(tmp_path / "e", ended=False)], "no run that has ended"),
     ):
-        assert select_run.main(words) == 2
+        rule = [] if "--level" in words or "--rule q" in expected else ["--rule", "q"]
+        assert select_run.main([*rule, *words]) == 2
         captured = capsys.readouterr()
         line = captured.err.splitlines()[-1]
         assert captured.out == "" and line.startswith("error: ") and expected in line
+
+
+def valued(path: str, by_member: Sequence[float], *, gamma: float = 0.99, starts: int = 9) -> str:
+    """A run whose policy has been valued; its policy is not read."""
+    folder = Path(path)
+    (folder / "policy.safetensors").touch()
+    member = np.array(by_member)
+    samples = {
+        "policy": Samples(np.full(starts, member.mean()), member),
+        "behaviour": Samples(np.full(starts, 10.0), np.array([9.0, 10.0, 11.0])),
+    }
+    OfflineValues("d", gamma, 0.9, 1.0, {}, {}, {}, samples=samples).write(folder)
+    return path
+
+
+def test_the_choice_goes_by_the_values_that_are_there(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, weight, score, by_member in (
+        ("low", 1.0, 90.0, (20.0, 21.0, 22.0)),
+        ("high", 2.0, 70.0, (50.0, 51.0, 52.0)),
+    ):
+        settings = {"adversarial_weight": weight}
+        run = make_run(tmp_path / name, settings=settings, score=score, q_bound=BOUND)
+        valued(run, by_member)
+    # what its training rules out needs no values, and a method without critics is a candidate
+    diverged = make_run(tmp_path / "diverged", diverged=True, settings={"adversarial_weight": 3.0})
+    (Path(diverged) / "policy.safetensors").touch()
+    valued(make_run(tmp_path / "clone", mean_q=None, method="BC"), (30.0, 31.0, 32.0))
+    bare = make_run(tmp_path / "bare", settings={"adversarial_weight": 4.0})
+    assert select_run.main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"left out, no policy.safetensors: {bare}\n"
+    assert "| 1 | RAMBO (adversarial_weight=2.0), quick | 1 | - | 51 (48.08 to 53.92) |" in out
+    assert "| 2 | BC, quick | 1 | - | 31 " in out
+    assert "chosen: RAMBO (adversarial_weight=2.0), quick\nbecause its estimate exceeds" in out
+    assert "its estimate exceeds that of the logged behaviour, by 41 (41 to 41)" in out
+    assert f"out: {diverged}: mean Q is beyond" in out
+    assert "offline choice      70.0" in out and "online choice       90.0" in out
+
+
+def test_values_of_different_kinds_are_not_compared(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = valued(make_run(tmp_path / "a"), (1.0, 2.0))
+    for folder, kind, expected in (
+        ("b", {"gamma": 0.9}, "discount by 0.9 and 0.99"),
+        ("c", {"starts": 7}, "different held-out episodes: give --again"),
+    ):
+        other = valued(make_run(tmp_path / folder), (1.0, 2.0), **kind)
+        assert select_run.main([one, other]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_what_is_missing_is_measured_once(
+    make_run: MakeRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, measured, read = object(), [], []
+
+    class Saved:
+        cfg = OmegaConf.create({"agent": {"gamma": 0.99}})
+
+        def __init__(self) -> None:
+            self.data = data
+
+    class Evaluation:
+        def __init__(self, given: object, *, gamma: float) -> None:
+            self.data, self.gamma = given, gamma
+
+    def load(path: Path, other: Saved | None) -> Saved:
+        read.append(other)
+        return Saved()
+
+    def measure(path: Path, *, again: bool, run: Saved, evaluation: Evaluation) -> None:
+        measured.append((path.name, evaluation))
+        valued(str(path), (1.0, 1.5, 2.0))
+
+    monkeypatch.setattr(valuing, "load_saved", load)
+    monkeypatch.setattr(valuing, "OfflineEvaluation", Evaluation)
+    monkeypatch.setattr(valuing, "offline_values", measure)
+    valued(make_run(tmp_path / "a"), (1.0, 1.5, 2.0))
+    for name in "bc":
+        (Path(make_run(tmp_path / name, settings={"tau": name})) / "policy.safetensors").touch()
+    assert select_run.main([str(tmp_path)]) == 0
+    assert [name for name, _ in measured] == ["b", "c"]
+    # the data are read and the behaviour is valued once
+    assert measured[0][1] is measured[1][1] and isinstance(read[1], Saved)
+    assert "valuing" in (said := capsys.readouterr().err) and "(2 of 2" in said
+    assert select_run.main([str(tmp_path)]) == 0 and len(measured) == 2
+    assert select_run.main([str(tmp_path), "--again"]) == 0 and len(measured) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_dataset")
+def test_real_runs_are_valued_with_the_same_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("task=inverteddoublependulum-medium-replay", "schedule=smoke", "compile=false",
+             "threads=1", "dataset=test/idp/tiny-v0", "evaluation.episodes=2")  # fmt: skip
+    for recipe, own in (("bc", ()), ("rambo", ("adversarial_weight=3e-4",))):
+        program = str(Path(select_run.__file__).with_name(f"{recipe}.py"))
+        folder = f"run_dir={tmp_path / recipe}"
+        done = subprocess.run(
+            [sys.executable, program, *words, *own, folder], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    brief = partial(valuing.OfflineEvaluation, fit={"updates": 20, "regression_updates": 5})
+    monkeypatch.setattr(valuing, "OfflineEvaluation", brief)
+    runs = find_runs([tmp_path])[0]
+    known = valuing.values_of_runs(runs)
+    assert capsys.readouterr().err.count("valuing ") == 2
+    bc, rambo = (values.samples for _, values in known if values)
+    assert bc["behaviour"].by_start == pytest.approx(rambo["behaviour"].by_start)
+    assert bc["policy"].by_start.shape == rambo["policy"].by_start.shape
+    assert bc["policy"].by_start != pytest.approx(rambo["policy"].by_start)
+    assert len(valuing.values_of_runs(runs)) == 2
+    assert "valuing " not in capsys.readouterr().err

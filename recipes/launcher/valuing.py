@@ -1,0 +1,65 @@
+"""The values of several runs on one data set, measured where they are missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from launcher.inspection import load_saved
+from launcher.offline import discount_of, offline_values
+from tqdm import tqdm
+
+from rambo_trl.experiment.policy import policy_path
+from rambo_trl.reporting.offline_evaluation import OfflineEvaluation
+from rambo_trl.reporting.offline_values import OFFLINE_VALUES_FILE, OfflineValues
+from rambo_trl.reporting.runs import Record
+from rambo_trl.reporting.selection import check_one_dataset, why_discarded
+
+__all__ = ["values_of_runs"]
+
+
+def values_of_runs(
+    runs: Sequence[Record], *, again: bool = False
+) -> list[tuple[Record, OfflineValues | None]]:
+    """Read or measure what each run's policy is worth; progress is said on the screen.
+
+    Args:
+        runs: on one data set.
+
+    Keyword Args:
+        again: measure what has been measured too.
+
+    Returns:
+        Runs with their values; None for a run that its training rules out, which is not measured.
+        A run without a policy file is named and left out.
+
+    Raises:
+        ValueError: one line on what to change.
+    """
+    check_one_dataset(runs)
+    able: list[Record] = []
+    for run in runs:
+        if policy_path(run.path).is_file():
+            able.append(run)
+        else:
+            print(f"left out, no {policy_path(run.path).name}: {run.path}", file=sys.stderr)
+    if not able:
+        raise ValueError("none of these runs has a policy to value: --rule q goes by mean Q alone")
+    missing = [run for run in able if not why_discarded(run) and (again or not _known(run))]
+    evaluation, saved = None, None
+    for number, run in enumerate(missing, 1):
+        line = f"valuing {run.path} ({number} of {len(missing)}; some minutes each)"
+        tqdm.write(line, file=sys.stderr)
+        saved = load_saved(run.path, saved)
+        gamma = discount_of(saved.cfg)
+        if evaluation is None or evaluation.data is not saved.data or evaluation.gamma != gamma:
+            evaluation = OfflineEvaluation(saved.data, gamma=gamma)
+        offline_values(run.path, again=True, run=saved, evaluation=evaluation)
+    return [(run, None if why_discarded(run) else OfflineValues.read(run.path)) for run in able]
+
+
+def _known(run: Record) -> bool:
+    """Whether the run's folder holds its values, with what comparisons between runs need."""
+    if not (run.path / OFFLINE_VALUES_FILE).is_file():
+        return False
+    return "policy" in OfflineValues.read(run.path).samples
