@@ -232,6 +232,9 @@ def row_of(run: Studied) -> dict[str, Any]:
 def summary_of(name: str, runs: Sequence[Studied]) -> dict[str, Any]:
     """A data set's row of ``summary.csv``, over the runs that the choice does not discard."""
     able = [run for run in runs if run.out is None]
+    if len(able) < 3:
+        reasons = "; ".join(f"{run.name}: {run.out}" for run in runs if run.out)
+        raise SystemExit(f"{name}: a ranking needs three usable estimates ({reasons})")
     estimates, truths = [run.valued.mean for run in able], [run.truth for run in able]
     rho, low, high = spearman(estimates, truths)
     undiscounted = stats.spearmanr(estimates, [run.returns.mean() for run in able]).statistic

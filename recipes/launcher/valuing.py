@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from launcher.command_line import describe
 from launcher.inspection import load_saved
 from launcher.offline import discount_of, offline_values
 from tqdm import tqdm
@@ -31,7 +32,7 @@ def values_of_runs(
 
     Returns:
         Runs with their values; None for a run that its training rules out, which is not measured.
-        A run without a policy file is named and left out.
+        A run that cannot be valued, such as one without a policy file, is named and left out.
 
     Raises:
         ValueError: one line on what to change.
@@ -50,11 +51,17 @@ def values_of_runs(
     for number, run in enumerate(missing, 1):
         line = f"valuing {run.path} ({number} of {len(missing)}; some minutes each)"
         tqdm.write(line, file=sys.stderr)
-        saved = load_saved(run.path, saved)
-        gamma = discount_of(saved.cfg)
-        if evaluation is None or evaluation.data is not saved.data or evaluation.gamma != gamma:
-            evaluation = OfflineEvaluation(saved.data, gamma=gamma)
-        offline_values(run.path, again=True, run=saved, evaluation=evaluation)
+        try:
+            saved = load_saved(run.path, saved)
+            gamma = discount_of(saved.cfg)
+            if evaluation is None or evaluation.data is not saved.data or evaluation.gamma != gamma:
+                evaluation = OfflineEvaluation(saved.data, gamma=gamma)
+            offline_values(run.path, again=True, run=saved, evaluation=evaluation)
+        except (OSError, ValueError) as error:
+            tqdm.write(f"left out, {describe(error)}: {run.path}", file=sys.stderr)
+            able.remove(run)
+    if not able:
+        raise ValueError("none of these runs could be valued")
     return [(run, None if why_discarded(run) else OfflineValues.read(run.path)) for run in able]
 
 

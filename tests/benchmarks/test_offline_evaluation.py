@@ -90,6 +90,8 @@ def test_tables_and_figure_are_of_what_was_measured(tmp_path: Path) -> None:
     offline_evaluation.write_table(tmp_path / "t.csv", [summary])
     with (tmp_path / "t.csv").open() as file:
         assert next(csv.DictReader(file))["pairs"] == "10"
+    with pytest.raises(SystemExit, match=r"d: a ranking needs three .*\(out: it moved\)"):
+        offline_evaluation.summary_of("d", runs[-3:])
     assert len(draw({"d": runs, "e": runs, "f": runs}).axes) == 4
 
 

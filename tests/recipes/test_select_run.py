@@ -262,6 +262,8 @@ def test_what_is_missing_is_measured_once(
 
     def load(path: Path, other: Saved | None) -> Saved:
         read.append(other)
+        if path.name == "torn":
+            raise FileNotFoundError("no checkpoint")
         return Saved()
 
     def measure(path: Path, *, again: bool, run: Saved, evaluation: Evaluation) -> None:
@@ -272,13 +274,14 @@ def test_what_is_missing_is_measured_once(
     monkeypatch.setattr(valuing, "OfflineEvaluation", Evaluation)
     monkeypatch.setattr(valuing, "offline_values", measure)
     valued(make_run(tmp_path / "a"), (1.0, 1.5, 2.0))
-    for name in "bc":
+    for name in ("b", "c", "torn"):
         (Path(make_run(tmp_path / name, settings={"tau": name})) / "policy.safetensors").touch()
     assert select_run.main([str(tmp_path)]) == 0
     assert [name for name, _ in measured] == ["b", "c"]
     # the data are read and the behaviour is valued once
     assert measured[0][1] is measured[1][1] and isinstance(read[1], Saved)
-    assert "valuing" in (said := capsys.readouterr().err) and "(2 of 2" in said
+    said = capsys.readouterr().err
+    assert "(2 of 3" in said and f"left out, no checkpoint: {tmp_path / 'torn'}" in said
     assert select_run.main([str(tmp_path)]) == 0 and len(measured) == 2
     assert select_run.main([str(tmp_path), "--again"]) == 0 and len(measured) == 5
 
