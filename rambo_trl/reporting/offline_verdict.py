@@ -119,8 +119,8 @@ def verdict(values: Values) -> Verdict:
         return Verdict("better", sentence, (), (_TRIAL,))
     what = "worse" if difference.high < 0 else "no better"
     sentence = (
-        f"not better: {what} than the logged behaviour, by {difference.mean:.4g} in discounted "
-        f"return ({difference.low:.4g} to {difference.high:.4g} with {share}), {under}"
+        f"not better: {what} than the logged behaviour, a difference of {difference.mean:.4g} in "
+        f"discounted return ({difference.low:.4g} to {difference.high:.4g} with {share}), {under}"
     )
     return Verdict("not better", sentence, (), (_TRIAL,))
 
@@ -163,7 +163,8 @@ def _off(gap: list[float], value_std: float) -> bool:
 
 def _doubts(values: Values) -> list[str]:
     """Why no estimate should be believed."""
-    doubts = list(values.unsettled)
+    # the verdict is on policy and behaviour: the clone's value is told beside them
+    doubts = [reason for reason in values.unsettled if not reason.startswith("clone: ")]
     outside = values.checks.get("action_share_outside")
     if outside is not None and outside > MOST_OUTSIDE:
         doubts.append(

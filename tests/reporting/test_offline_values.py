@@ -265,6 +265,11 @@ def test_a_policy_that_both_estimators_find_better_is_called_better() -> None:
     assert "90% confidence" in told.sentence
 
 
+def test_a_clone_whose_value_has_not_settled_does_not_matter() -> None:
+    unsettled = known(UP, UP, unsettled=("clone: its value still moves",))
+    assert verdict(unsettled).label == "better"
+
+
 @pytest.mark.parametrize(("fqe", "word"), [(DOWN, "worse"), (NONE, "no better")])
 def test_a_policy_that_is_no_better_is_called_not_better(fqe: Estimate, word: str) -> None:
     told = verdict(known(fqe, Estimate(0.0, -2.0, 2.0)))
