@@ -65,8 +65,8 @@ def configured(task: str, name: str, folder: Path, fitted: str | None) -> DictCo
         settings.append(f"fitted_model={fitted}")
     words = (f"task={task}", f"run_dir={folder}", *COMMON, *settings)
     (cfg,) = compose_jobs(recipe, words)
-    published = getattr(importlib.import_module(recipe), "published", lambda task: {})
-    for key, value in published(task).items():
+    published = getattr(importlib.import_module(recipe), "published", None)
+    for key, value in (published(task) if published else {}).items():
         if OmegaConf.select(cfg, key) is None:
             OmegaConf.update(cfg, key, value)
     return method_settings(cfg)
