@@ -31,7 +31,7 @@ from rambo_trl.reporting.offline_evaluation import OfflineEvaluation, act_by, sa
 from rambo_trl.reporting.offline_values import Samples
 from rambo_trl.reporting.runs import Configuration, Record, find_runs
 from rambo_trl.reporting.selection import WINDOW, why_discarded, window_of
-from rambo_trl.reporting.value_selection import LEVEL, Valued, choose
+from rambo_trl.reporting.value_selection import DIVERGED, LEVEL, Valued, choose
 from rambo_trl.runtime.drawing import BLUE, GREY, ORANGE, add_legend, styled
 
 #: seed of the first true episode, beyond those of trainings' evaluations
@@ -84,7 +84,8 @@ class Studied:
     @property
     def out(self) -> str | None:
         """Why the choice discards it, if so."""
-        return why_discarded(self.record) or self.unsettled
+        diverged = (self.unsettled or "").startswith(DIVERGED)
+        return why_discarded(self.record) or (self.unsettled if diverged else None)
 
     @property
     def valued(self) -> Valued:
@@ -120,9 +121,9 @@ def regrets(truths: Sequence[float]) -> np.ndarray:
 def choices(runs: Sequence[Studied], level: float = LEVEL) -> dict[str, int]:
     """Which run each of :data:`RULES` but the last takes, where it can: its place in ``runs``."""
     places = {run.record.path: i for i, run in enumerate(runs)}
-    unusable = {run.record.path: run.unsettled for run in runs if run.unsettled}
+    unsettled = {run.record.path: run.unsettled for run in runs if run.unsettled}
     samples = {run.record.path: run.samples for run in runs}
-    choice = choose([run.configuration for run in runs], samples, level, unusable)
+    choice = choose([run.configuration for run in runs], samples, level, unsettled)
     able = [v for v in choice.ranked if v.samples]
 
     def place(valued: Valued) -> int:
@@ -154,7 +155,7 @@ def told_apart(runs: Sequence[Studied], level: float = LEVEL) -> tuple[int, int,
     apart = wrong = 0
     for a, b in pairs:
         gap = a.valued.minus(b.valued, level, len(pairs))
-        if gap.excludes_zero:
+        if gap.excludes_zero and not a.unsettled and not b.unsettled:
             apart += 1
             error = float(np.hypot(a.error, b.error))
             wrong += (a.truth - b.truth) * np.sign(gap.mean) < -2 * error
@@ -226,6 +227,7 @@ def row_of(run: Studied) -> dict[str, Any]:
         "episodes": len(run.returns),
         "epochs_of_mean_q": len(strays),
         "out": run.out or "",
+        "unsettled": run.unsettled or "",
     }
 
 
@@ -252,6 +254,7 @@ def summary_of(name: str, runs: Sequence[Studied]) -> dict[str, Any]:
         "set": name,
         "runs": len(runs),
         "out": len(runs) - len(able),
+        "not settled": sum(run.unsettled is not None for run in able),
         "rank correlation": f"{rho:.2f}",
         "low": f"{low:.2f}",
         "high": f"{high:.2f}",

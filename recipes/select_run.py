@@ -3,7 +3,7 @@
 Each run's policy is valued by fitted Q evaluation on held-out episodes. The table has the estimates
 with their intervals, and says which configurations the data tell apart. Runs are out that diverged,
 whose mean Q exceeds what the data's rewards allow, that have a single epoch, or whose evaluation
-did not settle. What is missing of ``RUN/offline_values.json`` is measured first, a few minutes a
+diverged. What is missing of ``RUN/offline_values.json`` is measured first, a few minutes a
 run. ``--rule q`` chooses by the steadiness of mean Q alone, as the paper (sec. 6) may have done.
 No evaluation in the environment enters; what a choice by score would have given is told afterwards.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rambo_trl.runtime.numbers import format_value
 
 #: probability that all intervals of differences hold at once
 LEVEL = 0.9
+#: how the reason begins for which an estimate cannot be used at all
+DIVERGED = "fitted Q evaluation diverged"
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Valued:
         configuration: its runs.
         discarded: run to why it is out.
         samples: the other runs' estimates.
+        unsettled: of these, why an estimate may still move.
     """
 
     configuration: Configuration
     discarded: Mapping[Path, str]
     samples: Mapping[Path, Samples]
+    unsettled: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def pooled(self) -> Samples:
@@ -90,23 +94,28 @@ class Choice:
     @property
     def not_separated(self) -> list[Valued]:
         """Those that the data do not show to be worse than the leader."""
-        return [other for other, gap in self.behind if gap.low <= 0]
+        return [v for v, gap in self.behind if not _exceeds(self.leader, v, gap)]
+
+
+def _exceeds(leader: Valued, other: Valued, gap: Estimate) -> bool:
+    """Whether the data show that the leader is better than another one, by this gap."""
+    return gap.low > 0 and not leader.unsettled and not other.unsettled
 
 
 def choose(
     candidates: Sequence[Configuration],
     samples: Mapping[Path, Samples],
     level: float = LEVEL,
-    unusable: Mapping[Path, str] | None = None,
+    unsettled: Mapping[Path, str] | None = None,
 ) -> Choice:
     """Choose between configurations by their policies' estimated values.
 
-    A run that the rule on mean Q rules out is no candidate, nor one without a usable estimate. A
-    configuration's value is the mean over its other runs. Two are told apart where the interval of
-    their difference leaves out 0: the estimates share start states and bootstraps, so the
-    differences are paired; the spread between seeds, over their number, adds to the variance. Since
-    the same data name the one with the highest estimate, the intervals hold for all pairs at once
-    (Bonferroni).
+    A run that the rule on mean Q rules out is no candidate, nor one whose estimate diverged. A
+    configuration's value is the mean over its other runs. Two are told apart where both estimates
+    have settled and the interval of their difference leaves out 0: the estimates share start states
+    and bootstraps, so the differences are paired; the spread between seeds, over their number, adds
+    to the variance. Since the same data name the one with the highest estimate, the intervals hold
+    for all pairs at once (Bonferroni).
 
     Among the configurations that are not told apart from the highest, the one is taken whose
     interval begins highest: the least is risked with it (pessimism, as in
@@ -116,20 +125,23 @@ def choose(
         candidates: configurations of one data set.
         samples: run to its policy's estimate.
         level: probability that all intervals hold at once.
-        unusable: run to why its estimate cannot be used.
+        unsettled: run to why its estimate has not settled, or has diverged.
 
     Raises:
         ValueError: if every run is out.
     """
     valued = []
     for configuration in candidates:
+        moving = {run.path: (unsettled or {}).get(run.path, "") for run in configuration.runs}
         reasons = {
-            run.path: why_discarded(run) or (unusable or {}).get(run.path)
+            run.path: why_discarded(run)
+            or (moving[run.path] if moving[run.path].startswith(DIVERGED) else None)
             for run in configuration.runs
         }
         left = {path: samples[path] for path, reason in reasons.items() if reason is None}
         discarded = {path: reason for path, reason in reasons.items() if reason}
-        valued.append(Valued(configuration, discarded, left))
+        moving = {path: why for path, why in moving.items() if why and path in left}
+        valued.append(Valued(configuration, discarded, left, moving))
     ranked = sorted(valued, key=lambda v: -v.mean)
     able = [v for v in ranked if v.samples]
     if not able:
@@ -139,7 +151,7 @@ def choose(
     leader, *others = able
     pairs = len(able) * (len(able) - 1) // 2
     behind = [(other, leader.minus(other, level, pairs)) for other in others]
-    tied = [leader, *(other for other, gap in behind if gap.low <= 0)]
+    tied = [leader, *(other for other, gap in behind if not _exceeds(leader, other, gap))]
     chosen = max(tied, key=lambda v: v.interval(level).low)
     return Choice(chosen, leader, ranked, behind)
 
@@ -174,13 +186,13 @@ def select_by_value(
     samples = {path: values.samples["policy"] for path, values in measured.items()}
     if len({(len(x.by_start), len(x.by_member)) for x in samples.values()}) > 1:
         raise ValueError("these runs' values come from different held-out episodes: give --again")
-    unusable = {
+    unsettled = {
         path: reason.removeprefix("policy: ")
         for path, values in measured.items()
         for reason in values.unsettled
         if reason.startswith("policy: ")
     }
-    choice = choose(found, samples, level, unusable)
+    choice = choose(found, samples, level, unsettled)
     # the logged behaviour's estimate is the same for all of them
     first = next(iter(measured.values()))
     doubtful = any(reason.startswith("behaviour: ") for reason in first.unsettled)
@@ -190,6 +202,11 @@ def select_by_value(
         "",
         *_table(choice, behaviour, level),
         *(f"out: {path}: {why}" for v in choice.ranked for path, why in v.discarded.items()),
+        *(
+            f"no difference to it is called: {path}: {why}"
+            for v in choice.ranked
+            for path, why in v.unsettled.items()
+        ),
         "",
         *_verdict(choice, behaviour, level),
     ]
@@ -211,7 +228,7 @@ def _table(choice: Choice, behaviour: Samples | None, level: float) -> list[str]
             str(len(v.discarded) or "-"),
             str(v.interval(level)) if v.samples else "-",
             str(gap) if gap else "-",
-            ("yes" if gap.low > 0 else "no") if gap else "-",
+            ("yes" if _exceeds(choice.leader, v, gap) else "no") if gap else "-",
         ])  # fmt: skip
     if behaviour is not None:
         logged = behaviour.estimate(level)
@@ -236,7 +253,9 @@ def _verdict(choice: Choice, behaviour: Samples | None, level: float) -> list[st
     if behaviour is not None:
         difference = chosen.pooled - behaviour
         gain = difference.estimate(level, chosen.seeds)
-        if gain.low > 0:
+        if chosen.unsettled:
+            said = f"the data do not show whether it is better than the logged behaviour: {gain}"
+        elif gain.low > 0:
             said = f"its estimate exceeds that of the logged behaviour, by {gain}"
         elif gain.high < 0:
             loss = Estimate(-gain.mean, -gain.high, -gain.low)

@@ -54,7 +54,9 @@ def test_every_rule_takes_its_own() -> None:
         studied("highest", 10, 30, spread=9.0, mean_q=(1.0, 4.0)),
         studied("steady", 5, 10, mean_q=(1.0, 1.1)),
         studied("beyond", 1, 90, mean_q=(1.0, 200.0)),
-        studied("unsettled", 1, 80, mean_q=(1.0, 3.0), unsettled="it moved"),
+        studied(
+            "unsettled", 1, 80, mean_q=(1.0, 3.0), unsettled="fitted Q evaluation diverged: beyond"
+        ),
     ]
     taken = {rule: runs[i].name for rule, i in choices(runs).items()}
     assert taken == {
@@ -73,12 +75,13 @@ def test_pairs_are_wrong_only_where_the_truth_says_so() -> None:
     assert told_apart([a, b]) == (1, 1, 0)
     assert told_apart([a, b, c]) == (3, 3, 2)
     assert told_apart([a, d]) == (1, 1, 0)
+    assert told_apart([a, studied("m", 20, 90, unsettled="it moved")]) == (1, 0, 0)
     assert told_apart([a, studied("e", 0, 50.5)]) == (1, 0, 0)
 
 
 def test_tables_and_figure_are_of_what_was_measured(tmp_path: Path) -> None:
     runs = [studied(name, 10 * i, 10 * i + 1) for i, name in enumerate("pqrst")]
-    runs.append(studied("out", 70, 5, unsettled="it moved"))
+    runs.append(studied("out", 70, 5, unsettled="fitted Q evaluation diverged: beyond"))
     row = row_of(runs[1])
     assert (row["estimate"], row["true_discounted"], row["true_return"]) == ("11", "10", "100")
     assert float(row["true_discounted_error"]) == pytest.approx(1.005 / 10, rel=1e-3)
@@ -90,7 +93,10 @@ def test_tables_and_figure_are_of_what_was_measured(tmp_path: Path) -> None:
     offline_evaluation.write_table(tmp_path / "t.csv", [summary])
     with (tmp_path / "t.csv").open() as file:
         assert next(csv.DictReader(file))["pairs"] == "10"
-    with pytest.raises(SystemExit, match=r"d: a ranking needs three .*\(out: it moved\)"):
+    with pytest.raises(
+        SystemExit,
+        match=r"d: a ranking needs three .*\(out: fitted Q evaluation diverged: beyond\)",
+    ):
         offline_evaluation.summary_of("d", runs[-3:])
     assert len(draw({"d": runs, "e": runs, "f": runs}).axes) == 4
 

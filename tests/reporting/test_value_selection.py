@@ -174,15 +174,22 @@ def test_the_logged_behaviour_is_compared_with() -> None:
         assert expected in text
 
 
-def test_an_estimate_that_did_not_settle_is_not_used() -> None:
-    run = record("a")
-    with pytest.raises(ValueError, match="every run is out: it moved"):
-        report([run], {run.path: around(1.0, noise(0, 1.0))}, unsettled=("policy: it moved",))
-    logged = around(0.0, noise(1, 1.0))
-    text = report(
-        [run], {run.path: around(1.0, noise(0, 1.0))}, logged, unsettled=("behaviour: it moved",)
-    )
-    assert "logged behaviour" not in text
+def test_no_difference_to_an_estimate_that_has_not_settled_is_called() -> None:
+    low, high = record("low"), record("high")
+    samples = {low.path: around(0.0, noise(0, 1.0)), high.path: around(50.0, noise(1, 1.0))}
+    candidates = [configuration(low), configuration(high)]
+    assert choose(candidates, samples).not_separated == []
+    for run in (low, high):
+        choice = choose(candidates, samples, unsettled={run.path: "it moved"})
+        assert len(choice.not_separated) == 1 and choice.leader.configuration.method == "high"
+    diverged = {high.path: "fitted Q evaluation diverged: beyond"}
+    choice = choose(candidates, samples, unsettled=diverged)
+    assert choice.chosen.configuration.method == "low" and choice.behind == []
+    logged = around(-50.0, noise(1, 1.0))
+    text = report([high], samples, logged, unsettled=("policy: it moved",))
+    assert f"no difference to it is called: {high.path}: it moved" in text
+    assert "the data do not show whether it is better than the logged behaviour: 100 (" in text
+    assert "logged behaviour" not in report([high], samples, logged, unsettled=("behaviour: it",))
 
 
 def test_samples_are_kept_with_the_values(tmp_path: Path) -> None:
