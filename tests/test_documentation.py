@@ -7,8 +7,8 @@ import doctest
 import importlib
 import pkgutil
 import re
-import statistics
 import shlex
+import statistics
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
