@@ -19,7 +19,7 @@ from launcher.launch import make_run
 from tensordict import MemoryMappedTensor
 from torchrl.data import Bounded
 
-from rambo_trl.data import OfflineDataset
+from rambo_trl.data import OfflineDataset, support
 from rambo_trl.experiment.checkpoint import seed_everything
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.pretrained import dataset_digest
@@ -39,6 +39,13 @@ def allocations(trace: Path) -> Iterator[list[int]]:
     profile.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     sizes += [event["args"]["Bytes"] for event in events if event["name"] == "[memory]"]
+
+
+@pytest.fixture(autouse=True)
+def _long_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a policy's file says of the data is measured on a part of long data, as here."""
+    monkeypatch.setattr(support, "_ROWS", 1000)
+    monkeypatch.setattr(support, "_CHUNK", 1000)
 
 
 @pytest.fixture(scope="module")

@@ -58,12 +58,14 @@ def key_of(cfg: DictConfig, digest: str = "data") -> str:
 
 #: of the model, but not of its fit
 ADVERSARIAL = {
-    f"model.{key}" for key in ("adversarial_lr", "adversarial_batch_size", "likelihood_batch_size")
-}
+    "model.adversarial_lr", "model.adversarial_lr_decay", "model.adversarial_batch_size",
+    "model.likelihood_batch_size",
+}  # fmt: skip
 #: of adversarial training and of what comes after pretraining
 SHARED = [
     "adversarial_weight=0", "adversarial_weight=0.01", "model.adversarial_lr=1", "epochs=7",
-    "model.adversarial_batch_size=9", "model.likelihood_batch_size=9", "adversary_density=member",
+    "model.adversarial_lr_decay=cosine", "model.adversarial_batch_size=9",
+    "model.likelihood_batch_size=9", "adversary_density=member",
     "model_updates=3", "agent_updates=3", "rollout_length=9", "rollout_starts=7",
     "retained_epochs=2", "agent.critic_lr=1", "agent.actor_lr=1", "agent.gamma=0.5",
     "agent.real_fraction=0.1", "advantage_clip=2", "model_term=kl", "likelihood_budget=1",
@@ -74,7 +76,8 @@ OWN = [
     "seed=1", "model.lr=1", "model.num_members=9", "model.num_elites=1", "model.batch_size=17",
     "model.hidden_sizes=[7]", "model.patience=9", "model.min_improvement=0.5", "model.max_passes=9",
     "model.max_updates=9", "model.holdout_every=9", "cloning.updates=9",
-    "model.lr_decay=cosine", "cloning.episode_share=0.5", "cloning.passes=9", "cloning.lr=1",
+    "model.lr_decay=cosine", "model.beta=0.5", "cloning.episode_share=0.5", "cloning.passes=9",
+    "cloning.lr=1",
     "cloning.batch_size=17", "clone_behaviour=false",
     "agent.hidden_sizes=[7]", "evaluation.episodes=9", "num_critics=3", "compile=true",
     "deterministic=true", "float32_matmul_precision=medium", "model_matmul_dtype=bfloat16",

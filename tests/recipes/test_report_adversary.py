@@ -122,13 +122,13 @@ def test_another_file_of_that_name_is_named(
 
 def test_a_report_reads_no_model() -> None:
     # the recipes that train, and what reads their checkpoints, are not even imported
-    code = "import report, select_run, sys; print('\\n'.join(sys.modules))"
+    code = "import report, sys; print('\\n'.join(sys.modules))"
     folder = Path(report.__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert {"rambo_trl.reporting.adversary_report", "rambo_trl.reporting.selection"} <= loaded
+    assert "rambo_trl.reporting.adversary_report" in loaded
     assert not loaded & {
         "rambo_trl.reporting.adversary_measures", "rambo", "launcher.inspection",
         "hydra", "omegaconf",
