@@ -32,7 +32,7 @@ from rambo_trl.experiment.evaluation import episode_seed, score_text
 from rambo_trl.experiment.learning_curve import format_value
 from rambo_trl.experiment.run import Run
 from rambo_trl.modules.statistics import largest_magnitude
-from rambo_trl.objectives import AdversarialModelLoss, DeterministicBackupSACLoss
+from rambo_trl.objectives import DeterministicBackupSACLoss
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.reporting.paper import rambo_label
 
@@ -82,13 +82,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     termination = parts.make_termination(settings, data)
     env = parts.make_model_env(EnsembleModelEnv, data, world_model, online.buffer, termination)
     collector = parts.make_collector(settings, env, actor)
-    adversarial_loss = AdversarialModelLoss.from_loss(
-        world_model,
-        sac,
-        adversarial_weight=cfg.adversarial_weight,
-        gamma=settings.agent.gamma,
-        advantage_clip=settings.advantage_clip,
-        density=settings.adversary_density,
+    adversarial_loss = parts.make_adversarial_loss(
+        settings, world_model, sac, cfg.adversarial_weight
     )
     data_term = DataTerm(settings, data, adversarial_loss)
     model = parts.make_adversary(settings, env, adversarial_loss, online.buffer, data_term.loss)

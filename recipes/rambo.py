@@ -22,7 +22,7 @@ from rambo_trl.data import OfflineDataset
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.run import Run
-from rambo_trl.objectives import AdversarialModelLoss, DeterministicBackupSACLoss
+from rambo_trl.objectives import DeterministicBackupSACLoss
 from rambo_trl.reporting.adversary_verdict import adversary_effect
 from rambo_trl.reporting.paper import rambo_label
 from rambo_trl.training.gradient_step import cosine_decay, set_rates
@@ -65,14 +65,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # the adversary: a loss whose gradient is lambda times the Model Gradient (Eq. 5, advantages
     # standardised in each batch), and a data term, by default the likelihood of real transitions.
     # Their sum is Eq. 9; a ModelPhase minimises it on fresh rollouts
-    adversarial_loss = AdversarialModelLoss.from_loss(
-        world_model,
-        sac,
-        adversarial_weight=cfg.adversarial_weight,
-        gamma=cfg.agent.gamma,
-        advantage_clip=cfg.advantage_clip,
-        density=cfg.adversary_density,
-    )
+    adversarial_loss = parts.make_adversarial_loss(cfg, world_model, sac, cfg.adversarial_weight)
     data_term = DataTerm(cfg, data, adversarial_loss)
     adversary = parts.make_adversary(
         cfg, env, adversarial_loss, real, data_term.loss, after_update=data_term.after_update

@@ -245,6 +245,20 @@ def make_collector(cfg: DictConfig, env: EnsembleModelEnv, actor: Actor) -> Mode
     )
 
 
+def make_adversarial_loss(
+    cfg: DictConfig, world_model: EnsembleWorldModel, sac: SACLoss, adversarial_weight: float
+) -> AdversarialModelLoss:
+    """Lambda times the Model Gradient (Eq. 5) for an agent that trains by ``sac``."""
+    return AdversarialModelLoss.from_loss(
+        world_model,
+        sac,
+        adversarial_weight=adversarial_weight,
+        gamma=cfg.agent.gamma,
+        advantage_clip=cfg.advantage_clip,
+        density=cfg.adversary_density,
+    )
+
+
 def make_adversary(
     cfg: DictConfig,
     env: EnsembleModelEnv,
