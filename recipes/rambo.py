@@ -124,8 +124,6 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
                 epoch.log(adversary.run(model_updates, bar), prefix="model_")
                 epoch.log(data_term.metrics())
 
-    if falls is not None:
-        set_rates(adversary.optimizer, [adversarial_lr])  # for the report on the adversary
     epochs_done = run.progress["epoch"]
     return run.finish(
         results={

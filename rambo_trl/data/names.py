@@ -34,7 +34,7 @@ BUNDLED_ENVIRONMENTS: dict[str, tuple[str, int, Sequence[str], int]] = {
     "inverteddoublependulum": ("InvertedDoublePendulum-v5", 50_000, KINDS[:5], 1),
     "hopper": ("Hopper-v5", 200_000, KINDS[:5], 2),
     "halfcheetah": ("HalfCheetah-v5", 200_000, KINDS[:5], 2),
-    "walker2d": ("Walker2d-v5", 200_000, KINDS[:5], 1),
+    "walker2d": ("Walker2d-v5", 200_000, KINDS[:5], 2),
     "pointmaze-umaze": ("PointMaze_UMaze-v3", 20_000, ("random", "waypoint"), 1),
     # No policy of the package can walk an ant: this set only shows that the path works.
     "antmaze-umaze": ("AntMaze_UMaze-v4", 10_000, ("random",), 1),

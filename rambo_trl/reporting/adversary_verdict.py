@@ -8,30 +8,31 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.transitions import draw_rows
 from rambo_trl.reporting.adversary_measures import mode, step_by_elite
+from rambo_trl.training.gradient_step import set_rates
 from rambo_trl.training.phases import ModelPhase
 
-#: updates of each continuation, rows of the data in whose states its outcome is measured
-UPDATES, ROWS = 30, 1000
-#: how many times the noise an effect must be: the 95 % quantile of Student's t with as many degrees
-#: of freedom as there are elites, usually five, whose noise it is
-NOISE_FACTOR = 2.0
+#: pairs of continuations, updates of each, rows of the data in whose states its outcome is measured
+PAIRS, UPDATES, ROWS = 4, 100, 1000
+#: how many standard errors an effect must be: the 97.5 % quantile of Student's t for as many pairs
+CERTAINTY = float(stats.t.ppf(0.975, PAIRS - 1))
 #: and what it must amount to over 1 / (1 - gamma) steps, as a share of the values' deviation
 SHARE = 0.1
 
 
 def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float) -> dict[str, Any]:
-    """Continue a finished training thrice: with the adversary, without it, with other batches.
+    """Continue a finished training in pairs: with the adversary, and without it.
 
-    The first two draw the same random numbers, so that only the adversary sets them apart: the
-    continued fit, whose drift is often many times the adversary's effect, is in both. The last
-    two have no adversary and differ in their draws, which is the noise of the fit. The adversary
-    and the data pull against each other, so that a few updates show what they settle on.
-    Everything is restored afterwards, random states included.
+    Both of a pair draw the same random numbers, so that only the adversary sets them apart: the
+    continued fit, whose drift is often many times the adversary's effect, and its batches are in
+    both. Pairs differ in their draws, and so in the adversary's effect, which is its noise. The
+    adversary and the data pull against each other, so that a few updates show what they settle
+    on. Everything is restored afterwards, random states included.
 
     Args:
         phase: the adversary's, after training.
@@ -42,9 +43,9 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
 
     Returns:
         The ``change`` of r + gamma V(s') at the policy's actions that the adversary makes, in the
-        mean over states of the data and elites; the ``noise`` of the same; the ``spread`` of
-        r + gamma V(s') over the states; whether the adversary has a ``measurable`` effect, and the
-        ``line`` that says so. Without an adversary only the last two.
+        mean over states of the data, elites and pairs; its standard ``error`` over pairs; the
+        ``spread`` of r + gamma V(s') over the states; whether the adversary has a ``measurable``
+        effect, and the ``line`` that says so. Without an adversary only the last two.
     """
     loss = phase.adversarial_loss
     weight = loss.adversarial_weight
@@ -64,33 +65,32 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
         return value.double() * dataset.reward_scale
 
     spread = float(values().mean(dim=0).std())
-    outcomes = []
-    for seed, adversary in ((0, True), (0, False), (1, False)):
-        with _restored(phase):
-            if not adversary:
-                weight.zero_()
-            torch.manual_seed(seed)
-            phase.run(UPDATES)
-            outcomes.append(values().mean(dim=1))
-    change = float((outcomes[0] - outcomes[1]).mean())
-    noise = float((outcomes[2] - outcomes[1]).square().mean().div(2).sqrt())
-    enough = max(NOISE_FACTOR * noise, SHARE * (1 - gamma) * spread)
-    measurable = -change > enough
-    if not math.isfinite(change + noise + spread):
+    changes = torch.empty(PAIRS, dtype=torch.double)
+    for pair in range(PAIRS):
+        outcomes = []
+        for adversary in (True, False):
+            with _restored(phase):
+                set_rates(phase.optimizer, [phase.lr])  # it may have fallen during training
+                if not adversary:
+                    weight.zero_()
+                torch.manual_seed(pair)
+                phase.run(UPDATES)
+                outcomes.append(float(values().mean()))
+        changes[pair] = outcomes[0] - outcomes[1]
+    change, error = float(changes.mean()), float(changes.std()) / PAIRS**0.5
+    measurable = -change > max(CERTAINTY * error, SHARE * (1 - gamma) * spread)
+    if not math.isfinite(change + error + spread):
         line = "the adversary's effect cannot be measured: what the model predicts is not finite"
-    elif measurable:
-        line = (
-            f"the adversary had a measurable effect: it lowers r + gamma V(s') at the policy's "
-            f"actions by {-change:.3g}, where other batches change it by {noise:.3g}"
-        )
     else:
+        steps = 1 / (1 - gamma)
         line = (
-            f"the adversary had no measurable effect: it changes r + gamma V(s') at the policy's "
-            f"actions by {change:+.3g}, other batches change it by {noise:.3g}, and values deviate "
-            f"by {spread:.3g} over states"
+            f"the adversary had {'a' if measurable else 'no'} measurable effect: it changes "
+            f"r + gamma V(s') at the policy's actions by {change:+.3g} +- {error:.2g}, over "
+            f"1 / (1 - gamma) = {steps:.0f} steps by {change * steps:+.3g}, where values deviate by "
+            f"{spread:.3g} over states"
         )
     return {
-        "change": change, "noise": noise, "spread": spread, "measurable": measurable, "line": line,
+        "change": change, "error": error, "spread": spread, "measurable": measurable, "line": line,
     }  # fmt: skip
 
 
@@ -106,12 +106,14 @@ def _restored(phase: ModelPhase) -> Iterator[None]:
         return [*phase.env.world_model.state_dict().values(), weight, *moments]
 
     kept = [tensor.detach().clone() for tensor in tensors()]
+    rates = [float(group["lr"]) for group in phase.optimizer.param_groups]
     after_update, phase.after_update = phase.after_update, None
     try:
         with torch.random.fork_rng():
             yield
     finally:
         phase.after_update = after_update
+        set_rates(phase.optimizer, rates)
         with torch.no_grad():
             for tensor, value in zip(tensors(), kept, strict=True):
                 tensor.copy_(value)

@@ -237,7 +237,7 @@ class ModelPhase:
         self.real_buffer = real_buffer
         self.batch_size = batch_size
         self.real_batch_size = batch_size if real_batch_size is None else real_batch_size
-        self.horizon = horizon
+        self.horizon, self.lr = horizon, lr
         check_parts(env, adversarial_loss, model_loss)
         check_real_rows(real_buffer, model_loss)
         model = env.world_model
