@@ -25,6 +25,7 @@ from rambo_trl.data import (
 )
 from rambo_trl.data.behaviour import PolicyBundle, collect_episodes, uniform_random_actions
 from rambo_trl.data.bundled import build_bundled, bundled_path
+from rambo_trl.data.scores import normalized_score, reference_scores_for
 from rambo_trl.runtime.progress import Bar
 
 ENV = "InvertedDoublePendulum-v5"
@@ -349,6 +350,17 @@ def test_a_training_up_to_the_medium_policy_has_no_expert(policies_dir: Path) ->
     assert policies.medium == 2
     with pytest.raises(ValueError, match="of Hopper-v5 end with the medium one"):
         _ = policies.expert
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"])
+def test_the_packages_trainings_end_with_a_medium_policy(env_id: str) -> None:
+    file = names.POLICIES / f"{env_id}-to-medium.safetensors"
+    policies = PolicyBundle(file)
+    said = [snapshot["return_mean"] for snapshot in policies.snapshots]
+    assert policies.env_id == env_id and len(policies) > 30 and file.stat().st_size < 1e6
+    assert policies.medium == len(policies) - 1
+    scores = reference_scores_for(env_id)
+    assert scores is not None and 0.3 < normalized_score(said[-1], scores) / 100 < 0.5
 
 
 @pytest.mark.usefixtures("minari_root")
