@@ -86,8 +86,8 @@ def adversary_effect(phase: ModelPhase, dataset: OfflineDataset, *, gamma: float
         line = (
             f"the adversary had {'a' if measurable else 'no'} measurable effect: it changes "
             f"r + gamma V(s') at the policy's actions by {change:+.3g} +- {error:.2g}, over "
-            f"1 / (1 - gamma) = {steps:.0f} steps by {change * steps:+.3g}, where values deviate by "
-            f"{spread:.3g} over states"
+            f"1 / (1 - gamma) = {steps:.0f} steps by {change * steps:+.3g}, where values deviate "
+            f"by {spread:.3g} over states"
         )
     return {
         "change": change, "error": error, "spread": spread, "measurable": measurable, "line": line,
