@@ -89,7 +89,7 @@ class Trained:
         return load_file(self.folder / "pretrained_model.safetensors")
 
 
-@pytest.mark.parametrize("schedule", ["paper", "smoke", "thorough"])
+@pytest.mark.parametrize("schedule", ["paper", "smoke"])
 def test_the_defaults_are_the_papers(schedule: str) -> None:
     (cfg,) = compose_jobs("rambo", [f"schedule={schedule}"])
     assert cfg.num_critics == 2
