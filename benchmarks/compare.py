@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,18 +27,24 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from measuring import (
+    LIMIT_HEAD,
+    Side,
+    against_limit,
     arguments,
     at_least,
     draw_bars,
+    limit_on,
     machine,
     markdown_table,
+    matmul_rate,
     measure_in_turns,
     measured_on,
     save,
     set_up,
+    times,
     workload_options,
 )
-from workload import Workload, hopper_like
+from workload import Workload, hopper_like, published_products
 
 from rambo_trl.runtime.places import expand_home
 
@@ -49,11 +53,19 @@ NAMES = {
     "rollouts": "imagined rollouts",
     "sac": "SAC update",
     "adversarial": "adversarial update",
+    "adversarial_member": "adversarial update, member's density",
     "likelihood": "likelihood step",
     "iteration": "one iteration",
-    "adversarial_member": "adversarial update, member's density",
     "iteration_member": "one iteration, member's density",
 }
+#: what is measured in the same turns, each beside the peer's work of the first name
+TURNS = (
+    ("rollouts",),
+    ("sac",),
+    ("adversarial", "adversarial_member"),
+    ("likelihood",),
+    ("iteration", "iteration_member"),
+)
 #: what makes an iteration
 ITERATIONS = {
     "iteration": ("rollouts", "sac", "adversarial"),
@@ -175,68 +187,55 @@ def commit(path: Path) -> str | None:
     return result.stdout.strip() or None
 
 
-def make_ours(args: argparse.Namespace, density: str = "mixture") -> Workload:
-    """Our side, compiled and set up as the recipes set it up."""
+def make_ours(args: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
+    """Our side's works, compiled and set up as the recipes set it up."""
     set_up(args)
     options = {"num_starts": STARTS, "horizon": HORIZON, **workload_options(args)}
-    return Workload(compile=True, adversary_density=density, **options)
+    ours = Workload(compile=True, **options)
+    by_member = Workload(compile=True, adversary_density="member", **options)
+    return with_iterations(
+        rollouts=lambda _: ours.rollouts(),
+        sac=ours.agent_updates,
+        adversarial=ours.model_updates,
+        adversarial_member=by_member.model_updates,
+        likelihood=times(ours.likelihood_step()),
+    )
 
 
-def make_peer(args: argparse.Namespace) -> Peer:
-    """The peer's side, with torch as it comes."""
+def make_peer(args: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
+    """The peer's works, with torch as it comes."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    return Peer(args.peer, 100_000)
-
-
-#: a side's works by name, in its process
-_works: dict[str, Callable[[int], Any]] = {}
-
-
-def begin(make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Set a side up in its process."""
     torch.manual_seed(0)
     np.random.seed(0)
-    side: Any = make(args)
-    _works["adversarial"] = _works["adversarial_member"] = side.model_updates
-    if isinstance(side, Workload):
-        _works["adversarial_member"] = make_ours(args, density="member").model_updates
-        step = side.likelihood_step()
-        _works["likelihood"] = lambda num: [step() for _ in range(num)]
-    else:
-        _works["likelihood"] = side.likelihood_steps
-    _works["rollouts"] = lambda _: side.rollouts()
-    _works["sac"] = side.agent_updates
-    for name in ITERATIONS:
-        _works[name] = partial(iterate, name)
+    peer = Peer(args.peer, 100_000)
+    return with_iterations(
+        rollouts=lambda _: peer.rollouts(),
+        sac=peer.agent_updates,
+        adversarial=peer.model_updates,
+        likelihood=peer.likelihood_steps,
+    )
 
 
-def iterate(name: str, num: int) -> None:
-    """Do the parts of an iteration."""
-    for part in ITERATIONS[name]:
-        _works[part](num)
+def with_iterations(**works: Callable[[int], Any]) -> dict[str, Callable[[int], Any]]:
+    """A side's works, and the iterations whose parts it has."""
+
+    def iterate(parts: Sequence[str], num: int) -> None:
+        for part in parts:
+            works[part](num)
+
+    whole = {
+        name: partial(iterate, parts)
+        for name, parts in ITERATIONS.items()
+        if works.keys() >= set(parts)
+    }
+    return {**works, **whole}
 
 
-def work(name: str, num: int) -> None:
-    """Do some work in a side's process."""
-    _works[name](num)
-
-
-class Side:
-    """One of those compared, in a process of its own."""
-
-    def __init__(self, make: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, begin, (make, args))
-
-    def do(self, name: str, num: int) -> None:
-        """Have it done; returns when it is."""
-        self._pool.submit(work, name, num).result()
-
-    def wake(self, name: str) -> None:
-        """Do a little of a work before its turn: the others have lasted for up to a minute."""
-        for part in ITERATIONS.get(name, (name,)):
-            self.do(part, 0 if part == "rollouts" else 5)
+def wake(side: Side, name: str) -> None:
+    """Do a little of a work before its turn: the others have lasted for up to a minute."""
+    for part in ITERATIONS.get(name, (name,)):
+        side.do(part, 0 if part == "rollouts" else 5)
 
 
 def main() -> None:
@@ -260,9 +259,10 @@ def main() -> None:
     set_up(args)
     rounds = 1 if args.quick else args.rounds
     num = 2 if args.quick else 50
-    units = {"rollouts": STARTS * HORIZON, **dict.fromkeys(ITERATIONS, 1)}
-    updates = dict.fromkeys(ITERATIONS, 2 if args.quick else 1000)
+    units = {"rollouts": STARTS * HORIZON, "iteration": 1}
+    updates = {"iteration": 2 if args.quick else 1000}
     plain = argparse.Namespace(**{**vars(args), "bfloat16": False})
+    rate, flop = matmul_rate(), products(plain)
     sides = {"ours": Side(make_ours, plain)}
     if args.bfloat16:
         sides["bfloat16"] = Side(make_ours, args)
@@ -270,24 +270,38 @@ def main() -> None:
     for side in sides.values():
         side.do("rollouts", 0)  # for the updates to draw from
     results: dict[str, dict[str, Any]] = {}
-    for name in NAMES:
-        once = name in ITERATIONS
+    for names in TURNS:
+        name, once = names[0], names[0] in ITERATIONS
+        turns = [(key, x) for key in sides for x in (names if key != "peer" else (name,))]
         seconds = measure_in_turns(
-            [partial(side.do, name, updates.get(name, num)) for side in sides.values()],
+            [partial(sides[key].do, x, updates.get(name, num)) for key, x in turns],
             rounds=min(rounds, 3) if once else rounds,
             warmups=0 if once else 1,
             least=0 if once or args.quick else 1.0,
-            wake=[partial(side.wake, name) for side in sides.values()],
+            wake=[partial(wake, sides[key], x) for key, x in turns],
         )
-        results[name] = summarise(dict(zip(sides, seconds, strict=True)), units.get(name, num))
-        print(NAMES[name], results[name], flush=True)
+        measured = dict(zip(turns, seconds, strict=True))
+        for x in names:
+            by_side = {key: measured[key, name if key == "peer" else x] for key in sides}
+            results[x] = summarise(by_side, units.get(name, num))
+            print(NAMES[x], results[x], flush=True)
     content = {
         "machine": machine(plain),
         "peer_commit": commit(args.peer),
         "rounds": rounds,
+        "matmul_flop_per_second": rate,
+        "flop": flop,
         "results": results,
     }
     save(args.out, "compare", content, report, draw)
+
+
+def products(args: argparse.Namespace) -> dict[str, float]:
+    """FLOP of the matrix products of a unit of each of our works."""
+    flop = published_products(**workload_options(args))
+    for name, (rollouts, *players) in ITERATIONS.items():
+        flop[name] = STARTS * HORIZON * flop[rollouts] + 1000 * sum(flop[x] for x in players)
+    return {name: flop[name] for name in NAMES}
 
 
 def summarise(seconds: Mapping[str, Sequence[float]], units: int) -> dict[str, Any]:
@@ -325,7 +339,12 @@ def report(content: dict[str, Any]) -> str:
             row.append(time_text(name, statistics.median(results[name][f"{key}_seconds"])))
             if key in RATIOS:
                 row.append(f"{results[name][RATIOS[key]]:.1f} x")
-    return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
+        if key == "ours" and "flop" in content:
+            head += LIMIT_HEAD
+            for row, name in zip(rows, names, strict=True):
+                seconds = statistics.median(results[name]["ours_seconds"])
+                row += against_limit(content, name, seconds, partial(time_text, name))
+    return f"{measured_on(content['machine'])}{limit_on(content)}\n\n" + markdown_table(head, rows)
 
 
 def draw(content: dict[str, Any]) -> Figure:

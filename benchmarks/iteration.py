@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from measuring import (
+    LIMIT_HEAD,
+    against_limit,
     arguments,
     at_least,
     draw_bars,
+    limit_on,
     machine,
     markdown_table,
+    matmul_rate,
     measure,
     measured_on,
     peak_memory,
@@ -86,6 +90,19 @@ def main() -> None:
         "cloning_step_seconds": clone,
         "whole_run_hours": whole / 3600,
         "peak_memory_mb": peak_memory(),
+        "matmul_flop_per_second": matmul_rate(args.device),
+    }
+    flop = Workload(num_starts=1000, **workload_options(args)).products()
+    phase_flop = {
+        "rollouts": content["rollout_transitions"] * flop["rollouts"],
+        "agent": updates * flop["sac"],
+        "model": updates * flop["adversarial"],
+    }
+    content["flop"] = {
+        **phase_flop,
+        "iteration": sum(phase_flop.values()),
+        "fit_step": flop["likelihood"],
+        "cloning_step": flop["cloning"],
     }
     if args.device.startswith("cuda"):
         content["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
@@ -97,8 +114,18 @@ def report(content: dict[str, Any]) -> str:
     whole = content["iteration_seconds"]
     rows = [[name, f"{s:.1f} s", f"{s / whole:.0%}"] for name, s in content["seconds"].items()]
     rows.append(["**an iteration**", f"**{whole:.1f} s**", ""])
+    head = ["phase", "time", "share"]
+    if "flop" in content:
+        head += LIMIT_HEAD
+        seconds = [*content["seconds"].items(), ("iteration", whole)]
+        for row, (name, s) in zip(rows, seconds, strict=True):
+            row += against_limit(content, name, s, lambda s: f"{s:.1f} s")
+        for name in ("fit_step", "cloning_step"):
+            s = content[f"{name}_seconds"]
+            limit = against_limit(content, name, s, lambda s: f"{1e3 * s:.1f} ms")
+            rows.append([f"a step of the {name[:-5]}", f"{1e3 * s:.1f} ms", "", *limit])
     return (
-        f"{measured_on(content['machine'])}\n\n{markdown_table(['phase', 'time', 'share'], rows)}"
+        f"{measured_on(content['machine'])}{limit_on(content)}\n\n{markdown_table(head, rows)}"
         f"\n\nThe paper's whole run of 2,000 iterations, projected: "
         f"{content['whole_run_hours']:.0f} hours without evaluations. First calls, compiling "
         f"included: {content['first_calls_seconds']:.0f} s. Peak memory: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -13,11 +14,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from torchrl._utils import logger as torchrl_logger
 
 from rambo_trl.runtime.drawing import COLORS, GREY, styled
@@ -163,6 +167,64 @@ def measure_in_turns(
     return seconds
 
 
+#: the works of this process, if it is a side's
+_works: dict[str, Callable[[int], Any]] = {}
+
+
+class Side:
+    """One of those that are compared, in a process of its own, as its users run it.
+
+    Args:
+        make: called there; returns its works by name, functions of how often they are done.
+        *args: its arguments.
+    """
+
+    def __init__(self, make: Callable[..., Mapping[str, Callable[[int], Any]]], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, _begin, (make, args))
+
+    def do(self, name: str, num: int = 1) -> Any:
+        """Have a work done, and return what it returns."""
+        return self._pool.submit(_work, name, num).result()
+
+
+def _begin(make: Callable[..., Mapping[str, Callable[[int], Any]]], args: Sequence[Any]) -> None:
+    _works.update(make(*args))
+
+
+def _work(name: str, num: int) -> Any:
+    return _works[name](num)
+
+
+def times(step: Callable[[], Any]) -> Callable[[int], None]:
+    """Take a step so many times."""
+
+    def steps(num: int) -> None:
+        for _ in range(num):
+            step()
+
+    return steps
+
+
+class _ProductCounter(TorchDispatchMode):
+    """Adds up the FLOP of matrix products; torch's ``FlopCounterMode`` fails on a TensorDict."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flop += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def product_flop(work: Callable[[], Any]) -> int:
+    """FLOP of the matrix products of a call, backward passes included; it must not be compiled."""
+    with _ProductCounter() as counter:
+        work()
+    return counter.flop
+
+
 def matmul_rate(device: str = "cpu", size: int = 1536) -> float:
     """The machine's own rate: FLOP/s of a large float32 matrix product."""
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
@@ -249,6 +311,29 @@ def measured_on(machine: dict[str, Any]) -> str:
         digits += f", the model's hidden products in {machine['model_matmul_dtype']}"
     date = f", {machine['date']}" if "date" in machine else ""
     return f"{where}, {threads}, PyTorch {machine['torch']}{digits}{date}."
+
+
+#: the columns of :func:`against_limit`
+LIMIT_HEAD = ["products alone", "reached"]
+
+
+def limit_on(content: Mapping[str, Any]) -> str:
+    """What the columns :data:`LIMIT_HEAD` of a table mean, where they were measured."""
+    if "flop" not in content:
+        return ""
+    rate = content["matmul_flop_per_second"] / 1e9
+    return (
+        f" Large matrix products reach {rate:.0f} GFLOP/s, at which a row's products alone would "
+        "take the time given: the share of it in ours is what is reached."
+    )
+
+
+def against_limit(
+    content: Mapping[str, Any], name: str, seconds: float, text: Callable[[float], str]
+) -> list[str]:
+    """What the products of a work would take at the machine's rate, and their share of its time."""
+    least = content["flop"][name] / content["matmul_flop_per_second"]
+    return [text(least), f"{least / seconds:.0%}"]
 
 
 def draw_bars(

@@ -6,7 +6,6 @@ rates stands the share of the machine's own matrix-product rate that they reach.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -28,14 +27,6 @@ from rambo_trl.collectors import ModelRolloutCollector
 from rambo_trl.runtime.drawing import COLORS
 
 CAPTION = "Imagined transitions per second"
-
-
-def products_of_a_transition(work: Workload) -> int:
-    """FLOP of the matrix products of one transition: a member of the model and the policy."""
-    model = [work.observation_size + work.action_size, *work.hidden_sizes]
-    model.append(2 * (work.observation_size + 1))
-    policy = [work.observation_size, *work.agent_hidden_sizes, 2 * work.action_size]
-    return 2 * sum(m * n for sizes in (model, policy) for m, n in itertools.pairwise(sizes))
 
 
 def main() -> None:
@@ -63,6 +54,7 @@ def main() -> None:
         "least": 0.1 if args.quick else 0.5,
     }
     rate = matmul_rate(args.device)
+    flop = Workload(num_starts=1000, **workload_options(args)).products()["rollouts"]
     results: list[dict[str, Any]] = []
     jobs = [(rows, k, 5) for k in horizons for rows in row_counts]
     jobs += [(max(row_counts), max(horizons), elites) for elites in elite_counts if elites != 5]
@@ -73,7 +65,7 @@ def main() -> None:
                 work.env, work.actor, num_starts=rows, horizon=k, compile=compile
             )
             per_second = rows * k / measure(collector.collect, device=work.device, **settings)
-            share = per_second * products_of_a_transition(work) / rate
+            share = per_second * flop / rate
             result = {"rows": rows, "horizon": k, "elites": elites, "compiled": compile}
             result |= {"transitions_per_second": per_second, "share_of_matmul_rate": share}
             results.append(result)

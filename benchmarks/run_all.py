@@ -11,7 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("compare", "rollout_throughput", "update_throughput", "iteration", "scaling", "soak")
+NAMES = (
+    "compare",
+    "rollout_throughput",
+    "update_throughput",
+    "threads_by_phase",
+    "iteration",
+    "scaling",
+    "soak",
+)
 
 
 def main() -> None:

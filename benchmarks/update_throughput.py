@@ -11,8 +11,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from measuring import (
+    LIMIT_HEAD,
+    against_limit,
     arguments,
     draw_bars,
+    limit_on,
     machine,
     markdown_table,
     matmul_rate,
@@ -20,9 +23,10 @@ from measuring import (
     measured_on,
     save,
     set_up,
+    times,
     workload_options,
 )
-from workload import Workload
+from workload import Workload, published_products
 
 CAPTION = "Milliseconds of each update"
 NAMES = {
@@ -37,13 +41,13 @@ NAMES = {
 def updates(work: Workload, by_member: Workload, num: int) -> dict[str, Callable[[], Any]]:
     """``num`` updates of each kind."""
     work.rollouts()
-    likelihood, cloning = work.likelihood_step(), work.cloning_step()
+    likelihood, cloning = times(work.likelihood_step()), times(work.cloning_step())
     return {
         "sac": lambda: work.agent_updates(num),
         "adversarial": lambda: work.model_updates(num),
         "adversarial_member": lambda: by_member.model_updates(num),
-        "likelihood": lambda: [likelihood() for _ in range(num)],
-        "cloning": lambda: [cloning() for _ in range(num)],
+        "likelihood": lambda: likelihood(num),
+        "cloning": lambda: cloning(num),
     }
 
 
@@ -77,6 +81,7 @@ def main() -> None:
     content = {
         "machine": machine(args),
         "matmul_flop_per_second": matmul_rate(args.device),
+        "flop": published_products(**workload_options(args)),
         "results": results,
     }
     save(args.out, "update_throughput", content, report, draw)
@@ -95,14 +100,19 @@ def rates(content: dict[str, Any], *, compiled: bool) -> list[float]:
 
 
 def report(content: dict[str, Any]) -> str:
-    """Updates a second."""
+    """Updates a second, and how near the compiled ones are to what the products take alone."""
     columns = rates(content, compiled=False), rates(content, compiled=True)
     rows = [
         [title, f"{eager:.0f}", f"{compiled:.0f}", f"{compiled / eager:.1f} x"]
         for title, eager, compiled in zip(titles(content), *columns, strict=True)
     ]
     head = ["update", "eager, per s", "compiled, per s", "faster"]
-    return f"{measured_on(content['machine'])}\n\n" + markdown_table(head, rows)
+    if "flop" in content:
+        head += LIMIT_HEAD
+        names = [name for name, title in NAMES.items() if title in titles(content)]
+        for row, name, rate in zip(rows, names, columns[1], strict=True):
+            row += against_limit(content, name, 1 / rate, lambda s: f"{1e3 * s:.1f} ms")
+    return f"{measured_on(content['machine'])}{limit_on(content)}\n\n" + markdown_table(head, rows)
 
 
 def draw(content: dict[str, Any]) -> Figure:

@@ -19,6 +19,7 @@ from torchrl.objectives import BCLoss
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # whose parts are timed
 import rambo
 from launcher.command_line import compose_jobs
+from measuring import product_flop
 
 from rambo_trl.data import OfflineDataset, RealModelReplayBuffer
 from rambo_trl.experiment.run import Inspection
@@ -28,7 +29,7 @@ from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import GradientStep, adam
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 
-__all__ = ["ODD_SIZES", "WARM_UP", "Workload", "hopper_like"]
+__all__ = ["ODD_SIZES", "WARM_UP", "Workload", "hopper_like", "published_products", "sizes_of"]
 
 #: calls before a CUDA graph is captured, and one more
 WARM_UP = 4
@@ -45,6 +46,34 @@ ODD_SIZES: dict[str, Any] = {
     "batch_size": 14,
     "adversarial_weight": 0.1,
 }
+
+
+def sizes_of(schedule: str) -> dict[str, Any]:
+    """Keywords of :class:`Workload` for a schedule as it stands, on the default task."""
+    (cfg,) = compose_jobs("rambo", [f"schedule={schedule}"], check=lambda cfg: None)
+    return {
+        "schedule": schedule,
+        "num_members": cfg.model.num_members,
+        "num_elites": cfg.model.num_elites,
+        "hidden_sizes": tuple(cfg.model.hidden_sizes),
+        "agent_hidden_sizes": tuple(cfg.agent.hidden_sizes),
+        "num_starts": cfg.rollout_starts,
+        "horizon": cfg.rollout_length,
+        "retained_epochs": cfg.retained_epochs,
+        "batch_size": cfg.agent.batch_size,
+        "real_fraction": cfg.agent.real_fraction,
+        "adversarial_weight": cfg.adversarial_weight,
+        "adversary_density": cfg.adversary_density,
+    }
+
+
+def published_products(**options: Any) -> dict[str, float]:
+    """:meth:`Workload.products` with the published sizes, and by the other density."""
+    mixture, member = (
+        Workload(num_starts=1000, adversary_density=density, **options).products()
+        for density in ("mixture", "member")
+    )
+    return {**mixture, "adversarial_member": member["adversarial"]}
 
 
 def hopper_like(num_rows: int, observation_size: int = 11, action_size: int = 3) -> TensorDict:
@@ -81,10 +110,12 @@ class Workload:
     Attributes:
         compile: compile what the recipes compile.
         device: where everything lives.
+        schedule: whose settings those are that have no attribute here.
     """
 
     compile: bool = False
     device: str = "cpu"
+    schedule: str = "paper"
     observation_size: int = 11
     action_size: int = 3
     num_rows: int = 100_000
@@ -110,7 +141,7 @@ class Workload:
         (cfg,) = compose_jobs(
             "rambo",
             [
-                "schedule=paper",
+                f"schedule={self.schedule}",
                 f"device={self.device}",
                 f"compile={self.compile}",
                 f"termination={'auto' if self.observation_size == 11 else 'none'}",
@@ -131,6 +162,7 @@ class Workload:
             ],
             check=lambda cfg: None,
         )
+        self._beta = cfg.model.beta
         torchrl_logger.setLevel("ERROR")  # that made-up data are odd does not matter here
         dataset = OfflineDataset(
             self.data.cpu(),
@@ -181,7 +213,7 @@ class Workload:
     def likelihood_step(self) -> Callable[[], Any]:
         """A step of the maximum-likelihood fit: every member on a batch of its own."""
         step = GradientStep(
-            EnsembleModelLoss(self.world_model),
+            EnsembleModelLoss(self.world_model, beta=self._beta),
             adam((self.world_model.parameters(), 3e-4)),
             compile=self.compile,
         )
@@ -198,6 +230,19 @@ class Workload:
         data = self.data.select("observation", "action")
         run = capture_on_gpu(step.__call__, self.compile)
         return lambda: run(data[self._rows((self.batch_size,))])
+
+    def products(self) -> dict[str, float]:
+        """FLOP of the matrix products, backward passes included; the workload is not compiled.
+
+        Those of a transition of ``rollouts`` and of an update of each other kind.
+        """
+        return {
+            "rollouts": product_flop(self.rollouts) / (self.num_starts * self.horizon),
+            "sac": product_flop(lambda: self.agent_updates(1)),
+            "adversarial": product_flop(lambda: self.model_updates(1)),
+            "likelihood": product_flop(self.likelihood_step()),
+            "cloning": product_flop(self.cloning_step()),
+        }
 
     def _rows(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(self.num_rows, shape, device=self.device)

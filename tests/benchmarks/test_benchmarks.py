@@ -15,10 +15,11 @@ from typing import Any
 import compare
 import pytest
 import run_all
-from measuring import measure, measure_in_turns, measured_on
+import scaling
+import threads_by_phase
+from measuring import Side, measure, measure_in_turns, measured_on
 from page import PAGES, put_in
-from rollout_throughput import products_of_a_transition
-from workload import Workload, hopper_like
+from workload import ODD_SIZES, Workload, hopper_like, sizes_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,15 +44,27 @@ def test_measured_seconds_are_those_of_a_call() -> None:
     assert all(a < b for a, b in zip(short, long, strict=True))
 
 
-def test_products_are_those_of_one_member_and_the_policy() -> None:
+@pytest.mark.parametrize("density", ["mixture", "member"])
+def test_products_are_those_of_the_layers(density: str) -> None:
+    rows, starts = 20, 30  # which three elites and a horizon of 3 divide without a rest
     work = Workload(
-        num_rows=10, hidden_sizes=(20, 30), agent_hidden_sizes=(40,), num_members=3, num_elites=2
+        **{**ODD_SIZES, "batch_size": rows, "num_starts": starts, "hidden_sizes": (20, 30)},
+        adversary_density=density,
     )
-    model = 14 * 20 + 20 * 30 + 30 * 24
-    policy = 11 * 40 + 40 * 6
-    assert products_of_a_transition(work) == 2 * (model + policy)
-    of_members = sum(w[0].numel() for w in work.world_model.weights)
-    assert model == of_members
+    flop = work.products()
+    first, rest = 14 * 20, 20 * 30 + 30 * 24
+    actor, critic = 11 * 16 + 16 * 16 + 16 * 6, 14 * 16 + 16 * 16 + 16
+    assert flop["rollouts"] == 2 * (first + rest + actor)
+    # forwards, for the weights' gradient, and but for the first layer for the input's
+    passes = 2 * (2 * first + 3 * rest)
+    assert flop["likelihood"] == 4 * rows * passes
+    # TorchRL's loss runs the actor a second time, without a gradient
+    assert flop["cloning"] == 2 * rows * (2 * 11 * 16 + 3 * (16 * 16 + 16 * 6) + actor)
+    # of the imagined rows, 20 for three elites, the member's density has 7 for each; the actor
+    # acts and values, and two critics value both states
+    imagined = 3 * rows if density == "mixture" else 3 * 7
+    values = 2 * rows * (2 * actor + 4 * critic)
+    assert flop["adversarial"] == (3 * rows + imagined) * passes + values
 
 
 def test_made_up_rows_live_through_a_rollout() -> None:
@@ -92,6 +105,64 @@ def test_the_pages_show_what_their_files_say() -> None:
         assert put_in(text, ROOT / "docs/benchmarks", page.parent) == text
 
 
+def make_works(offset: int) -> dict[str, Any]:
+    return {"process": lambda num: os.getpid(), "sum": lambda num: offset + num}
+
+
+def test_each_side_works_in_a_process_of_its_own() -> None:
+    one, other = Side(make_works, 1), Side(make_works, 2)
+    assert len({one.do("process"), other.do("process"), os.getpid()}) == 3
+    assert one.do("process") == one.do("process")
+    assert (one.do("sum", 5), other.do("sum", 5)) == (6, 7)
+
+
+def test_the_quick_schedules_sizes_are_those_of_its_settings() -> None:
+    sizes = sizes_of("quick")
+    assert sizes["schedule"] == "quick"
+    work = Workload(**{**sizes, "num_starts": 40, "num_rows": 300})
+    layers = [tuple(w.shape) for w in work.world_model.weights]
+    members, hidden = sizes["num_members"], sizes["hidden_sizes"]
+    assert layers[0] == (members, 14, hidden[0]) and layers[-1] == (members, hidden[-1], 24)
+    work.rollouts()
+    # the agent's anchor, average and rates are the schedule's too
+    assert "loss_anchor" in work.agent_updates(1)
+    assert threads_by_phase.times_in_a_run()["sac"] > 1000
+
+
+def test_threads_are_compared_phase_by_phase(tmp_path: Path) -> None:
+    seconds = {"1": [0.010, 0.020, 0.040], "2": [0.005, 0.008, 0.020]}
+    slower = {"1": [0.001] * 3, "2": [0.002] * 3}
+    content = {
+        "machine": {"cpu": "a CPU", "device": "cpu", "threads": 1, "torch": "9.9"},
+        "matmul_flop_per_second": {"1": 1e9, "2": 2e9},
+        "flop": dict.fromkeys(threads_by_phase.NAMES, 4e6),
+        "times_in_a_run": dict.fromkeys(threads_by_phase.NAMES, 6000),
+        "results": {"likelihood": seconds, "sac": slower},
+    }
+    (tmp_path / "threads_by_phase.json").write_text(json.dumps(content))
+    text = "<!-- benchmark:threads_by_phase -->\n<!-- end of benchmark:threads_by_phase -->"
+    filled = put_in(text, tmp_path, tmp_path)
+    row = "| update of the fit | 20.0 ms | 20% | 8.0 ms | 25% | 2.00 x | 6,000 | 2.0 min |"
+    assert row in filled
+    words = "2.1 minutes on one thread, 1.0 on 2, and 0.9 with each kind on the better"
+    assert words in filled
+    threads_by_phase.draw(content).savefig(tmp_path / "threads.png")
+
+
+def test_sizes_that_double_the_cost_lie_between_the_measured_ones() -> None:
+    assert scaling.doubled_at([1, 5, 20], [1.0, 3.0, 12.0], 5) == pytest.approx(10)
+    assert scaling.doubled_at([5, 20], [3.0, 5.9], 5) is None
+    result = {
+        "sizes": [1, 5, 20], "seconds": [1.0, 1.0, 1.1], "update_seconds": [1.0, 3.0, 12.0],
+        "peak_mb": [700, 800, 1600], "buffer_mb": [100, 200, 400], "slope": 0.0,
+        "update_slope": 0.8,
+    }  # fmt: skip
+    (line,) = scaling.where_it_ends("elites", result, 5)
+    assert "rollouts: 1.1 times at 20, less than twice throughout" in line
+    assert "an adversarial update: 4.0 times at 20, twice at about 10" in line
+    assert "0.8 GB, then 1.6 GB" in line and "0.2 GB, then 0.4 GB" in line
+
+
 @pytest.mark.parametrize("rounded", [True, False])
 def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> None:
     seconds = {"ours": [1.0, 2.0, 4.0], "bfloat16": [1.0, 1.0, 1.0], "peer": [2.0, 8.0, 12.0]}
@@ -110,6 +181,11 @@ def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> No
     row = "| one iteration | 4.0 s | 1.0 s | 3.0 x |"
     assert head + (" with bfloat16 | faster |" if rounded else "") in filled
     assert row + (" 0.5 s | 8.0 x |" if rounded else "") in filled
+    assert "reached" not in filled  # older results have no products counted
+    counted = {"matmul_flop_per_second": 1e9, "flop": dict.fromkeys(compare.NAMES, 25e7)}
+    text = compare.report(content | counted)
+    assert "| one iteration | 4.0 s | 1.0 s | 3.0 x | 0.2 s | 25% |" in text
+    assert "Large matrix products reach 1 GFLOP/s" in text
     compare.draw(content).savefig(tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 5000
 
@@ -121,6 +197,7 @@ def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> No
         ("rollout_throughput.py", ["--rows", "1000", "2000", "--horizons", "1", "--elites", "2"]),
         ("update_throughput.py", []),
         ("iteration.py", ["--eager"]),
+        ("threads_by_phase.py", ["--threads", "2"]),
         ("scaling.py", ["--eager"]),
     ],
 )
@@ -132,7 +209,7 @@ def test_scripts_run_and_write_what_they_measured(
     assert result.returncode == 0, result.stderr
     name = script.removesuffix(".py")
     content = json.loads((tmp_path / f"{name}.json").read_text())
-    assert content["machine"]["threads"] == 1
+    assert content["machine"]["threads"] == (2 if script == "threads_by_phase.py" else 1)
     assert content["machine"]["float32_matmul_precision"] == "high"
     assert content["machine"]["model_matmul_dtype"] == "bfloat16"
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
@@ -142,7 +219,12 @@ def test_scripts_run_and_write_what_they_measured(
         rows = [r for r in content["results"] if r["compiled"]]
         sizes = [(r["rows"], r["horizon"], r["elites"]) for r in rows]
         assert sizes == [(1000, 1, 5), (2000, 1, 5), (2000, 1, 2)]
-    if name == "scaling":  # a straight line through two points
+    if name in ("update_throughput", "iteration"):
+        assert "| products alone | reached |" in put_in(text, tmp_path, tmp_path)
+    if name == "scaling":
+        assert content["results"]["observation size"]["update_slope"] > -1
+        assert [d["transitions"] for d in content["data"]] == [1000, 2000]
+        # a straight line through two points
         (small, large), (fast, slow) = (content["results"]["rows"][k] for k in ("sizes", "seconds"))
         slope = math.log(slow / fast) / math.log(large / small)
         assert content["results"]["rows"]["slope"] == pytest.approx(slope)
@@ -165,6 +247,7 @@ def test_data_loading_writes_what_it_measured(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("compare --peer /nowhere", "--peer /nowhere holds no folder offlinerlkit"),
+        ("threads_by_phase --threads 1", "one thread has nothing to be compared with"),
         ("iteration --threads 0", "--threads: must be at least 1, got 0"),
         ("iteration --device tpu9", "--device tpu9 can't be used"),
         ("rollout_throughput --rows 5 0", "--rows: must be at least 1, got 0"),
