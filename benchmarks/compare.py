@@ -71,7 +71,7 @@ ITERATIONS = {
     "iteration": ("rollouts", "sac", "adversarial"),
     "iteration_member": ("rollouts", "sac", "adversarial_member"),
 }
-STARTS, HORIZON, BATCH = 50_000, 5, 256
+HORIZON, BATCH = 5, 256
 #: what the results call how many times faster than the peer each of ours is
 RATIOS = {"ours": "ratio", "bfloat16": "bfloat16_ratio"}
 
@@ -79,7 +79,8 @@ RATIOS = {"ours": "ratio", "bfloat16": "bfloat16_ratio"}
 class Peer:
     """OfflineRL-Kit's RAMBO, put together as its own example does."""
 
-    def __init__(self, path: Path, num_rows: int) -> None:
+    def __init__(self, path: Path, num_rows: int, num_starts: int) -> None:
+        self.num_starts = num_starts
         sys.path.insert(0, str(path))
         # imported at the top of its files, used for nothing that is measured here
         for package, modules in {
@@ -109,7 +110,7 @@ class Peer:
         sizes = {"obs_shape": (11,), "obs_dtype": np.float32, "action_dim": 3}
         self.real = ReplayBuffer(num_rows, **sizes, action_dtype=np.float32)
         self.real.load_dataset(data)
-        self.imagined = ReplayBuffer(5 * STARTS * HORIZON, **sizes, action_dtype=np.float32)
+        self.imagined = ReplayBuffer(5 * num_starts * HORIZON, **sizes, action_dtype=np.float32)
         model = EnsembleDynamicsModel(
             11, 3, [200] * 4, 7, 5, weight_decays=[2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
         )
@@ -153,9 +154,9 @@ class Peer:
 
     def rollouts(self) -> None:
         """Collect once and store."""
-        starts = self.real.sample(STARTS)["observations"].numpy()
+        starts = self.real.sample(self.num_starts)["observations"].numpy()
         transitions, info = self.policy.rollout(starts, HORIZON)
-        if info["num_transitions"] < 0.99 * STARTS * HORIZON:
+        if info["num_transitions"] < 0.99 * self.num_starts * HORIZON:
             raise RuntimeError("the peer's rollouts ended early: the comparison would not be fair")
         self.imagined.add_batch(**transitions)
 
@@ -187,10 +188,20 @@ def commit(path: Path) -> str | None:
     return result.stdout.strip() or None
 
 
+def starts_of(args: argparse.Namespace) -> int:
+    """Rollouts of an iteration."""
+    return 1000 if args.quick else 50_000
+
+
+def updates_of(args: argparse.Namespace) -> int:
+    """Updates of each player in an iteration."""
+    return 2 if args.quick else 1000
+
+
 def make_ours(args: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
     """Our side's works, compiled and set up as the recipes set it up."""
     set_up(args)
-    options = {"num_starts": STARTS, "horizon": HORIZON, **workload_options(args)}
+    options = {"num_starts": starts_of(args), "horizon": HORIZON, **workload_options(args)}
     ours = Workload(compile=True, **options)
     by_member = Workload(compile=True, adversary_density="member", **options)
     return with_iterations(
@@ -208,9 +219,9 @@ def make_peer(args: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     np.random.seed(0)
-    peer = Peer(args.peer, 100_000)
+    peer = Peer(args.peer, 100_000, starts_of(args))
     return with_iterations(
-        rollouts=lambda _: peer.rollouts(),
+        rollouts=lambda num: peer.rollouts() if num else None,  # long enough to need no waking
         sac=peer.agent_updates,
         adversarial=peer.model_updates,
         likelihood=peer.likelihood_steps,
@@ -259,8 +270,8 @@ def main() -> None:
     set_up(args)
     rounds = 1 if args.quick else args.rounds
     num = 2 if args.quick else 50
-    units = {"rollouts": STARTS * HORIZON, "iteration": 1}
-    updates = {"iteration": 2 if args.quick else 1000}
+    units = {"rollouts": starts_of(args) * HORIZON, "iteration": 1}
+    updates = {"iteration": updates_of(args)}
     plain = argparse.Namespace(**{**vars(args), "bfloat16": False})
     rate, flop = matmul_rate(), products(plain)
     sides = {"ours": Side(make_ours, plain)}
@@ -268,7 +279,7 @@ def main() -> None:
         sides["bfloat16"] = Side(make_ours, args)
     sides["peer"] = Side(make_peer, args)
     for side in sides.values():
-        side.do("rollouts", 0)  # for the updates to draw from
+        side.do("rollouts", 1)  # for the updates to draw from
     results: dict[str, dict[str, Any]] = {}
     for names in TURNS:
         name, once = names[0], names[0] in ITERATIONS
@@ -300,7 +311,8 @@ def products(args: argparse.Namespace) -> dict[str, float]:
     """FLOP of the matrix products of a unit of each of our works."""
     flop = published_products(**workload_options(args))
     for name, (rollouts, *players) in ITERATIONS.items():
-        flop[name] = STARTS * HORIZON * flop[rollouts] + 1000 * sum(flop[x] for x in players)
+        transitions, updates = starts_of(args) * HORIZON, updates_of(args)
+        flop[name] = transitions * flop[rollouts] + updates * sum(flop[x] for x in players)
     return {name: flop[name] for name in NAMES}
 
 

@@ -246,6 +246,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         cpu = name[1].strip() if name else cpu
     return {
         "cpu": cpu,
+        "vector_units": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -303,7 +304,8 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 def measured_on(machine: dict[str, Any]) -> str:
     """The line above a table."""
-    where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    units = f" ({machine['vector_units']})" if "vector_units" in machine else ""
+    where = f"{machine['cpu']}{units}" if machine["device"] == "cpu" else machine["device"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     precision = machine.get("float32_matmul_precision", "highest")
     digits = "" if precision == "highest" else f", matrix products at `{precision}`"

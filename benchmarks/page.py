@@ -2,7 +2,8 @@
 
 Reads the JSON files that the benchmarks wrote with ``--out docs/benchmarks``; what each benchmark's
 ``report`` makes of its own goes between the ``<!-- benchmark:NAME -->`` markers of the pages. No
-number between them is written by hand.
+number between them is written by hand. Between markers of the name ``NAME_on_MACHINE`` goes
+``NAME_on_MACHINE.json``, a copy of what another machine gave.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def put_in(text: str, folder: Path, page_folder: Path) -> str:
         path = folder / f"{name}.json"
         if not path.is_file():
             return match[0]
-        benchmark = importlib.import_module(name)
+        benchmark = importlib.import_module(name.partition("_on_")[0])
         report = benchmark.report(json.loads(path.read_text(encoding="utf-8")))
         if benchmark.CAPTION:
             figure = os.path.relpath(path.with_suffix(".png"), page_folder)

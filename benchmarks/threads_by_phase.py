@@ -1,7 +1,7 @@
 """The quick schedule's phases by number of CPU threads: python benchmarks/threads_by_phase.py.
 
 Its sizes on Hopper's 11 + 3 entries, on one thread and on ``--threads`` (all cores by default).
-Each number of threads has a process of its own, as a compiled graph has one for good; they work by
+Each number of threads has a process of its own, as it has compiled graphs of its own; they work by
 turns. What a run takes is projected from its numbers of updates, without evaluations and compiling.
 """
 

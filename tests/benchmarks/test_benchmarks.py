@@ -78,6 +78,7 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
     text = (
         "before\n<!-- benchmark:scaling -->\nold\n<!-- end of benchmark:scaling -->\nafter\n"
         "<!-- benchmark:iteration -->\nkept\n<!-- end of benchmark:iteration -->\n"
+        "<!-- benchmark:scaling_on_a9 -->\nold\n<!-- end of benchmark:scaling_on_a9 -->\n"
     )
     content: dict[str, Any] = {
         "machine": {"cpu": "a CPU", "device": "cpu", "threads": 2, "torch": "9.9"},
@@ -85,11 +86,14 @@ def test_page_is_filled_from_the_files_and_only_there(tmp_path: Path) -> None:
         "memory_mb": [float(x) for x in range(100, 120)],
     }
     (tmp_path / "scaling.json").write_text(json.dumps(content))
+    other = {**content["machine"], "cpu": "another", "vector_units": "AVX9"}
+    (tmp_path / "scaling_on_a9.json").write_text(json.dumps({**content, "machine": other}))
     filled = put_in(text, tmp_path, tmp_path)
     assert "| rows | 10 to 1,000 | 1.00 |" in filled
     assert "119 MB, +10 MB since the tenth" in filled
     assert "a CPU, 2 threads, PyTorch 9.9." in filled
-    assert "](scaling.png)" in filled
+    assert "](scaling.png)" in filled and "](scaling_on_a9.png)" in filled
+    assert "another (AVX9), 2 threads, PyTorch 9.9." in filled
     assert "old" not in filled and "kept" in filled and filled.startswith("before\n")
     assert put_in(filled, tmp_path, tmp_path) == filled
     more = {"float32_matmul_precision": "medium", "model_matmul_dtype": "bfloat16", "date": "2026"}
