@@ -17,6 +17,7 @@ import pytest
 import run_all
 import scaling
 import threads_by_phase
+import torch
 from measuring import Side, measure, measure_in_turns, measured_on
 from page import PAGES, put_in
 from workload import ODD_SIZES, Workload, hopper_like, sizes_of
@@ -192,6 +193,62 @@ def test_the_comparison_has_a_column_a_side(rounded: bool, tmp_path: Path) -> No
     assert "Large matrix products reach 1 GFLOP/s" in text
     compare.draw(content).savefig(tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 5000
+
+
+class Pretended:
+    """A side whose peer's works, and those on one thread, last twice as long as the others."""
+
+    def __init__(self, make: Any, args: Any) -> None:
+        slow = make is compare.make_peer or args.threads == 1
+        self.seconds, self.done = (0.02 if slow else 0.01), set[str]()
+
+    def do(self, name: str, num: int = 1) -> float:
+        self.done.add(name)
+        time.sleep(self.seconds)
+        return 1e9 if self.seconds == 0.02 else 2e9
+
+
+def test_both_densities_are_measured_beside_the_peers_same_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[Pretended] = []
+    monkeypatch.setattr(compare, "Side", lambda *args: sides.append(Pretended(*args)) or sides[-1])
+    monkeypatch.setattr(compare, "matmul_rate", lambda: 1e9)
+    flop = dict.fromkeys(("rollouts", "sac", "adversarial", "adversarial_member", "likelihood"), 1)
+    monkeypatch.setattr(compare, "published_products", lambda **_: dict(flop))
+    (tmp_path / "offlinerlkit").mkdir()
+    options = ["--quick", "--out", str(tmp_path), "--peer", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *options])
+    compare.main()
+    ours, peer = sides
+    assert ours.done == set(compare.NAMES)
+    assert peer.done == {name for name in compare.NAMES if not name.endswith("_member")}
+    content = json.loads((tmp_path / "compare.json").read_text())
+    results = content["results"]
+    for name in ("adversarial", "iteration"):
+        member = results[f"{name}_member"]
+        assert member["peer_seconds"] == results[name]["peer_seconds"]
+        assert member["ours_seconds"] != results[name]["ours_seconds"]
+        assert member["ratio"] == pytest.approx(2, rel=0.5)
+    assert content["flop"]["iteration"] == 1000 * compare.HORIZON + 2 * 2
+
+
+def test_every_phase_is_measured_on_one_thread_and_on_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads_by_phase, "Side", Pretended)
+    options = ["--quick", "--threads", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["threads_by_phase.py", *options])
+    before = torch.get_num_threads()
+    try:
+        threads_by_phase.main()
+    finally:
+        torch.set_num_threads(before)
+    content = json.loads((tmp_path / "threads_by_phase.json").read_text())
+    assert content["matmul_flop_per_second"] == {"1": 1e9, "2": 2e9}
+    for of_threads in content["results"].values():
+        assert of_threads["1"][0] / of_threads["2"][0] == pytest.approx(2, rel=0.5)
+    assert "with each kind on the better" in threads_by_phase.report(content)
 
 
 @pytest.mark.slow
