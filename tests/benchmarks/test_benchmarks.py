@@ -166,6 +166,25 @@ def test_sizes_that_double_the_cost_lie_between_the_measured_ones() -> None:
     assert "rollouts: 1.1 times at 20, less than twice throughout" in line
     assert "an adversarial update: 4.0 times at 20, twice at about 10" in line
     assert "0.8 GB, then 1.6 GB" in line and "0.2 GB, then 0.4 GB" in line
+    rows = [100, 10_000]
+    data = [
+        {
+            "transitions": n, "updates_per_second": 1e4 / n, "seconds_per_draw": 0.001,
+            "anonymous_bytes": 5e7,
+        }
+        for n in rows
+    ]  # fmt: skip
+    content = {
+        "machine": {"cpu": "a CPU", "device": "cpu", "threads": 2, "torch": "9.9"},
+        "results": {"elites": result},
+        "memory_mb": [600.0, 601.0],
+        "data": data,
+    }
+    text = scaling.report(content)
+    assert "| elites | 1 to 20 | 0.00 | 0.80 | 0.7 to 1.6 GB |" in text and line in text
+    assert "100, 10,000: 256 random ones are drawn in 1.00, 1.00 ms" in text
+    assert "(slope of a step: 1.00)" in text
+    scaling.draw(content)
 
 
 @pytest.mark.parametrize("rounded", [True, False])
