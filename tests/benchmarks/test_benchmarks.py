@@ -18,6 +18,7 @@ import run_all
 import scaling
 import threads_by_phase
 import torch
+import update_throughput
 from measuring import Side, measure, measure_in_turns, measured_on
 from page import PAGES, put_in
 from workload import ODD_SIZES, Workload, hopper_like, sizes_of
@@ -185,6 +186,25 @@ def test_sizes_that_double_the_cost_lie_between_the_measured_ones() -> None:
     assert "100, 10,000: 256 random ones are drawn in 1.00, 1.00 ms" in text
     assert "(slope of a step: 1.00)" in text
     scaling.draw(content)
+
+
+@pytest.mark.parametrize("name", ["update_throughput", "iteration"])
+def test_tables_show_the_share_of_the_products(name: str) -> None:
+    benchmark = importlib.import_module(name)
+    content = json.loads((ROOT / f"docs/benchmarks/{name}.json").read_text())
+    works = {"iteration", "fit_step", "cloning_step", *content.get("seconds", ())}
+    # a tenth of a second at the rate that is given
+    flop = dict.fromkeys(works | set(update_throughput.NAMES), 1e9)
+    text = benchmark.report({**content, "matmul_flop_per_second": 1e10, "flop": flop})
+    assert "Large matrix products reach 10 GFLOP/s" in text
+    if name == "iteration":
+        seconds = content["seconds"]["agent"]
+        assert f"| 0.1 s | {0.1 / seconds:.0%} |" in text
+        assert f"| {1e3 * content['fit_step_seconds']:.1f} ms |  | 100.0 ms |" in text
+    else:
+        compiled = [r for r in content["results"] if r["compiled"] and r["update"] == "sac"]
+        rate = compiled[0]["updates_per_second"]
+        assert f"| {rate:.0f} |" in text and f"| 100.0 ms | {0.1 * rate:.0%} |" in text
 
 
 @pytest.mark.parametrize("rounded", [True, False])
