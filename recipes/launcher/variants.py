@@ -78,7 +78,7 @@ def agent_variants(
         variants["schedules"] = {"critic": rate, "actor": late, "alpha": late}
     if settings.anchor_weight:
         last = settings.anchor_final / settings.anchor_weight
-        fading = {"anchor": lambda n: 1 + (last - 1) * min(n / total, 1)}
+        fading = {"anchor": lambda n: fading_anchor(last, min(n / total, 1))}
         variants["schedules"] = variants.get("schedules", {}) | fading
         spread = float(discounted_returns(data.transitions, settings.gamma).std()) or 1.0
         variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight * spread)
@@ -91,6 +91,19 @@ def agent_variants(
             batch_size=settings.anchor_batch_size,
         )
     return variants
+
+
+def fading_anchor(last: float, share: float) -> float:
+    """A factor on the anchor's weight that goes from 1 to ``last`` over the run.
+
+    By a constant ratio an update, so that the actor is free for much of the run while its learning rate
+    is not small yet; linearly where it ends at 0.
+
+    Args:
+        last: the factor at the end.
+        share: of the run that is over, from 0 to 1.
+    """
+    return last**share if last else 1 - share
 
 
 def start_rows(cfg: DictConfig, data: OfflineDataset, rows: TensorDictBase) -> TensorDictBase:

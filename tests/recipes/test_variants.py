@@ -15,7 +15,7 @@ import torch
 from launcher.command_line import compose_jobs
 from launcher.launch import make_run
 from launcher.start import resumed_config
-from launcher.variants import DataTerm
+from launcher.variants import DataTerm, fading_anchor
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from tensordict import TensorDict
@@ -107,6 +107,13 @@ def test_the_defaults_are_the_papers(schedule: str) -> None:
     assert agent.lr_decay == cfg.model.lr_decay == "none"
     assert cfg.model.adversarial_lr_decay == "none" and cfg.model.beta == 0
     assert cfg.cloning.episode_share == 1 and not cfg.refit and not cfg.early_share
+
+
+def test_the_anchor_fades_by_a_constant_ratio_or_to_nothing() -> None:
+    halves = [fading_anchor(0.04, share) for share in (0.0, 0.5, 1.0)]
+    assert halves == pytest.approx([1.0, 0.2, 0.04])
+    assert [fading_anchor(0.0, share) for share in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
+    assert fading_anchor(4.0, 0.5) == 2.0  # it may grow
 
 
 @pytest.mark.parametrize("term", ["likelihood", "kl", "total_variation"])
@@ -369,7 +376,7 @@ def test_an_agent_that_starts_from_the_data_is_resumed_as_it_was(
         [share * lr for lr in (settings.critic_lr, settings.actor_lr, settings.alpha_lr)]
     )
     spread = float(discounted_returns(noise().transitions, settings.gamma).std())
-    assert float(agent.anchor.weight) == pytest.approx((0.2 - 0.15 * 5 / 6) * spread)
+    assert float(agent.anchor.weight) == pytest.approx(0.2 * 0.25 ** (5 / 6) * spread)
     assert "loss_anchor" in whole.rows[0] and whole.run.progress["critics"] > 0
 
 
