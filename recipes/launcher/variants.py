@@ -96,8 +96,8 @@ def agent_variants(
 def fading_anchor(last: float, share: float) -> float:
     """A factor on the anchor's weight that goes from 1 to ``last`` over the run.
 
-    By a constant ratio an update, so that the actor is free for much of the run while its learning rate
-    is not small yet; linearly where it ends at 0.
+    By a constant ratio an update, so that the actor is free for much of the run while its learning
+    rate is not small yet; linearly where it ends at 0.
 
     Args:
         last: the factor at the end.
