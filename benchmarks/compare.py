@@ -76,21 +76,37 @@ HORIZON, BATCH = 5, 256
 RATIOS = {"ours": "ratio", "bfloat16": "bfloat16_ratio"}
 
 
+def check_checkout(parser: argparse.ArgumentParser, path: Path) -> None:
+    """End with an error where ``--peer`` is not the peer's folder."""
+    if not (path / "offlinerlkit").is_dir():
+        parser.error(
+            f"--peer {path} holds no folder offlinerlkit: clone "
+            "https://github.com/yihaosun1124/OfflineRL-Kit and give its path"
+        )
+
+
+def make_importable(path: Path) -> None:
+    """Let the checkout's modules be imported, with stand-ins for packages that are not installed.
+
+    They are imported at the top of its files and used for nothing that is measured.
+    """
+    sys.path.insert(0, str(path))
+    for package, modules in {
+        "gym": ("gym", "gym.envs", "gym.envs.mujoco"),
+        "d4rl": ("d4rl",),
+        "pandas": ("pandas",),
+        "tensorboard": ("torch.utils.tensorboard",),
+    }.items():
+        if importlib.util.find_spec(package) is None:
+            sys.modules.update((name, MagicMock()) for name in modules)
+
+
 class Peer:
     """OfflineRL-Kit's RAMBO, put together as its own example does."""
 
     def __init__(self, path: Path, num_rows: int, num_starts: int) -> None:
         self.num_starts = num_starts
-        sys.path.insert(0, str(path))
-        # imported at the top of its files, used for nothing that is measured here
-        for package, modules in {
-            "gym": ("gym", "gym.envs", "gym.envs.mujoco"),
-            "d4rl": ("d4rl",),
-            "pandas": ("pandas",),
-            "tensorboard": ("torch.utils.tensorboard",),
-        }.items():
-            if importlib.util.find_spec(package) is None:
-                sys.modules.update((name, MagicMock()) for name in modules)
+        make_importable(path)
         from offlinerlkit.buffer import ReplayBuffer
         from offlinerlkit.dynamics import EnsembleDynamics
         from offlinerlkit.modules import ActorProb, Critic, EnsembleDynamicsModel, TanhDiagGaussian
@@ -262,11 +278,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device != "cpu":
         parser.error("the comparison is made on the CPU")
-    if not (args.peer / "offlinerlkit").is_dir():
-        parser.error(
-            f"--peer {args.peer} holds no folder offlinerlkit: clone "
-            "https://github.com/yihaosun1124/OfflineRL-Kit and give its path"
-        )
+    check_checkout(parser, args.peer)
     set_up(args)
     rounds = 1 if args.quick else args.rounds
     num = 2 if args.quick else 50

@@ -1,7 +1,7 @@
-"""Every benchmark, one after the other: python benchmarks/run_all.py.
+"""The benchmarks, one after the other: python benchmarks/run_all.py.
 
 Options that all share, such as ``--threads``, are handed on; ``data_loading.py`` takes ``--out``
-alone. Without ``--peer`` there is no comparison.
+alone. Without ``--peer`` there is no comparison. ``learning.py`` takes hours and is not among them.
 """
 
 from __future__ import annotations

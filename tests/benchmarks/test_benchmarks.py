@@ -386,6 +386,7 @@ def test_one_command_runs_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="failed: soak"):
         run_all.main()
     scripts = (ROOT / "benchmarks").glob("*.py")
-    assert commands.keys() == {path.stem for path in scripts if "def report" in path.read_text()}
+    reporting = {path.stem for path in scripts if "def report" in path.read_text()}
+    assert commands.keys() == reporting - {"learning"}  # which takes hours
     assert commands["compare"] == ["--out", "x", "--threads", "1", "--peer", "y"]
     assert commands["data_loading"] == ["--out", "x"]
