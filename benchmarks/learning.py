@@ -29,9 +29,11 @@ from typing import Any
 import torch
 from compare import check_checkout, commit
 from launcher.command_line import compose_jobs, setting
+from learning_peer import check_data
 from matplotlib.figure import Figure
 from measuring import add_out, at_least, machine, markdown_table, measured_on, save
 
+from rambo_trl.data import OfflineDataset
 from rambo_trl.experiment.folder import RunFolder, write_atomically
 from rambo_trl.runtime.drawing import BLUE, ORANGE, add_legend
 from rambo_trl.runtime.places import expand_home
@@ -174,15 +176,16 @@ def main() -> None:
     words = settings_of(args, more)
     try:
         (cfg,) = compose_jobs("rambo", words)
+        if args.updates % cfg.rollout_length:
+            raise ValueError(
+                f"--updates must be a multiple of rollout_length={cfg.rollout_length}, whole "
+                f"trajectories of which the peer takes, got {args.updates}"
+            )
+        if not cfg.adversarial_weight:
+            raise ValueError("adversarial_weight=0 is not the same on both sides: give one above 0")
+        check_data(OfflineDataset.load(cfg.dataset, normalize=False))
     except ValueError as error:
         parser.error(str(error))
-    if args.updates % cfg.rollout_length:
-        parser.error(
-            f"--updates must be a multiple of rollout_length={cfg.rollout_length}, whole "
-            f"trajectories of which the peer takes, got {args.updates}"
-        )
-    if not cfg.adversarial_weight:
-        parser.error("adversarial_weight=0 is not the same on both sides: give one above 0")
     folder = (args.out / "learning").absolute()
     check_same(folder, words)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -34,14 +34,21 @@ from rambo_trl.objectives.model_likelihood import PUBLISHED_WEIGHT_DECAY
 ENTRIES = ("observations", "next_observations", "actions", "rewards", "terminals")
 
 
-def as_d4rl(data: OfflineDataset) -> dict[str, np.ndarray]:
-    """The transitions [N] as the peer's loader takes them, a dictionary in D4RL's layout.
+def check_data(data: OfflineDataset) -> None:
+    """Refuse data that the peer can't be trained or judged on.
 
     Raises:
-        ValueError: if the actions are not from [-1, 1], which the peer's policy fills.
+        ValueError: if they have no environment, or their actions are not from [-1, 1], which the
+            peer's policy fills.
     """
+    if data.environment is None:
+        raise ValueError(f"{data.name} names no environment to play in: take another data set")
     if not ((data.action_low == -1).all() and (data.action_high == 1).all()):
         raise ValueError(f"{data.name} has actions beyond or within [-1, 1]: take another data set")
+
+
+def as_d4rl(data: OfflineDataset) -> dict[str, np.ndarray]:
+    """The transitions [N] as the peer's loader takes them, a dictionary in D4RL's layout."""
     rows = data.transitions
     return {
         "observations": rows["observation"].numpy(),
