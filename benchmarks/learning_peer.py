@@ -194,7 +194,9 @@ class Peer:
             return ended.numpy().reshape(-1, 1)
 
         terminal = obs_unnormalization(terminal, mean, std)
-        self.dynamics = EnsembleDynamics(network, fit, StandardScaler(), terminal)
+        inputs = np.zeros((1, observation_size + action_size), np.float32)
+        scaler = StandardScaler(inputs, inputs + 1)  # until the fit, or a checkpoint, sets it
+        self.dynamics = EnsembleDynamics(network, fit, scaler, terminal)
 
         backbone = MLP(observation_size, list(agent.hidden_sizes))
         actor = ActorProb(
