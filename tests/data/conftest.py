@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 from safetensors.torch import save_file
-from torchrl._utils import logger
 from torchrl.data import Bounded
 
 from rambo_trl.modules.actor_critic import make_actor
@@ -49,14 +48,6 @@ def store(minari_root: Path) -> Callable[..., Path]:
         return minari_root / name / "data"
 
     return store
-
-
-@pytest.fixture
-def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What TorchRL's logger says, which does not propagate."""
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

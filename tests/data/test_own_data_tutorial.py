@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,22 +22,23 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_every_command_works_in_turn(tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    env["MINARI_DATASETS_PATH"] = str(tmp_path / "minari")
+@pytest.mark.filterwarnings("default")  # as for a user
+def test_every_command_works_in_turn(
+    tmp_path: Path,
+    run_command: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.chdir(tmp_path)
     outputs = []
     for language, text in blocks():
         if language == "python":
-            command = [sys.executable, "-c", text]
+            exec(text, {"__name__": "__main__"})
         else:
             words = shlex.split(text.strip().replace("\\\n", " "))
-            command = [word.replace("recipes/", f"{ROOT}/recipes/") for word in words]
-            command = [sys.executable if word == "python" else word for word in command]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        outputs.append(done.stdout)
+            run_command(tmp_path, [w.replace("recipes/", f"{ROOT}/recipes/") for w in words])
+        outputs.append(capsys.readouterr().out)
     (imported,) = [text for text in outputs if text.startswith("log ")]
     told = re.search(r"steps +(\d+) of (\d+), from each row", imported)
     assert told is not None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +105,17 @@ def test_episode_lengths_with_an_unfinished_one() -> None:
     assert episode_lengths(data).sum() == len(data)
 
 
-def test_command(path: Path, tmp_path: Path) -> None:
+def test_command(
+    path: Path,
+    tmp_path: Path,
+    run_command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     figure = tmp_path / "set.png"
-    done = subprocess.run(
-        [sys.executable, "-m", "rambo_trl.data", str(path), "--figure", str(figure)],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("data set ") and done.stdout.endswith(f"{figure}\n")
+    words = ["python", "-m", "rambo_trl.data", str(path), "--figure", str(figure)]
+    run_command(tmp_path, words)
+    said = capsys.readouterr().out
+    assert said.startswith("data set ") and said.endswith(f"{figure}\n")
     assert figure.read_bytes().startswith(PNG)
 
 

@@ -21,6 +21,7 @@ from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.experiment.run import Inspection
 
 ENV_ID = "InvertedDoublePendulum-v5"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +55,35 @@ def tiny_dataset() -> None:
         warnings.simplefilter("ignore", UserWarning)  # Minari asks for an author and a permalink
         minari.create_dataset_from_buffers("test/idp/tiny-v0", buffer=episodes, env=env)
     env.close()
+
+
+@pytest.fixture(scope="session")
+def run_recipe(run_command: Callable[[Path, Sequence[str]], None]) -> Callable[..., None]:
+    """Runs a recipe in a folder, in this process."""
+
+    def run(cwd: Path, name: str, *words: str) -> None:
+        run_command(cwd, ["python", str(RECIPES / f"{name}.py"), *words])
+
+    return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without their figures, which take longer to draw than a small training."""
+    for figure in ("run.plot_policy_path", "results.plot_learning_curve"):
+        monkeypatch.setattr(f"rambo_trl.experiment.{figure}", lambda *_, **__: None)
+
+
+@pytest.fixture
+def brief_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do the measures at their end: the policy's path in the model, the adversary's effect."""
+    monkeypatch.setattr("rambo_trl.experiment.policy_path.MOST_STEPS", 10)
+    monkeypatch.setattr("rambo_trl.reporting.adversary_verdict.UPDATES", 2)
+
+
+@pytest.fixture
+def brief_ending(undrawn: None, brief_measures: None) -> None:
+    """Both."""
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -315,19 +313,12 @@ def test_bad_input_is_one_line(
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_dataset")
 def test_a_run_from_its_start_to_its_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_recipe: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Path(adversary_effect.__file__).with_name("rambo.py")
     run = tmp_path / "run"
-    done = subprocess.run(
-        [
-            sys.executable, str(recipe), "schedule=smoke",
-            "task=inverteddoublependulum-medium-replay",
-            "dataset=test/idp/tiny-v0", "adversarial_weight=0.1", f"run_dir={run}",
-        ],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = ("schedule=smoke", "task=inverteddoublependulum-medium-replay",
+             "dataset=test/idp/tiny-v0", "adversarial_weight=0.1", "run_dir=run")  # fmt: skip
+    run_recipe(tmp_path, "rambo", *words)
     assert adversary_effect.main([str(run), "--horizon", "5", "--out", str(tmp_path / "out")]) == 0
     effect = json.loads((tmp_path / "out/adversary_effect.json").read_text())
     assert effect["epoch"] == 2 and set(effect["returns"]) == {"real", "fitted", "adversarial"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +27,6 @@ from rambo_trl.experiment.checkpoint import read_checkpoint
 from rambo_trl.experiment.folder import RunFolder
 from rambo_trl.modules import make_actor
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 OFFLINE = (
     "task=inverteddoublependulum-medium-replay", "schedule=smoke", "dataset=test/idp/tiny-v0",
     "agent.actor_average=0.9", "adversarial_weight=0.1",
@@ -41,25 +38,20 @@ ONLINE = (
 pytestmark = pytest.mark.usefixtures("tiny_dataset")
 
 
-def run(name: str, *words: str, cwd: Path) -> str:
-    command = [sys.executable, str(RECIPES / f"{name}.py"), *words]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: None) -> Path:
+def place(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dataset: None, run_recipe: Callable[..., None]
+) -> Path:
     """A folder with an offline run."""
     cwd = tmp_path_factory.mktemp("finetune")
-    run("rambo", *OFFLINE, "run_dir=offline", cwd=cwd)
+    run_recipe(cwd, "rambo", *OFFLINE, "run_dir=offline")
     return cwd
 
 
 @pytest.fixture(scope="module")
-def whole(place: Path) -> Path:
+def whole(place: Path, run_recipe: Callable[..., None]) -> Path:
     """One that went on for four epochs without a break."""
-    run("finetune", *ONLINE, "epochs=4", "run_dir=whole", cwd=place)
+    run_recipe(place, "finetune", *ONLINE, "epochs=4", "run_dir=whole")
     return place / "whole"
 
 
@@ -114,15 +106,18 @@ def test_the_data_are_as_before(place: Path, whole: Path) -> None:
     )
 
 
-def test_a_resumed_run_equals_an_unbroken_one_and_seeds_repeat(place: Path, whole: Path) -> None:
-    run("finetune", *ONLINE, "epochs=2", "run_dir=broken", cwd=place)
+@pytest.mark.usefixtures("undrawn")
+def test_a_resumed_run_equals_an_unbroken_one_and_seeds_repeat(
+    place: Path, whole: Path, run_recipe: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(place, "finetune", *ONLINE, "epochs=2", "run_dir=broken")
     assert metrics(place / "broken") == metrics(whole)[:2]
     shutil.move(place / "offline", place / "away")  # a run is whole without the one before it
     try:
-        out = run("finetune", "resume=broken", "epochs=4", cwd=place)
+        run_recipe(place, "finetune", "resume=broken", "epochs=4")
     finally:
         shutil.move(place / "away", place / "offline")
-    assert "resuming after epoch 2" in out
+    assert "resuming after epoch 2" in "".join(capsys.readouterr())
     assert metrics(place / "broken") == metrics(whole)
     policies = [
         (folder / "policy.safetensors").read_bytes() for folder in (place / "broken", whole)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from launcher import parts, valuing
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorials" / "heating_tank.md"
@@ -36,23 +36,19 @@ def small(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_command_works_in_turn(tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    env["MINARI_DATASETS_PATH"] = str(tmp_path / "minari")
-    outputs = []
+@pytest.mark.filterwarnings("default")  # as for a user
+@pytest.mark.usefixtures("brief_measures")
+def test_every_command_works_in_turn(
+    tmp_path: Path, run_command: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    brief = partial(valuing.OfflineEvaluation, fit={"updates": 20, "regression_updates": 5})
+    monkeypatch.setattr(valuing, "OfflineEvaluation", brief)
+    monkeypatch.setattr(parts, "fit_termination", partial(parts.fit_termination, max_updates=500))
+    assert len(commands()) > 6
     for command in commands():
         words = [w.replace("recipes/", f"{ROOT}/recipes/") for w in small(shlex.split(command))]
-        done = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        outputs.append(done.stdout)
-    assert len(outputs) > 6
+        run_command(tmp_path, words)
     with (tmp_path / "truth" / "truth.csv").open() as file:
         truths = {row["run"]: row for row in csv.DictReader(file)}
     assert truths["tank-rambo"]["verdict"] in ("better", "not better", "cannot tell")

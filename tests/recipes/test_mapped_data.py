@@ -42,7 +42,7 @@ def allocations(trace: Path) -> Iterator[list[int]]:
 
 
 @pytest.fixture(autouse=True)
-def _long_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def _long_data(brief_ending: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a policy's file says of the data is measured on a part of long data, as here."""
     monkeypatch.setattr(support, "_ROWS", 1000)
     monkeypatch.setattr(support, "_CHUNK", 1000)

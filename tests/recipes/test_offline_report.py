@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,18 +39,13 @@ def test_bad_input_is_one_line(
 def test_a_run_from_its_start_to_its_page(
     method: str,
     tmp_path: Path,
+    run_recipe: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe, run = Path(offline_report.__file__).with_name(f"{method}.py"), tmp_path / "run"
-    done = subprocess.run(
-        [
-            sys.executable, str(recipe), "schedule=smoke", "env_id=none",
-            "task=inverteddoublependulum-medium-replay",
-            "dataset=test/idp/tiny-v0", f"run_dir={run}",
-        ],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    settings = ("schedule=smoke", "env_id=none", "task=inverteddoublependulum-medium-replay",
+                "dataset=test/idp/tiny-v0", "run_dir=run")  # fmt: skip
+    run_recipe(tmp_path, method, *settings)
     words = [str(run), "--horizon", "5", "--updates", "20"]
     assert offline_report.main(words) == 0
     out = run / "offline_report"

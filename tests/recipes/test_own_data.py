@@ -7,8 +7,6 @@ import csv
 import errno
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,12 +63,12 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPES / "rambo.py"), *SMOKE, "run_dir=run", *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
-
-
-def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
+def test_without_a_simulator_it_trains_and_says_so(
+    tmp_path: Path,
+    run_recipe: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    heard: pytest.LogCaptureFixture,
+) -> None:
     # from memory-mapped files, with bounds of its own for each action entry
     low, high = torch.tensor([0.0, -30.0]), torch.tensor([5.0, -10.0])
     arrays = make_arrays()
@@ -79,13 +77,13 @@ def test_without_a_simulator_it_trains_and_says_so(tmp_path: Path) -> None:
     spec = Bounded(low, high, shape=(2,))
     OfflineDataset.from_arrays(arrays, action_spec=spec, name="log").memmap(tmp_path / "log")
     settings = ("dataset=log", "termination=learned", "odd_data=accept", "rollout_length=2")
-    done = run(*settings, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "log without an environment: the policy is not evaluated" in done.stderr
-    assert "log: all 600 rewards are 2" in done.stderr + done.stdout  # remarks are told
-    assert "held-out rows" in done.stdout + done.stderr  # how the learnt rule does
-    assert "not evaluated" in done.stdout
-    assert "(no environment), seed 0" in done.stdout
+    run_recipe(tmp_path, "rambo", *SMOKE, "run_dir=run", *settings)
+    out, err = capsys.readouterr()
+    assert "log without an environment: the policy is not evaluated" in err
+    assert "log: all 600 rewards are 2" in heard.text  # remarks are told
+    assert "held-out rows" in out + err  # how the learnt rule does
+    assert "not evaluated" in out
+    assert "(no environment), seed 0" in out
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["evaluated"] is False and results["env"] is None
     assert results["score"] is None and results["return_mean"] is None
@@ -305,18 +303,19 @@ def failing(error: Exception) -> Callable[..., NoReturn]:
 @needs_mazes
 @pytest.mark.slow
 def test_a_maze_from_its_scripted_player_to_a_success_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_recipe: Callable[..., None]
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     build_bundled("bundled/pointmaze-umaze/waypoint-v0", num_steps=600, progress=False)
-    done = run("task=pointmaze-umaze-waypoint", "rollout_length=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    words = ("task=pointmaze-umaze-waypoint", "rollout_length=2", "run_dir=run")
+    run_recipe(tmp_path, "rambo", *SMOKE, *words)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["evaluated"] and results["score"] in (0.0, 50.0, 100.0)  # of 2 episodes
     assert results["behaviour_score"] > 90
 
 
 @needs_mazes
+@pytest.mark.usefixtures("brief_ending")
 def test_antmaze_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     build_bundled("bundled/antmaze-umaze/random-v0", num_steps=300, progress=False)

@@ -28,6 +28,7 @@ from rambo_trl.experiment.policy import load_policy
 from rambo_trl.experiment.pretrained import dataset_digest
 from rambo_trl.experiment.signals import Interruption
 
+pytestmark = pytest.mark.usefixtures("brief_ending")
 #: a task whose behaviour is cloned
 BASE = ("schedule=smoke", "task=hopper-medium-replay")
 
@@ -188,7 +189,10 @@ class Begun(BaseException):
 
 def begun(folder: Path, name: str, *words: str) -> Begun:
     """A run right before its pretraining."""
-    small = ("model.batch_size=64", "cloning.batch_size=64", "termination=none", "threads=1")
+    small = (
+        "model.batch_size=64", "cloning.batch_size=64", "termination=none", "threads=1",
+        "model.max_updates=20", "cloning.updates=20",
+    )  # fmt: skip
     cfg = compose(name, *small, "clone_behaviour=true", *words, f"cache_dir={folder}/cache")
     path = RunFolder.create(folder / f"run{len(list(folder.iterdir()))}")
     run = make_run(cfg, data(), path, Interruption())

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -76,20 +77,23 @@ def test_deterministic_runs_on_a_gpu_repeat(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_evaluations_beside_training_change_nothing(tmp_path: Path) -> None:
+def test_evaluations_beside_training_change_nothing(
+    tmp_path: Path, run_recipe: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ("epochs=5", "checkpoint_every=3", "evaluation.every=2")
     for name, beside in (("within", "false"), ("beside", "true")):
-        done = run(f"run_dir={name}", f"evaluate_beside={beside}", *settings, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        capsys.readouterr()
+        words = (f"run_dir={name}", f"evaluate_beside={beside}")
+        run_recipe(tmp_path, "rambo", *TINY, *settings, *words)
     folders = [tmp_path / name for name in ("within", "beside")]
     for file in ("metrics.csv", "policy.safetensors"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
-    assert "epoch    5 | return" in done.stdout + done.stderr
+    assert "epoch    5 | return" in "".join(capsys.readouterr())
 
 
 @pytest.mark.slow
 def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_recipe: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw = np.random.default_rng(0).normal
     observations, noise = draw(size=(1000, 11)), draw(size=(1000, 12))
@@ -114,14 +118,7 @@ def test_lambda_of_one_is_caught_in_the_epoch_that_breaks_the_model(
     found = {}
     for weight in (1, 3e-4):
         mine = (*settings, f"adversarial_weight={weight}", f"run_dir=weight{weight}")
-        done = subprocess.run(
-            [sys.executable, str(RECIPES / "rambo.py"), *mine],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        run_recipe(tmp_path, "rambo", *mine)
         found[weight] = json.loads((tmp_path / f"weight{weight}/results.json").read_text())
     assert found[1]["divergence"]["epoch"] == found[1]["epochs"] == 1
     assert "the model's error in " in found[1]["divergence"]["reason"]

@@ -450,19 +450,22 @@ def test_the_installed_command(words: list[str], code: int, told: str) -> None:
     assert said.startswith(told) and "select_run" in said and said.count("\n") == 1
 
 
-def test_the_program_itself(tmp_path: Path) -> None:
+def test_the_program_itself(
+    tmp_path: Path, run_recipe: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The checks are in front of Hydra, and nothing of Hydra's is left in the folder."""
-    for words, message in (
-        (["-m", "seed=0,1", "task=hoper"], "error: task=hoper: there is no such task"),
-        (["pretrained=nowhere.pt"], "error: pretrained=nowhere.pt: there is no such file"),
-    ):
-        done = subprocess.run(
-            [sys.executable, str(RECIPES / "rambo.py"), *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 2
-        assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as end:
+        run_recipe(tmp_path, "rambo", "-m", "seed=0,1", "task=hoper")
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: task=hoper: there is no such task") and told.count("\n") == 1
+    done = subprocess.run(  # where imports could say something too
+        [sys.executable, str(RECIPES / "rambo.py"), "pretrained=nowhere.pt"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: pretrained=nowhere.pt: there is no such file")
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ SETTINGS = (
     "task=inverteddoublependulum-medium-replay", "schedule=smoke", "dataset=test/idp/tiny-v0",
     "seed=3", "epochs=5", "checkpoint_every=4",
 )  # fmt: skip
-pytestmark = pytest.mark.usefixtures("tiny_dataset")
+pytestmark = pytest.mark.usefixtures("tiny_dataset", "undrawn")
 
 
 def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
@@ -61,24 +62,44 @@ def outcome(folder: Path) -> tuple[str, bytes, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: None) -> Path:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dataset: None, run_recipe: Callable[..., None]
+) -> Path:
     """An undisturbed run, whose pretraining others may share."""
     cwd = tmp_path_factory.mktemp("whole")
-    finish(start(cwd, *SETTINGS, "run_dir=run", "pretrained=auto", "cache_dir=cache"))
+    run_recipe(cwd, "rambo", *SETTINGS, "run_dir=run", "pretrained=auto", "cache_dir=cache")
     return cwd / "run"
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path, whole: Path) -> None:
+@pytest.fixture
+def resume(
+    tmp_path: Path, run_recipe: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> Callable[[], str]:
+    """Resumes the run: what is said."""
+
+    def resume() -> str:
+        capsys.readouterr()
+        run_recipe(tmp_path, "rambo", "resume=run")
+        return "".join(capsys.readouterr())
+
+    return resume
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(
+    tmp_path: Path, whole: Path, resume: Callable[[], str]
+) -> None:
     run = start(tmp_path, *SETTINGS, "run_dir=run", "checkpoint_every=2")
     wait_for(run, tmp_path / "run/metrics.csv", lines=4)
     run.kill()
     finish(run, code=-signal.SIGKILL)
     assert not (tmp_path / "run/results.json").exists()
-    finish(start(tmp_path, "resume=run"))
+    resume()
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
-def test_a_signal_in_an_epoch_leaves_a_checkpoint_of_it(tmp_path: Path, whole: Path) -> None:
+def test_a_signal_in_an_epoch_leaves_a_checkpoint_of_it(
+    tmp_path: Path, whole: Path, resume: Callable[[], str]
+) -> None:
     run = start(tmp_path, *SETTINGS, "run_dir=run")
     wait_for(run, tmp_path / "run/metrics.csv", lines=3)
     signalled = time.monotonic()
@@ -90,12 +111,13 @@ def test_a_signal_in_an_epoch_leaves_a_checkpoint_of_it(tmp_path: Path, whole: P
     told = re.search(rf"interrupted by SIGTERM; epoch (\d) is saved; {hint}", err)
     # the epoch that the signal came in; the second if its checkpoint was still to be written
     assert told is not None and told[1] in "23"
-    out, err = finish(start(tmp_path, "resume=run"))
-    assert f"resuming after epoch {told[1]}\n" in out + err
+    assert f"resuming after epoch {told[1]}\n" in resume()
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
-def test_a_signal_in_pretraining_ends_the_run_at_once(tmp_path: Path, whole: Path) -> None:
+def test_a_signal_in_pretraining_ends_the_run_at_once(
+    tmp_path: Path, whole: Path, resume: Callable[[], str]
+) -> None:
     run = start(tmp_path, *SETTINGS, "run_dir=run")
     wait_for(run, tmp_path / "run/config.yaml")
     run.send_signal(signal.SIGINT)
@@ -103,7 +125,7 @@ def test_a_signal_in_pretraining_ends_the_run_at_once(tmp_path: Path, whole: Pat
     told = "interrupted by SIGINT; (nothing|the fitted model|the pretraining) is saved.*resume=run"
     assert "Traceback" not in err and re.search(told, err)
     assert not (tmp_path / "run/metrics.csv").exists()
-    finish(start(tmp_path, "resume=run"))
+    resume()
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
@@ -123,9 +145,16 @@ def test_a_kill_while_the_behaviour_is_cloned(tmp_path: Path, whole: Path) -> No
     assert names == ["epoch-000004.pt", "last.pt"]
 
 
-def test_shared_pretraining_changes_no_number(tmp_path: Path, whole: Path) -> None:
+def test_shared_pretraining_changes_no_number(
+    tmp_path: Path,
+    whole: Path,
+    run_recipe: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ("pretrained=auto", f"cache_dir={whole.parent / 'cache'}", "run_dir=run")
-    out, err = finish(start(tmp_path, *SETTINGS, *words))
+    capsys.readouterr()  # the first run's, where it was for this test
+    run_recipe(tmp_path, "rambo", *SETTINGS, *words)
+    out, err = capsys.readouterr()
     assert f"pretrained: {whole.parent / 'cache'}/" in out + err and "fit the model" not in err
     assert outcome(tmp_path / "run") == outcome(whole)
     results = [json.loads((p / "results.json").read_text()) for p in (whole, tmp_path / "run")]

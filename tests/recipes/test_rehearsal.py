@@ -125,7 +125,8 @@ def test_nothing_is_left_of_a_rehearsal(tiny_dataset: None, tmp_path: Path) -> N
     recipe = Path(rehearsal.__file__).parents[1] / "rambo.py"
     words = [
         "schedule=smoke", "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0",
-        "compile=false", "evaluation.episodes=1", f"run_dir={folder / 'run'}",
+        "evaluation.episodes=1", "epochs=1", "agent_updates=2", "model_updates=2",
+        "model.max_updates=1", "cloning.updates=2", f"run_dir={folder / 'run'}",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, recipe, *words],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -289,18 +287,16 @@ def test_what_is_missing_is_measured_once(
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_dataset")
 def test_real_runs_are_valued_with_the_same_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    run_recipe: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("task=inverteddoublependulum-medium-replay", "schedule=smoke", "compile=false",
              "threads=1", "dataset=test/idp/tiny-v0", "evaluation.episodes=2")  # fmt: skip
     for recipe, own in (("bc", ()), ("rambo", ("adversarial_weight=3e-4",))):
-        program = str(Path(select_run.__file__).with_name(f"{recipe}.py"))
-        folder = f"run_dir={tmp_path / recipe}"
-        done = subprocess.run(
-            [sys.executable, program, *words, *own, folder], capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        run_recipe(tmp_path, recipe, *words, *own, f"run_dir={recipe}")
+    capsys.readouterr()
     brief = partial(valuing.OfflineEvaluation, fit={"updates": 20, "regression_updates": 5})
     monkeypatch.setattr(valuing, "OfflineEvaluation", brief)
     runs = find_runs([tmp_path])[0]

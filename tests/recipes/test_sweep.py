@@ -256,7 +256,7 @@ def process_of(folder: Path) -> int | None:
 @pytest.mark.parametrize(
     ("launcher", "victim"), [("ray", "run"), ("ray", "worker"), ("joblib", "run")]
 )
-def test_four_runs_on_two_workers_one_of_them_killed(launcher, victim, tiny_dataset, tmp_path):
+def test_three_runs_on_two_workers_one_of_them_killed(launcher, victim, tiny_dataset, tmp_path):
     workers = {
         "ray": ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.remote.num_cpus=1",
                 "+hydra.launcher.ray.init.include_dashboard=false"],
@@ -264,7 +264,7 @@ def test_four_runs_on_two_workers_one_of_them_killed(launcher, victim, tiny_data
     }  # fmt: skip
     pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     command = [
-        sys.executable, str(RECIPE), "-m", "schedule=smoke", "epochs=4", "seed=0,1,2,3",
+        sys.executable, str(RECIPE), "-m", "schedule=smoke", "epochs=4", "seed=0,1,2",
         "task=inverteddoublependulum-medium-replay", "dataset=test/idp/tiny-v0",
         "hydra.sweep.dir=swept", f"hydra/launcher={launcher}", *workers[launcher],
     ]  # fmt: skip
@@ -290,7 +290,7 @@ def test_four_runs_on_two_workers_one_of_them_killed(launcher, victim, tiny_data
         process.terminate()
         process.wait()
     results = sorted((tmp_path / "swept").glob("*/results.json"))
-    assert [json.loads(path.read_text())["seed"] for path in results] == [0, 1, 2, 3]
+    assert [json.loads(path.read_text())["seed"] for path in results] == [0, 1, 2]
     assert all(json.loads(path.read_text())["epochs"] == 4 for path in results)
     # the killed run went on where it was, in the same folder
     assert "resuming after epoch" in folder.with_name(f"{folder.name}.log").read_text()
@@ -305,7 +305,7 @@ def test_four_runs_on_two_workers_one_of_them_killed(launcher, victim, tiny_data
     assert len(done.stderr) == 0
     header, _, row = (line for line in done.stdout.splitlines() if line.startswith("|"))
     titles, cells = ([cell.strip() for cell in line.split("|")] for line in (header, row))
-    assert cells[titles.index("seeds")] == "4"
+    assert cells[titles.index("seeds")] == "3"
 
 
 @pytest.mark.slow

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,16 @@ from rambo_trl import load_policy
 from rambo_trl.data import OfflineDataset
 from rambo_trl.export import export_policy
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+pytestmark = pytest.mark.usefixtures("brief_ending")
 METHODS = ("rambo", "mopo", "mobile", "iql", "cql", "combo", "td3_bc", "rebrac", "bc")
 #: kinds of units: of actions (a heater's 0 to 50 kW), and of rewards
 UNITS = {"plain": (1.0, 0.0, 1.0), "watts": (25_000.0, 25_000.0, 1.0), "cents": (1.0, 0.0, 1e6)}
 WORDS = ("schedule=smoke", "agent_updates=15")
 #: and those of the methods with a model, and of the adversary
-WITH_MODEL = ("termination=none", "rollout_length=2", "clone_behaviour=true")
+WITH_MODEL = (
+    "termination=none", "rollout_length=2", "clone_behaviour=true", "model.max_updates=20",
+    "cloning.updates=20", "rollout_starts=100",
+)  # fmt: skip
 WITH_ADVERSARY = ("adversarial_weight=3e-4", "model_updates=10")
 
 
@@ -84,21 +85,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, run_recipe: Callable[..., None]
 ) -> Callable[[str, str], tuple[Path, list[dict[str, str]]]]:
-    """Runs a recipe as a user does, in this process: its folder and its metrics."""
-    monkeypatch.chdir(tmp_path)
+    """Runs a recipe: its folder and its metrics."""
 
     def run(method: str, units: str) -> tuple[Path, list[dict[str, str]]]:
-        path, folder = str(RECIPES / f"{method}.py"), tmp_path / units
+        folder = tmp_path / units
         words = [*WORDS, f"dataset={data / units}", f"run_dir={folder}"]
         words += WITH_MODEL if method in ("rambo", "mopo", "mobile", "combo") else ()
         # the tank's rows are few; MOBILE's temperature for the default task is in the data's unit
         words += ("agent.batch_size=128",) if method == "rebrac" else ()
         words += ("agent.fixed_alpha=0",) if method == "mobile" else ()
         words += WITH_ADVERSARY if method == "rambo" else ()
-        monkeypatch.setattr(sys, "argv", [path, *words])
-        runpy.run_path(path, run_name="__main__")
+        run_recipe(tmp_path, method, *words)
         with (folder / "metrics.csv").open() as file:
             return folder, list(csv.DictReader(file))
 

@@ -33,6 +33,7 @@ from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss, ModelTrustLoss
 from rambo_trl.training.gradient_step import set_rates
 
+pytestmark = pytest.mark.usefixtures("brief_ending")
 SMALL = (
     "schedule=smoke", "termination=none", "rollout_length=2", "rollout_starts=50", "epochs=1",
     "agent_updates=2", "model_updates=6", "model.batch_size=64", "adversarial_weight=0.1",
