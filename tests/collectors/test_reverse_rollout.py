@@ -117,6 +117,7 @@ def test_a_learnt_reverse_model_and_policy_undo_the_dynamics() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs_only")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_equals_eager() -> None:
     results = []

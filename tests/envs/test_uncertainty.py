@@ -278,6 +278,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.usefixtures("graphs_only")
 @pytest.mark.parametrize("name", PESSIMISMS)
 def test_compiled_collector_equals_eager(name: str) -> None:
     model = EnsembleWorldModel(3, 1, hidden_sizes=(8,))

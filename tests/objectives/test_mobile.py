@@ -290,7 +290,7 @@ def learnt_mode(penalty_coefficient: float) -> float:
         fixed_alpha=True,
     )
     loss.make_value_estimator(gamma=GAMMA)
-    agent = AgentPhase(loss, critic_lr=5e-3, actor_lr=5e-3, tau=0.05)
+    agent = AgentPhase(loss, critic_lr=1e-2, actor_lr=1e-2, tau=0.05)
     last = torch.arange(128)[:, None] < 64  # the real rows
 
     def batch() -> TensorDict:
@@ -307,7 +307,7 @@ def learnt_mode(penalty_coefficient: float) -> float:
         start = torch.where(last, torch.cat([torch.ones(128, 1), place], -1), 0.0)
         return TensorDict(observation=start, action=action, next=following, batch_size=[128])
 
-    agent.run(batch() for _ in range(400))
+    agent.run(batch() for _ in range(150))
     with torch.no_grad():
         start = TensorDict(observation=torch.zeros(1, 2), batch_size=[1])
         return float(actor.get_dist(start).deterministic_sample)
@@ -319,7 +319,6 @@ def test_the_policy_stays_where_the_members_agree() -> None:
     assert EDGE - 0.2 < learnt_mode(penalty_coefficient=5.0) < EDGE + 0.2
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_equals_eager() -> None:
     loss, batch = real_loss(), real_batch()
@@ -330,7 +329,7 @@ def test_compiled_equals_eager() -> None:
         return torch.stack([out[k] for k in ("loss_actor", "loss_qvalue", "inconsistency")])
 
     results = []
-    compiled = torch.compile(objective, fullgraph=True, options={"fallback_random": True})
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
     for run in (objective, compiled):
         loss.zero_grad()
         torch.manual_seed(3)

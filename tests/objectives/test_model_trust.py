@@ -198,6 +198,7 @@ def test_takes_the_likelihoods_place_in_the_model_phase() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs_only")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_equals_eager() -> None:
     eager, compiled = (trust_phase(1.0, compile=compile).run(4) for compile in (False, True))

@@ -304,6 +304,7 @@ def test_nothing_random_is_used_up_by_trying_the_parts() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs_only")
 def test_compiled_equals_eager() -> None:
     found = []
     for compiled in (False, True):

@@ -323,6 +323,7 @@ def test_cloned_mode_is_the_datas_policy() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs_only")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_cloning_update_is_compiled_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="rambo_trl.runtime.compiling"):
