@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from torchrl.objectives import SACLoss
 
 from rambo_trl.collectors import EpisodeCollector
-from rambo_trl.data import OfflineDataset, OnlineRows, RealModelReplayBuffer, make_replay_buffer
+from rambo_trl.data import OfflineDataset, OnlineRows
 from rambo_trl.envs import EnsembleModelEnv, make_real_env
 from rambo_trl.experiment.divergence import DivergenceMonitor
 from rambo_trl.experiment.evaluation import episode_seed, score_text
@@ -67,26 +67,18 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     player = EpisodeCollector(
         make_real_env(data, seed=episode_seed(cfg.seed)), actor, device=cfg.device
     )
-    imagined = make_replay_buffer(
-        settings.retained_epochs * settings.rollout_starts * settings.rollout_length, cfg.device
-    )
-    mixed = RealModelReplayBuffer(
-        online.buffer,
-        imagined,
-        real_fraction=settings.agent.real_fraction,
-        batch_size=settings.agent.batch_size,
-    )
+    real, imagined, mixed = parts.make_buffers(settings, data, online.buffer)
 
     # the model as an environment that starts from real states, old and new, and its updates: the
     # likelihood of real transitions, and with a lambda above 0 the adversary's term
     termination = parts.make_termination(settings, data)
-    env = parts.make_model_env(EnsembleModelEnv, data, world_model, online.buffer, termination)
+    env = parts.make_model_env(EnsembleModelEnv, data, world_model, real, termination)
     collector = parts.make_collector(settings, env, actor)
     adversarial_loss = parts.make_adversarial_loss(
         settings, world_model, sac, cfg.adversarial_weight
     )
     data_term = DataTerm(settings, data, adversarial_loss)
-    model = parts.make_adversary(settings, env, adversarial_loss, online.buffer, data_term.loss)
+    model = parts.make_adversary(settings, env, adversarial_loss, real, data_term.loss)
 
     learned = parts.learned_or_none(termination)
     run.track(
@@ -139,7 +131,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
                 online.extend(met)
             epoch.log({"online_steps": len(online)})
         # a better policy may meet larger rewards than the data's, and its values are no divergence
-        reward = largest_magnitude(online.buffer[:]["next", "reward"])
+        reward = largest_magnitude(real[:]["next", "reward"])
         monitor.max_abs_reward = reward * data.reward_scale
         if cfg.model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             with epoch.phase("model") as bar:

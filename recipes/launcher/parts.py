@@ -129,10 +129,14 @@ def make_agent_phase(cfg: DictConfig, sac: SACLoss, **settings: Any) -> AgentPha
 
 
 def make_buffers(
-    cfg: DictConfig, data: OfflineDataset
+    cfg: DictConfig, data: OfflineDataset, real: TensorDictReplayBuffer | None = None
 ) -> tuple[TensorDictReplayBuffer, TensorDictReplayBuffer, RealModelReplayBuffer]:
-    """The data, a FIFO buffer of imagined transitions, and batches with a fixed share of each."""
-    real = make_real_buffer(data, torch.device(cfg.device))
+    """The data, a FIFO buffer of imagined transitions, and batches with a fixed share of each.
+
+    A buffer of real transitions, ``real``, may stand in for one of the data.
+    """
+    if real is None:
+        real = make_real_buffer(data, torch.device(cfg.device))
     imagined = make_replay_buffer(
         cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, torch.device(cfg.device)
     )
