@@ -1,35 +1,26 @@
-"""Fitted Q evaluation against the truth: estimates, errors and how often intervals hold.
+"""Fitted Q evaluation against the truth: python benchmarks/offline_values.py.
 
-``chain`` fits many small data sets of a Markov decision process whose values are known in closed
-form (``chain.csv``). With run folders each run's policy is valued from its data alone, by all that
-the data and the run allow, and played in its environment (``monte_carlo.csv``).
+Two policies are valued from many small data sets of a Markov decision process whose values are
+known in closed form: the error, and how often intervals hold the truth. Writes ``chain.csv``. Runs
+are valued beside what they get in their environments by ``offline_evaluation.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import launcher.starting  # noqa: F401
 import numpy as np
 import torch
-from launcher.inspection import load_saved
-from launcher.offline import discount_of, offline_values
 from markov_chain import GAMMA, chain_data, chain_policy, true_values
 from measuring import add_out, at_least
 
-from rambo_trl.experiment.episodes import rollout_episodes
-from rambo_trl.experiment.policy import load_policy
 from rambo_trl.reporting.offline_evaluation import OfflineEvaluation
-from rambo_trl.reporting.offline_values import Estimate, verdict
+from rambo_trl.reporting.offline_values import Estimate
 
-#: seed of the first true episode, beyond those of trainings' evaluations
-SEED = 910_000_000
 #: the policies of the chain: a good one and one that always goes back
 POLICIES = {"turns at the end": [1, 1, 1, -1], "back": [-1, -1, -1, -1]}
 CONFIDENCES = (0.5, 0.8, 0.9, 0.95)
@@ -78,53 +69,6 @@ def chain_summary(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
-def run_row(path: Path, episodes: int, again: bool) -> dict[str, Any]:
-    """A run's offline values beside the discounted return of its policy in the environment."""
-    run, begun = load_saved(path), time.process_time()
-    values = offline_values(path, run=run, again=again)
-    seconds = time.process_time() - begun
-    gamma, data = discount_of(run.cfg), run.data
-    policy, layout = load_policy(path), data.observation_layout
-    assert data.environment is not None
-    played = rollout_episodes(
-        policy,
-        data.environment,
-        num_episodes=episodes,
-        seed=SEED,
-        flatten=None if layout is None else layout.flatten,
-        gamma=gamma,
-    )
-    truth = Estimate.of(played.discounted_returns, confidence=values.confidence)
-    row: dict[str, Any] = {
-        "run": path.name,
-        "dataset": data.name,
-        "method": run.cfg.method,
-        "rows": len(data),
-        "seconds": round(seconds),
-        "truth": truth.mean,
-        "truth_low": truth.low,
-        "truth_high": truth.high,
-        "return": played.return_mean,
-    }
-    for who, method in (
-        ("policy", "fqe"),
-        ("policy", "model"),
-        ("policy", "adversarial_model"),
-        ("policy", "doubly_robust"),
-        ("clone", "fqe"),
-        ("behaviour", "fqe"),
-        ("behaviour", "logged"),
-    ):
-        estimate = values.values.get(who, {}).get(method)
-        for end in ("mean", "low", "high"):
-            row[f"{who}_{method}_{end}"] = None if estimate is None else getattr(estimate, end)
-    difference = values.difference("behaviour", "fqe")
-    if difference is not None:
-        row |= {"difference_low": difference.low, "difference_high": difference.high}
-    row |= {"action_share_outside": values.checks["action_share_outside"]}
-    return row | {"verdict": verdict(values).label}
-
-
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows with the same keys as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -134,30 +78,19 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def main() -> int:
+def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("runs", nargs="+", help="chain, or run folders")
     parser.add_argument("--repeats", type=at_least(1), default=50, help="data sets of each size")
-    parser.add_argument("--episodes", type=at_least(2), default=20, help="true episodes of a run")
-    parser.add_argument("--again", action="store_true", help="measure runs anew")
     add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if "chain" in args.runs:
-        rows = []
-        for row in chain_rows(args.repeats):
-            rows.append(row)
-            write(args.out / "chain.csv", rows)
-        print("\n".join(chain_summary(rows)))
-    folders = [Path(run) for run in args.runs if run != "chain"]
     rows = []
-    for folder in folders:
-        rows.append(run_row(folder, args.episodes, args.again))
-        print(rows[-1], flush=True)
-        write(args.out / "monte_carlo.csv", rows)
-    return 0
+    for row in chain_rows(args.repeats):
+        rows.append(row)
+        write(args.out / "chain.csv", rows)
+    print("\n".join(chain_summary(rows)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
