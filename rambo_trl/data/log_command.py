@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 
 from rambo_trl.data.log_files import find_logs, is_log, log_columns
 from rambo_trl.data.log_import import import_logs
@@ -14,11 +15,9 @@ from rambo_trl.runtime.progress import busy
 __all__ = ["add_import_options", "asks_for_import", "attach_expressions", "run_import"]
 
 _EXPRESSIONS = ("--reward", "--terminal", "--truncated", "--missing")
-_OWN = (
-    "observation", "action", "reward", "terminal", "truncated", "episode", "time", "max_gap",
-    "per_file", "action_in", "end_in", "fill", "missing", "range", "keep_constant", "separator",
-    "decimal", "encoding", "skip", "time_format", "out",
-)  # fmt: skip
+#: the options are the settings, whose bounds of actions other data have too
+_SETTINGS = {each.name for each in fields(LogImport)}
+_OWN = (_SETTINGS | {"out"}) - {"action_low", "action_high"}
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +75,7 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
     add("--missing", nargs="+", default=(), metavar="VALUE", help="also stand for no reading")
     add(
         "--range",
+        dest="ranges",
         nargs="+",
         default=(),
         metavar="COLUMN=LOW:HIGH",
@@ -137,12 +137,8 @@ def run_import(options: argparse.Namespace) -> str:
             f"to import {files[0]} give {', '.join(needed)}. Its columns: {', '.join(known)}"
         )
     check_free(options.out)
-    settings = LogImport(
-        **{key: getattr(options, key) for key in _OWN if key not in ("out", "range")},
-        ranges=dict(_range(text) for text in options.range),
-        action_low=options.action_low,
-        action_high=options.action_high,
-    )
+    given = {key: getattr(options, key) for key in _SETTINGS}
+    settings = LogImport(**given | {"ranges": dict(_range(text) for text in options.ranges)})
     env_id = None if options.env_id == "none" else options.env_id
     with busy("reading the log"):
         imported = import_logs(options.names, settings, name=options.out, env_id=env_id)

@@ -7,8 +7,9 @@ import csv
 import glob
 import importlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "EMPTY_CELLS",
     "Column",
     "LogTable",
     "arrow",
     "check_names",
     "find_logs",
     "is_log",
-    "is_words",
+    "is_text",
     "log_columns",
     "read_logs",
     "some_cells",
+    "without_empty",
 ]
 
 _PARQUET = (".parquet", ".pq")
@@ -40,8 +41,7 @@ _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".csv.zst", ".
 _SEPARATORS = ",;\t|"
 _SAMPLE = 1 << 18  # bytes of a file in which its header, separator and encoding are looked for
 #: what stands for no reading, in lower case
-EMPTY_CELLS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "-", "--", "inf", "-inf")
-_TRUE, _FALSE = ("true",), ("false",)
+_EMPTY = ("", "na", "n/a", "#n/a", "nan", "null", "none", "-", "--", "inf", "-inf")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _MAX_WORDS = 20  # kinds of a column of text
 
@@ -136,31 +136,30 @@ def find_logs(patterns: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
     return tuple(files)
 
 
+@contextmanager
+def _reading(path: Path, kind: str = "", hint: str = "") -> Iterator[None]:
+    """Say in one line why a file cannot be read."""
+    try:
+        yield
+    except (arrow().ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read{kind}: {told}{hint}") from None
+
+
 def log_columns(
     path: Path, *, separator: str | None = None, encoding: str | None = None, skip: int = 0
 ) -> tuple[str, ...]:
     """The names of a file's columns."""
-    if path.suffix.lower() in _PARQUET:
-        return _parquet_names(path)
-    return _format(path, separator, encoding, skip).names
-
-
-def _parquet_names(path: Path) -> tuple[str, ...]:
-    pa = arrow()
-    try:
-        return tuple(pa.parquet.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
+    if path.suffix.lower() not in _PARQUET:
+        return _format(path, separator, encoding, skip).names
+    with _reading(path, " as Parquet"):
+        return tuple(arrow().parquet.read_schema(path).names)
 
 
 def _format(path: Path, separator: str | None, encoding: str | None, skip: int) -> _Format:
     """Look at the head of a text file."""
-    pa = arrow()
-    try:
-        with pa.input_stream(str(path), compression="detect") as file:
-            head = file.read(_SAMPLE)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    with _reading(path), arrow().input_stream(str(path), compression="detect") as file:
+        head = file.read(_SAMPLE)
     if encoding is None:
         encoding = "utf-8"
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -170,10 +169,8 @@ def _format(path: Path, separator: str | None, encoding: str | None, skip: int) 
                 codecs.getincrementaldecoder("utf-8")().decode(head)
             except UnicodeDecodeError:
                 encoding = "cp1252"  # of Windows
-    try:
+    with _reading(path, hint=": give --encoding"):
         text = codecs.getincrementaldecoder(encoding)().decode(head)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise ValueError(f"{path} cannot be read: {error}: give --encoding") from None
     lines = text.removeprefix("\ufeff").splitlines()
     if len(lines) <= skip:
         raise ValueError(f"{path} has no line with the names of its columns")
@@ -215,7 +212,6 @@ def read_logs(
     encoding: str | None = None,
     skip: int = 0,
     missing: Sequence[str] = (),
-    time: str | None = None,
 ) -> LogTable:
     """Read the columns of all files that are used.
 
@@ -229,21 +225,17 @@ def read_logs(
         encoding: of CSV files; UTF-8 where None, else UTF-16 with its mark, else Windows' own.
         skip: lines before the one with the names.
         missing: cells that stand for no reading, numbers or words, besides the usual ones.
-        time: of which column :class:`LogTable` needs whole lines only.
 
     Raises:
         ValueError: if a file cannot be read, or a column is neither numbers nor some words.
     """
-    pa = arrow()
     wanted = list(dict.fromkeys([*numbers, *raw]))
     tables, notes, malformed = [], [], 0
     for path in files:
         if path.suffix.lower() in _PARQUET:
-            check_names(wanted, _parquet_names(path), str(path), "columns")
-            try:
-                tables.append(pa.parquet.read_table(path, columns=wanted))
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
+            check_names(wanted, log_columns(path), str(path), "columns")
+            with _reading(path, " as Parquet"):
+                tables.append(arrow().parquet.read_table(path, columns=wanted))
             continue
         layout = _format(path, separator, encoding, skip)
         check_names(wanted, layout.names, str(path), "columns")
@@ -253,18 +245,11 @@ def read_logs(
         told = [f"separated by {layout.separator!r}"] * (layout.separator != ",")
         told += [f"encoded in {layout.encoding}"] * (layout.encoding != "utf-8")
         notes += [", ".join(told)] * bool(told)
-    lengths = [len(table) for table in tables]
-    columns, kept = {}, {}
-    for name in wanted:
-        parts = [table[name] for table in tables]
-        if name in raw:
-            kept[name] = parts
-        if name in numbers:
-            columns[name] = _column(parts, name, decimal, missing, notes)
+    parts = {name: [table[name] for table in tables] for name in wanted}
     return LogTable(
-        columns,
-        kept,
-        np.repeat(np.arange(len(files)), lengths),
+        {n: _column(parts[n], n, decimal, missing, notes) for n in dict.fromkeys(numbers)},
+        {name: parts[name] for name in raw},
+        np.repeat(np.arange(len(files)), [len(table) for table in tables]),
         tuple(files),
         malformed,
         tuple(dict.fromkeys(notes)),
@@ -283,30 +268,29 @@ def _read_text(path: Path, layout: _Format, wanted: list[str], skip: int) -> tup
 
     # a column of a twice given name is not wanted, but must not be called like another
     names = [n if layout.names.index(n) == i else f"{n} #{i}" for i, n in enumerate(layout.names)]
-    try:
-        table = pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(
-                column_names=names, skip_rows=skip + 1, encoding=layout.encoding
-            ),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=layout.separator, invalid_row_handler=leave_out
-            ),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=wanted,
-                column_types=dict.fromkeys(wanted, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        if "Empty CSV" in str(error):
-            return pa.table({name: pa.array([], pa.string()) for name in wanted}), bad
-        if layout.encoding == "utf-8" and "UTF8" in str(error):  # further down than the sample
-            windows = _Format(layout.names, layout.separator, "cp1252")
-            return _read_text(path, windows, wanted, skip)
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    with _reading(path):
+        try:
+            table = pa.csv.read_csv(
+                path,
+                read_options=pa.csv.ReadOptions(
+                    column_names=names, skip_rows=skip + 1, encoding=layout.encoding
+                ),
+                parse_options=pa.csv.ParseOptions(
+                    delimiter=layout.separator, invalid_row_handler=leave_out
+                ),
+                convert_options=pa.csv.ConvertOptions(
+                    include_columns=wanted,
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    strings_can_be_null=False,
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" in str(error):
+                return pa.table({name: pa.array([], pa.string()) for name in wanted}), bad
+            if layout.encoding == "utf-8" and "UTF8" in str(error):  # further down than the sample
+                windows = replace(layout, encoding="cp1252")
+                return _read_text(path, windows, wanted, skip)
+            raise
     return table, bad
 
 
@@ -315,19 +299,16 @@ def _column(
 ) -> Column:
     """Make numbers of a column, else the places of words."""
     pa = arrow()
-    values: list[np.ndarray] = []
-    texts = [pa.types.is_string(p.type) or is_words(p.type) for p in parts]
-    if not any(texts):
-        for part in parts:
-            try:
-                part = part.cast(pa.float64())
-            except pa.ArrowException:
-                raise ValueError(
-                    f"column {name!r} of type {part.type} holds no numbers: give --time for a "
-                    "column of dates, and leave out others"
-                ) from None
-            values.append(part.to_numpy())
-        column = Column(np.concatenate(values).astype(np.float64))
+    if not any(is_text(part.type) for part in parts):
+        try:
+            numbers = [part.cast(pa.float64()).to_numpy() for part in parts]
+        except pa.ArrowException:
+            kinds = " or ".join(dict.fromkeys(str(part.type) for part in parts))
+            raise ValueError(
+                f"column {name!r} of type {kinds} holds no numbers: give --time for a column of "
+                "dates, and leave out others"
+            ) from None
+        column = Column(np.concatenate(numbers).astype(np.float64))
     else:
         cells = pa.chunked_array(
             [chunk for part in parts for chunk in part.cast(pa.string()).chunks], pa.string()
@@ -336,17 +317,23 @@ def _column(
     column.values[~np.isfinite(column.values)] = np.nan
     if column.words is None:
         for text in missing:
-            try:
+            with suppress(ValueError):
                 column.values[column.values == float(text)] = np.nan
-            except ValueError:
-                continue
     return column
 
 
-def is_words(kind: Any) -> bool:
-    """Whether an Arrow type is text in another form than plain strings."""
-    pa = arrow()
-    return bool(pa.types.is_dictionary(kind) or pa.types.is_large_string(kind))
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is text, in whatever form."""
+    types = arrow().types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
+
+
+def without_empty(cells: Any, missing: Sequence[str] = ()) -> Any:
+    """Arrow text without space around it, null where a cell stands for no reading."""
+    pc = arrow().compute
+    cells = pc.utf8_trim_whitespace(cells)
+    empty = arrow().array([*_EMPTY, *(text.lower() for text in missing)])
+    return pc.if_else(pc.is_in(pc.utf8_lower(cells), empty), None, cells)
 
 
 def _of_text(
@@ -358,26 +345,24 @@ def _of_text(
 ) -> Column:
     pa = arrow()
     pc = pa.compute
-    cells = pc.utf8_trim_whitespace(cells)
-    lower = pc.utf8_lower(cells)
-    empty = pa.array([*EMPTY_CELLS, *(text.lower() for text in missing)])
-    cells = pc.if_else(pc.is_in(lower, empty), pa.scalar(None, pa.string()), cells)
+    cells = without_empty(cells, missing)
     if cells.null_count == len(cells):
         return Column(np.full(len(cells), np.nan))
     plain = cells
-    if decimal != "." and _any(pc.match_substring(cells, ",")):
+    if decimal != "." and pc.any(pc.match_substring(cells, ",")).as_py():
         commas = pc.replace_substring(cells, ",", ".")
-        with_point = _any(pc.match_substring_regex(cells, r"^[+-]?\d+\.\d+$"))
-        if decimal == "," or (not with_point and _any(pc.match_substring_regex(commas, _NUMBER))):
+        with_point = pc.any(pc.match_substring_regex(cells, r"^[+-]?\d+\.\d+$")).as_py()
+        with_comma = pc.any(pc.match_substring_regex(commas, _NUMBER)).as_py()
+        if decimal == "," or (with_comma and not with_point):
             plain = commas
             notes.append("with decimal commas")
     try:
         return Column(plain.cast(pa.float64()).to_numpy().astype(np.float64))
     except pa.ArrowInvalid:
         pass
-    known = pc.drop_null(cells)
-    if _all(pc.is_in(pc.utf8_lower(known), pa.array([*_TRUE, *_FALSE]))):
-        return Column(pc.equal(pc.utf8_lower(cells), "true").cast(pa.float64()).to_numpy())
+    lower = pc.utf8_lower(cells)
+    if pc.all(pc.is_in(pc.drop_null(lower), pa.array(["true", "false"]))).as_py():
+        return Column(pc.equal(lower, "true").cast(pa.float64()).to_numpy())
     is_number = pc.match_substring_regex(plain, _NUMBER)
     share = float(np.mean(pc.drop_null(is_number).to_numpy(zero_copy_only=False)))
     if share == 0:
@@ -389,7 +374,7 @@ def _of_text(
             f"column {name!r}: {100 * (1 - share):.0f} % of the cells are no numbers, such as "
             f"{some_cells(unreadable)}: correct the log, or leave the column out"
         )
-    numbers = pc.if_else(is_number, plain, pa.scalar(None, pa.string())).cast(pa.float64())
+    numbers = pc.if_else(is_number, plain, None).cast(pa.float64())
     return Column(numbers.to_numpy().astype(np.float64), None, unreadable)
 
 
@@ -410,11 +395,3 @@ def _words(cells: Any, name: str) -> Column:
 def some_cells(cells: Iterable[str]) -> str:
     """Some cells in quotes, and how many more there are."""
     return listed([repr(cell) for cell in cells])
-
-
-def _any(flags: Any) -> bool:
-    return bool(arrow().compute.any(flags).as_py())
-
-
-def _all(flags: Any) -> bool:
-    return bool(arrow().compute.all(flags).as_py())

@@ -101,7 +101,7 @@ def describe_import(
         )
     if dataset.step_intervals:
         low, middle, high = (dataset.step_intervals[k] for k in ("min", "median", "max"))
-        tell("interval", f"{middle:g}, from {low:g} to {high:g}")
+        tell("interval", f"{middle:g} s, from {low:g} to {high:g}")
     if constant:
         tell("left out", f"{listed(constant)} in all rows: --keep-constant keeps observations")
     lines += ["", *_entries(dataset, steps, values, used), ""]
@@ -123,7 +123,7 @@ def _tell_steps(tell: Callable[[str, str], None], rows: LogRows, steps: Steps) -
     for reason, number in steps.lost.items():
         tell("", f"left out: {number:,} {reason}")
     if rows.gaps:
-        tell("", f"episodes are cut at {rows.gaps:,} gaps of more than {rows.max_gap:g}")
+        tell("", f"episodes are cut at {rows.gaps:,} gaps of more than {rows.max_gap:g} s")
 
 
 def _entries(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rambo_trl.data.log_files import EMPTY_CELLS, arrow, is_words, some_cells
+from rambo_trl.data.log_files import arrow, is_text, some_cells, without_empty
 
 __all__ = ["read_times"]
 
@@ -29,7 +29,7 @@ def read_times(parts: Sequence[Any], name: str, layout: str | None = None) -> np
     pa = arrow()
     given: list[Any] = []
     for part in parts:
-        if pa.types.is_string(part.type) or is_words(part.type):
+        if is_text(part.type):
             part = _times_of_text(part.cast(pa.string()), name, layout)
         if pa.types.is_date(part.type):
             part = part.cast(pa.timestamp("us"))
@@ -65,9 +65,7 @@ def _kind_of_time(kind: Any) -> str:
 def _times_of_text(cells: Any, name: str, layout: str | None) -> Any:
     pa = arrow()
     pc = pa.compute
-    cells = pc.utf8_trim_whitespace(cells)
-    empty = pc.is_in(pc.utf8_lower(cells), pa.array(EMPTY_CELLS))
-    cells = pc.if_else(empty, pa.scalar(None, pa.string()), cells)
+    cells = without_empty(cells)
     if layout is not None:
         try:
             stamps = [

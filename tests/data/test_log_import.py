@@ -168,7 +168,7 @@ def test_missing_readings_and_gaps_cut_episodes(tmp_path: Path) -> None:
     assert "missing: 1 of temp_C, 1 of inlet_C, 1 of power_W" in " ".join(told.split())
     assert "no numbers in power_W, taken as missing: 'Bad' (1)" in told
     assert "3 without a whole observation" in told and "1 without an action" in told
-    assert "cut at 1 gaps of more than 15" in told and "--max-gap sets another" in told
+    assert "cut at 1 gaps of more than 15 s" in told and "--max-gap sets another" in told
     assert read(tmp_path / "log.csv", max_gap=1000).dataset.num_episodes == 6
 
 
@@ -291,6 +291,7 @@ def test_times(text: Any, tmp_path: Path) -> None:
     want = [pair for i, pair in enumerate(by_hand(neighbours(rows))) if i != 11]
     assert transitions(imported) == want
     assert set(imported.intervals.values()) == {0.0, 60.0}
+    assert "interval     60 s, from 60 to 60\n" in imported.report
 
 
 def test_unsorted_and_repeated_rows(tmp_path: Path) -> None:
