@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
@@ -61,34 +61,22 @@ class LinearCritic(nn.Module):
         return self.weight * observation + self.slope * action
 
 
-class NarrowPolicy(nn.Module):
-    """Always close to tanh(1)."""
+@pytest.fixture
+def hand_loss(narrow_actor: Callable[[], ProbabilisticActor]) -> Callable[..., COMBOLoss]:
+    """Makes a loss of critics that are known too."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.tensor(1.0))
+    def make(**kwargs) -> COMBOLoss:
+        actor = narrow_actor()
+        critics = [
+            ValueOperator(LinearCritic(w, s), in_keys=["observation", "action"])
+            for w, s in ((1.0, 2.0), (-1.0, 0.5))
+        ]
+        kwargs = {"num_real": 2, "conservative_weight": 0.5, "action_spec": SPEC} | kwargs
+        loss = COMBOLoss(actor, critics, **kwargs)
+        SoftUpdate(loss, tau=0.005)
+        return loss
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        loc = self.loc.expand_as(observation)
-        return loc, torch.full_like(observation, 1e-5)
-
-
-def hand_loss(**kwargs) -> COMBOLoss:
-    actor = ProbabilisticActor(
-        TensorDictModule(NarrowPolicy(), ["observation"], ["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        spec=SPEC,
-        distribution_class=TanhNormal,
-        distribution_kwargs={"tanh_loc": False},
-    )
-    critics = [
-        ValueOperator(LinearCritic(w, s), in_keys=["observation", "action"])
-        for w, s in ((1.0, 2.0), (-1.0, 0.5))
-    ]
-    kwargs = {"num_real": 2, "conservative_weight": 0.5, "action_spec": SPEC} | kwargs
-    loss = COMBOLoss(actor, critics, **kwargs)
-    SoftUpdate(loss, tau=0.005)
-    return loss
+    return make
 
 
 # two rows of data, three of the model
@@ -109,7 +97,7 @@ HAND_DATA = (1.5, -1.5)
 HAND_MODEL = (0.5, 0.125)
 
 
-def test_rollout_term_by_hand() -> None:
+def test_rollout_term_by_hand(hand_loss: Callable[..., COMBOLoss]) -> None:
     out = hand_loss()(hand_batch())
     want = 0.5 * (HAND_MODEL[0] - HAND_DATA[0] + HAND_MODEL[1] - HAND_DATA[1])
     assert out["loss_conservative"].item() == pytest.approx(want)
@@ -117,7 +105,7 @@ def test_rollout_term_by_hand() -> None:
     assert out["penalized_qvalue"].item() == pytest.approx(0.3125)
 
 
-def test_rollout_gradient_by_hand() -> None:
+def test_rollout_gradient_by_hand(hand_loss: Callable[..., COMBOLoss]) -> None:
     loss = hand_loss()
     loss(hand_batch())["loss_conservative"].backward()
     grad = loss.qvalue_network_params
@@ -127,7 +115,7 @@ def test_rollout_gradient_by_hand() -> None:
         torch.testing.assert_close(got, torch.full((2,), 0.5 * gap))
 
 
-def test_policy_term_by_hand() -> None:
+def test_policy_term_by_hand(hand_loss: Callable[..., COMBOLoss]) -> None:
     out = hand_loss(penalized_actions="policy")(hand_batch())
     action = math.tanh(1)
     # mean s of the model's rows is 0
@@ -135,7 +123,7 @@ def test_policy_term_by_hand() -> None:
     assert out["loss_conservative"].item() == pytest.approx(want, abs=1e-4)
 
 
-def test_logsumexp_term_against_integration() -> None:
+def test_logsumexp_term_against_integration(hand_loss: Callable[..., COMBOLoss]) -> None:
     # int exp(w s + c a) da over [-1, 1] = exp(w s) * 2 sinh(c) / c; the mean of s is 0
     want = sum(math.log(2 * math.sinh(c) / c) for c in (2.0, 0.5)) - sum(HAND_DATA)
     values = []
@@ -254,7 +242,7 @@ def test_beta_scales_linearly_and_can_be_scheduled() -> None:
     assert "conservative_weight" in loss.state_dict()
 
 
-def test_reductions_agree() -> None:
+def test_reductions_agree(hand_loss: Callable[..., COMBOLoss]) -> None:
     out = {
         reduction: hand_loss(
             reduction=reduction,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded
-from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import SoftUpdate
 
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
@@ -55,42 +55,32 @@ class LinearCritic(nn.Module):
         return weight * observation + slope * action + bias
 
 
-class NarrowPolicy(nn.Module):
-    """Always close to tanh(1)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        loc = self.loc.expand_as(observation)
-        return loc, torch.full_like(observation, 1e-5)
-
-
 #: of the target critics, which are not the critics' own
 TARGETS = np.array([[1.0, 2.0, 0.3], [-0.5, 0.5, 1.0]])
 CRITICS = np.array([[0.4, -1.0, 0.0], [0.2, 0.7, -0.6]])
 
 
-def hand_loss(model: EnsembleWorldModel | None = None, **kwargs) -> MOBILELoss:
-    actor = ProbabilisticActor(
-        TensorDictModule(NarrowPolicy(), ["observation"], ["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        spec=SPEC,
-        distribution_class=TanhNormal,
-        distribution_kwargs={"tanh_loc": False},
-    )
-    critics = [ValueOperator(LinearCritic(*c), in_keys=["observation", "action"]) for c in CRITICS]
-    kwargs = {"num_real": 2, "penalty_coefficient": 0.7, "action_spec": SPEC} | kwargs
-    loss = MOBILELoss(
-        actor, critics, world_model=model or KnownModel(), loss_function="l2", **kwargs
-    )
-    loss.make_value_estimator(gamma=GAMMA)
-    SoftUpdate(loss, tau=0.005)
-    loss.target_qvalue_network_params.data["module", "values"][:] = torch.as_tensor(
-        TARGETS, dtype=torch.float32
-    )
-    return loss
+@pytest.fixture
+def hand_loss(narrow_actor: Callable[[], ProbabilisticActor]) -> Callable[..., MOBILELoss]:
+    """Makes a loss of critics that are known too."""
+
+    def make(model: EnsembleWorldModel | None = None, **kwargs) -> MOBILELoss:
+        actor = narrow_actor()
+        critics = [
+            ValueOperator(LinearCritic(*c), in_keys=["observation", "action"]) for c in CRITICS
+        ]
+        kwargs = {"num_real": 2, "penalty_coefficient": 0.7, "action_spec": SPEC} | kwargs
+        loss = MOBILELoss(
+            actor, critics, world_model=model or KnownModel(), loss_function="l2", **kwargs
+        )
+        loss.make_value_estimator(gamma=GAMMA)
+        SoftUpdate(loss, tau=0.005)
+        loss.target_qvalue_network_params.data["module", "values"][:] = torch.as_tensor(
+            TARGETS, dtype=torch.float32
+        )
+        return loss
+
+    return make
 
 
 S = np.array([1.0, 2.0, 0.0, 3.0, -3.0])
@@ -125,13 +115,15 @@ def hand_inconsistency() -> np.ndarray:
     return np.std(members, axis=0, ddof=1)
 
 
-def test_the_inconsistency_by_hand() -> None:
+def test_the_inconsistency_by_hand(hand_loss: Callable[..., MOBILELoss]) -> None:
     for num_samples in (1, 10):
         found = hand_loss(num_samples=num_samples).inconsistency(hand_batch())
         np.testing.assert_allclose(found.numpy(), hand_inconsistency(), rtol=1e-3)
 
 
-def test_the_inconsistency_is_of_the_members_means_over_samples() -> None:
+def test_the_inconsistency_is_of_the_members_means_over_samples(
+    hand_loss: Callable[..., MOBILELoss],
+) -> None:
     """With normal values: the means' variance, and 1 / N of the samples'."""
     spread, rows = 0.8, 40_000
     model = KnownModel(std=spread)
@@ -147,7 +139,9 @@ def test_the_inconsistency_is_of_the_members_means_over_samples() -> None:
 
 
 @pytest.mark.parametrize("min_target", [None, 0.0, 0.4])
-def test_the_critics_term_by_hand(min_target: float | None) -> None:
+def test_the_critics_term_by_hand(
+    min_target: float | None, hand_loss: Callable[..., MOBILELoss]
+) -> None:
     """The model's rows are penalised, the data's are not; then targets are cut off below."""
     out = hand_loss(min_target=min_target)(hand_batch())
     penalty = 0.7 * hand_inconsistency() * (np.arange(5) >= 2)
@@ -161,14 +155,16 @@ def test_the_critics_term_by_hand(min_target: float | None) -> None:
     assert out["inconsistency"].item() == pytest.approx(hand_inconsistency()[2:].mean(), rel=1e-3)
 
 
-def test_without_a_penalty_it_is_the_deterministic_backup() -> None:
+def test_without_a_penalty_it_is_the_deterministic_backup(
+    hand_loss: Callable[..., MOBILELoss],
+) -> None:
     loss, batch = hand_loss(penalty_coefficient=0.0), hand_batch()
     plain = DeterministicBackupSACLoss.forward(loss, batch.clone())
     out = loss(batch.clone())
     assert out["loss_qvalue"].item() == pytest.approx(plain["loss_qvalue"].item(), rel=1e-4)
 
 
-def test_the_coefficient_can_be_scheduled() -> None:
+def test_the_coefficient_can_be_scheduled(hand_loss: Callable[..., MOBILELoss]) -> None:
     loss, batch = hand_loss(), hand_batch()
     before = loss(batch)["loss_qvalue"]
     loss.penalty_coefficient = 0.0
