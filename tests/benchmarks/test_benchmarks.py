@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +113,12 @@ def test_the_pages_show_what_their_files_say() -> None:
         assert put_in(text, ROOT / "docs/benchmarks", page.parent) == text
 
 
-def make_works(offset: int) -> dict[str, Any]:
-    return {"process": lambda num: os.getpid(), "sum": lambda num: offset + num}
-
-
 def test_each_side_works_in_a_process_of_its_own() -> None:
-    one, other = Side(make_works, 1), Side(make_works, 2)
-    assert len({one.do("process"), other.do("process"), os.getpid()}) == 3
-    assert one.do("process") == one.do("process")
-    assert (one.do("sum", 5), other.do("sum", 5)) == (6, 7)
+    one, other = (Side(dict, {"sum": partial(operator.add, offset)}) for offset in (1, 2))
+    assert (one.do("sum", 5), other.do("sum", 5), one.do("sum", 6)) == (6, 7, 7)
+    processes = [list(side._pool._processes) for side in (one, other)]
+    assert [len(found) for found in processes] == [1, 1]
+    assert len({os.getpid(), *processes[0], *processes[1]}) == 3
 
 
 def test_the_quick_schedules_sizes_are_those_of_its_settings() -> None:
