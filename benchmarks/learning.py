@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import _recipes  # noqa: F401  # for the launcher
 import torch
 from compare import check_checkout, commit
 from launcher.command_line import compose_jobs, setting

@@ -7,13 +7,11 @@ compiled in this process, so that it is counted: no second process does so besid
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # whose recipe is run
+import _recipes  # noqa: F401  # for the launcher
 import launcher.launch
 import rambo
 from omegaconf import DictConfig

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _recipes  # noqa: F401  # for the launcher
 import numpy as np
 import torch
 from compare import make_importable

@@ -13,6 +13,7 @@ import importlib
 import shutil
 from pathlib import Path
 
+import _recipes  # noqa: F401  # for the launcher
 import torch
 from launcher.command_line import compose_jobs
 from launcher.data_checks import load_data

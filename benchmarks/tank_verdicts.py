@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import _recipes  # noqa: F401  # for the launcher
 import heating_tank
 import launcher.launch  # noqa: F401  # so that every training finds it imported
 import minari

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import _recipes  # noqa: F401  # for the launcher
 from launcher.command_line import compose_jobs
 from matplotlib.figure import Figure
 from measuring import (

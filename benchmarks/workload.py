@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import _recipes  # noqa: F401  # for the launcher
+import rambo
 import torch
+from launcher.command_line import compose_jobs
+from measuring import product_flop
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 from torchrl.data import Bounded
 from torchrl.objectives import BCLoss
-
-sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # whose parts are timed
-import rambo
-from launcher.command_line import compose_jobs
-from measuring import product_flop
 
 from rambo_trl.data import OfflineDataset, RealModelReplayBuffer
 from rambo_trl.experiment.run import Inspection

@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import os
+import re
 import subprocess
 import sys
 import time
@@ -289,6 +290,13 @@ def test_every_phase_is_measured_on_one_thread_and_on_more(
     assert "with each kind on the better" in threads_by_phase.report(content)
 
 
+def test_scripts_that_need_the_recipes_find_them() -> None:
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        modules = re.findall(r"^(?:import|from) (\w+)", script.read_text(), re.MULTILINE)
+        if "launcher" in modules:
+            assert modules.index("_recipes") < modules.index("launcher"), script
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "options"),
@@ -296,7 +304,6 @@ def test_every_phase_is_measured_on_one_thread_and_on_more(
         ("rollout_throughput.py", ["--rows", "1000", "2000", "--horizons", "1", "--elites", "2"]),
         ("update_throughput.py", []),
         ("iteration.py", ["--eager"]),
-        ("threads_by_phase.py", ["--threads", "2"]),
         ("scaling.py", ["--eager"]),
     ],
 )
@@ -308,7 +315,7 @@ def test_scripts_run_and_write_what_they_measured(
     assert result.returncode == 0, result.stderr
     name = script.removesuffix(".py")
     content = json.loads((tmp_path / f"{name}.json").read_text())
-    assert content["machine"]["threads"] == (2 if script == "threads_by_phase.py" else 1)
+    assert content["machine"]["threads"] == 1
     assert content["machine"]["float32_matmul_precision"] == "high"
     assert content["machine"]["model_matmul_dtype"] == "bfloat16"
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
