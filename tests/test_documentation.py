@@ -59,7 +59,7 @@ def test_the_readme_s_results_are_those_of_the_report() -> None:
     with (ROOT / "docs/results/neorl2/results.csv").open() as file:
         runs = list(csv.DictReader(file))
     run, scores_here = runs[0], [float(run["score"]) for run in runs]
-    number = {4: "four", 5: "five"}[len(runs)]
+    number = ("one", "two", "three", "four", "five")[len(runs) - 1]
     mean, spread = statistics.mean(scores_here), statistics.pstdev(scores_here)
     rows = (ROOT / "rambo_trl/reporting/neorl2_scores.csv").read_text().splitlines()
     scores = csv.DictReader(row for row in rows if not row.startswith("#"))
@@ -78,6 +78,10 @@ def test_the_readme_s_results_are_those_of_the_report() -> None:
     *methods, last = others[0].split(", ")
     assert last == "published" and len(methods) > 3
     assert others[1] == ", ".join(f"{float(published[name.lower()]):.1f}" for name in methods)
+    for folder, name in (("hopper_v1", "the default, Hopper,"), ("halfcheetah_v1", "HalfCheetah")):
+        with (ROOT / f"docs/results/{folder}/results.csv").open() as file:
+            (run,) = csv.DictReader(file)
+        assert f"{name} ends at {float(run['score']):.1f}" in page
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
