@@ -103,7 +103,6 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     monitor = DivergenceMonitor(
         parts.max_abs_reward(data), cfg.agent.gamma, max_model_error=data_term.error_bound(run)
     )
-    adversarial_lr = cfg.model.adversarial_lr
     falls = cosine_decay(cfg.epochs) if cfg.model.adversarial_lr_decay == "cosine" else None
     updates_per_epoch = cfg.agent_updates + model_updates // cfg.model_updates_every
     # line 2: n_iter = cfg.epochs iterations
@@ -119,7 +118,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         # epochs 1, 1 + model_updates_every and so on
         if model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             if falls is not None:
-                set_rates(adversary.optimizer, [adversarial_lr * falls(epoch.number - 1)])
+                set_rates(adversary.optimizer, [adversary.lr * falls(epoch.number - 1)])
             with epoch.phase("model") as bar:
                 epoch.log(adversary.run(model_updates, bar), prefix="model_")
                 epoch.log(data_term.metrics())
