@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -297,23 +298,34 @@ def test_scripts_that_need_the_recipes_find_them() -> None:
             assert modules.index("_recipes") < modules.index("launcher"), script
 
 
+@pytest.fixture
+def torch_settings() -> Iterator[None]:
+    """What a script sets of torch is put back."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch itself, while it traces
+@pytest.mark.usefixtures("graphs_only", "torch_settings")
 @pytest.mark.parametrize(
-    ("script", "options"),
+    ("name", "options"),
     [
-        ("rollout_throughput.py", ["--rows", "1000", "2000", "--horizons", "1", "--elites", "2"]),
-        ("update_throughput.py", []),
-        ("iteration.py", ["--eager"]),
-        ("scaling.py", ["--eager"]),
+        ("rollout_throughput", ["--rows", "1000", "2000", "--horizons", "1", "--elites", "2"]),
+        ("update_throughput", []),
+        ("iteration", ["--eager"]),
+        ("scaling", ["--eager"]),
     ],
 )
 def test_scripts_run_and_write_what_they_measured(
-    script: str, options: list[str], tmp_path: Path
+    name: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*options, "--float32-matmul-precision", "high", "--bfloat16"]
-    result = run(script, "--quick", "--threads", "1", "--out", str(tmp_path), *options)
-    assert result.returncode == 0, result.stderr
-    name = script.removesuffix(".py")
+    small = ["--quick", "--threads", "1", "--out", str(tmp_path)]
+    numbers = ["--float32-matmul-precision", "high", "--bfloat16"]
+    monkeypatch.setattr(sys, "argv", [name, *small, *numbers, *options])
+    importlib.import_module(name).main()
     content = json.loads((tmp_path / f"{name}.json").read_text())
     assert content["machine"]["threads"] == 1
     assert content["machine"]["float32_matmul_precision"] == "high"
