@@ -18,7 +18,7 @@ from launcher.program import (
     cannot_write,
     refusing_bad_input,
 )
-from launcher.rehearsal import Rehearsing, is_rehearsal, rehearse, usable_cores
+from launcher.rehearsal import Rehearsing, is_rehearsal, rehearse
 from launcher.start import prepare
 from launcher.sweep import name_sweep, sweep_job
 from omegaconf import DictConfig, OmegaConf
@@ -96,7 +96,7 @@ def launch(
             with refusing_bad_input():
                 cfg, data, ending.folder = prepare(cfg, published=published, complete=complete)
             if cfg.threads is not None:  # torch's own choice knows what this process may use
-                torch.set_num_threads(min(cfg.threads, usable_cores()))
+                torch.set_num_threads(cfg.threads)
             torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
             keep_freed_memory()
             choose_gpu(cfg.device)

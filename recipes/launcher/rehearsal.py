@@ -56,8 +56,8 @@ _started: list[subprocess.Popen[bytes]] = []
 def rehearse(cfg: DictConfig, words: Sequence[str], num_rows: int) -> None:
     """Start the rehearsal of a new run where there are minutes and a core for it.
 
-    That is on a CPU of several cores, of which more than one is idle, while a model is fitted. It
-    ends by itself, or once the run has ended and what it compiles is complete.
+    That is on a CPU, of which a core is free, while a model is fitted. It ends by itself, or once
+    the run has ended and what it compiles is complete.
 
     Args:
         cfg: the run's settings.
@@ -66,15 +66,15 @@ def rehearse(cfg: DictConfig, words: Sequence[str], num_rows: int) -> None:
     """
     model = cfg.get("model")
     fitted = model is not None and "max_passes" in model
-    if not fitted or is_rehearsal() or not hasattr(os, "getloadavg"):
+    if not fitted or is_rehearsal() or not hasattr(os, "sched_getaffinity"):
         return
     passes = model.max_passes
     updates = model.max_updates if passes is None else passes * num_rows // model.batch_size
-    idle_cores = usable_cores() - os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0)) - os.getloadavg()[0]
     worthwhile = (
         cfg.compile
         and torch.device(cfg.device).type == "cpu"
-        and idle_cores > 1
+        and torch.get_num_threads() < cores
         and cfg.fitted_model is None
         and (updates or 0) >= _LONG_FIT
         and num_rows <= _MOST_ROWS
@@ -96,12 +96,6 @@ def rehearse(cfg: DictConfig, words: Sequence[str], num_rows: int) -> None:
         start_new_session=True,  # what is typed in the terminal is for the run
     )
     _started.append(process)  # Popen warns of one that is forgotten
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def is_rehearsal() -> bool:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launcher import rehearsal
 from launcher.command_line import compose_jobs
 from launcher.settings import check_config, method_settings, settle_budgets
@@ -26,6 +27,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     )
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     return commands
 
 
@@ -89,21 +91,14 @@ def test_none_of_methods_without_a_model_or_data_that_fill_the_memory(begun: lis
     assert not begun
 
 
-@pytest.mark.parametrize("load", [1.0, 1.5])
-def test_none_where_one_core_is_idle(
-    load: float, begun: list, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("load", "threads"), [(1.5, 1), (0.0, 2)])
+def test_none_where_no_core_is_free(
+    load: float, threads: int, begun: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     rehearsal.rehearse(composed("rambo"), (), 100_000)
     assert not begun
-
-
-def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
-    assert rehearsal.usable_cores() == 1
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert rehearsal.usable_cores() == 64
 
 
 def test_a_rehearsal_ends_between_functions_once_its_run_has(
