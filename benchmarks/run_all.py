@@ -1,7 +1,8 @@
 """The benchmarks, one after the other: python benchmarks/run_all.py.
 
 Options that all share, such as ``--threads``, are handed on; ``data_loading.py`` takes ``--out``
-alone. Without ``--peer`` there is no comparison. ``learning.py`` takes hours and is not among them.
+alone. Without ``--peer`` there is no comparison. ``learning.py`` takes hours, and
+``score_by_minute.py`` reads finished runs: they are not among them.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -20,12 +21,15 @@ import compare
 import pytest
 import run_all
 import scaling
+import score_by_minute
 import threads_by_phase
 import torch
 import update_throughput
 from measuring import Side, measure, measure_in_turns, measured_on
 from page import PAGES, put_in
 from workload import ODD_SIZES, Workload, hopper_like, sizes_of
+
+from rambo_trl.reporting.runs import find_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +158,30 @@ def test_threads_are_compared_phase_by_phase(tmp_path: Path) -> None:
     words = "2.1 minutes on one thread, 1.0 on 2, and 0.9 with each kind on the better"
     assert words in filled
     threads_by_phase.draw(content).savefig(tmp_path / "threads.png")
+
+
+def test_minutes_of_published_runs_are_those_of_their_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"likelihood": 0.01, "cloning": 0.03, "rollouts": 6.0, "sac": 0.01, "adversarial": 0}
+    counts = {"likelihood": 6000, "cloning": 2000, "rollouts": 60, "sac": 6000, "adversarial": 9}
+    times = {
+        "machine": {"cpu": "a CPU", "device": "cpu", "threads": 2, "torch": "9.9"},
+        "times_in_a_run": counts,
+        "results": {name: {"1": [s] * 3, "2": [9.0] * 3} for name, s in seconds.items()},
+    }
+    (tmp_path / "times.json").write_text(json.dumps(times))
+    hopper = ROOT / "docs" / "results" / "hopper_v1"
+    words = [str(hopper), "--times", str(tmp_path / "times.json"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["score_by_minute.py", *words])
+    score_by_minute.main()
+    text = "<!-- benchmark:score_by_minute -->\n<!-- end of benchmark:score_by_minute -->"
+    filled = put_in(text, tmp_path, tmp_path)
+    # a minute each of fit and cloning, then 60 epochs in 7 minutes
+    assert "| score after | 2.0 min | 2.6 min | 3.2 min |" in filled and "| 9.0 min |" in filled
+    runs = [run for run in find_runs([hopper])[0] if run.method == "RAMBO"]
+    last = statistics.fmean(run.metrics[-1]["score"] or 0.0 for run in runs)
+    assert f" | {last:.1f} | 64.3 |" in filled and "1 thread," in filled
 
 
 def test_sizes_that_double_the_cost_lie_between_the_measured_ones() -> None:
@@ -405,6 +433,6 @@ def test_one_command_runs_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
         run_all.main()
     scripts = (ROOT / "benchmarks").glob("*.py")
     reporting = {path.stem for path in scripts if "def report" in path.read_text()}
-    assert commands.keys() == reporting - {"learning"}  # which takes hours
+    assert commands.keys() == reporting - {"learning", "score_by_minute"}  # of trainings
     assert commands["compare"] == ["--out", "x", "--threads", "1", "--peer", "y"]
     assert commands["data_loading"] == ["--out", "x"]
