@@ -215,8 +215,10 @@ class Workload:
             compile=self.compile,
         )
         shape = (self.num_members, self.batch_size)
+        # what the fit draws, and no more
+        data = self.data.select(*self.world_model.in_keys, *self.world_model.out_keys)
         run = capture_on_gpu(step.__call__, self.compile)
-        return lambda: run(self.data[self._rows(shape)])
+        return lambda: run(data[self._rows(shape)])
 
     def cloning_step(self) -> Callable[[], Any]:
         """A step of behaviour cloning."""
