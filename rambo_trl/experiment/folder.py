@@ -38,7 +38,6 @@ LATER_SETTINGS = {
     "reward_scale": 1.0,
     "adversary_density": "mixture",
     **dict.fromkeys(("model.adversarial_batch_size", "model.likelihood_batch_size")),
-    "max_advantage_std": None,
     "episode_share": 1.0,
     "num_actions": 10,
     "cloning.episode_share": 1.0,

@@ -110,12 +110,6 @@ class AdversarialModelLoss(LossModule):
         normalize_advantage: standardise the advantage over the batch (published).
         advantage_clip: largest magnitude of the (standardised) advantage, so that no single
             row drives an update; None, the default, leaves it as it is.
-        max_advantage_std: where the advantage's standard deviation over the batch exceeds this, in
-            units of the reward, the standardised advantage is multiplied by their ratio; None, the
-            default, leaves it as it is. What a draw changes of the value is part of the advantage,
-            so that the standardised one lowers a step's worth by up to lambda of its standard
-            deviations: by more than there is to earn, where the model is uncertain or values vary
-            much from state to state. With a bound it is at most lambda times the bound.
         baseline: subtract Q(s, a); without it the gradient has the same mean and more
             variance (paper sec. 5.1).
         entropy_coeff: weight of the policy's entropy in s', estimated by one sample, that is
@@ -192,7 +186,6 @@ class AdversarialModelLoss(LossModule):
         gamma: float = 0.99,
         normalize_advantage: bool = True,
         advantage_clip: float | None = None,
-        max_advantage_std: float | None = None,
         baseline: bool = True,
         entropy_coeff: float = 0.0,
         per_dimension: bool = False,
@@ -211,11 +204,6 @@ class AdversarialModelLoss(LossModule):
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
         if advantage_clip is not None and not advantage_clip > 0:
             raise ValueError(f"advantage_clip must be positive or None, got {advantage_clip}")
-        if max_advantage_std is not None and not (max_advantage_std > 0 and normalize_advantage):
-            raise ValueError(
-                "max_advantage_std must be positive, and of an advantage that is normalized, or "
-                f"None, got {max_advantage_std}"
-            )
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
         self.world_model = world_model
@@ -227,7 +215,6 @@ class AdversarialModelLoss(LossModule):
         self.__dict__["qvalue_networks"] = critics
         self.normalize_advantage = normalize_advantage
         self.advantage_clip = advantage_clip
-        self.max_advantage_std = max_advantage_std
         self.baseline = baseline
         self.per_dimension = per_dimension
         self.entropy_coeff = entropy_coeff
@@ -389,14 +376,11 @@ class AdversarialModelLoss(LossModule):
         weight = functional.standardize(advantage) if self.normalize_advantage else advantage
         if self.advantage_clip is not None:
             weight = weight.clamp(-self.advantage_clip, self.advantage_clip)
-        std = advantage.std(correction=0)
-        if self.max_advantage_std is not None:
-            weight = weight * (self.max_advantage_std / std).clamp(max=1.0)
         log_prob = self.log_density(tensordict)
         loss = self._reduce_loss(self.adversarial_weight * weight * log_prob, tensordict=tensordict)
         metrics = {
             "advantage_mean": advantage.mean(),
-            "advantage_std": std,
+            "advantage_std": advantage.std(correction=0),
             "model_log_prob": log_prob.detach().mean(),
             "value": next_value.mean(),
             "qvalue": qvalue.mean(),

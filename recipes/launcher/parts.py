@@ -259,7 +259,6 @@ def make_adversarial_loss(
         adversarial_weight=adversarial_weight,
         gamma=cfg.agent.gamma,
         advantage_clip=cfg.advantage_clip,
-        max_advantage_std=cfg.max_advantage_std,
         density=cfg.adversary_density,
     )
 

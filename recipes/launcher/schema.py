@@ -340,7 +340,6 @@ class Rambo(ModelBasedWith[RamboAgent]):
     num_critics: Whole
     adversary_density: Literal["mixture", "member"]
     advantage_clip: Positive | None
-    max_advantage_std: Positive | None
     model_updates_every: Whole
     model_term: Literal["likelihood", "kl", "total_variation"]
     likelihood_budget: Positive | None
