@@ -1,7 +1,8 @@
 """What the quick schedule's minutes buy: python benchmarks/score_by_minute.py.
 
-The published runs' scores, the mean over the seeds of a data set, against the minutes that their
-updates take on one thread of an idle machine, as ``threads_by_phase.py`` has measured them.
+The published runs' scores, the mean over the seeds of a data set and settings, against the
+minutes that their updates take on one thread of an idle machine, as ``threads_by_phase.py`` has
+measured them.
 Training is seen on its way: the rates of a shorter run would have come to 0 by its end.
 """
 
@@ -17,7 +18,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from measuring import add_out, markdown_table, measured_on, save
 
-from rambo_trl.reporting.runs import Record, find_runs
+from rambo_trl.reporting.paper import RAMBO
+from rambo_trl.reporting.runs import Record, configurations, find_runs
 from rambo_trl.runtime.drawing import COLORS
 from rambo_trl.runtime.places import expand_home
 
@@ -73,10 +75,12 @@ def main() -> None:
     times = json.loads(args.times.read_text(encoding="utf-8"))
     results = {}
     for folder in args.folders:
-        runs = [run for run in find_runs([folder])[0] if run.method == "RAMBO"]
-        if not runs:
+        found = [c for c in configurations(find_runs([folder])[0]) if c.method == RAMBO]
+        if not found:
             parser.error(f"{folder} holds no finished run of RAMBO")
-        results[runs[0].results["dataset"]] = curve(runs)
+        for one in found:
+            settings = (f"{key}={value}" for key, value in one.differs.items())
+            results[", ".join((one.dataset, *settings))] = curve(one.runs)
     machine = {**times["machine"], "threads": 1}
     content = {"machine": machine, "minutes": minutes(times), "results": results}
     save(args.out, "score_by_minute", content, report, draw)
