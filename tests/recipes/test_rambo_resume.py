@@ -228,5 +228,5 @@ def kill_script() -> ModuleType:
 def test_kills_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("KILL_SEED", "0"))
     words = ("dataset=test/idp/tiny-v0",)
-    assert kill_script().kill_and_resume(2, seed, tmp_path, words) == 0
-    assert "2 of 2 resumed runs equal the undisturbed one" in capsys.readouterr().out
+    assert kill_script().kill_and_resume(3, seed, tmp_path, words) == 0
+    assert "3 of 3 resumed runs equal the undisturbed one" in capsys.readouterr().out
