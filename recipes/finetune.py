@@ -78,7 +78,9 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         settings, world_model, sac, cfg.adversarial_weight
     )
     data_term = DataTerm(settings, data, adversarial_loss)
-    model = parts.make_adversary(settings, env, adversarial_loss, real, data_term.loss)
+    model = parts.make_adversary(
+        settings, env, adversarial_loss, real, data_term.loss, data_term.after_update
+    )
 
     learned = parts.learned_or_none(termination)
     run.track(
@@ -92,6 +94,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         model_buffer=imagined,
         collector=collector,
         model=model,
+        value_budget=data_term.value_budget,
         online_rows=online,
         player=player,
     )
@@ -103,6 +106,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             world_model=world_model,
             agent_loss=sac,
             averaged_actor=averaged,
+            value_budget=data_term.value_budget,
             termination=learned,
         )
         if averaged is not None and not averaged.n_averaged:

@@ -87,6 +87,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         model=adversary,
         model_trust=data_term.trust,
         likelihood_budget=data_term.budget,
+        value_budget=data_term.value_budget,
         **collector.pretrained_parts,
     )
 

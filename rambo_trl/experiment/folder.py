@@ -48,6 +48,7 @@ LATER_SETTINGS = {
         ("early_share", "agent.actor_average", "agent.anchor_weight", "model.beta"), 0.0
     ),
     **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
+    "value_budget": None,
 }
 
 _CONFIG = "config.yaml"

@@ -10,12 +10,14 @@ from rambo_trl.objectives.mobile import MOBILELoss
 from rambo_trl.objectives.model_likelihood import EnsembleModelLoss
 from rambo_trl.objectives.model_trust import ModelTrustLoss
 from rambo_trl.objectives.rebrac import ReBRACLoss
+from rambo_trl.objectives.value_budget import ValueBudget
 
 __all__ = [
     "AdversarialModelLoss",
     "EnsembleModelLoss",
     "ModelTrustLoss",
     "LikelihoodBudget",
+    "ValueBudget",
     "BehaviourAnchorLoss",
     "COMBOLoss",
     "DeterministicBackupSACLoss",

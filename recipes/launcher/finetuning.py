@@ -73,6 +73,7 @@ def run_settings(cfg: DictConfig) -> DictConfig:
     """The offline run's settings, with those of fine-tuning in their place, for its parts."""
     settings = OmegaConf.create(OmegaConf.to_container(cfg.source, resolve=True))
     assert isinstance(settings, DictConfig)
+    settings = with_later_settings(settings, keys_of(SETTINGS["rambo"]))
     for key in set(leaf_keys(cfg)).intersection(leaf_keys(settings)):
         OmegaConf.update(settings, key, OmegaConf.select(cfg, key))
     for key, value in _PLAIN.items():

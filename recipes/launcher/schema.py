@@ -344,6 +344,7 @@ class Rambo(ModelBasedWith[RamboAgent]):
     model_term: Literal["likelihood", "kl", "total_variation"]
     likelihood_budget: Positive | None
     budget_lr: Positive
+    value_budget: Positive | None
     rollout_direction: Literal["forward", "reverse", "both"]
 
     @model_validator(mode="after")

@@ -44,6 +44,7 @@ from rambo_trl.objectives import (
     EnsembleModelLoss,
     LikelihoodBudget,
     ModelTrustLoss,
+    ValueBudget,
 )
 from rambo_trl.training.offline import cosine_decay
 
@@ -135,7 +136,7 @@ class DataTerm:
     As published, a likelihood term beside lambda times the adversarial one (Eq. 9). With
     ``model_term`` a distance to the fitted model takes its place (Eq. 8); with
     ``likelihood_budget`` lambda, the inverse of Eq. 7's multiplier, is adapted so that the term
-    rises by at most the budget.
+    rises by at most the budget, with ``value_budget`` so that values fall by at most that.
 
     Args:
         cfg: the configuration.
@@ -145,7 +146,8 @@ class DataTerm:
     Attributes:
         loss: the data term that is minimised.
         trust: the distance to the fitted model, or None.
-        budget: the rule that adapts lambda, or None.
+        budget: the rule that adapts lambda to Eq. 7, or None.
+        value_budget: the rule that adapts it to the values, or None.
     """
 
     def __init__(
@@ -156,10 +158,13 @@ class DataTerm:
         self._likelihood = EnsembleModelLoss(world_model, members="elites")
         self.trust: ModelTrustLoss | None = None
         self.budget: LikelihoodBudget | None = None
+        self.value_budget: ValueBudget | None = None
         if cfg.model_term != "likelihood":
             self.trust = ModelTrustLoss(world_model, divergence=cfg.model_term)
         if cfg.likelihood_budget is not None:
             self.budget = LikelihoodBudget(adversarial, cfg.likelihood_budget, lr=cfg.budget_lr)
+        elif cfg.value_budget is not None:
+            self.value_budget = ValueBudget(adversarial, cfg.value_budget)
         self.loss: TensorDictModuleBase = self.trust or self._likelihood
         rows = draw_rows(len(data), ERROR_ROWS)
         self._rows = data.transitions[rows].to(cfg.device)
@@ -177,9 +182,13 @@ class DataTerm:
 
     @property
     def after_update(self) -> Callable[[dict[str, Tensor]], object] | None:
-        """A step of lambda towards the budget (Eq. 7), where there is one."""
-        budget, key = self.budget, "loss_model" if self.trust is None else "trust_distance"
-        return None if budget is None else lambda metrics: budget.step(metrics[key])
+        """A step of lambda towards the budget, where there is one."""
+        key = "loss_model" if self.trust is None else "trust_distance"
+        if (budget := self.budget) is not None:
+            return lambda metrics: budget.step(metrics[key])
+        if (value_budget := self.value_budget) is not None:
+            return lambda metrics: value_budget.step(metrics["advantage_std"])
+        return None
 
     def model_error(self) -> Tensor:
         """The elites' mean squared error on fixed rows of the data; draws no random numbers.
@@ -204,8 +213,8 @@ class DataTerm:
     def metrics(self) -> dict[str, Any]:
         """The model's error, entry by entry, and lambda where it changes."""
         metrics: dict[str, Any] = {"model_error": self.model_error()}
-        if self.budget is not None:
-            metrics["model_lambda"] = float(self.budget.adversarial_loss.adversarial_weight)
+        if (budget := self.budget or self.value_budget) is not None:
+            metrics["model_lambda"] = float(budget.adversarial_loss.adversarial_weight)
         return metrics
 
 

@@ -70,6 +70,7 @@ SHARED = [
     "model_updates=3", "agent_updates=3", "rollout_length=9", "rollout_starts=7",
     "retained_epochs=2", "agent.critic_lr=1", "agent.actor_lr=1", "agent.gamma=0.5",
     "agent.real_fraction=0.1", "advantage_clip=2", "model_term=kl", "likelihood_budget=1",
+    "value_budget=9",
     "on_divergence=continue", "checkpoint_every=9", "run_dir=elsewhere", "evaluation.every=9",
 ]  # fmt: skip
 #: what decides the fit, the clone or what is measured of it

@@ -99,7 +99,7 @@ def test_the_defaults_are_the_papers(schedule: str) -> None:
     assert cfg.model.adversarial_batch_size is cfg.model.likelihood_batch_size is None
     assert cfg.model_updates_every == 1
     assert cfg.model_term == "likelihood"
-    assert cfg.likelihood_budget is None
+    assert cfg.likelihood_budget is cfg.value_budget is None
     assert cfg.rollout_direction == "forward"
     assert cfg.model_matmul_dtype == "float32"
     agent, critic = cfg.agent, ("layer_norm", "deterministic_backup", "regression_updates")
@@ -129,7 +129,7 @@ def test_the_models_term_is_what_the_adversary_is_held_to(
     else:
         assert isinstance(loss, ModelTrustLoss) and loss.divergence == term
         assert parts["model_trust"] is loss
-    assert parts["likelihood_budget"] is None
+    assert parts["likelihood_budget"] is parts["value_budget"] is None
 
 
 def test_a_trust_term_is_measured_from_the_fitted_model(tmp_path: Path) -> None:
@@ -249,10 +249,26 @@ def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
     assert resumed.rows == rows and resumed.run.progress["epoch"] == 4
 
 
+def test_a_value_budget_holds_lambda_and_is_resumed(tmp_path: Path) -> None:
+    words = ("value_budget=0.01", "epochs=3")
+    whole = Trained(tmp_path / "whole", *words)
+    rows = whole.rows
+    for row in rows:  # which has the mean of the epoch, where lambda has the running one
+        assert float(row["model_lambda"]) == pytest.approx(
+            0.01 / float(row["model_advantage_std"]), rel=0.5
+        )
+        assert float(row["model_lambda"]) < 0.1
+    saved = torch.load(whole.run.checkpoints.last, weights_only=True)["parts"]
+    assert saved.keys() == (USUAL - {"actor"}) | {"value_budget"}
+    Trained(tmp_path / "parts", words[0], "epochs=2")
+    resumed = Trained(tmp_path / "parts", *words)
+    assert resumed.rows == rows and resumed.run.progress["epoch"] == 3
+
+
 @pytest.mark.parametrize(
     "word",
     ["advantage_clip=0", "model_term=js", "model_updates_every=0", "num_critics=0",
-     "likelihood_budget=-1", "rollout_direction=back", "budget_lr=0"],
+     "likelihood_budget=-1", "value_budget=0", "rollout_direction=back", "budget_lr=0"],
 )  # fmt: skip
 def test_bad_values_are_refused(word: str) -> None:
     key, value = word.split("=")
@@ -284,8 +300,8 @@ def constrained(**settings: Any) -> tuple[DataTerm, EnsembleWorldModel]:
     torch.manual_seed(0)
     spec, model = Bounded(-1, 1, shape=(1,)), EnsembleWorldModel(2, 1, hidden_sizes=(8,))
     agent = SACLoss(make_actor(2, spec), make_qvalue(2, 1), action_spec=spec)
-    defaults = {"model_term": "likelihood", "likelihood_budget": None, "device": "cpu"}
-    cfg = OmegaConf.create({**defaults, "budget_lr": 0.1, **settings})
+    defaults = {"model_term": "likelihood", "likelihood_budget": None, "value_budget": None}
+    cfg = OmegaConf.create({**defaults, "budget_lr": 0.1, "device": "cpu", **settings})
     loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=0.1)
     return DataTerm(cfg, noise(), loss), model
 
@@ -394,3 +410,12 @@ def test_the_adversarys_rate_falls_by_the_epoch(
     Trained(tmp_path, "epochs=3", "model.adversarial_lr_decay=cosine")
     whole = configured().model.adversarial_lr
     assert rates == pytest.approx([whole, 0.75 * whole, 0.25 * whole])
+
+
+def test_a_likelihood_budget_takes_the_place_of_one_of_the_values() -> None:
+    data_term, _ = constrained(value_budget=0.5)
+    assert data_term.budget is None and data_term.after_update is not None
+    data_term.after_update({"advantage_std": torch.tensor(50.0)})
+    assert data_term.metrics()["model_lambda"] == pytest.approx(0.01)
+    data_term, _ = constrained(value_budget=0.5, likelihood_budget=0.5)
+    assert data_term.budget is not None and data_term.value_budget is None
