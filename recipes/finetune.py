@@ -77,10 +77,8 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     adversarial_loss = parts.make_adversarial_loss(
         settings, world_model, sac, cfg.adversarial_weight
     )
-    data_term = DataTerm(settings, data, adversarial_loss)
-    model = parts.make_adversary(
-        settings, env, adversarial_loss, real, data_term.loss, data_term.after_update
-    )
+    data_term = DataTerm(settings, data, adversarial_loss, env)
+    model = parts.make_adversary(settings, env, adversarial_loss, real, data_term.loss)
 
     learned = parts.learned_or_none(termination)
     run.track(
@@ -94,7 +92,6 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         model_buffer=imagined,
         collector=collector,
         model=model,
-        value_budget=data_term.value_budget,
         online_rows=online,
         player=player,
     )
@@ -106,7 +103,6 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
             world_model=world_model,
             agent_loss=sac,
             averaged_actor=averaged,
-            value_budget=data_term.value_budget,
             termination=learned,
         )
         if averaged is not None and not averaged.n_averaged:
@@ -140,7 +136,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
         if cfg.model_updates and (epoch.number - 1) % cfg.model_updates_every == 0:
             with epoch.phase("model") as bar:
                 epoch.log(model.run(cfg.model_updates, bar), prefix="model_")
-                epoch.log(data_term.metrics())
+                epoch.log(data_term.end_turn())
         with epoch.phase("rollouts"):
             epoch.log(parts.add_rollouts(imagined, collector.collect(), mixed.keys))
         with epoch.phase("agent") as bar:

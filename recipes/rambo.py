@@ -66,7 +66,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # standardised in each batch), and a data term, by default the likelihood of real transitions.
     # Their sum is Eq. 9; a ModelPhase minimises it on fresh rollouts
     adversarial_loss = parts.make_adversarial_loss(cfg, world_model, sac, cfg.adversarial_weight)
-    data_term = DataTerm(cfg, data, adversarial_loss)
+    data_term = DataTerm(cfg, data, adversarial_loss, env)
     adversary = parts.make_adversary(
         cfg, env, adversarial_loss, real, data_term.loss, after_update=data_term.after_update
     )
@@ -122,7 +122,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
                 set_rates(adversary.optimizer, [adversary.lr * falls(epoch.number - 1)])
             with epoch.phase("model") as bar:
                 epoch.log(adversary.run(model_updates, bar), prefix="model_")
-                epoch.log(data_term.metrics())
+                epoch.log(data_term.end_turn())
 
     epochs_done = run.progress["epoch"]
     return run.finish(

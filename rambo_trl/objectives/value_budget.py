@@ -1,112 +1,191 @@
-"""lambda from a budget for how far the adversary may lower the value of a step."""
+"""lambda from a budget for how far the model may lower the values of logged steps."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from rambo_trl.envs import EnsembleModelEnv
+from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
-from rambo_trl.objectives.density import device_of
 
-__all__ = ["ValueBudget"]
+__all__ = ["ValueBudget", "step_by_elite"]
 
 
 class ValueBudget(nn.Module):
-    r"""Hold lambda to where the adversary can lower the value of a step by a budget at most.
+    r"""Adapt lambda so that the model lowers the values of logged steps by a budget at most.
 
-    With advantages standardised in each batch lambda has no unit: what it does to the values grows
-    with the advantages' standard deviation :math:`\sigma`, which is small where the model is
-    certain. Against a likelihood term of weight one, lambda tilts the model's density by
-    :math:`\exp(-\lambda A / \sigma)`, which to first order lowers the expected advantage by
+    The adversary may change the model where the data say nothing (Eq. 7). How far it does so on
+    the data, in what matters to the agent, is
 
     .. math::
-        \lambda \, \operatorname{Var}(A \mid s, a) / \sigma \le \lambda \sigma
+        D = E_{(s, a) \sim D}\big[ E_{\hat T_{MLE}}[r + \gamma V(s')]
+        - E_{\hat T_\phi}[r + \gamma V(s')] \big]
 
-    in the mean over states and actions. So this rule sets, after every update of the model,
+    with the agent's current V, the fitted model :math:`\hat T_{MLE}` and the model
+    :math:`\hat T_\phi`. What one lambda does to it hangs on how certain the model is, so lambda
+    is adapted: call :meth:`step` after every turn of the adversary. With b the budget
 
     .. math::
-        \lambda = \min(\lambda_{\max}, b / \bar\sigma)
-
-    where :math:`\bar\sigma` is the running mean of the batches' :math:`\sigma`. A mean over batches
-    keeps the weight of rare batches, in which episodes end, as large as it was.
+        \log \lambda \leftarrow \log \lambda + \eta \max(-1, 1 - D / b).
 
     Args:
-        adversarial_loss: the loss whose ``adversarial_weight`` is set; its current value is
-            :math:`\lambda_{\max}`.
+        adversarial_loss: the loss whose ``adversarial_weight`` is set; its current value, which
+            must be positive, is the start.
+        env: of the loss's world model, an :class:`~rambo_trl.modules.EnsembleWorldModel`.
+        rows: logged steps [N] on which D is measured.
         budget: b, in the rewards' unit.
 
     Keyword Args:
-        decay: of the running mean, by update.
+        rate: :math:`\eta`.
+        min_weight: lambda's lower bound, above 0.
+        max_weight: its upper bound.
 
     Raises:
-        ValueError: if the budget is not positive and finite, ``decay`` lies outside of [0, 1), or
-            the loss does not standardise advantages.
+        TypeError: if the world model is no ``EnsembleWorldModel``.
+        ValueError: if the budget, the rate, a bound or the starting weight is out of its range.
 
-    The running mean is a buffer: after ``load_state_dict`` the adversarial loss has its lambda
-    back. For a budget in units of the likelihood see
+    The fitted model is a frozen copy of the world model as it is at construction; :meth:`anchor`
+    takes a new one. It and lambda are in the ``state_dict``: after ``load_state_dict`` the
+    adversarial loss has its lambda back. For a budget in units of the likelihood see
     :class:`~rambo_trl.objectives.LikelihoodBudget`.
+
+    Reference: https://arxiv.org/abs/2204.12581, Eq. 7; for model errors measured in values
+    Farahmand et al. 2017, https://proceedings.mlr.press/v54/farahmand17a.html
 
     Examples:
         >>> import torch
+        >>> from tensordict import TensorDict
         >>> from torchrl.data import Bounded
         >>> from torchrl.objectives import SACLoss
+        >>> from rambo_trl.envs import EnsembleModelEnv
         >>> from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
         >>> from rambo_trl.objectives import AdversarialModelLoss, ValueBudget
-        >>> spec = Bounded(-1, 1, shape=(1,))
+        >>> spec, model = Bounded(-1, 1, shape=(1,)), EnsembleWorldModel(3, 1)
+        >>> rows = TensorDict(observation=torch.randn(9, 3), action=spec.rand((9,)), batch_size=[9])
         >>> agent_loss = SACLoss(make_actor(3, spec), make_qvalue(3, 1), action_spec=spec)
-        >>> model = EnsembleWorldModel(3, 1)
-        >>> loss = AdversarialModelLoss.from_loss(model, agent_loss, adversarial_weight=0.3)
-        >>> budget = ValueBudget(loss, 1.0)
-        >>> weight = budget.step(torch.tensor(8.0))  # the loss's advantage_std
-        >>> torch.testing.assert_close(weight, torch.tensor(1 / 8))
+        >>> loss = AdversarialModelLoss.from_loss(model, agent_loss, adversarial_weight=0.1)
+        >>> env = EnsembleModelEnv(model, action_spec=spec, starts=rows)
+        >>> budget = ValueBudget(loss, env, rows, 0.1)
+        >>> budget.step()  # the model is still the fitted one
+        tensor(0.)
+        >>> loss.adversarial_weight > 0.1
+        tensor(True)
     """
 
     adversarial_loss: AdversarialModelLoss
-    mean_std: Tensor
+    env: EnsembleModelEnv
+    rows: TensorDictBase
+    log_weight: Tensor
 
     def __init__(
-        self, adversarial_loss: AdversarialModelLoss, budget: float, *, decay: float = 0.99
+        self,
+        adversarial_loss: AdversarialModelLoss,
+        env: EnsembleModelEnv,
+        rows: TensorDictBase,
+        budget: float,
+        *,
+        rate: float = 0.3,
+        min_weight: float = 1e-3,
+        max_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(budget) and budget > 0):
-            raise ValueError(f"budget must be positive and finite, got {budget}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        if not adversarial_loss.normalize_advantage:
-            raise ValueError(
-                "a value budget needs advantages that are standardised in each batch: give the "
-                "loss normalize_advantage=True"
+        model, start = adversarial_loss.world_model, float(adversarial_loss.adversarial_weight)
+        if not isinstance(model, EnsembleWorldModel):
+            raise TypeError(
+                f"a value budget needs an EnsembleWorldModel, got {type(model).__name__}"
             )
-        # not a submodule: the loss, and the world model in it, are saved elsewhere
-        self.__dict__["adversarial_loss"] = adversarial_loss
-        self.budget, self.decay = budget, decay
-        self.max_weight = float(adversarial_loss.adversarial_weight)
-        device = device_of(adversarial_loss.world_model)
-        self.register_buffer("mean_std", torch.tensor(math.nan, device=device))
+        for name, value in (("budget", budget), ("rate", rate)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        # tolerances, since the weight is stored in single precision
+        if not 0 < min_weight <= start * (1 + 1e-6) <= max_weight * (1 + 2e-6) < math.inf:
+            raise ValueError(
+                "with a value budget adversarial_weight must lie between 0 <"
+                f" min_weight={min_weight} and max_weight={max_weight} < inf, got {start}"
+            )
+        # no submodules: the loss, and the world model in it, are saved elsewhere
+        self.__dict__.update(adversarial_loss=adversarial_loss, env=env, rows=rows)
+        self.budget, self.rate = budget, rate
+        self._bounds = (math.log(min_weight), math.log(max_weight))
+        self.reference = copy.deepcopy(model).requires_grad_(False)
+        self.register_buffer("log_weight", torch.tensor(math.log(start), device=env.device))
         self.register_load_state_dict_post_hook(_restore_weight)
 
-    @torch.no_grad()
-    def step(self, advantage_std: Tensor) -> Tensor:
-        r"""Take the advantages of one update into the mean.
+    def anchor(self) -> None:
+        """Make the current world model the fitted one."""
+        self.reference.load_state_dict(self.adversarial_loss.world_model.state_dict())
 
-        Args:
-            advantage_std: :math:`\sigma` of the latest update, a scalar, in the rewards' unit.
+    @torch.no_grad()
+    def fall(self) -> Tensor:
+        """Measure D, a scalar in the rewards' unit; no random number is drawn."""
+        loss = self.adversarial_loss
+        observation, action = (self.rows.get(key) for key in loss.world_model.in_keys[:2])
+        before, after = (
+            step_by_elite(model, self.env, loss, observation, action)[2].mean()
+            for model in (self.reference, loss.world_model)
+        )
+        return before - after
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Adapt lambda to the model as it is now.
 
         Returns:
-            The new lambda, a scalar; no synchronisation takes place.
+            D, a scalar, in the rewards' unit.
         """
-        mean = torch.where(self.mean_std.isnan(), advantage_std, self.mean_std)
-        self.mean_std.copy_(mean.lerp(advantage_std.to(mean), 1 - self.decay))
-        return self._set_weight()
+        fall = self.fall()
+        # no further step where it is not finite
+        away = (1 - fall / self.budget).clamp(-1, None).nan_to_num(-1.0, posinf=-1.0)
+        self.log_weight.add_(self.rate * away).clamp_(*self._bounds)
+        self._set_weight()
+        return fall
 
-    def _set_weight(self) -> Tensor:
-        # not a number before the first update
-        weight = (self.budget / self.mean_std).nan_to_num(math.inf).clamp(max=self.max_weight)
-        self.adversarial_loss.adversarial_weight.copy_(weight)  # captured graphs keep reading it
-        return weight
+    def _set_weight(self) -> None:
+        self.adversarial_loss.adversarial_weight.copy_(self.log_weight.exp())
 
 
 def _restore_weight(budget: ValueBudget, incompatible_keys: object) -> None:
     budget._set_weight()
+
+
+@torch.no_grad()
+def step_by_elite(
+    world_model: EnsembleWorldModel,
+    env: EnsembleModelEnv,
+    loss: AdversarialModelLoss,
+    observation: Tensor,
+    action: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each elite promises for a step: the next state s', the reward r, and r + gamma V(s').
+
+    Each elite's mean is taken: no random number is drawn.
+
+    Args:
+        world_model: the model.
+        env: for its termination rule.
+        loss: for its critics, its policy and its discount factor.
+        observation: normalised, [B, observation_size].
+        action: [B, action_size].
+
+    Returns:
+        Next state [elites, B, observation_size], normalised; reward and value, each [elites, B].
+    """
+    mean, _ = world_model.predict(observation, action, world_model.elites)
+    elites, rows = mean.shape[:2]
+    observation, action = observation.repeat(elites, 1), action.repeat(elites, 1)
+    next_observation, reward = mean[..., :-1].flatten(0, 1), mean[..., -1:].flatten(0, 1)
+    terminated = env.is_terminal(observation, action, next_observation)
+    step = TensorDict(
+        observation=observation,
+        action=action,
+        next={"observation": next_observation, "reward": reward, "terminated": terminated},
+        batch_size=[elites * rows],
+    )
+    advantage, _, qvalue = loss.advantage(step)
+    value = advantage + qvalue  # Eq. 5's r + gamma V(s')
+    return mean[..., :-1], reward.view(elites, rows), value.view(elites, rows)

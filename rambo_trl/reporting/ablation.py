@@ -81,9 +81,9 @@ def _fit_alone(configuration: Configuration) -> bool:
     """Whether the model was fitted further without an adversary."""
     run = configuration.runs[0]
     weight = run.results.get("adversarial_weight")
-    # with a budget lambda is only where it starts
-    budget = run.settings.get("likelihood_budget")
-    return weight is not None and 0 < weight <= FIT_ALONE and budget is None
+    # with a budget lambda only starts there
+    adapted = any(run.settings.get(f"{what}_budget") for what in ("likelihood", "value"))
+    return weight is not None and 0 < weight <= FIT_ALONE and not adapted
 
 
 def _without_adversary(

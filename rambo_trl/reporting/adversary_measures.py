@@ -18,6 +18,7 @@ from rambo_trl.experiment.episodes import PlayedStep, rollout_episodes
 from rambo_trl.experiment.policy_path import imagined_rewards
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives import AdversarialModelLoss, EnsembleModelLoss
+from rambo_trl.objectives.value_budget import step_by_elite
 from rambo_trl.training.phases import ModelPhase
 
 #: a world model before and after adversarial training
@@ -26,44 +27,6 @@ Models = tuple[EnsembleWorldModel, EnsembleWorldModel]
 ROWS, STEPS, EPISODES, REPEATS = 2000, 11, 20, 20
 #: seed of the first real episode: no other part of a run uses it
 FIRST_SEED = 900_000_000
-
-
-@torch.no_grad()
-def step_by_elite(
-    world_model: EnsembleWorldModel,
-    env: EnsembleModelEnv,
-    loss: AdversarialModelLoss,
-    observation: Tensor,
-    action: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What each elite promises for a step: the next state s', the reward r, and r + gamma V(s').
-
-    Each elite's mean is taken: no random number is drawn.
-
-    Args:
-        world_model: the model.
-        env: for its termination rule.
-        loss: for its critics, its policy and its discount factor.
-        observation: normalised, [B, observation_size].
-        action: [B, action_size].
-
-    Returns:
-        Next state [elites, B, observation_size], normalised; reward and value, each [elites, B].
-    """
-    mean, _ = world_model.predict(observation, action, world_model.elites)
-    elites, rows = mean.shape[:2]
-    observation, action = observation.repeat(elites, 1), action.repeat(elites, 1)
-    next_observation, reward = mean[..., :-1].flatten(0, 1), mean[..., -1:].flatten(0, 1)
-    terminated = env.is_terminal(observation, action, next_observation)
-    step = TensorDict(
-        observation=observation,
-        action=action,
-        next={"observation": next_observation, "reward": reward, "terminated": terminated},
-        batch_size=[elites * rows],
-    )
-    advantage, _, qvalue = loss.advantage(step)
-    value = advantage + qvalue  # Eq. 5's r + gamma V(s')
-    return mean[..., :-1], reward.view(elites, rows), value.view(elites, rows)
 
 
 def quartiles(key: str, values: Tensor) -> dict[str, float]:

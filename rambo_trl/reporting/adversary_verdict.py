@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rambo_trl.data import OfflineDataset
 from rambo_trl.data.transitions import draw_rows
-from rambo_trl.reporting.adversary_measures import mode, step_by_elite
+from rambo_trl.objectives.value_budget import step_by_elite
+from rambo_trl.reporting.adversary_measures import mode
 from rambo_trl.training.gradient_step import set_rates
 from rambo_trl.training.phases import ModelPhase
 

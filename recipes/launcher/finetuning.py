@@ -30,6 +30,7 @@ _PLAIN = {
     "rollout_direction": "forward",
     "model_term": "likelihood",
     "likelihood_budget": None,
+    "value_budget": None,
 }
 
 

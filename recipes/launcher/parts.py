@@ -137,9 +137,9 @@ def make_buffers(
     """
     if real is None:
         real = make_real_buffer(data, torch.device(cfg.device))
-    imagined = make_replay_buffer(
-        cfg.retained_epochs * cfg.rollout_starts * cfg.rollout_length, torch.device(cfg.device)
-    )
+    rows = cfg.rollout_starts * cfg.rollout_length
+    rows += cfg.get("imagined_episodes", 0) * cfg.get("imagined_steps", 0)
+    imagined = make_replay_buffer(cfg.retained_epochs * rows, torch.device(cfg.device))
     mixed = RealModelReplayBuffer(
         real,
         imagined,

@@ -336,6 +336,8 @@ class Rambo(ModelBasedWith[RamboAgent]):
     refit: bool
     early_share: Annotated[float, Field(ge=0, lt=1)]
     early_steps: Whole
+    imagined_episodes: Annotated[int, Field(ge=0)]
+    imagined_steps: Whole
     adversarial_weight: NonNegative
     num_critics: Whole
     adversary_density: Literal["mixture", "member"]

@@ -136,12 +136,14 @@ class DataTerm:
     As published, a likelihood term beside lambda times the adversarial one (Eq. 9). With
     ``model_term`` a distance to the fitted model takes its place (Eq. 8); with
     ``likelihood_budget`` lambda, the inverse of Eq. 7's multiplier, is adapted so that the term
-    rises by at most the budget, with ``value_budget`` so that values fall by at most that.
+    rises by at most the budget; with ``value_budget`` so that the values of the data's steps fall
+    by at most that.
 
     Args:
         cfg: the configuration.
         data: the data; the model's error is measured on a fixed sample of its rows.
         adversarial: the adversarial loss, whose lambda the budget changes.
+        env: the model as an environment.
 
     Attributes:
         loss: the data term that is minimised.
@@ -151,7 +153,11 @@ class DataTerm:
     """
 
     def __init__(
-        self, cfg: DictConfig, data: OfflineDataset, adversarial: AdversarialModelLoss
+        self,
+        cfg: DictConfig,
+        data: OfflineDataset,
+        adversarial: AdversarialModelLoss,
+        env: EnsembleModelEnv,
     ) -> None:
         world_model = adversarial.world_model
         self._data, self._world_model = data, world_model
@@ -163,11 +169,11 @@ class DataTerm:
             self.trust = ModelTrustLoss(world_model, divergence=cfg.model_term)
         if cfg.likelihood_budget is not None:
             self.budget = LikelihoodBudget(adversarial, cfg.likelihood_budget, lr=cfg.budget_lr)
-        elif cfg.value_budget is not None:
-            self.value_budget = ValueBudget(adversarial, cfg.value_budget)
         self.loss: TensorDictModuleBase = self.trust or self._likelihood
         rows = draw_rows(len(data), ERROR_ROWS)
         self._rows = data.transitions[rows].to(cfg.device)
+        if cfg.value_budget is not None and cfg.adversarial_weight and self.budget is None:
+            self.value_budget = ValueBudget(adversarial, env, self._rows, cfg.value_budget)
 
     def record_fit(self, run: Run) -> None:
         """Record the fitted model's error; anchor the trust term or the budget. Once a run."""
@@ -176,19 +182,17 @@ class DataTerm:
         run.progress["fitted_error"] = self.model_error().tolist()
         if self.trust is not None:
             self.trust.anchor()
-        elif self.budget is not None:
+        if self.value_budget is not None:
+            self.value_budget.anchor()
+        if self.trust is None and self.budget is not None:
             with torch.no_grad():
                 self.budget.budget += self._likelihood(self._rows)["loss_model"]
 
     @property
     def after_update(self) -> Callable[[dict[str, Tensor]], object] | None:
-        """A step of lambda towards the budget, where there is one."""
-        key = "loss_model" if self.trust is None else "trust_distance"
-        if (budget := self.budget) is not None:
-            return lambda metrics: budget.step(metrics[key])
-        if (value_budget := self.value_budget) is not None:
-            return lambda metrics: value_budget.step(metrics["advantage_std"])
-        return None
+        """A step of lambda towards the budget (Eq. 7), where there is one."""
+        budget, key = self.budget, "loss_model" if self.trust is None else "trust_distance"
+        return None if budget is None else lambda metrics: budget.step(metrics[key])
 
     def model_error(self) -> Tensor:
         """The elites' mean squared error on fixed rows of the data; draws no random numbers.
@@ -210,12 +214,36 @@ class DataTerm:
             names=(*self._data.observation_names, "reward"),
         )
 
-    def metrics(self) -> dict[str, Any]:
-        """The model's error, entry by entry, and lambda where it changes."""
+    def end_turn(self) -> dict[str, Any]:
+        """End the adversary's turn: adapt lambda to the values.
+
+        Returns:
+            The model's error, entry by entry, and lambda where it changes.
+        """
         metrics: dict[str, Any] = {"model_error": self.model_error()}
+        if self.value_budget is not None:
+            metrics["model_value_fall"] = float(self.value_budget.step())
         if (budget := self.budget or self.value_budget) is not None:
             metrics["model_lambda"] = float(budget.adversarial_loss.adversarial_weight)
         return metrics
+
+
+class _WithinData(EnsembleModelEnv):
+    """A model whose states stay near the data, however many steps are taken in it."""
+
+    def stay_near(self, rows: TensorDictBase) -> None:
+        """Bound states by the data's range, by its width on either side.
+
+        Args:
+            rows: the data's, [N].
+        """
+        low, high = rows[self.keys.observation].aminmax(dim=0)
+        self.low, self.high = 2 * low - high, 2 * high - low
+
+    def transition(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the model's, the next state within the bounds."""
+        next_observation, reward, terminated = super().transition(observation, action)
+        return next_observation.clamp(self.low, self.high), reward, terminated
 
 
 class RolloutCollector:
@@ -225,6 +253,10 @@ class RolloutCollector:
     which the paper suggests as future work for AntMaze (sec. 6). They are taken in a backward
     model, which predicts the previous state, by a policy cloned from the data; with
     ``rollout_policy=random`` actions are random.
+
+    With ``imagined_episodes`` there are whole episodes besides, from the first states of the
+    data's, as MOReL has them (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): the policy
+    leaves the data in the course of an episode, and no rollout of k steps follows it there.
 
     Args:
         cfg: the configuration.
@@ -246,6 +278,17 @@ class RolloutCollector:
     ) -> None:
         self._cfg, direction = cfg, cfg.rollout_direction
         self.forward: ModelRolloutCollector | None = make_collector(cfg, env, actor)
+        self.episodes: ModelRolloutCollector | None = None
+        if cfg.imagined_episodes:
+            first = starts[early_rows(data.transitions, 1).to(starts.device)]
+            within = make_model_env(_WithinData, data, env.world_model, first, termination)
+            within.stay_near(starts)
+            self.episodes = ModelRolloutCollector(
+                within,
+                self.forward.policy,
+                num_starts=cfg.imagined_episodes,
+                horizon=cfg.imagined_steps,  # too many for one compiled graph
+            )
         self.reverse: ReverseRolloutCollector | None = None
         self.reverse_model: EnsembleWorldModel | None = None
         self.reverse_policy: Actor | None = None
@@ -273,7 +316,8 @@ class RolloutCollector:
 
     def collect(self) -> TensorDictBase:
         """One round of rollouts; flat TensorDict [valid transitions]."""
-        rounds = [c.collect() for c in (self.forward, self.reverse) if c is not None]
+        collectors = (self.forward, self.reverse, self.episodes)
+        rounds = [c.collect() for c in collectors if c is not None]
         return rounds[0] if len(rounds) == 1 else torch.cat(rounds)
 
     def pretrain(self, run: Run) -> None:

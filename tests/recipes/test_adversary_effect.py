@@ -28,6 +28,7 @@ from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.tensor_files import read_safetensors, write_safetensors
 from rambo_trl.modules import EnsembleWorldModel, make_actor, make_qvalue
 from rambo_trl.objectives import AdversarialModelLoss
+from rambo_trl.objectives.value_budget import step_by_elite
 from rambo_trl.reporting import adversary_measures, adversary_report
 from rambo_trl.reporting.adversary_measures import (
     credible_steps,
@@ -37,7 +38,6 @@ from rambo_trl.reporting.adversary_measures import (
     mode,
     off_the_data,
     real_rewards,
-    step_by_elite,
 )
 
 MakeRun = Callable[..., str]

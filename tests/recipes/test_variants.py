@@ -23,7 +23,8 @@ from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
 from rambo_trl.data import OfflineDataset
-from rambo_trl.data.returns import discounted_returns
+from rambo_trl.data.returns import discounted_returns, early_rows
+from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.experiment.checkpoint import seed_everything
 from rambo_trl.experiment.divergence import ModelErrorBound
 from rambo_trl.experiment.folder import RunFolder
@@ -249,20 +250,49 @@ def test_all_variants_at_once_and_resumed(tmp_path: Path) -> None:
     assert resumed.rows == rows and resumed.run.progress["epoch"] == 4
 
 
-def test_a_value_budget_holds_lambda_and_is_resumed(tmp_path: Path) -> None:
-    words = ("value_budget=0.01", "epochs=3")
+def test_a_value_budget_adapts_lambda_and_is_resumed(tmp_path: Path) -> None:
+    words = ("value_budget=0.001", "epochs=4")
     whole = Trained(tmp_path / "whole", *words)
-    rows = whole.rows
-    for row in rows:  # which has the mean of the epoch, where lambda has the running one
-        assert float(row["model_lambda"]) == pytest.approx(
-            0.01 / float(row["model_advantage_std"]), rel=0.5
-        )
-        assert float(row["model_lambda"]) < 0.1
+    rows, weight = whole.rows, 0.1  # where lambda starts
+    for row in rows:
+        weight *= math.exp(0.3 * max(-1.0, 1 - float(row["model_value_fall"]) / 0.001))
+        assert float(row["model_lambda"]) == pytest.approx(weight, rel=1e-4)
+    assert len({row["model_value_fall"] for row in rows}) == 4
     saved = torch.load(whole.run.checkpoints.last, weights_only=True)["parts"]
     assert saved.keys() == (USUAL - {"actor"}) | {"value_budget"}
+    reference = saved["value_budget"]["reference.weights.0"]
+    torch.testing.assert_close(reference, whole.fitted["weights.0"])
     Trained(tmp_path / "parts", words[0], "epochs=2")
     resumed = Trained(tmp_path / "parts", *words)
-    assert resumed.rows == rows and resumed.run.progress["epoch"] == 3
+    assert resumed.rows == rows and resumed.run.progress["epoch"] == 4
+
+
+def test_lambda_0_stays_0_whatever_the_budget(parts_of: Callable[..., Any]) -> None:
+    cfg = configured("value_budget=0.001", "adversarial_weight=0")
+    assert parts_of("rambo", cfg, noise()).parts["value_budget"] is None
+
+
+def test_whole_episodes_are_imagined_besides(tmp_path: Path) -> None:
+    plain = Trained(tmp_path / "plain")
+    words = ("imagined_episodes=3", "imagined_steps=40", "rollout_starts=10", "termination=none")
+    trained = Trained(tmp_path / "run", *words)
+    collector, data = trained.parts["collector"], noise().transitions
+    assert plain.parts["collector"].episodes is None
+    length = trained.parts["collector"].forward.horizon
+    assert int(trained.rows[0]["model_transitions"]) == 10 * length + 3 * 40
+    rows = collector.collect()[10 * length :].reshape(40, 3)
+    assert (rows["observation"][1:] == rows["next", "observation"][:-1]).all()
+    starts = rows["observation"][0]
+    first = data["observation"][early_rows(data, 1)]
+    assert (torch.cdist(starts, first).amin(dim=1) == 0).all()
+    # a model that runs away is held near the data
+    model = trained.parts["world_model"]
+    with torch.no_grad():
+        model.biases[-1][..., :2] += 100.0
+    observation = collector.collect()[10 * length :]["next", "observation"]
+    low, high = data["observation"].aminmax(dim=0)
+    assert ((observation - high - (high - low)) < 1e-5).all()
+    assert observation.max() > high.max()
 
 
 @pytest.mark.parametrize(
@@ -301,9 +331,11 @@ def constrained(**settings: Any) -> tuple[DataTerm, EnsembleWorldModel]:
     spec, model = Bounded(-1, 1, shape=(1,)), EnsembleWorldModel(2, 1, hidden_sizes=(8,))
     agent = SACLoss(make_actor(2, spec), make_qvalue(2, 1), action_spec=spec)
     defaults = {"model_term": "likelihood", "likelihood_budget": None, "value_budget": None}
-    cfg = OmegaConf.create({**defaults, "budget_lr": 0.1, "device": "cpu", **settings})
+    others = {"adversarial_weight": 0.1, "budget_lr": 0.1, "device": "cpu"}
+    cfg = OmegaConf.create({**defaults, **others, **settings})
     loss = AdversarialModelLoss.from_loss(model, agent, adversarial_weight=0.1)
-    return DataTerm(cfg, noise(), loss), model
+    env = EnsembleModelEnv(model, action_spec=spec, starts=noise().transitions)
+    return DataTerm(cfg, noise(), loss, env), model
 
 
 class Progress:
@@ -319,7 +351,7 @@ def test_what_the_model_is_held_to_was_measured_on_the_same_rows() -> None:
     drawn = torch.get_rng_state()
     data_term.record_fit(run)
     kept = run.progress["fitted_error"]
-    assert kept == data_term.model_error().tolist() == data_term.metrics()["model_error"].tolist()
+    assert kept == data_term.model_error().tolist() == data_term.end_turn()["model_error"].tolist()
     with torch.no_grad():  # as adversarial training does
         model.biases[-1].add_(1.0)
     run.progress["epoch"] = 1
@@ -358,10 +390,10 @@ def test_a_budget_begins_where_the_fit_ends() -> None:
     data_term.record_fit(Progress({"epoch": 0}))  # type: ignore[arg-type]
     assert float(budget.budget) == pytest.approx(0.5 + float(fitted), rel=1e-5)
     weight = float(budget.adversarial_loss.adversarial_weight)
-    assert data_term.metrics()["model_lambda"] == pytest.approx(weight)
+    assert data_term.end_turn()["model_lambda"] == pytest.approx(weight)
     assert data_term.after_update is not None
     data_term.after_update({"loss_model": fitted + 10.0})  # far beyond it
-    assert data_term.metrics()["model_lambda"] < weight
+    assert data_term.end_turn()["model_lambda"] < weight
     assert constrained()[0].after_update is None
 
 
@@ -413,9 +445,12 @@ def test_the_adversarys_rate_falls_by_the_epoch(
 
 
 def test_a_likelihood_budget_takes_the_place_of_one_of_the_values() -> None:
-    data_term, _ = constrained(value_budget=0.5)
-    assert data_term.budget is None and data_term.after_update is not None
-    data_term.after_update({"advantage_std": torch.tensor(50.0)})
-    assert data_term.metrics()["model_lambda"] == pytest.approx(0.01)
+    data_term, model = constrained(value_budget=0.5)
+    assert data_term.budget is None and data_term.after_update is None
+    with torch.no_grad():  # rewards fall by far more than the budget
+        model.biases[-1][..., 2] -= 10.0
+    metrics = data_term.end_turn()
+    assert metrics["model_value_fall"] > 5
+    assert metrics["model_lambda"] == pytest.approx(0.1 * math.exp(-0.3))
     data_term, _ = constrained(value_budget=0.5, likelihood_budget=0.5)
     assert data_term.budget is not None and data_term.value_budget is None
