@@ -25,6 +25,8 @@ from rambo_trl.runtime.places import expand_home
 
 CAPTION = "Score of the quick schedule on its way, by minute of one thread's updates"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+#: folders of the schedule's runs
+PUBLISHED = ("hopper_v1", "halfcheetah_v1", "walker2d_v1", "neorl2")
 TIMES = RESULTS.parent / "benchmarks" / "threads_by_phase.json"
 #: what comes before the first epoch; the other updates are an epoch's
 BEFORE = ("likelihood", "cloning")
@@ -66,7 +68,7 @@ def main() -> None:
         "folders",
         nargs="*",
         type=expand_home,
-        default=[RESULTS / name for name in ("hopper_v1", "halfcheetah_v1", "neorl2")],
+        default=[RESULTS / name for name in PUBLISHED],
         help="one for each data set, with finished runs of RAMBO in it",
     )
     parser.add_argument("--times", type=expand_home, default=TIMES, help="of threads_by_phase.py")

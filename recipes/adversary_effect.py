@@ -88,11 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     with busy("measuring the models before and after adversarial training"):
-        gamma = run.cfg.agent.gamma
+        gamma, weight = run.cfg.agent.gamma, run.adversary.adversarial_loss.adversarial_weight
         effect = {
             "seed": run.cfg.seed,
             "epoch": run.epoch,
-            "adversarial_weight": run.cfg.adversarial_weight,
+            # as training left it, where a budget adapts it
+            "adversarial_weight": float(f"{float(weight):.3g}"),
             **measure(run.adversary, run.fitted, run.data, gamma=gamma, horizon=options.horizon),
             "adversary": adversary_effect(run.adversary, run.data, gamma=gamma),
         }

@@ -79,19 +79,29 @@ def test_the_readme_s_results_are_those_of_the_report() -> None:
     *methods, last = others[0].split(", ")
     assert last == "published" and len(methods) > 3
     assert others[1] == ", ".join(f"{float(published[name.lower()]):.1f}" for name in methods)
-    for folder, name in (("hopper_v1", "the default, Hopper,"), ("halfcheetah_v1", "HalfCheetah")):
-        with (ROOT / f"docs/results/{folder}/results.csv").open() as file:
-            runs = list(csv.DictReader(file))
-        found: dict[str, list[float]] = {}
-        for run in runs:
-            words = f"with `{run['settings']}` at"
-            if run["settings"] in ("", "adversarial_weight=0.1"):  # the schedule's
-                words = f"{name} ends at"
-            if run["method"] == "RAMBO, lambda = 0":
-                words = "without an adversary at"
-            found.setdefault(words, []).append(float(run["score"]))
-        for words, of_settings in found.items():
-            assert f"{words} {statistics.mean(of_settings):.1f}" in " ".join(page.split())
+
+
+def test_the_readme_s_bundled_sets_are_those_of_their_reports() -> None:
+    with (ROOT / "docs/results/bundled_sets.csv").open() as file:
+        sets = {row["set"]: row for row in csv.DictReader(file)}
+    table = (ROOT / "README.md").read_text().split("| data | best episode")[1].split("\n\n")[0]
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in f"data | best episode{table}".splitlines()
+    )
+    shown = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(shown) == ["HalfCheetah", "Hopper", "Walker2d"]
+    for name, row in shown.items():
+        of_set = sets[f"bundled/{name.lower()}/medium-replay-v1"]
+        for column, key in (("best episode", "best"), ("best tenth cloned",) * 2):
+            assert row[column] == f"{float(of_set[key]):.1f}"
+        scores: dict[str, list[float]] = {}
+        with (ROOT / f"docs/results/{name.lower()}_v1/results.csv").open() as file:
+            for run in csv.DictReader(file):
+                assert (run["schedule"], run["epochs"]) == ("quick", "60")
+                scores.setdefault(run["method"], []).append(float(run["score"]))
+        cells = {key: f"{statistics.mean(of):.1f} ({len(of)})" for key, of in scores.items()}
+        assert {key: row[key] for key in header[3:] if row[key] != "-"} == cells
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
