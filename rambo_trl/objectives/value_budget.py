@@ -42,8 +42,8 @@ class ValueBudget(nn.Module):
 
     Keyword Args:
         rate: :math:`\eta`.
-        min_weight: lambda's lower bound, above 0.
-        max_weight: its upper bound.
+        min_weight: lambda's lower bound, above 0; by default 1e-3, or the start if that is less.
+        max_weight: its upper bound; by default 1, or the start if that is more.
 
     Raises:
         TypeError: if the world model is no ``EnsembleWorldModel``.
@@ -90,11 +90,13 @@ class ValueBudget(nn.Module):
         budget: float,
         *,
         rate: float = 0.3,
-        min_weight: float = 1e-3,
-        max_weight: float = 1.0,
+        min_weight: float | None = None,
+        max_weight: float | None = None,
     ) -> None:
         super().__init__()
         model, start = adversarial_loss.world_model, float(adversarial_loss.adversarial_weight)
+        min_weight = min(1e-3, start) if min_weight is None else min_weight
+        max_weight = max(1.0, start) if max_weight is None else max_weight
         if not isinstance(model, EnsembleWorldModel):
             raise TypeError(
                 f"a value budget needs an EnsembleWorldModel, got {type(model).__name__}"

@@ -91,7 +91,7 @@ def _without_adversary(
 ) -> Configuration | None:
     """The runs with lambda = 0 on the same data whose other settings are the same."""
     for other in others:
-        keys = {*configuration.differs, *other.differs} - {"adversarial_weight"}
+        keys = {*configuration.differs, *other.differs} - {"adversarial_weight", "value_budget"}
         mine, theirs = configuration.runs[0].settings, other.runs[0].settings
         if (
             (other.method, other.dataset, other.schedule)

@@ -89,7 +89,10 @@ def with_later_settings(saved: DictConfig, keys: Collection[str]) -> DictConfig:
 
 
 def settle_budgets(cfg: DictConfig, given: Collection[str]) -> None:
-    """Leave of each budget in updates and in passes the one that the command line asked for.
+    """Leave of settings that exclude each other the one that the command line asked for.
+
+    These are each budget in updates and in passes, and a schedule's budget for the values, to which
+    lambda is adapted, where a lambda is asked for.
 
     Raises:
         ValueError: if both were.
@@ -102,6 +105,10 @@ def settle_budgets(cfg: DictConfig, given: Collection[str]) -> None:
             )
         for key in set(pair).difference(asked).intersection(leaf_keys(cfg)) if asked else ():
             OmegaConf.update(cfg, key, None)
+    # without an adversary it has no effect: the ablation's settings stay those of the run itself
+    constant = "adversarial_weight" in given and "value_budget" not in given
+    if constant and cfg.get("adversarial_weight") and cfg.get("value_budget") is not None:
+        cfg.value_budget = None
 
 
 def shown(value: Any) -> str:

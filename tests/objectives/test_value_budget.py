@@ -131,3 +131,7 @@ def test_settings_are_checked() -> None:
             ValueBudget(loss, env, rows, **settings)
     with pytest.raises(ValueError, match="adversarial_weight"):
         ValueBudget(*parts(0.0), 1.0)
+    for weight in (1e-5, 3.0):  # a start beyond the bounds is one of them
+        loss, env, rows = parts(weight)
+        ValueBudget(loss, env, rows, 1.0).step()
+        assert loss.adversarial_weight.item() == pytest.approx(min(3.0, weight * math.exp(0.3)))

@@ -28,6 +28,15 @@ def composed(*words: str) -> DictConfig:
     return cfg
 
 
+def test_a_lambda_that_is_asked_for_is_kept() -> None:
+    assert composed().value_budget == 0.1
+    assert composed("adversarial_weight=0.3").value_budget is None
+    assert composed("adversarial_weight=3e-4").value_budget is None
+    assert composed("adversarial_weight=0.3", "value_budget=0.2").value_budget == 0.2
+    # without an adversary all other settings are as with it
+    assert composed("adversarial_weight=0").value_budget == 0.1
+
+
 def updates(cfg: DictConfig, rows: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
     """Updates of a fit and of cloning, and looks at the held-out rows."""
     kind = torch.rand(rows, 1)
