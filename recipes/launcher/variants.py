@@ -255,7 +255,8 @@ class RolloutCollector:
     ``rollout_policy=random`` actions are random.
 
     With ``imagined_episodes`` there are whole episodes besides, from the first states of the
-    data's, as MOReL has them (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): the policy
+    data's, as MOReL has them (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951), no longer
+    than the longest of these: the policy
     leaves the data in the course of an episode, and no rollout of k steps follows it there.
 
     Args:
@@ -283,11 +284,13 @@ class RolloutCollector:
             first = starts[early_rows(data.transitions, 1).to(starts.device)]
             within = make_model_env(_WithinData, data, env.world_model, first, termination)
             within.stay_near(starts)
+            lengths = [int(end - begin) for begin, end in data.whole_episodes]
             self.episodes = ModelRolloutCollector(
                 within,
                 self.forward.policy,
                 num_starts=cfg.imagined_episodes,
-                horizon=cfg.imagined_steps,  # too many for one compiled graph
+                # too many for one compiled graph
+                horizon=min(cfg.imagined_steps, max(lengths, default=cfg.imagined_steps)),
             )
         self.reverse: ReverseRolloutCollector | None = None
         self.reverse_model: EnsembleWorldModel | None = None

@@ -460,9 +460,9 @@ IN_ANTMAZE: dict[str, dict[str, float]] = {
 def test_published_values_hold_in_every_schedule_and_task(
     name: str, composed: Callable[..., DictConfig]
 ) -> None:
-    wanted = {"agent.gamma": 0.99, "agent.batch_size": 256, **PUBLISHED_VALUES[name]}
+    wanted = {"agent.batch_size": 256, **PUBLISHED_VALUES[name]}
     if name != "bc":  # which has no critics
-        wanted["agent.tau"] = 0.005
+        wanted = {"agent.gamma": 0.99, "agent.tau": 0.005, **wanted}
     schedules = [path.stem for path in (RECIPES / "config/schedule").glob("*.yaml")]
     assert len(schedules) >= 3
     tasks = {"hopper-medium-replay": {}, "d4rl-antmaze-medium-play": IN_ANTMAZE.get(name, {})}

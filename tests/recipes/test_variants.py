@@ -295,6 +295,16 @@ def test_whole_episodes_are_imagined_besides(tmp_path: Path) -> None:
     assert observation.max() > high.max()
 
 
+def test_imagined_episodes_are_no_longer_than_the_data_s(parts_of: Callable[..., Any]) -> None:
+    rows = noise().transitions[:30].clone()
+    rows["next", "observation"][:-1] = rows["observation"][1:]
+    rows["next", "terminated"][[19, 29]] = True
+    short = OfflineDataset(rows.exclude(("next", "done")), action_spec=noise().action_spec)
+    for steps, wanted in ((500, 20), (7, 7)):
+        cfg = configured("imagined_episodes=3", f"imagined_steps={steps}")
+        assert parts_of("rambo", cfg, short).parts["collector"].episodes.horizon == wanted
+
+
 @pytest.mark.parametrize(
     "word",
     ["advantage_clip=0", "model_term=js", "model_updates_every=0", "num_critics=0",
