@@ -86,7 +86,7 @@ class LikelihoodBudget(nn.Module):
         # tolerances, since the weight is stored in single precision
         if not 0 < min_weight <= start * (1 + 1e-6) <= max_weight * (1 + 2e-6) < math.inf:
             raise ValueError(
-                "with a likelihood budget adversarial_weight must lie between 0 <"
+                "with a budget adversarial_weight must lie between 0 <"
                 f" min_weight={min_weight} and max_weight={max_weight} < inf, got {start}"
             )
         # not a submodule: the loss, and the world model in it, are saved elsewhere

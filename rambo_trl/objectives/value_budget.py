@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rambo_trl.envs import EnsembleModelEnv
 from rambo_trl.modules import EnsembleWorldModel
 from rambo_trl.objectives.adversarial_model import AdversarialModelLoss
+from rambo_trl.objectives.likelihood_budget import LikelihoodBudget
 
 __all__ = ["ValueBudget", "step_by_elite"]
 
@@ -31,7 +32,9 @@ class ValueBudget(nn.Module):
     is adapted: call :meth:`step` after every turn of the adversary. With b the budget
 
     .. math::
-        \log \lambda \leftarrow \log \lambda + \eta \max(-1, 1 - D / b).
+        \log \lambda \leftarrow \log \lambda + \eta \max(-1, 1 - D / b),
+
+    the dual ascent of :class:`~rambo_trl.objectives.LikelihoodBudget` on another distance.
 
     Args:
         adversarial_loss: the loss whose ``adversarial_weight`` is set; its current value, which
@@ -51,8 +54,7 @@ class ValueBudget(nn.Module):
 
     The fitted model is a frozen copy of the world model as it is at construction; :meth:`anchor`
     takes a new one. It and lambda are in the ``state_dict``: after ``load_state_dict`` the
-    adversarial loss has its lambda back. For a budget in units of the likelihood see
-    :class:`~rambo_trl.objectives.LikelihoodBudget`.
+    adversarial loss has its lambda back.
 
     Reference: https://arxiv.org/abs/2204.12581, Eq. 7; for model errors measured in values
     Farahmand et al. 2017, https://proceedings.mlr.press/v54/farahmand17a.html
@@ -80,7 +82,6 @@ class ValueBudget(nn.Module):
     adversarial_loss: AdversarialModelLoss
     env: EnsembleModelEnv
     rows: TensorDictBase
-    log_weight: Tensor
 
     def __init__(
         self,
@@ -95,8 +96,6 @@ class ValueBudget(nn.Module):
     ) -> None:
         super().__init__()
         model, start = adversarial_loss.world_model, float(adversarial_loss.adversarial_weight)
-        min_weight = min(1e-3, start) if min_weight is None else min_weight
-        max_weight = max(1.0, start) if max_weight is None else max_weight
         if not isinstance(model, EnsembleWorldModel):
             raise TypeError(
                 f"a value budget needs an EnsembleWorldModel, got {type(model).__name__}"
@@ -104,19 +103,17 @@ class ValueBudget(nn.Module):
         for name, value in (("budget", budget), ("rate", rate)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        # tolerances, since the weight is stored in single precision
-        if not 0 < min_weight <= start * (1 + 1e-6) <= max_weight * (1 + 2e-6) < math.inf:
-            raise ValueError(
-                "with a value budget adversarial_weight must lie between 0 <"
-                f" min_weight={min_weight} and max_weight={max_weight} < inf, got {start}"
-            )
         # no submodules: the loss, and the world model in it, are saved elsewhere
         self.__dict__.update(adversarial_loss=adversarial_loss, env=env, rows=rows)
-        self.budget, self.rate = budget, rate
-        self._bounds = (math.log(min_weight), math.log(max_weight))
+        self.budget = budget
+        self.ascent = LikelihoodBudget(  # on D in units of the budget
+            adversarial_loss,
+            1.0,
+            lr=rate,
+            min_weight=min(1e-3, start) if min_weight is None else min_weight,
+            max_weight=max(1.0, start) if max_weight is None else max_weight,
+        )
         self.reference = copy.deepcopy(model).requires_grad_(False)
-        self.register_buffer("log_weight", torch.tensor(math.log(start), device=env.device))
-        self.register_load_state_dict_post_hook(_restore_weight)
 
     def anchor(self) -> None:
         """Make the current world model the fitted one."""
@@ -141,18 +138,9 @@ class ValueBudget(nn.Module):
             D, a scalar, in the rewards' unit.
         """
         fall = self.fall()
-        # no further step where it is not finite
-        away = (1 - fall / self.budget).clamp(-1, None).nan_to_num(-1.0, posinf=-1.0)
-        self.log_weight.add_(self.rate * away).clamp_(*self._bounds)
-        self._set_weight()
+        # down no faster than up, and so where it is not finite
+        self.ascent.step((fall / self.budget).nan_to_num(2.0, neginf=2.0).clamp(max=2.0))
         return fall
-
-    def _set_weight(self) -> None:
-        self.adversarial_loss.adversarial_weight.copy_(self.log_weight.exp())
-
-
-def _restore_weight(budget: ValueBudget, incompatible_keys: object) -> None:
-    budget._set_weight()
 
 
 @torch.no_grad()

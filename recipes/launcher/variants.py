@@ -180,11 +180,11 @@ class DataTerm:
         if run.progress["epoch"]:
             return
         run.progress["fitted_error"] = self.model_error().tolist()
-        if self.trust is not None:
-            self.trust.anchor()
         if self.value_budget is not None:
             self.value_budget.anchor()
-        if self.trust is None and self.budget is not None:
+        if self.trust is not None:
+            self.trust.anchor()
+        elif self.budget is not None:
             with torch.no_grad():
                 self.budget.budget += self._likelihood(self._rows)["loss_model"]
 
@@ -256,8 +256,8 @@ class RolloutCollector:
 
     With ``imagined_episodes`` there are whole episodes besides, from the first states of the
     data's, as MOReL has them (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951), no longer
-    than the longest of these: the policy
-    leaves the data in the course of an episode, and no rollout of k steps follows it there.
+    than the longest of these: the policy leaves the data in the course of an episode, and no
+    rollout of k steps follows it there.
 
     Args:
         cfg: the configuration.
