@@ -54,7 +54,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     actor = parts.make_policy(settings, data)
     critic = parts.make_critic(settings, data, layer_norm=settings.agent.layer_norm)
     loss = DeterministicBackupSACLoss if settings.agent.deterministic_backup else SACLoss
-    sac = parts.make_sac(loss, settings, data, actor, critic, num_qvalue_nets=settings.num_critics)
+    sac = parts.make_sac(loss, settings, data, actor, critic, **parts.sac_settings(settings, data))
     averaged = averaged_actor(settings, actor)
     agent = parts.make_agent_phase(
         settings, sac, **agent_variants(settings, data, sac, actor, averaged)

@@ -51,7 +51,7 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
 
     # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
     loss = DeterministicBackupSACLoss if cfg.agent.deterministic_backup else SACLoss
-    sac = parts.make_sac(loss, cfg, data, actor, critic, num_qvalue_nets=cfg.num_critics)
+    sac = parts.make_sac(loss, cfg, data, actor, critic, **parts.sac_settings(cfg, data))
     averaged = averaged_actor(cfg, actor)
     agent = parts.make_agent_phase(cfg, sac, **agent_variants(cfg, data, sac, actor, averaged))
 

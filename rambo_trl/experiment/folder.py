@@ -49,6 +49,7 @@ LATER_SETTINGS = {
     ),
     **dict.fromkeys(("model.max_updates", "model.holdout_every", "cloning.updates")),
     "value_budget": None,
+    "agent.target_entropy": -1.0,
 }
 
 _CONFIG = "config.yaml"

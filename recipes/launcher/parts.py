@@ -112,6 +112,12 @@ def make_sac(
     return sac
 
 
+def sac_settings(cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
+    """What of RAMBO's SAC can be set besides: the number of critics and the entropy aimed at."""
+    entropy = cfg.agent.target_entropy * data.action_size
+    return {"num_qvalue_nets": cfg.num_critics, "target_entropy": entropy}
+
+
 def make_agent_phase(cfg: DictConfig, sac: SACLoss, **settings: Any) -> AgentPhase:
     """Line 4 of Algorithm 1, with its optimisers and target networks."""
     return AgentPhase(

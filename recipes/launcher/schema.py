@@ -271,6 +271,7 @@ class ModelBased(ModelBasedWith[MixedAgent]):
 class RamboAgent(MixedAgent):
     """``agent.*`` of RAMBO."""
 
+    target_entropy: Annotated[float, Field(ge=-20, le=0.69)]  # that of uniform actions
     layer_norm: bool
     deterministic_backup: bool
     lr_decay: Literal["none", "cosine"]

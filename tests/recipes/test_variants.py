@@ -106,6 +106,7 @@ def test_the_defaults_are_the_papers(schedule: str) -> None:
     agent, critic = cfg.agent, ("layer_norm", "deterministic_backup", "regression_updates")
     others = ("critic_warmup", "actor_average", "anchor_weight")
     assert not any(agent[key] for key in (*critic, *others))
+    assert agent.target_entropy == -1.0
     assert agent.lr_decay == cfg.model.lr_decay == "none"
     assert cfg.model.adversarial_lr_decay == "none" and cfg.model.beta == 0
     assert cfg.cloning.episode_share == 1 and not cfg.refit and not cfg.early_share
@@ -308,7 +309,8 @@ def test_imagined_episodes_are_no_longer_than_the_data_s(parts_of: Callable[...,
 @pytest.mark.parametrize(
     "word",
     ["advantage_clip=0", "model_term=js", "model_updates_every=0", "num_critics=0",
-     "likelihood_budget=-1", "value_budget=0", "rollout_direction=back", "budget_lr=0"],
+     "likelihood_budget=-1", "value_budget=0", "rollout_direction=back", "budget_lr=0",
+     "agent.target_entropy=1"],
 )  # fmt: skip
 def test_bad_values_are_refused(word: str) -> None:
     key, value = word.split("=")
