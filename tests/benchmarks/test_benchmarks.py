@@ -19,6 +19,7 @@ from typing import Any
 
 import compare
 import pytest
+import quick_scores
 import run_all
 import scaling
 import score_by_minute
@@ -183,6 +184,28 @@ def test_minutes_of_published_runs_are_those_of_their_updates(
     runs = [run for run in find_runs([hopper])[0] if run.method == RAMBO]
     last = statistics.fmean(run.metrics[-1]["score"] or 0.0 for run in runs)
     assert f" | {last:.1f} | 64.3 |" in filled and "1 thread," in filled
+
+
+def test_the_table_of_scores_has_every_method_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [("RAMBO", 1, 40, 0.1), ("RAMBO", 0, 50, 0.1), ("RAMBO", 0, 20, 0), ("IQL", 0, 7, None)]
+    for number, (method, seed, score, weight) in enumerate(runs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        results = {
+            "method": method, "seed": seed, "score": score, "diverged": False, "epochs": 60,
+            "dataset": "bundled/hopper/medium-replay-v1", "schedule": "quick",
+            "behaviour_score": 11.0, "behaviour_score_best": 64.3, "adversarial_weight": weight,
+        }  # fmt: skip
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "config.yaml").write_text(f"adversarial_weight: {json.dumps(weight)}\n")
+    monkeypatch.setattr(sys, "argv", ["quick_scores.py", str(tmp_path), "--out", str(tmp_path)])
+    quick_scores.main()
+    text = "<!-- benchmark:quick_scores -->\n<!-- end of benchmark:quick_scores -->"
+    filled = put_in(text, tmp_path, tmp_path)
+    assert "| data | best episode | best tenth cloned | RAMBO | RAMBO, lambda = 0 | IQL |" in filled
+    assert "| 64.3 | 31.3 | 45.0 +- 5.0 (2) | 20.0 (1) | 7.0 (1) |" in filled
 
 
 def test_sizes_that_double_the_cost_lie_between_the_measured_ones() -> None:
@@ -441,6 +464,7 @@ def test_one_command_runs_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
         run_all.main()
     scripts = (ROOT / "benchmarks").glob("*.py")
     reporting = {path.stem for path in scripts if "def report" in path.read_text()}
-    assert commands.keys() == reporting - {"learning", "score_by_minute"}  # of trainings
+    of_trainings = {"learning", "quick_scores", "score_by_minute"}
+    assert commands.keys() == reporting - of_trainings
     assert commands["compare"] == ["--out", "x", "--threads", "1", "--peer", "y"]
     assert commands["data_loading"] == ["--out", "x"]
