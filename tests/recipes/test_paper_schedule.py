@@ -105,7 +105,8 @@ def test_a_value_of_the_schedule_reaches_what_it_is_for(
     cfg = composed(
         "schedule=paper", TASK, "rollout_length=3", "rollout_starts=70", "retained_epochs=2",
         "adversarial_weight=0.5", "agent.gamma=0.9", "agent.tau=0.25", "agent.critic_lr=1e-2",
-        "agent.actor_lr=2e-2", "agent.alpha_lr=3e-2", "agent.alpha_init=0.1", "agent.target_entropy=-2.5",
+        "agent.actor_lr=2e-2", "agent.alpha_lr=3e-2", "agent.alpha_init=0.1",
+        "agent.target_entropy=-2.5",
         "agent.real_fraction=0.25", "agent.batch_size=40", "model.batch_size=24",
         "model.adversarial_lr=4e-2", "num_critics=3", "advantage_clip=0.5",
         "model.adversarial_batch_size=32", "model.likelihood_batch_size=8",
