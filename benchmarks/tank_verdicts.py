@@ -42,7 +42,8 @@ BC = f"{SMALL} agent.actor_lr=3e-3 epochs=2"
 FREE = f"{SMALL} agent.actor_lr=2e-3 agent.critic_lr=2e-3 agent.tau=0.02 epochs=2"
 RAMBO = (
     f"{SMALL} termination=learned model.hidden_sizes=[64,64,64] model.max_updates=800 "
-    "model.holdout_every=400 model.lr=2e-3 cloning.updates=300 cloning.lr=3e-3 rollout_starts=1000"
+    "model.holdout_every=400 model.lr=2e-3 cloning.updates=300 cloning.lr=3e-3 rollout_starts=1000 "
+    "agent.gamma=0.99 imagined_episodes=0"  # all are judged with one discount factor
 )
 BARE = (
     "agent.regression_updates=0 agent.critic_warmup=0 agent.layer_norm=false agent.anchor_weight=0 "
@@ -54,8 +55,9 @@ POLICIES = {
     "rambo": (
         "rambo",
         "logs",
-        f"{RAMBO} epochs=3 agent_updates=150 model_updates=10 agent.regression_updates=300 "
-        "agent.critic_warmup=100 agent.critic_lr=2e-3 agent.actor_lr=1e-3",
+        f"{RAMBO} epochs=3 agent_updates=150 model_updates=10 adversarial_weight=0.1 "
+        "agent.regression_updates=300 agent.critic_warmup=100 agent.critic_lr=2e-3 "
+        "agent.actor_lr=1e-3",
     ),
     "iql": ("iql", "logs", f"{FREE} agent.value_lr=2e-3 agent_updates=300"),
     "bc": ("bc", "logs", f"{BC} agent_updates=200"),

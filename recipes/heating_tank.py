@@ -19,6 +19,7 @@ from pathlib import Path
 
 import launcher.starting  # noqa: F401
 import numpy as np
+from launcher.offline import NO_DISCOUNT
 from launcher.tank import (
     ACTIONS,
     DISCOUNTED_STEPS,
@@ -140,16 +141,18 @@ def is_right(
 
 def truth_of(run: Path, played: Played, logged: Played) -> Truth:
     """Compare a policy with the PI controllers on the same starts and disturbances."""
+    judged = (run / OFFLINE_VALUES_FILE).is_file()
+    values = OfflineValues.read(run) if judged else None
+    gamma = NO_DISCOUNT if values is None else values.gamma  # the report's
     truth = Truth(
         run.name,
         mean_of(played.returns),
         mean_of(played.returns - logged.returns),
-        mean_of(played.discounted - logged.discounted),
+        mean_of(played.discounted(gamma) - logged.discounted(gamma)),
         share_of(played.trips),
     )
-    if not (run / OFFLINE_VALUES_FILE).is_file():
+    if values is None:
         return truth
-    values = OfflineValues.read(run)
     label, estimate = verdict(values).label, values.difference("behaviour", "fqe")
     reported = (0.0, -np.inf, np.inf) if estimate is None else astuple(estimate)
     outside = values.checks["action_share_outside"] > MOST_OUTSIDE

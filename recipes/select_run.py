@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="by the policies' estimated values, or by the steadiness of mean Q (default: value)",
     )
     parser.add_argument(
+        "--gamma",
+        type=float,
+        help="discount factor of the values (default: the runs' own, the smallest if they differ)",
+    )
+    parser.add_argument(
         "--level",
         type=float,
         default=LEVEL,
@@ -54,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.window < 2:
             raise ValueError(f"--window must be at least 2, got {options.window}")
+        if options.gamma is not None and not 0 <= options.gamma < 1:
+            raise ValueError(f"--gamma must be at least 0 and less than 1, got {options.gamma}")
         if not 0 < options.level < 1:
             raise ValueError(f"--level must lie between 0 and 1, got {options.level}")
         runs, left_out = find_runs(options.runs)
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rule == "q":
             lines = select(_with_mean_q(runs), options.window, read_schedules())
         else:
-            known = values_of_runs(runs, again=options.again)
+            known = values_of_runs(runs, again=options.again, gamma=options.gamma)
             lines = select_by_value(known, read_schedules(), options.level)
     except (OSError, ValueError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)

@@ -183,26 +183,28 @@ class OfflineValues:
         """How much better the policy is; None where that is not known."""
         return self.differences.get(f"policy - {versus}", {}).get(method)
 
-    def write(self, folder: str | os.PathLike[str]) -> Path:
+    def write(self, folder: str | os.PathLike[str], name: str = OFFLINE_VALUES_FILE) -> Path:
         """Write them, with their verdict, into a run folder; returns the file."""
         content = {"format": _FORMAT, **asdict(self), "verdict": asdict(verdict(self))}
         content["samples"] = {
             who: {"by_start": x.by_start.tolist(), "by_member": x.by_member.tolist()}
             for who, x in self.samples.items()
         }
-        path = Path(folder) / OFFLINE_VALUES_FILE
+        path = Path(folder) / name
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         return path
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> OfflineValues:
+    def read(
+        cls, folder: str | os.PathLike[str], name: str = OFFLINE_VALUES_FILE
+    ) -> OfflineValues:
         """Read what :meth:`write` wrote.
 
         Raises:
             FileNotFoundError: if the folder has none.
             ValueError: if it is of another version.
         """
-        path = Path(folder) / OFFLINE_VALUES_FILE
+        path = Path(folder) / name
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} is of another version: measure it again")

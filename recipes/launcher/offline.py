@@ -20,7 +20,10 @@ from rambo_trl.reporting.offline_evaluation import OfflineEvaluation
 from rambo_trl.reporting.offline_values import OFFLINE_VALUES_FILE, Method, OfflineValues
 from rambo_trl.training.pretraining import clone_behaviour
 
-__all__ = ["cloned_policy", "offline_values"]
+__all__ = ["NO_DISCOUNT", "cloned_policy", "discount_of", "offline_values"]
+
+#: with what a policy is valued whose training has no discount factor
+NO_DISCOUNT = 0.99
 
 
 def offline_values(
@@ -31,6 +34,7 @@ def offline_values(
     evaluation: OfflineEvaluation | None = None,
     confidence: float = 0.9,
     fit: Mapping[str, Any] | None = None,
+    name: str = OFFLINE_VALUES_FILE,
 ) -> OfflineValues:
     """Read what was measured for a run, or measure it and write it into the run folder.
 
@@ -40,17 +44,18 @@ def offline_values(
     Keyword Args:
         again: measure in any case.
         run: the run, where it has been read already.
-        evaluation: of the run's data with its discount factor, so that runs on the same data share
-            the evaluation of the behaviour; see
+        evaluation: of the run's data, so that runs on the same data share the evaluation of the
+            behaviour; by default one with the run's discount factor. See
             :class:`~rambo_trl.reporting.offline_evaluation.OfflineEvaluation`.
         confidence: of the intervals, where there is no ``evaluation``.
         fit: arguments of fitted Q evaluation, likewise.
+        name: of the file in the run folder.
 
     Raises:
         OSError, ValueError: one line on what is missing or does not fit.
     """
-    if not again and (path / OFFLINE_VALUES_FILE).is_file():
-        return OfflineValues.read(path)
+    if not again and (path / name).is_file():
+        return OfflineValues.read(path, name)
     run = run or load_saved(path)
     cfg, data = run.cfg, run.data
     if evaluation is None:
@@ -72,14 +77,14 @@ def offline_values(
         left_out["adversarial_model"] = "the run had no adversary"
     clone = cloned_policy(path, cfg, data)
     values = evaluation.measure(run.actor, clone=clone, models=models, env=env, left_out=left_out)
-    values.write(path)
+    values.write(path, name)
     return values
 
 
 def discount_of(cfg: DictConfig) -> float:
-    """A run's discount factor; that of the other methods where cloning alone needs none."""
+    """A run's discount factor; that of most methods where cloning alone needs none."""
     agent = cfg.get("agent") or {}
-    return float(agent.get("gamma") or cfg.get("gamma") or 0.99)
+    return float(agent.get("gamma") or cfg.get("gamma") or NO_DISCOUNT)
 
 
 def cloned_policy(path: Path, cfg: DictConfig, data: OfflineDataset) -> Actor | None:

@@ -22,8 +22,8 @@ Number = float | Array
 Pair = tuple[Number, Number]
 
 STEP_S, STEPS = 20, 200  #: of the controller, and of a batch
-#: of the reports; so many steps are played for a discounted return, 0.7 % of it is cut off
-GAMMA, DISCOUNTED_STEPS = 0.99, 500
+#: so many steps are played for a discounted return: with 0.995 a step, 0.7 % of it is cut off
+DISCOUNTED_STEPS = 1000
 #: what is measured, and what is set
 OBSERVATIONS = ("tank_C", "element_C", "inlet_C", "ambient_C", "demand_l_s")
 ACTIONS = ("power_W", "flow_l_s")
@@ -215,17 +215,21 @@ class Played:
 
     Attributes:
         returns: summed rewards of a batch.
-        discounted: the discounted return, of a batch that goes on for ``DISCOUNTED_STEPS``.
+        rewards: of each step, those beyond a batch's included, [steps, batches]; 0 behind a trip.
         trips: whether the plant tripped within the batch.
         readings: observations [steps + 1, batches, 5], NaN behind the end.
         actions: [steps, batches, 2].
     """
 
     returns: Array
-    discounted: Array
+    rewards: Array
     trips: Bools
     readings: Array
     actions: Array
+
+    def discounted(self, gamma: float) -> Array:
+        """The discounted returns of batches that go on for all the steps that were played."""
+        return gamma ** np.arange(len(self.rewards)) @ self.rewards
 
 
 def play(controller: Callable[[Array], Array], *, batches: int, seed: int, steps: int) -> Played:
@@ -246,7 +250,7 @@ def play(controller: Callable[[Array], Array], *, batches: int, seed: int, steps
     earned = np.stack(rewards)
     return Played(
         returns=earned[:STEPS].sum(axis=0),
-        discounted=GAMMA ** np.arange(steps) @ earned,
+        rewards=earned,
         trips=np.logical_or.reduce(trips[:STEPS]),
         readings=np.stack(readings),
         actions=np.stack(actions),

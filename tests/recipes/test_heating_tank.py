@@ -25,6 +25,8 @@ from launcher.tank import (
 )
 from scipy.integrate import solve_ivp
 
+from rambo_trl.reporting.offline_values import OfflineValues
+
 PLANT = Plant()
 
 
@@ -107,6 +109,23 @@ def test_policies_meet_the_same_starts_and_disturbances() -> None:
     np.testing.assert_array_equal(hot.readings[0], cold.readings[0])
     np.testing.assert_array_equal(hot.readings[..., 2:], cold.readings[..., 2:])
     assert (hot.readings[-1, :, 0] > cold.readings[-1, :, 0] + 2).all()
+
+
+def test_the_truth_is_discounted_as_the_report_is(tmp_path: Path) -> None:
+    hot, cold = (
+        play(lambda x, p=power: np.tile([p, 0.03], (len(x), 1)), batches=3, seed=5, steps=20)
+        for power in (9_000.0, 0.0)
+    )
+    gains = {}
+    for gamma in (0.9, 0.99):
+        checks = {"action_share_outside": 0.0}
+        values = OfflineValues("d", gamma, 0.9, 1.0, {}, {}, {}, checks=checks)
+        values.write(tmp_path)
+        gains[gamma] = heating_tank.truth_of(tmp_path, hot, cold).discounted_gain[0]
+        weights = gamma ** np.arange(20)
+        expected = (weights[:, None] * (hot.rewards - cold.rewards)).sum(axis=0).mean()
+        assert gains[gamma] == pytest.approx(expected)
+    assert abs(gains[0.99]) > 1.5 * abs(gains[0.9])
 
 
 def test_a_log_has_named_columns_times_gaps_and_missing_readings(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import select_run
 from launcher import valuing
-from omegaconf import OmegaConf
 
-from rambo_trl.reporting.offline_values import OfflineValues, Samples
+from rambo_trl.reporting.offline_values import OFFLINE_VALUES_FILE, OfflineValues, Samples
 from rambo_trl.reporting.runs import Record, configurations, find_runs
 from rambo_trl.reporting.selection import rank, rank_by_return, why_discarded, window_of
 
@@ -188,7 +187,14 @@ def test_bad_input_is_one_line(
         assert captured.out == "" and line.startswith("error: ") and expected in line
 
 
-def valued(path: str, by_member: Sequence[float], *, gamma: float = 0.99, starts: int = 9) -> str:
+def valued(
+    path: str,
+    by_member: Sequence[float],
+    *,
+    gamma: float = 0.99,
+    starts: int = 9,
+    name: str = OFFLINE_VALUES_FILE,
+) -> str:
     """A run whose policy has been valued; its policy is not read."""
     folder = Path(path)
     (folder / "policy.safetensors").touch()
@@ -197,8 +203,51 @@ def valued(path: str, by_member: Sequence[float], *, gamma: float = 0.99, starts
         "policy": Samples(np.full(starts, member.mean()), member),
         "behaviour": Samples(np.full(starts, 10.0), np.array([9.0, 10.0, 11.0])),
     }
-    OfflineValues("d", gamma, 0.9, 1.0, {}, {}, {}, samples=samples).write(folder)
+    OfflineValues("d", gamma, 0.9, 1.0, {}, {}, {}, samples=samples).write(folder, name)
     return path
+
+
+class Saved:
+    """A run that has been read."""
+
+    data = object()
+
+
+class Evaluation:
+    """What values runs on the same data."""
+
+    def __init__(self, data: object, *, gamma: float) -> None:
+        self.data, self.gamma = data, gamma
+
+
+class Stub:
+    """Values runs at once, and notes which; one in a folder ``torn`` cannot be read."""
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[str, Evaluation]] = []
+        self.read: list[Saved | None] = []
+
+    def load(self, path: Path, other: Saved | None) -> Saved:
+        self.read.append(other)
+        if path.name == "torn":
+            raise FileNotFoundError("no checkpoint")
+        return Saved()
+
+    def measure(
+        self, path: Path, *, again: bool, run: Saved, evaluation: Evaluation, name: str
+    ) -> None:
+        self.measured.append((path.name, evaluation))
+        valued(str(path), (1.0, 1.5, 2.0), gamma=evaluation.gamma, name=name)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """In the place of fitted Q evaluation."""
+    stub = Stub()
+    monkeypatch.setattr(valuing, "load_saved", stub.load)
+    monkeypatch.setattr(valuing, "OfflineEvaluation", Evaluation)
+    monkeypatch.setattr(valuing, "offline_values", stub.measure)
+    return stub
 
 
 def test_the_choice_goes_by_the_values_that_are_there(
@@ -231,50 +280,38 @@ def test_values_of_different_kinds_are_not_compared(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = valued(make_run(tmp_path / "a"), (1.0, 2.0))
-    for folder, kind, expected in (
-        ("b", {"gamma": 0.9}, "discount by 0.9 and 0.99"),
-        ("c", {"starts": 7}, "different held-out episodes: give --again"),
-    ):
-        other = valued(make_run(tmp_path / folder), (1.0, 2.0), **kind)
-        assert select_run.main([one, other]) == 2
-        assert expected in capsys.readouterr().err
+    other = valued(make_run(tmp_path / "b"), (1.0, 2.0), starts=7)
+    assert select_run.main([one, other]) == 2
+    assert "different held-out episodes: give --again" in capsys.readouterr().err
+
+
+def test_runs_with_other_discount_factors_are_valued_with_one(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], stub: Stub
+) -> None:
+    for name, gamma, weight in (("a", 0.99, 1.0), ("b", 0.995, 2.0)):
+        settings = {"agent": {"gamma": gamma}, "adversarial_weight": weight}
+        valued(make_run(tmp_path / name, settings=settings), (1.0, 1.5, 2.0), gamma=gamma)
+    own = (tmp_path / "b/offline_values.json").read_bytes()
+    valued(make_run(tmp_path / "clone", method="BC"), (1.0, 1.5, 2.0))  # has no discount factor
+    assert select_run.main([str(tmp_path)]) == 0
+    assert "discount by 0.99 and 0.995: all are valued with 0.99 (" in capsys.readouterr().err
+    assert [(name, e.gamma) for name, e in stub.measured] == [("b", 0.99)]
+    assert (tmp_path / "b/offline_values.json").read_bytes() == own  # the report's stays
+    assert select_run.main([str(tmp_path)]) == 0 and len(stub.measured) == 1
+    assert select_run.main([str(tmp_path), "--gamma", "0.995"]) == 0
+    assert [name for name, _ in stub.measured[1:]] == ["a", "clone"]
+    assert select_run.main([str(tmp_path), "--gamma", "1"]) == 2
+    assert "--gamma must be" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_measured_once(
-    make_run: MakeRun,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], stub: Stub
 ) -> None:
-    data, measured, read = object(), [], []
-
-    class Saved:
-        cfg = OmegaConf.create({"agent": {"gamma": 0.99}})
-
-        def __init__(self) -> None:
-            self.data = data
-
-    class Evaluation:
-        def __init__(self, given: object, *, gamma: float) -> None:
-            self.data, self.gamma = given, gamma
-
-    def load(path: Path, other: Saved | None) -> Saved:
-        read.append(other)
-        if path.name == "torn":
-            raise FileNotFoundError("no checkpoint")
-        return Saved()
-
-    def measure(path: Path, *, again: bool, run: Saved, evaluation: Evaluation) -> None:
-        measured.append((path.name, evaluation))
-        valued(str(path), (1.0, 1.5, 2.0))
-
-    monkeypatch.setattr(valuing, "load_saved", load)
-    monkeypatch.setattr(valuing, "OfflineEvaluation", Evaluation)
-    monkeypatch.setattr(valuing, "offline_values", measure)
     valued(make_run(tmp_path / "a"), (1.0, 1.5, 2.0))
     for name in ("b", "c", "torn"):
         (Path(make_run(tmp_path / name, settings={"tau": name})) / "policy.safetensors").touch()
     assert select_run.main([str(tmp_path)]) == 0
+    measured, read = stub.measured, stub.read
     assert [name for name, _ in measured] == ["b", "c"]
     # the data are read and the behaviour is valued once
     assert measured[0][1] is measured[1][1] and isinstance(read[1], Saved)
