@@ -325,8 +325,8 @@ def limit_on(content: Mapping[str, Any]) -> str:
         return ""
     rate = content["matmul_flop_per_second"] / 1e9
     return (
-        f" Large matrix products reach {rate:.0f} GFLOP/s, at which a row's products alone would "
-        "take the time given: the share of it in ours is what is reached."
+        f" Large matrix products reach {rate:.0f} GFLOP/s. *Products alone* is what a row's matrix "
+        "products would take at that rate; *reached* is their share of our time."
     )
 
 

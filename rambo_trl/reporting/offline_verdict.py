@@ -125,7 +125,7 @@ def verdict(values: Values) -> Verdict:
     return Verdict("not better", sentence, (), (_TRIAL,))
 
 
-_TRIAL = "a short supervised trial of the policy beside the logged controller would settle it"
+_TRIAL = "a short supervised trial of the policy beside the logged controller"
 
 
 def _second_opinion(values: Values) -> tuple[Interval | None, str]:

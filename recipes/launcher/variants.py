@@ -280,7 +280,7 @@ class RolloutCollector:
         self._cfg, direction = cfg, cfg.rollout_direction
         self.forward: ModelRolloutCollector | None = make_collector(cfg, env, actor)
         self.episodes: ModelRolloutCollector | None = None
-        if cfg.imagined_episodes:
+        if cfg.imagined_episodes and direction != "reverse":
             first = starts[early_rows(data.transitions, 1).to(starts.device)]
             within = make_model_env(_WithinData, data, env.world_model, first, termination)
             within.stay_near(starts)

@@ -304,6 +304,8 @@ def test_imagined_episodes_are_no_longer_than_the_data_s(parts_of: Callable[...,
     for steps, wanted in ((500, 20), (7, 7)):
         cfg = configured("imagined_episodes=3", f"imagined_steps={steps}")
         assert parts_of("rambo", cfg, short).parts["collector"].episodes.horizon == wanted
+    words = ("imagined_episodes=3", "rollout_direction=reverse", "adversarial_weight=0")
+    assert parts_of("rambo", configured(*words), short).parts["collector"].episodes is None
 
 
 @pytest.mark.parametrize(
