@@ -195,9 +195,7 @@ class OfflineValues:
         return path
 
     @classmethod
-    def read(
-        cls, folder: str | os.PathLike[str], name: str = OFFLINE_VALUES_FILE
-    ) -> OfflineValues:
+    def read(cls, folder: str | os.PathLike[str], name: str = OFFLINE_VALUES_FILE) -> OfflineValues:
         """Read what :meth:`write` wrote.
 
         Raises:

@@ -61,6 +61,9 @@ def with_settings_of_run(cfg: DictConfig) -> DictConfig:
     if cfg.agent.anchor_weight is None:  # it goes on where the offline run's ended
         held = source.agent
         cfg.agent.anchor_weight = held.anchor_final if held.anchor_weight else 0.0
+    if cfg.adversarial_weight is None:  # so does lambda, where a budget adapted it
+        adapted = [row.get("model_lambda") for row in folder.read_metrics()]
+        cfg.adversarial_weight = next((x for x in reversed(adapted) if x is not None), None)
     own = OmegaConf.load(CONFIG_DIR / "finetune.yaml")
     assert isinstance(own, DictConfig)
     for key in set(leaf_keys(own)).intersection(leaf_keys(source)):

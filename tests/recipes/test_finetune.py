@@ -158,6 +158,20 @@ def test_the_anchor_goes_on_where_the_offline_run_s_ended(
     assert given.agent.anchor_weight == 0.3
 
 
+def test_lambda_is_the_one_that_training_ended_with(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "offline", tmp_path / "offline")
+    file = tmp_path / "offline/metrics.csv"
+    head, *rows = file.read_text().splitlines()
+    adapted = [f"{row},{weight}" for row, weight in zip(rows, (0.3, 0.02), strict=True)]
+    file.write_text("\n".join([f"{head},model_lambda", *adapted]) + "\n")
+    assert with_settings_of_run(settings_for(tmp_path)).adversarial_weight == 0.02
+    given = with_settings_of_run(settings_for(tmp_path, "adversarial_weight=0.5"))
+    assert given.adversarial_weight == 0.5
+    # the last epoch of a run with an update of the model every second one has none
+    file.write_text("\n".join([f"{head},model_lambda", adapted[0], f"{rows[1]},"]) + "\n")
+    assert with_settings_of_run(settings_for(tmp_path)).adversarial_weight == 0.3
+
+
 def test_parts_are_those_of_the_offline_run(place: Path) -> None:
     cfg = with_settings_of_run(settings_for(place))
     data = OfflineDataset.load("test/idp/tiny-v0", reward_scale="auto")
