@@ -29,12 +29,12 @@ def composed(*words: str) -> DictConfig:
 
 
 def test_a_lambda_that_is_asked_for_is_kept() -> None:
-    assert composed().value_budget == 0.1
+    assert composed().value_budget == 0.02
     assert composed("adversarial_weight=0.3").value_budget is None
     assert composed("adversarial_weight=3e-4").value_budget is None
     assert composed("adversarial_weight=0.3", "value_budget=0.2").value_budget == 0.2
     # without an adversary all other settings are as with it
-    assert composed("adversarial_weight=0").value_budget == 0.1
+    assert composed("adversarial_weight=0").value_budget == 0.02
 
 
 def updates(cfg: DictConfig, rows: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
