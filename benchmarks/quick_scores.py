@@ -13,11 +13,10 @@ import statistics
 from typing import Any
 
 from measuring import add_out, markdown_table, save
-from score_by_minute import PUBLISHED, RESULTS
+from score_by_minute import RESULTS, add_folders
 
 from rambo_trl.reporting.paper import ABLATION, RAMBO
 from rambo_trl.reporting.runs import Record, find_runs
-from rambo_trl.runtime.places import expand_home
 
 CAPTION = ""  # the page has the table alone
 #: the columns' order; other methods follow
@@ -47,13 +46,7 @@ def scores_of(runs: list[Record], clones: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     """Read the runs, write the JSON file, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=expand_home,
-        default=[RESULTS / name for name in PUBLISHED],
-        help="with finished runs in them",
-    )
+    add_folders(parser, "with finished runs in them")
     add_out(parser)
     args = parser.parse_args()
     with (RESULTS / "bundled_sets.csv").open(encoding="utf-8", newline="") as file:

@@ -61,16 +61,16 @@ def curve(runs: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def add_folders(parser: argparse.ArgumentParser, what: str) -> None:
+    """Take folders of runs, by default those of the published ones."""
+    published = [RESULTS / name for name in PUBLISHED]
+    parser.add_argument("folders", nargs="*", type=expand_home, default=published, help=what)
+
+
 def main() -> None:
     """Read the runs, write the JSON file and the figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=expand_home,
-        default=[RESULTS / name for name in PUBLISHED],
-        help="one for each data set, with finished runs of RAMBO in it",
-    )
+    add_folders(parser, "one for each data set, with finished runs of RAMBO in it")
     parser.add_argument("--times", type=expand_home, default=TIMES, help="of threads_by_phase.py")
     add_out(parser)
     args = parser.parse_args()
