@@ -5,9 +5,9 @@ changed. All do the same work by turns, each in a process of its own, as its use
 the published sizes and settings on Hopper's 11 + 3 entries: imagined rollouts, the SAC update, the
 adversarial update, the likelihood step, and an iteration (one rollout of 50,000 x 5 and 1,000
 updates of each player). Ours has the adversarial update and the iteration once more with
-adversary_density=member, beside the peer's same work. The figures are the medians over rounds, and
-of the ratio within a round. With --bfloat16 ours has a second turn in each, the world model's
-hidden products in bfloat16.
+adversary_density=member, and so with a quarter of the real rows, beside the peer's same work. The
+figures are the medians over rounds, and of the ratio within a round. With --bfloat16 ours has a
+second turn in each, the world model's hidden products in bfloat16.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from measuring import (
     times,
     workload_options,
 )
-from workload import Workload, hopper_like, published_products
+from workload import VARIANTS, Workload, hopper_like, published_products
 
 from rambo_trl.runtime.places import expand_home
 
@@ -54,22 +54,25 @@ NAMES = {
     "sac": "SAC update",
     "adversarial": "adversarial update",
     "adversarial_member": "adversarial update, member's density",
+    "adversarial_fewer": "the same with 64 real rows an elite",
     "likelihood": "likelihood step",
     "iteration": "one iteration",
     "iteration_member": "one iteration, member's density",
+    "iteration_fewer": "the same with 64 real rows an elite",
 }
 #: what is measured in the same turns, each beside the peer's work of the first name
 TURNS = (
     ("rollouts",),
     ("sac",),
-    ("adversarial", "adversarial_member"),
+    ("adversarial", *VARIANTS),
     ("likelihood",),
-    ("iteration", "iteration_member"),
+    ("iteration", "iteration_member", "iteration_fewer"),
 )
 #: what makes an iteration
 ITERATIONS = {
     "iteration": ("rollouts", "sac", "adversarial"),
     "iteration_member": ("rollouts", "sac", "adversarial_member"),
+    "iteration_fewer": ("rollouts", "sac", "adversarial_fewer"),
 }
 HORIZON, BATCH = 5, 256
 #: what the results call how many times faster than the peer each of ours is
@@ -219,13 +222,13 @@ def make_ours(args: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
     set_up(args)
     options = {"num_starts": starts_of(args), "horizon": HORIZON, **workload_options(args)}
     ours = Workload(compile=True, **options)
-    by_member = Workload(compile=True, adversary_density="member", **options)
+    variants = {name: Workload(compile=True, **x, **options) for name, x in VARIANTS.items()}
     return with_iterations(
         rollouts=lambda _: ours.rollouts(),
         sac=ours.agent_updates,
         adversarial=ours.model_updates,
-        adversarial_member=by_member.model_updates,
         likelihood=times(ours.likelihood_step()),
+        **{name: work.model_updates for name, work in variants.items()},
     )
 
 

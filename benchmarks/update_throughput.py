@@ -7,6 +7,7 @@ cloning, all with the published sizes on Hopper's 11 + 3 entries and batches of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -26,26 +27,29 @@ from measuring import (
     times,
     workload_options,
 )
-from workload import Workload, published_products
+from workload import VARIANTS, Workload, published_products
 
 CAPTION = "Milliseconds of each update"
 NAMES = {
     "sac": "SAC update",
     "adversarial": "adversarial model update",
     "adversarial_member": "the same, member's density",
+    "adversarial_fewer": "and 64 real rows an elite",
     "likelihood": "likelihood step, 7 members",
     "cloning": "behaviour cloning step",
 }
 
 
-def updates(work: Workload, by_member: Workload, num: int) -> dict[str, Callable[[], Any]]:
+def updates(
+    work: Workload, variants: dict[str, Workload], num: int
+) -> dict[str, Callable[[], Any]]:
     """``num`` updates of each kind."""
     work.rollouts()
     likelihood, cloning = times(work.likelihood_step()), times(work.cloning_step())
     return {
         "sac": lambda: work.agent_updates(num),
         "adversarial": lambda: work.model_updates(num),
-        "adversarial_member": lambda: by_member.model_updates(num),
+        **{name: partial(variant.model_updates, num) for name, variant in variants.items()},
         "likelihood": lambda: likelihood(num),
         "cloning": lambda: cloning(num),
     }
@@ -59,16 +63,9 @@ def main() -> None:
     num = 5 if args.quick else 20 if args.device == "cpu" else 500
     results: list[dict[str, Any]] = []
     for compile in (True, False):
-        works = [
-            Workload(
-                compile=compile,
-                num_starts=2000,
-                adversary_density=density,
-                **workload_options(args),
-            )
-            for density in ("mixture", "member")
-        ]
-        for name, step in updates(works[0], works[1], num).items():
+        options = {"compile": compile, "num_starts": 2000, **workload_options(args)}
+        variants = {name: Workload(**x, **options) for name, x in VARIANTS.items()}
+        for name, step in updates(Workload(**options), variants, num).items():
             seconds = measure(
                 step,
                 device=args.device,

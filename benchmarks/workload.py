@@ -26,10 +26,24 @@ from rambo_trl.runtime.cuda_graphs import capture_on_gpu
 from rambo_trl.training.gradient_step import GradientStep, adam
 from rambo_trl.training.phases import AgentPhase, ModelPhase
 
-__all__ = ["ODD_SIZES", "WARM_UP", "Workload", "hopper_like", "published_products", "sizes_of"]
+__all__ = [
+    "ODD_SIZES",
+    "VARIANTS",
+    "WARM_UP",
+    "Workload",
+    "hopper_like",
+    "published_products",
+    "sizes_of",
+]
 
 #: calls before a CUDA graph is captured, and one more
 WARM_UP = 4
+
+#: adversarial updates that do less than the published one, by name: keywords of :class:`Workload`
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adversarial_member": {"adversary_density": "member"},
+    "adversarial_fewer": {"adversary_density": "member", "likelihood_batch_size": 64},
+}
 
 #: a moment's work, for tests: rows that neither the elites nor chunks nor batches divide
 ODD_SIZES: dict[str, Any] = {
@@ -61,16 +75,16 @@ def sizes_of(schedule: str) -> dict[str, Any]:
         "real_fraction": cfg.agent.real_fraction,
         "adversarial_weight": cfg.adversarial_weight,
         "adversary_density": cfg.adversary_density,
+        "likelihood_batch_size": cfg.model.likelihood_batch_size,
     }
 
 
 def published_products(**options: Any) -> dict[str, float]:
-    """:meth:`Workload.products` with the published sizes, and by the other density."""
-    mixture, member = (
-        Workload(num_starts=1000, adversary_density=density, **options).products()
-        for density in ("mixture", "member")
-    )
-    return {**mixture, "adversarial_member": member["adversarial"]}
+    """:meth:`Workload.products` with the published sizes, and those of the variants' update."""
+    flop = Workload(num_starts=1000, **options).products()
+    for name, variant in VARIANTS.items():
+        flop[name] = Workload(num_starts=1000, **variant, **options).update_product()
+    return flop
 
 
 def hopper_like(num_rows: int, observation_size: int = 11, action_size: int = 3) -> TensorDict:
@@ -128,6 +142,7 @@ class Workload:
     real_fraction: float = 0.5
     adversarial_weight: float = 3e-4
     adversary_density: str = "mixture"
+    likelihood_batch_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -156,6 +171,7 @@ class Workload:
                 f"retained_epochs={self.retained_epochs}",
                 f"adversarial_weight={self.adversarial_weight}",
                 f"adversary_density={self.adversary_density}",
+                f"model.likelihood_batch_size={self.likelihood_batch_size or 'null'}",
             ],
             check=lambda cfg: None,
         )
@@ -238,10 +254,14 @@ class Workload:
         return {
             "rollouts": product_flop(self.rollouts) / (self.num_starts * self.horizon),
             "sac": product_flop(lambda: self.agent_updates(1)),
-            "adversarial": product_flop(lambda: self.model_updates(1)),
+            "adversarial": self.update_product(),
             "likelihood": product_flop(self.likelihood_step()),
             "cloning": product_flop(self.cloning_step()),
         }
+
+    def update_product(self) -> float:
+        """FLOP of the matrix products of an adversarial update, as :meth:`products` has them."""
+        return product_flop(lambda: self.model_updates(1))
 
     def _rows(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(self.num_rows, shape, device=self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import operator
@@ -28,7 +29,7 @@ import torch
 import update_throughput
 from measuring import Side, measure, measure_in_turns, measured_on
 from page import PAGES, put_in
-from workload import ODD_SIZES, Workload, hopper_like, sizes_of
+from workload import ODD_SIZES, VARIANTS, Workload, hopper_like, sizes_of
 
 from rambo_trl.reporting.paper import RAMBO
 from rambo_trl.reporting.runs import find_runs
@@ -300,13 +301,13 @@ class Pretended:
         return 1e9 if self.seconds == 0.02 else 2e9
 
 
-def test_both_densities_are_measured_beside_the_peers_same_work(
+def test_every_adversarial_update_is_measured_beside_the_peers_same_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides: list[Pretended] = []
     monkeypatch.setattr(compare, "Side", lambda *args: sides.append(Pretended(*args)) or sides[-1])
     monkeypatch.setattr(compare, "matmul_rate", lambda: 1e9)
-    flop = dict.fromkeys(("rollouts", "sac", "adversarial", "adversarial_member", "likelihood"), 1)
+    flop = dict.fromkeys(("rollouts", "sac", "adversarial", *VARIANTS, "likelihood"), 1)
     monkeypatch.setattr(compare, "published_products", lambda **_: dict(flop))
     (tmp_path / "offlinerlkit").mkdir()
     options = ["--quick", "--out", str(tmp_path), "--peer", str(tmp_path)]
@@ -314,14 +315,14 @@ def test_both_densities_are_measured_beside_the_peers_same_work(
     compare.main()
     ours, peer = sides
     assert ours.done == set(compare.NAMES)
-    assert peer.done == {name for name in compare.NAMES if not name.endswith("_member")}
+    assert peer.done == {x for x in compare.NAMES if not x.endswith(("_member", "_fewer"))}
     content = json.loads((tmp_path / "compare.json").read_text())
     results = content["results"]
-    for name in ("adversarial", "iteration"):
-        member = results[f"{name}_member"]
-        assert member["peer_seconds"] == results[name]["peer_seconds"]
-        assert member["ours_seconds"] != results[name]["ours_seconds"]
-        assert member["ratio"] == pytest.approx(2, rel=0.5)
+    for name, kind in itertools.product(("adversarial", "iteration"), ("member", "fewer")):
+        variant = results[f"{name}_{kind}"]
+        assert variant["peer_seconds"] == results[name]["peer_seconds"]
+        assert variant["ours_seconds"] != results[name]["ours_seconds"]
+        assert variant["ratio"] == pytest.approx(2, rel=0.5)
     assert content["flop"]["iteration"] == 1000 * compare.HORIZON + 2 * 2
 
 
