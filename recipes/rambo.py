@@ -49,11 +49,10 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     # replay buffers: the data, the imagined transitions, and batches with a fixed share of each
     real, imagined, mixed = parts.make_buffers(cfg, data)
 
-    # the agent: TorchRL's SAC loss, which trains `actor` itself, and its update loop, an AgentPhase
+    # the agent: TorchRL's SAC loss, which trains `actor` itself
     loss = DeterministicBackupSACLoss if cfg.agent.deterministic_backup else SACLoss
     sac = parts.make_sac(loss, cfg, data, actor, critic, **parts.sac_settings(cfg, data))
     averaged = averaged_actor(cfg, actor)
-    agent = parts.make_agent_phase(cfg, sac, **agent_variants(cfg, data, sac, actor, averaged))
 
     # the model as a TorchRL environment that resets to states from the data, and the collector of
     # k-step rollouts in it, by default a ModelRolloutCollector with the current policy
@@ -70,6 +69,10 @@ def train(run: Run, cfg: DictConfig, data: OfflineDataset) -> dict[str, Any]:
     adversary = parts.make_adversary(
         cfg, env, adversarial_loss, real, data_term.loss, after_update=data_term.after_update
     )
+    # the agent's update loop, an AgentPhase
+    budget = data_term.value_budget if cfg.agent.anchor_yields else None
+    variants = agent_variants(cfg, data, sac, actor, averaged, budget)
+    agent = parts.make_agent_phase(cfg, sac, **variants)
     # with lambda = 0 line 5 is skipped (the ablation of Table 2), or only fits further (`refit`)
     model_updates = cfg.model_updates if cfg.adversarial_weight > 0 or cfg.refit else 0
 

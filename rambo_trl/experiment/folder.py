@@ -43,6 +43,7 @@ LATER_SETTINGS = {
     "cloning.episode_share": 1.0,
     **dict.fromkeys(("agent.lr_decay", "model.lr_decay", "model.adversarial_lr_decay"), "none"),
     **dict.fromkeys(("refit", "agent.layer_norm", "agent.deterministic_backup"), False),
+    "agent.anchor_yields": False,
     **dict.fromkeys(("agent.critic_warmup", "agent.regression_updates", "imagined_episodes"), 0),
     **dict.fromkeys(
         ("early_share", "agent.actor_average", "agent.anchor_weight", "model.beta"), 0.0

@@ -105,7 +105,7 @@ class ValueBudget(nn.Module):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         # no submodules: the loss, and the world model in it, are saved elsewhere
         self.__dict__.update(adversarial_loss=adversarial_loss, env=env, rows=rows)
-        self.budget = budget
+        self.budget, self._start = budget, start
         self.ascent = LikelihoodBudget(  # on D in units of the budget
             adversarial_loss,
             1.0,
@@ -118,6 +118,14 @@ class ValueBudget(nn.Module):
     def anchor(self) -> None:
         """Make the current world model the fitted one."""
         self.reference.load_state_dict(self.adversarial_loss.world_model.state_dict())
+
+    @property
+    def doubt(self) -> float:
+        """The first lambda by today's, at most 1.
+
+        Lambda rises where the adversary finds little to lower: there the data leave little open.
+        """
+        return min(1.0, self._start / float(self.adversarial_loss.adversarial_weight))
 
     @torch.no_grad()
     def fall(self) -> Tensor:

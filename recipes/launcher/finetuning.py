@@ -58,12 +58,15 @@ def with_settings_of_run(cfg: DictConfig) -> DictConfig:
         raise FileNotFoundError(f"there is no {_checkpoint(folder)}: nothing to go on from")
     source = with_later_settings(saved, keys_of(SETTINGS["rambo"]))
     check_config(source, SETTINGS["rambo"])  # which lacks what came after it
+    adapted = [row.get("model_lambda") for row in folder.read_metrics()]
+    last_weight = next((x for x in reversed(adapted) if x is not None), None)
     if cfg.agent.anchor_weight is None:  # it goes on where the offline run's ended
         held = source.agent
         cfg.agent.anchor_weight = held.anchor_final if held.anchor_weight else 0.0
+        if held.anchor_yields and source.value_budget is not None and last_weight:
+            cfg.agent.anchor_weight *= min(1.0, source.adversarial_weight / last_weight)
     if cfg.adversarial_weight is None:  # so does lambda, where a budget adapted it
-        adapted = [row.get("model_lambda") for row in folder.read_metrics()]
-        cfg.adversarial_weight = next((x for x in reversed(adapted) if x is not None), None)
+        cfg.adversarial_weight = last_weight
     own = OmegaConf.load(CONFIG_DIR / "finetune.yaml")
     assert isinstance(own, DictConfig)
     for key in set(leaf_keys(own)).intersection(leaf_keys(source)):

@@ -280,6 +280,7 @@ class RamboAgent(MixedAgent):
     actor_average: Annotated[float, Field(ge=0, lt=1)]
     anchor_weight: NonNegative
     anchor_final: NonNegative
+    anchor_yields: bool
     anchor_batch_size: Whole
 
 

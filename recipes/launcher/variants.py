@@ -64,8 +64,12 @@ def agent_variants(
     sac: SACLoss,
     actor: Actor,
     averaged: AveragedModel | None,
+    budget: ValueBudget | None = None,
 ) -> dict[str, Any]:
-    """What an agent that starts from the data has besides: rates that fall, an anchor."""
+    """What an agent that starts from the data has besides: rates that fall, an anchor.
+
+    With a budget the anchor is as heavy as its model is doubted.
+    """
     total, settings = cfg.epochs * cfg.agent_updates, cfg.agent
     rate = cosine_decay(total) if settings.lr_decay == "cosine" else lambda _: 1.0
 
@@ -79,8 +83,12 @@ def agent_variants(
         variants["schedules"] = {"critic": rate, "actor": late, "alpha": late}
     if settings.anchor_weight:
         last = settings.anchor_final / settings.anchor_weight
-        fading = {"anchor": lambda n: fading_anchor(last, min(n / total, 1))}
-        variants["schedules"] = variants.get("schedules", {}) | fading
+
+        def weight(updates: int) -> float:
+            doubt = 1.0 if budget is None else budget.doubt
+            return fading_anchor(last, min(updates / total, 1)) * doubt
+
+        variants["schedules"] = variants.get("schedules", {}) | {"anchor": weight}
         spread = float(discounted_returns(data.transitions, settings.gamma).std()) or 1.0
         variants["anchor"] = BehaviourAnchorLoss(sac, settings.anchor_weight * spread)
         best = best_episode_rows(data, cfg.cloning.episode_share)

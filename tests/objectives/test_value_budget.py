@@ -91,6 +91,22 @@ def test_steps_by_hand() -> None:
     assert place is loss.adversarial_weight  # which a captured graph keeps reading
 
 
+def test_doubt_is_the_first_lambda_by_todays() -> None:
+    loss, env, rows = parts(0.1)
+    budget = ValueBudget(loss, env, rows, 0.5, rate=math.log(4))
+    assert budget.doubt == 1
+    budget.step()  # nothing was lowered: lambda rises by a factor of 4
+    assert budget.doubt == pytest.approx(0.25)
+    saved = {key: value.clone() for key, value in budget.state_dict().items()}
+    lower_rewards(loss, 100.0)
+    for _ in range(2):
+        budget.step()
+    assert loss.adversarial_weight.item() == pytest.approx(0.025, rel=1e-4)
+    assert budget.doubt == 1  # no more than at first
+    budget.load_state_dict(saved)
+    assert budget.doubt == pytest.approx(0.25)
+
+
 def test_bounds_hold_and_what_is_not_finite_lowers_lambda() -> None:
     loss, env, rows = parts(0.1)
     budget = ValueBudget(loss, env, rows, 0.5, rate=10.0, min_weight=0.01, max_weight=0.5)

@@ -157,6 +157,15 @@ def test_the_anchor_goes_on_where_the_offline_run_s_ended(
     given = with_settings_of_run(settings_for(tmp_path, "agent.anchor_weight=0.3"))
     assert given.agent.anchor_weight == 0.3
 
+    # where it yields to lambda, at what lambda had left of it
+    saved.agent.anchor_yields, saved.value_budget = True, 0.02
+    OmegaConf.save(saved, file)
+    file = tmp_path / "offline/metrics.csv"
+    head, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([f"{head},model_lambda", *(f"{row},0.4" for row in rows)]) + "\n")
+    cfg = with_settings_of_run(settings_for(tmp_path))
+    assert cfg.agent.anchor_weight == pytest.approx(starts_with / 4)
+
 
 def test_lambda_is_the_one_that_training_ended_with(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "offline", tmp_path / "offline")

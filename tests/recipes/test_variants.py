@@ -104,7 +104,7 @@ def test_the_defaults_are_the_papers(schedule: str) -> None:
     assert cfg.rollout_direction == "forward"
     assert cfg.model_matmul_dtype == "float32"
     agent, critic = cfg.agent, ("layer_norm", "deterministic_backup", "regression_updates")
-    others = ("critic_warmup", "actor_average", "anchor_weight")
+    others = ("critic_warmup", "actor_average", "anchor_weight", "anchor_yields")
     assert not any(agent[key] for key in (*critic, *others))
     assert agent.target_entropy == -1.0
     assert agent.lr_decay == cfg.model.lr_decay == "none"
@@ -268,6 +268,22 @@ def test_a_value_budget_adapts_lambda_and_is_resumed(tmp_path: Path) -> None:
     assert resumed.rows == rows and resumed.run.progress["epoch"] == 4
 
 
+def test_the_anchor_yields_where_lambda_rises(parts_of: Callable[..., Any]) -> None:
+    words = ("value_budget=100", "agent.anchor_weight=0.2", "agent.anchor_final=0.2")
+    weights: dict[bool, list[float]] = {}
+    for yields in (False, True):
+        cfg = configured(*words, f"agent.anchor_yields={yields}")
+        parts = parts_of("rambo", cfg, noise()).parts
+        agent, weights[yields] = parts["agent"], []
+        for _ in range(2):
+            agent._schedules.step()
+            weights[yields].append(float(agent.anchor.weight))
+            parts["value_budget"].step()  # far below the budget: lambda rises
+    (first, second), (same, lighter) = weights[False], weights[True]
+    assert first == second == same
+    assert lighter == pytest.approx(math.exp(-0.3) * first, rel=1e-3)
+
+
 def test_lambda_0_stays_0_whatever_the_budget(parts_of: Callable[..., Any]) -> None:
     cfg = configured("value_budget=0.001", "adversarial_weight=0")
     assert parts_of("rambo", cfg, noise()).parts["value_budget"] is None
@@ -414,6 +430,7 @@ def test_a_budget_begins_where_the_fit_ends() -> None:
 AGENT = (
     "agent.layer_norm=true", "agent.regression_updates=20", "agent.critic_warmup=1",
     "agent.lr_decay=cosine", "agent.anchor_weight=0.2", "agent.anchor_final=0.05",
+    "agent.anchor_yields=true", "value_budget=0.02",
     "agent.deterministic_backup=true", "agent.anchor_batch_size=16", "agent.actor_average=0.5",
     "early_share=0.5", "early_steps=3", "model.adversarial_lr_decay=cosine", "model.beta=0.5",
 )  # fmt: skip
@@ -439,7 +456,10 @@ def test_an_agent_that_starts_from_the_data_is_resumed_as_it_was(
         [share * lr for lr in (settings.critic_lr, settings.actor_lr, settings.alpha_lr)]
     )
     spread = float(discounted_returns(noise().transitions, settings.gamma).std())
-    assert float(agent.anchor.weight) == pytest.approx(0.2 * 0.25 ** (5 / 6) * spread)
+    doubt = 0.1 / float(whole.rows[1]["model_lambda"])  # lambda in the last epoch, and at first
+    assert doubt < 1
+    weight = 0.2 * 0.25 ** (5 / 6) * spread * doubt
+    assert float(agent.anchor.weight) == pytest.approx(weight, rel=1e-5)
     assert "loss_anchor" in whole.rows[0] and whole.run.progress["critics"] > 0
 
 
