@@ -120,12 +120,12 @@ class ValueBudget(nn.Module):
         self.reference.load_state_dict(self.adversarial_loss.world_model.state_dict())
 
     @property
-    def doubt(self) -> float:
-        """The first lambda by today's, at most 1.
+    def doubt(self) -> Tensor:
+        """The first lambda by today's, at most 1: a scalar; no synchronisation takes place.
 
         Lambda rises where the adversary finds little to lower: there the data leave little open.
         """
-        return min(1.0, self._start / float(self.adversarial_loss.adversarial_weight))
+        return (self._start / self.adversarial_loss.adversarial_weight).clamp(max=1.0)
 
     @torch.no_grad()
     def fall(self) -> Tensor:

@@ -55,7 +55,8 @@ class AgentPhase:
         alpha_lr: for the temperature.
         tau: rate of the target critics' soft update.
         schedules: factors on the learning rates of ``"critic"``, ``"actor"`` and ``"alpha"`` and on
-            the weight of the ``"anchor"``, as functions of the number of updates taken before.
+            the weight of the ``"anchor"``, as functions of the number of updates taken before. The
+            anchor's may return a scalar on the device, which is then not waited for.
         anchor: a further term of the actor, on rows of the data.
         anchor_rows: draws a batch of these rows for every update.
         after_update: called after every update, for example to average the actor
@@ -74,7 +75,7 @@ class AgentPhase:
         actor_lr: float = 1e-4,
         alpha_lr: float = 1e-4,
         tau: float = 0.005,
-        schedules: Mapping[Scheduled, Callable[[int], float]] | None = None,
+        schedules: Mapping[Scheduled, Callable[[int], float | Tensor]] | None = None,
         anchor: BehaviourAnchorLoss | None = None,
         anchor_rows: RealModelReplayBuffer | None = None,
         after_update: Callable[[], object] | None = None,
@@ -143,7 +144,7 @@ class _Schedules:
         self,
         optimizer: torch.optim.Optimizer,
         anchor: BehaviourAnchorLoss | None,
-        factors: Mapping[Scheduled, Callable[[int], float]],
+        factors: Mapping[Scheduled, Callable[[int], float | Tensor]],
     ) -> None:
         names = get_args(Scheduled)
         if unknown := set(factors) - set(names):
@@ -159,7 +160,7 @@ class _Schedules:
         groups: tuple[Scheduled, ...] = ("critic", "actor", "alpha")
         factors = [self.factors.get(name) for name in groups]
         rates = [
-            None if factor is None else rate * factor(self.updates)
+            None if factor is None else rate * float(factor(self.updates))
             for factor, rate in zip(factors, self._rates, strict=True)
         ]
         set_rates(self.optimizer, rates)

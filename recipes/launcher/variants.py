@@ -84,9 +84,9 @@ def agent_variants(
     if settings.anchor_weight:
         last = settings.anchor_final / settings.anchor_weight
 
-        def weight(updates: int) -> float:
-            doubt = 1.0 if budget is None else budget.doubt
-            return fading_anchor(last, min(updates / total, 1)) * doubt
+        def weight(updates: int) -> float | Tensor:
+            faded = fading_anchor(last, min(updates / total, 1))
+            return faded if budget is None else faded * budget.doubt
 
         variants["schedules"] = variants.get("schedules", {}) | {"anchor": weight}
         spread = float(discounted_returns(data.transitions, settings.gamma).std()) or 1.0
