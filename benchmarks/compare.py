@@ -54,26 +54,19 @@ NAMES = {
     "sac": "SAC update",
     "adversarial": "adversarial update",
     "adversarial_member": "adversarial update, member's density",
-    "adversarial_fewer": "the same with 64 real rows an elite",
+    "adversarial_fewer": "adversarial update, member's density, 64 rows",
     "likelihood": "likelihood step",
     "iteration": "one iteration",
     "iteration_member": "one iteration, member's density",
-    "iteration_fewer": "the same with 64 real rows an elite",
+    "iteration_fewer": "one iteration, member's density, 64 rows",
+}
+#: what makes an iteration, with each adversarial update
+ITERATIONS = {
+    name.replace("adversarial", "iteration"): ("rollouts", "sac", name)
+    for name in ("adversarial", *VARIANTS)
 }
 #: what is measured in the same turns, each beside the peer's work of the first name
-TURNS = (
-    ("rollouts",),
-    ("sac",),
-    ("adversarial", *VARIANTS),
-    ("likelihood",),
-    ("iteration", "iteration_member", "iteration_fewer"),
-)
-#: what makes an iteration
-ITERATIONS = {
-    "iteration": ("rollouts", "sac", "adversarial"),
-    "iteration_member": ("rollouts", "sac", "adversarial_member"),
-    "iteration_fewer": ("rollouts", "sac", "adversarial_fewer"),
-}
+TURNS = (("rollouts",), ("sac",), ("adversarial", *VARIANTS), ("likelihood",), tuple(ITERATIONS))
 HORIZON, BATCH = 5, 256
 #: what the results call how many times faster than the peer each of ours is
 RATIOS = {"ours": "ratio", "bfloat16": "bfloat16_ratio"}
