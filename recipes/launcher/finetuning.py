@@ -9,6 +9,7 @@ from launcher.command_line import CONFIG_DIR
 from launcher.schema import SETTINGS
 from launcher.settings import check_config, keys_of, leaf_keys, with_later_settings
 from launcher.start import read_config
+from launcher.variants import has_value_budget
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 
@@ -63,7 +64,7 @@ def with_settings_of_run(cfg: DictConfig) -> DictConfig:
     if cfg.agent.anchor_weight is None:  # it goes on where the offline run's ended
         held = source.agent
         cfg.agent.anchor_weight = held.anchor_final if held.anchor_weight else 0.0
-        if held.anchor_yields and source.value_budget is not None and last_weight:
+        if held.anchor_yields and has_value_budget(source) and last_weight:
             cfg.agent.anchor_weight *= min(1.0, source.adversarial_weight / last_weight)
     if cfg.adversarial_weight is None:  # so does lambda, where a budget adapted it
         cfg.adversarial_weight = last_weight

@@ -138,6 +138,12 @@ def _more_early_rows(cfg: DictConfig, data: OfflineDataset, rows: Tensor) -> Ten
     return torch.cat([rows, early[torch.arange(extra) % len(early)]])
 
 
+def has_value_budget(cfg: DictConfig) -> bool:
+    """Whether lambda follows the values: not beside a likelihood budget, nor where it is 0."""
+    given = cfg.value_budget is not None and cfg.likelihood_budget is None
+    return given and bool(cfg.adversarial_weight)
+
+
 class DataTerm:
     """The term that keeps the model accurate on the data, and the model's error there.
 
@@ -180,7 +186,7 @@ class DataTerm:
         self.loss: TensorDictModuleBase = self.trust or self._likelihood
         rows = draw_rows(len(data), ERROR_ROWS)
         self._rows = data.transitions[rows].to(cfg.device)
-        if cfg.value_budget is not None and cfg.adversarial_weight and self.budget is None:
+        if has_value_budget(cfg):
             self.value_budget = ValueBudget(adversarial, env, self._rows, cfg.value_budget)
 
     def record_fit(self, run: Run) -> None:

@@ -160,11 +160,16 @@ def test_the_anchor_goes_on_where_the_offline_run_s_ended(
     # where it yields to lambda, at what lambda had left of it
     saved.agent.anchor_yields, saved.value_budget = True, 0.02
     OmegaConf.save(saved, file)
-    file = tmp_path / "offline/metrics.csv"
-    head, *rows = file.read_text().splitlines()
-    file.write_text("\n".join([f"{head},model_lambda", *(f"{row},0.4" for row in rows)]) + "\n")
+    metrics = tmp_path / "offline/metrics.csv"
+    head, *rows = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([f"{head},model_lambda", *(f"{row},0.4" for row in rows)]) + "\n")
     cfg = with_settings_of_run(settings_for(tmp_path))
     assert cfg.agent.anchor_weight == pytest.approx(starts_with / 4)
+    # where a likelihood budget set lambda, it never yielded
+    saved.likelihood_budget = 0.1
+    OmegaConf.save(saved, file)
+    cfg = with_settings_of_run(settings_for(tmp_path))
+    assert cfg.agent.anchor_weight == starts_with
 
 
 def test_lambda_is_the_one_that_training_ended_with(place: Path, tmp_path: Path) -> None:
