@@ -303,8 +303,8 @@ class RolloutCollector:
                 within,
                 self.forward.policy,
                 num_starts=cfg.imagined_episodes,
-                # too many for one compiled graph
                 horizon=min(cfg.imagined_steps, max(lengths, default=cfg.imagined_steps)),
+                compile=cfg.compile,
             )
         self.reverse: ReverseRolloutCollector | None = None
         self.reverse_model: EnsembleWorldModel | None = None

@@ -40,23 +40,23 @@ class CountingModel(EnsembleWorldModel):
 
 
 def collect_by_name(num_starts: int, horizon: int, chunk_size: int) -> tuple[TensorDict, list[int]]:
-    """Every row has a name n of its own and ends when its count reaches n mod 7 + 1."""
+    """Every row has a name n of its own and ends when its count reaches n + 1."""
     names = torch.arange(float(num_starts))
     env = EnsembleModelEnv(
         CountingModel(2, 1, hidden_sizes=(2,)),
         action_spec=Bounded(-1, 1, shape=(1,)),
         starts=TensorDict({"observation": torch.zeros(1, 2)}, [1]),
-        termination=lambda o, a, n: n[..., 0] >= n[..., 1] % 7 + 1,
+        termination=lambda o, a, n: n[..., 0] >= n[..., 1] + 1,
     )
     env.sample_starts = lambda num: torch.stack([torch.zeros(num), names], -1)
     collector = ModelRolloutCollector(
         env, num_starts=num_starts, horizon=horizon, chunk_size=chunk_size
     )
-    return collector.collect(), (names % 7 + 1).int().tolist()
+    return collector.collect(), (names + 1).int().tolist()
 
 
 @pytest.mark.parametrize(("num_starts", "chunk_size"), [(30, 30), (30, 7), (5, 2), (1, 1)])
-@pytest.mark.parametrize("horizon", [1, 4, 9])
+@pytest.mark.parametrize("horizon", [1, 4, 9, 22, 23, 25])
 def test_exactly_the_valid_transitions(num_starts: int, chunk_size: int, horizon: int) -> None:
     td, lengths = collect_by_name(num_starts, horizon, chunk_size)
     want = Counter(
@@ -181,8 +181,13 @@ def test_same_seed_same_items_and_fresh_starts_each_time() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize(("with_policy", "matmul_dtype"), [(True, None), (False, torch.bfloat16)])
-def test_compiled_equals_eager(with_policy: bool, matmul_dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize(
+    ("with_policy", "matmul_dtype", "horizon"),
+    [(True, None, 3), (False, torch.bfloat16, 3), (True, None, 22)],
+)
+def test_compiled_equals_eager(
+    with_policy: bool, matmul_dtype: torch.dtype | None, horizon: int
+) -> None:
     # neither the rows by the chunk, nor a chunk by the elites, divide evenly
     env = make_env()
     env.world_model.matmul_dtype = matmul_dtype
@@ -192,7 +197,7 @@ def test_compiled_equals_eager(with_policy: bool, matmul_dtype: torch.dtype | No
     items = []
     for compiled in (False, True):
         collector = ModelRolloutCollector(
-            env, actor, num_starts=37, horizon=3, chunk_size=16, compile=compiled
+            env, actor, num_starts=37, horizon=horizon, chunk_size=16, compile=compiled
         )
         torch.manual_seed(5)
         items.append([collector.collect(), collector.collect()])
